@@ -1,0 +1,166 @@
+"""What a tier is: one place of one kind that keeps records.
+
+The store owns the index and decides what lives where; a tier owns bytes and nothing else. Locations are opaque
+numbers below 2⁶³ that the tier hands out. Every method may be called from any thread; none holds a lock across
+I/O. The store never calls a tier with its own lock held, and a tier calls its `Owner` with none of its locks held.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.errors import KVStoreError
+from kvstore.record import Record
+from kvstore.spec import KVSpec
+
+# One row per record that a persistent tier brings back when it is opened.
+RECOVERED_DTYPE = np.dtype(
+    [
+        ("key", "u1", (32,)), ("parent", "u1", (32,)), ("namespace", "u1", (16,)), ("spec", "u1", (16,)),
+        ("group", "<u2"), ("rank", "<u2"), ("layer_start", "<u2"), ("layer_end", "<u2"),
+        ("position", "<u4"), ("tokens", "<u4"), ("first_valid", "<u4"),
+        ("form", "<u2"), ("level", "<u2"), ("exact", "u1"), ("_pad", "u1", (3,)),
+        ("logical", "<u8"), ("stored", "<u8"), ("location", "<u8"), ("created_ms", "<i8"),
+    ]
+)  # fmt: skip
+
+
+class TierFull(KVStoreError):
+    """No room for a record of this size right now; `make_room` may help."""
+
+    status = "RESOURCE_EXHAUSTED"
+
+
+class Verdict(Enum):
+    """What the owner says of a record that a tier would like to be rid of."""
+
+    DEAD = "dead"  # the index no longer points here
+    DROP = "drop"  # it did; the owner has just removed the placement
+    KEEP = "keep"  # leased, pinned, being read or too good to lose: move it
+
+
+class Owner(Protocol):
+    """The store, as a tier sees it while it makes room."""
+
+    def judge(self, tier: Tier, records: Sequence[tuple[Record, int]]) -> Sequence[Verdict]:
+        """A verdict on each (record, location)."""
+
+    def moved(self, tier: Tier, record: Record, old: int, new: int) -> bool:
+        """Point the index at the new copy. False if the placement went away meanwhile: the new copy is dead."""
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What a persistent tier held when it was opened.
+
+    `namespaces` and `specs` give names and specs by digest; `rows` has `RECOVERED_DTYPE`; `clean` tells whether
+    the tier was closed in order; `notes` says in words what had to be mended.
+    """
+
+    namespaces: Mapping[bytes, str] = field(default_factory=dict)
+    specs: Mapping[bytes, KVSpec] = field(default_factory=dict)
+    rows: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(0, RECOVERED_DTYPE))
+    clean: bool = True
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Live figures for the cost model: bytes per second and seconds to the first byte."""
+
+    read_bytes_per_s: float
+    write_bytes_per_s: float
+    latency_s: float
+
+
+class Tier(ABC):
+    """A place for records."""
+
+    kind: ClassVar[str]
+    persistent: ClassVar[bool]
+    name: str
+
+    @property
+    @abstractmethod
+    def capacity(self) -> int:
+        """The most bytes it may take, padding and headers included."""
+
+    @property
+    @abstractmethod
+    def used(self) -> int:
+        """Bytes taken by live records, padding and headers included."""
+
+    @property
+    @abstractmethod
+    def speed(self) -> Speed:
+        """Measured on what has been read and written so far (an estimate before that)."""
+
+    @property
+    def max_record(self) -> int:
+        """The longest record that can ever fit."""
+        return self.capacity
+
+    @abstractmethod
+    def write(self, header: bytes, payload: memoryview, record: Record) -> int:
+        """Keep a record and return its location.
+
+        `header` is `record.pack()`, `payload` at least `record.stored` bytes. When a persistent tier returns,
+        the record survives kill -9. Raises `TierFull`, `StorageError`.
+        """
+
+    @abstractmethod
+    def read_into(self, location: int, offset: int, out: memoryview) -> None:
+        """Fill `out` from the record at `location`, `offset` bytes after the start of its header.
+
+        Any alignment is taken; 4 KiB-aligned memory, offset and length are fastest. Not verified here. Raises
+        `StorageError`; `Corrupt` if the place is shorter than asked for.
+        """
+
+    def read_many(self, requests: Sequence[tuple[int, int, memoryview]]) -> Sequence[Exception | None]:
+        """`read_into` for each (location, offset, out), several in flight; one outcome each, in order."""
+        outcomes: list[Exception | None] = []
+        for location, offset, out in requests:
+            try:
+                self.read_into(location, offset, out)
+                outcomes.append(None)
+            except KVStoreError as error:
+                outcomes.append(error)
+        return outcomes
+
+    @abstractmethod
+    def delete(self, location: int, record_bytes: int) -> None:
+        """Forget a record of this total length. A persistent tier does not bring it back when it is opened."""
+
+    def make_room(self, nbytes: int, owner: Owner) -> bool:
+        """Try to make room for so many bytes by dropping or moving what `owner` allows; False if it cannot."""
+        del nbytes, owner
+        return False
+
+    def describe(self, namespace: str, spec: KVSpec) -> None:
+        """Make durable what the digests in records mean, before the first record that names them. Idempotent."""
+
+    def recover(self) -> Recovered:
+        """Called once after opening, before anything else."""
+        return Recovered()
+
+    def sync(self) -> None:
+        """Return when all that was written before survives power loss (concurrent callers share one flush)."""
+
+    def checkpoint(self, rows: npt.NDArray[Any]) -> None:
+        """Write a snapshot of the live rows (`RECOVERED_DTYPE`), so that the next opening is quick."""
+        del rows
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back. A second call does nothing."""
+
+    def stats(self) -> dict[str, float | int | str]:
+        """Counters of its own, for `kvstore stats`."""
+        return {}
