@@ -1,0 +1,96 @@
+"""kvstore: a tiered KV-cache store for LLM serving.
+
+`open` gives a store inside this process, `connect` one behind a server; both give the same `Client`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvstore.api import Ack, ChunkInfo, Description, Event, Fidelity, Page, PlacementInfo, Want
+from kvstore.client import Client, Hit
+from kvstore.config import Config, DramConfig, NamespaceConfig, NvmeConfig, ServerConfig
+from kvstore.errors import (
+    Closed,
+    ConfigError,
+    Corrupt,
+    DeadlineExceeded,
+    InvalidArgument,
+    KVStoreError,
+    LeaseExpired,
+    NotFound,
+    PermissionDenied,
+    Shed,
+    SpecMismatch,
+    StorageError,
+    TooLarge,
+    Unavailable,
+    UnknownNamespace,
+)
+from kvstore.keys import Chain, ChunkRef, Extras
+from kvstore.spec import KVGroup, KVSpec, Part
+
+__version__ = "0.1.0"
+
+
+def open(config: Any = None, *, namespace: str = "default") -> Client:
+    """Open a store in this process.
+
+    `config` is a `Config`, the path of a `kvstore.toml`, or nothing for DRAM alone. Raises `ConfigError`,
+    `StorageError` (a folder that is in use, read-only or full) and `UnknownNamespace`.
+    """
+    from kvstore.embedded import open_embedded
+
+    return open_embedded(config, namespace=namespace)
+
+
+def connect(url: str, **options: Any) -> Client:
+    """Connect to a server: `connect("127.0.0.1:7420", token=…, ca=…, namespace=…, timeout=…)`.
+
+    See `kvstore.remote.connect_remote` for the options.
+    """
+    from kvstore.remote import connect_remote
+
+    return connect_remote(url, **options)
+
+
+__all__ = [
+    "Ack",
+    "Chain",
+    "ChunkInfo",
+    "ChunkRef",
+    "Client",
+    "Closed",
+    "Config",
+    "ConfigError",
+    "Corrupt",
+    "DeadlineExceeded",
+    "Description",
+    "DramConfig",
+    "Event",
+    "Extras",
+    "Fidelity",
+    "Hit",
+    "InvalidArgument",
+    "KVGroup",
+    "KVSpec",
+    "KVStoreError",
+    "LeaseExpired",
+    "NamespaceConfig",
+    "NotFound",
+    "NvmeConfig",
+    "Page",
+    "Part",
+    "PermissionDenied",
+    "PlacementInfo",
+    "ServerConfig",
+    "Shed",
+    "SpecMismatch",
+    "StorageError",
+    "TooLarge",
+    "Unavailable",
+    "UnknownNamespace",
+    "Want",
+    "connect",
+    "open",
+]

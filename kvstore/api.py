@@ -1,0 +1,231 @@
+"""What every way in offers: the `Backend` that a `Client` talks through, and the values that cross it.
+
+An embedded store and a connection to a server are two backends with one meaning. A backend is bound to one
+namespace; leases taken through it end with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from kvstore.keys import ChunkRef
+from kvstore.spec import KVSpec, Part
+
+
+class Ack(StrEnum):
+    """When a put is acknowledged."""
+
+    STORED = "stored"  # visible to everyone; dies with the server
+    PERSISTED = "persisted"  # survives kill -9
+    SYNCED = "synced"  # survives power loss
+
+
+class Fidelity(IntEnum):
+    """The least a reader accepts."""
+
+    EXACT = 0
+    LOSSY = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A look-up.
+
+    `refs` are chunks in rising position; several may share a position (a whole chunk and its possible tails):
+    the longest that is there is taken, and the walk goes on where it ends. `parts` are what the reader needs
+    (empty: every part of the spec). With `lease_s` the chunks of the hit stay readable for so many seconds, under
+    the id `lease`, 16 bytes of the caller's choice; asking again with the same id renews.
+    """
+
+    spec: KVSpec
+    refs: Sequence[ChunkRef]
+    parts: Sequence[Part] = ()
+    fidelity: Fidelity = Fidelity.EXACT
+    lease: bytes = b""
+    lease_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The answer to a `Query`.
+
+    `tokens` is the largest position at which every KV group asked for is satisfied; `used` the indexes of the refs
+    that make it up; `present` one flag per ref: all parts asked for are there, whatever stands before.
+    """
+
+    tokens: int
+    used: Sequence[int]
+    present: Sequence[bool]
+    leased: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """One part to read: into `out`, a writable buffer of the exact length of its layers."""
+
+    ref: ChunkRef
+    part: Part
+    out: memoryview
+    layers: tuple[int, int] | None = None  # indexes of layer groups inside the part, half-open
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One part to store. `data` holds the raw bytes in the spec's layout."""
+
+    ref: ChunkRef
+    part: Part
+    data: memoryview
+    first_valid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementInfo:
+    """A part's copy in a tier."""
+
+    part: Part
+    tier: str
+    form: str
+    level: int
+    exact: bool
+    logical: int
+    stored: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkInfo:
+    """One stored chunk, for lists."""
+
+    key: bytes
+    parent: bytes
+    spec: bytes
+    position: int
+    tokens: int
+    hits: int
+    leases: int
+    pinned_until_ms: int
+    last_use_ms: int
+    placements: tuple[PlacementInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a part: `stored`, `moved` (to another tier), `evicted`, `quarantined`."""
+
+    kind: str
+    key: bytes
+    spec: bytes
+    part: Part
+    tier: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some chunks and the cursor that goes on after them (0: no more)."""
+
+    chunks: tuple[ChunkInfo, ...]
+    cursor: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """Who answers: version, namespace, tiers by name in order of speed, limits in bytes."""
+
+    version: str
+    namespace: str
+    tiers: tuple[str, ...]
+    max_part_bytes: int
+    chunks: int = 0
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+class View(Protocol):
+    """Read-only bytes of a part that stay valid until `close` (or the end of a `with` block)."""
+
+    data: memoryview
+
+    def close(self) -> None:
+        """Give the lease back; `data` must not be used any more."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Reservation(Protocol):
+    """Memory of the store for one part: fill `data`, then `commit`. Leaving the `with` block aborts."""
+
+    data: memoryview
+
+    def commit(self, ack: Ack = Ack.STORED) -> bool:
+        """Hash and publish what was written; False if the part had been stored meanwhile."""
+
+    def abort(self) -> None:
+        """Give the memory back. After `commit` it does nothing."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Backend(Protocol):
+    """One way in, bound to one namespace. Every method may be called from any thread."""
+
+    def describe(self) -> Description: ...
+
+    def register(self, spec: KVSpec) -> None:
+        """Make the spec known before its first use. Idempotent."""
+
+    def lookup(self, query: Query) -> Found: ...
+
+    def release(self, leases: Sequence[bytes]) -> None:
+        """End leases; unknown ones are ignored."""
+
+    def get(
+        self,
+        spec: KVSpec,
+        wants: Sequence[Want],
+        *,
+        fidelity: Fidelity = Fidelity.EXACT,
+        verify: bool = False,
+    ) -> Sequence[Exception | None]:
+        """Read parts; one outcome each: None, `NotFound`, `Corrupt`, …
+
+        `verify` checks DRAM copies too, which are otherwise trusted since they were checked on arrival.
+        """
+
+    def view(self, spec: KVSpec, ref: ChunkRef, part: Part) -> View:
+        """A part without a copy. `NotFound` if it is not there; `InvalidArgument` where a way in has no views."""
+
+    def put(self, spec: KVSpec, offer: Offer, *, ack: Ack = Ack.STORED) -> bool:
+        """Store a part; False if it was there already. `Shed` under pressure."""
+
+    def reserve(self, spec: KVSpec, ref: ChunkRef, part: Part, *, first_valid: int = 0) -> Reservation: ...
+
+    def delete(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
+        """Forget chunks wherever they lie; how many there were. Leased ones go when their lease ends."""
+
+    def pin(self, spec: KVSpec, keys: Sequence[bytes], seconds: float) -> int:
+        """Keep chunks from eviction for a time (0: unpin); how many there were."""
+
+    def prefetch(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
+        """Bring chunks into DRAM in the background; how many were found."""
+
+    def chunks(self, cursor: int = 0, limit: int = 1000) -> Page: ...
+
+    def stats(self) -> dict[str, Any]: ...
+
+    def watch(self) -> Iterator[Event]:
+        """Events from now on. Closing the iterator ends it; a reader too slow loses events, told by `lost`."""
+
+    def verify(self) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
+        """Read everything back against its checksums; the last item is empty or says what is wrong."""
+
+    def close(self) -> None: ...

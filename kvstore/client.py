@@ -1,0 +1,289 @@
+"""The client: arrays in, arrays out, over any backend.
+
+with kvstore.open(config) as client:                 # or kvstore.connect("127.0.0.1:7420")
+    chain = client.chain(spec, token_ids)
+    for ref in chain.refs:
+        client.put(spec, ref, array)                 # NumPy or torch, `spec.part_shape(part, ref.tokens)`
+    with client.lookup(spec, chain, lease_s=10) as hit:
+        for ref in hit.refs:
+            array = client.get(spec, ref)
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from kvstore import arrays
+from kvstore.api import (
+    Ack,
+    Backend,
+    ChunkInfo,
+    Description,
+    Event,
+    Fidelity,
+    Offer,
+    Page,
+    PlacementInfo,
+    Query,
+    Reservation,
+    View,
+    Want,
+)
+from kvstore.errors import InvalidArgument
+from kvstore.keys import Chain, ChunkRef, Extras, TokenIds, check_key
+from kvstore.spec import KVSpec, Part
+
+
+@dataclass
+class Hit:
+    """The longest prefix that can be loaded.
+
+    `tokens` is its length, `refs` its chunks in order. While the lease lasts nothing of it goes away; `release`
+    it (or leave the `with` block) as soon as it is read.
+    """
+
+    spec: KVSpec
+    tokens: int
+    refs: tuple[ChunkRef, ...]
+    lease: bytes = b""
+    _backend: Backend | None = field(default=None, repr=False)
+
+    def refs_for(self, group: int) -> tuple[ChunkRef, ...]:
+        """The chunks that a KV group needs: all of them, or those that a sliding window still reaches."""
+        first = self.spec.groups[group].first_needed(self.tokens)
+        return tuple(ref for ref in self.refs if ref.end > first)
+
+    def release(self) -> None:
+        """End the lease. A second call does nothing."""
+        backend, self._backend = self._backend, None
+        if backend is not None and self.lease:
+            backend.release([self.lease])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class Client:
+    """A store, in this process or another. Safe to use from several threads."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    @property
+    def backend(self) -> Backend:
+        """What the client talks through."""
+        return self._backend
+
+    def describe(self) -> Description:
+        """Version, namespace, tiers and limits of what answers."""
+        return self._backend.describe()
+
+    def chain(self, spec: KVSpec, tokens: TokenIds, extras: Extras | None = None) -> Chain:
+        """The chunks of a prompt. Compute it once per request."""
+        return Chain.of(tokens, spec.chunk_tokens, extras)
+
+    def lookup(
+        self,
+        spec: KVSpec,
+        chain: Chain | Sequence[ChunkRef],
+        *,
+        parts: Sequence[Part] = (),
+        fidelity: Fidelity = Fidelity.EXACT,
+        lease_s: float = 0.0,
+        block_tokens: int = 0,
+    ) -> Hit:
+        """The longest prefix of `chain` whose `parts` (default: all) are there.
+
+        With `lease_s` the answer is a promise for that long, without it a hint. With `block_tokens` a second
+        look-up asks for tails cut at every engine block where the first one ended.
+        """
+        refs = tuple(chain.refs) if isinstance(chain, Chain) else tuple(chain)
+        lease = secrets.token_bytes(16) if lease_s > 0 else b""
+        query = Query(spec, refs, parts, fidelity, lease, lease_s)
+        found = self._backend.lookup(query)
+        if block_tokens and isinstance(chain, Chain) and found.tokens < len(chain.ids):
+            tails = chain.tails(found.tokens, block_tokens)
+            if tails:
+                refs = (*refs[: len(found.used)], *tails)
+                query = Query(spec, refs, parts, fidelity, lease, lease_s)
+                longer = self._backend.lookup(query)
+                found = longer if longer.tokens >= found.tokens else found
+        used = tuple(refs[i] for i in found.used)
+        return Hit(spec, found.tokens, used, lease if found.leased else b"", self._backend)
+
+    def contains(self, spec: KVSpec, refs: Sequence[ChunkRef], *, parts: Sequence[Part] = ()) -> list[bool]:
+        """Whether each chunk is there with all `parts`, whatever stands before it. A hint, not a promise."""
+        return list(self._backend.lookup(Query(spec, tuple(refs), parts)).present)
+
+    def put(
+        self,
+        spec: KVSpec,
+        ref: ChunkRef,
+        array: Any,
+        *,
+        part: Part | None = None,
+        first_valid: int = 0,
+        ack: Ack | str = Ack.STORED,
+    ) -> bool:
+        """Store one part of a chunk; False if it was there already.
+
+        `array` has the shape `spec.part_shape(part, ref.tokens)`; `part` may be left out where the spec has one.
+        `first_valid` is for sliding-window groups whose first tokens are gone. Raises `SpecMismatch`, `TooLarge`,
+        `Shed` (try later) and `StorageError`.
+        """
+        chosen = _part(spec, part)
+        _check_ref(spec, ref)
+        if first_valid and not (spec.groups[chosen.group].window and 0 <= first_valid < ref.tokens):
+            raise InvalidArgument(
+                f"first_valid={first_valid} is for sliding-window groups and must be below {ref.tokens} tokens"
+            )
+        data = arrays.part_memory(array, spec, chosen, ref.tokens)
+        return self._backend.put(spec, Offer(ref, chosen, data, first_valid), ack=Ack(ack))
+
+    def get(
+        self,
+        spec: KVSpec,
+        ref: ChunkRef,
+        *,
+        part: Part | None = None,
+        out: Any = None,
+        layers: tuple[int, int] | None = None,
+        fidelity: Fidelity = Fidelity.EXACT,
+        verify: bool = False,
+    ) -> Any:
+        """Read one part of a chunk into `out` (a NumPy array or torch tensor; a new array if left out).
+
+        `layers` chooses layer groups inside the part, half-open. Raises `NotFound` on a miss, `Corrupt` where the
+        bytes no longer match (the copy is quarantined: the next get is a miss).
+        """
+        chosen = _part(spec, part)
+        target = out
+        if target is None:
+            target = arrays.empty(spec, chosen, ref.tokens, None if layers is None else layers[1] - layers[0])
+        want = self.want(spec, ref, target, part=chosen, layers=layers)
+        (outcome,) = self._backend.get(spec, [want], fidelity=fidelity, verify=verify)
+        if outcome is not None:
+            raise outcome
+        return target
+
+    def want(
+        self,
+        spec: KVSpec,
+        ref: ChunkRef,
+        out: Any,
+        *,
+        part: Part | None = None,
+        layers: tuple[int, int] | None = None,
+    ) -> Want:
+        """One entry for `get_many`; checks that `out` fits."""
+        chosen = _part(spec, part)
+        _check_ref(spec, ref)
+        if layers is None:
+            return Want(ref, chosen, arrays.part_memory(out, spec, chosen, ref.tokens, writable=True))
+        ranges = spec.layer_ranges(chosen, ref.tokens)
+        if not 0 <= layers[0] < layers[1] <= len(ranges):
+            raise InvalidArgument(f"layers {layers} are outside the part's {len(ranges)} layer groups")
+        nbytes = sum(length for _, length in ranges[layers[0] : layers[1]])
+        return Want(ref, chosen, arrays.layer_memory(out, nbytes), layers)
+
+    def get_many(
+        self,
+        spec: KVSpec,
+        wants: Sequence[Want],
+        *,
+        fidelity: Fidelity = Fidelity.EXACT,
+        verify: bool = False,
+    ) -> Sequence[Exception | None]:
+        """Read many parts in one call, several in flight; one outcome each, in order."""
+        return self._backend.get(spec, wants, fidelity=fidelity, verify=verify)
+
+    def view(self, spec: KVSpec, ref: ChunkRef, *, part: Part | None = None) -> View:
+        """A part without a copy: read-only memory of the store, held until the view is closed."""
+        return self._backend.view(spec, ref, _part(spec, part))
+
+    def reserve(self, spec: KVSpec, ref: ChunkRef, *, part: Part | None = None, first_valid: int = 0) -> Reservation:
+        """Memory of the store to fill in place; `commit` publishes it."""
+        _check_ref(spec, ref)
+        return self._backend.reserve(spec, ref, _part(spec, part), first_valid=first_valid)
+
+    def delete(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
+        """Forget chunks; how many there were."""
+        return self._backend.delete(spec, [check_key(key) for key in keys])
+
+    def pin(self, spec: KVSpec, keys: Sequence[bytes], seconds: float) -> int:
+        """Keep chunks from eviction for some seconds; how many there were."""
+        if not seconds > 0:
+            raise InvalidArgument(f"a pin lasts more than 0 seconds, not {seconds}; use unpin to end it")
+        return self._backend.pin(spec, [check_key(key) for key in keys], seconds)
+
+    def unpin(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
+        """End pins; how many chunks there were."""
+        return self._backend.pin(spec, [check_key(key) for key in keys], 0.0)
+
+    def prefetch(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
+        """Bring chunks into DRAM in the background; how many were found."""
+        return self._backend.prefetch(spec, [check_key(key) for key in keys])
+
+    def page(self, cursor: int = 0, limit: int = 1000) -> Page:
+        """Up to `limit` stored chunks, and the cursor that goes on after them."""
+        return self._backend.chunks(cursor, limit)
+
+    def list(self) -> Iterator[ChunkInfo]:
+        """Every stored chunk of the namespace."""
+        cursor = 0
+        while True:
+            page = self._backend.chunks(cursor)
+            yield from page.chunks
+            cursor = page.cursor
+            if not cursor:
+                return
+
+    def stats(self) -> dict[str, Any]:
+        """Counters and gauges as plain data."""
+        return self._backend.stats()
+
+    def watch(self) -> Iterator[Event]:
+        """Events from now on: stored, moved, evicted, quarantined."""
+        return self._backend.watch()
+
+    def verify(self) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
+        """Read everything back against its checksums."""
+        return self._backend.verify()
+
+    def close(self) -> None:
+        """End the connection, and its leases; an embedded store is closed in order."""
+        self._backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _part(spec: KVSpec, part: Part | None) -> Part:
+    if part is not None:
+        spec.check_part(part)
+        return part
+    parts = tuple(spec.parts())
+    if len(parts) != 1:
+        raise InvalidArgument(f"this spec has {len(parts)} parts; say which with part=spec.part(group, rank, stage)")
+    return parts[0]
+
+
+def _check_ref(spec: KVSpec, ref: ChunkRef) -> None:
+    check_key(ref.key)
+    check_key(ref.parent)
+    if not 1 <= ref.tokens <= spec.chunk_tokens:
+        raise InvalidArgument(f"a chunk of this spec has 1 to {spec.chunk_tokens} tokens, not {ref.tokens}")

@@ -1,0 +1,363 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Fidelity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FIDELITY_EXACT: _ClassVar[Fidelity]
+    FIDELITY_LOSSY: _ClassVar[Fidelity]
+
+class Ack(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ACK_STORED: _ClassVar[Ack]
+    ACK_PERSISTED: _ClassVar[Ack]
+    ACK_SYNCED: _ClassVar[Ack]
+FIDELITY_EXACT: Fidelity
+FIDELITY_LOSSY: Fidelity
+ACK_STORED: Ack
+ACK_PERSISTED: Ack
+ACK_SYNCED: Ack
+
+class KVGroup(_message.Message):
+    __slots__ = ("layers", "kv_heads", "head_dim", "window", "latent_dim")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    KV_HEADS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_DIM_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    LATENT_DIM_FIELD_NUMBER: _ClassVar[int]
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    kv_heads: int
+    head_dim: int
+    window: int
+    latent_dim: int
+    def __init__(self, layers: _Optional[_Iterable[int]] = ..., kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., window: _Optional[int] = ..., latent_dim: _Optional[int] = ...) -> None: ...
+
+class LayerRange(_message.Message):
+    __slots__ = ("start", "end")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    end: int
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
+
+class Spec(_message.Message):
+    __slots__ = ("model", "revision", "dtype", "groups", "rope_json", "chunk_tokens", "tp_size", "pipeline", "layout")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    ROPE_JSON_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TP_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    revision: str
+    dtype: str
+    groups: _containers.RepeatedCompositeFieldContainer[KVGroup]
+    rope_json: str
+    chunk_tokens: int
+    tp_size: int
+    pipeline: _containers.RepeatedCompositeFieldContainer[LayerRange]
+    layout: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., dtype: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[KVGroup, _Mapping]]] = ..., rope_json: _Optional[str] = ..., chunk_tokens: _Optional[int] = ..., tp_size: _Optional[int] = ..., pipeline: _Optional[_Iterable[_Union[LayerRange, _Mapping]]] = ..., layout: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DescribeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DescribeResponse(_message.Message):
+    __slots__ = ("version", "namespace", "tiers", "max_part_bytes", "chunks", "extra")
+    class ExtraEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PART_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    EXTRA_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    namespace: str
+    tiers: _containers.RepeatedScalarFieldContainer[str]
+    max_part_bytes: int
+    chunks: int
+    extra: _containers.ScalarMap[str, str]
+    def __init__(self, version: _Optional[str] = ..., namespace: _Optional[str] = ..., tiers: _Optional[_Iterable[str]] = ..., max_part_bytes: _Optional[int] = ..., chunks: _Optional[int] = ..., extra: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class RegisterSpecRequest(_message.Message):
+    __slots__ = ("spec",)
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    spec: Spec
+    def __init__(self, spec: _Optional[_Union[Spec, _Mapping]] = ...) -> None: ...
+
+class RegisterSpecResponse(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    def __init__(self, digest: _Optional[bytes] = ...) -> None: ...
+
+class LookupRequest(_message.Message):
+    __slots__ = ("spec", "refs", "parts", "fidelity", "lease", "lease_ms")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    REFS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    FIDELITY_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    spec: bytes
+    refs: bytes
+    parts: bytes
+    fidelity: Fidelity
+    lease: bytes
+    lease_ms: int
+    def __init__(self, spec: _Optional[bytes] = ..., refs: _Optional[bytes] = ..., parts: _Optional[bytes] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., lease: _Optional[bytes] = ..., lease_ms: _Optional[int] = ...) -> None: ...
+
+class LookupResponse(_message.Message):
+    __slots__ = ("tokens", "used", "present", "leased")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
+    LEASED_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    used: bytes
+    present: bytes
+    leased: bool
+    def __init__(self, tokens: _Optional[int] = ..., used: _Optional[bytes] = ..., present: _Optional[bytes] = ..., leased: _Optional[bool] = ...) -> None: ...
+
+class ReleaseRequest(_message.Message):
+    __slots__ = ("leases",)
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    leases: bytes
+    def __init__(self, leases: _Optional[bytes] = ...) -> None: ...
+
+class ReleaseResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Record(_message.Message):
+    __slots__ = ("key", "parent", "part", "position", "tokens", "first_valid", "logical", "stored", "form", "level", "exact", "artefact", "groups", "spec")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_VALID_FIELD_NUMBER: _ClassVar[int]
+    LOGICAL_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
+    ARTEFACT_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    parent: bytes
+    part: bytes
+    position: int
+    tokens: int
+    first_valid: int
+    logical: int
+    stored: int
+    form: int
+    level: int
+    exact: bool
+    artefact: bytes
+    groups: bytes
+    spec: bytes
+    def __init__(self, key: _Optional[bytes] = ..., parent: _Optional[bytes] = ..., part: _Optional[bytes] = ..., position: _Optional[int] = ..., tokens: _Optional[int] = ..., first_valid: _Optional[int] = ..., logical: _Optional[int] = ..., stored: _Optional[int] = ..., form: _Optional[int] = ..., level: _Optional[int] = ..., exact: _Optional[bool] = ..., artefact: _Optional[bytes] = ..., groups: _Optional[bytes] = ..., spec: _Optional[bytes] = ...) -> None: ...
+
+class GetRequest(_message.Message):
+    __slots__ = ("spec", "items", "fidelity", "verify", "layers", "accept_forms")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    FIDELITY_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_FORMS_FIELD_NUMBER: _ClassVar[int]
+    spec: bytes
+    items: bytes
+    fidelity: Fidelity
+    verify: bool
+    layers: _containers.RepeatedCompositeFieldContainer[LayerRange]
+    accept_forms: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, spec: _Optional[bytes] = ..., items: _Optional[bytes] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., verify: _Optional[bool] = ..., layers: _Optional[_Iterable[_Union[LayerRange, _Mapping]]] = ..., accept_forms: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class GetResponse(_message.Message):
+    __slots__ = ("head", "data")
+    class Head(_message.Message):
+        __slots__ = ("item", "status", "message", "record", "bytes")
+        ITEM_FIELD_NUMBER: _ClassVar[int]
+        STATUS_FIELD_NUMBER: _ClassVar[int]
+        MESSAGE_FIELD_NUMBER: _ClassVar[int]
+        RECORD_FIELD_NUMBER: _ClassVar[int]
+        BYTES_FIELD_NUMBER: _ClassVar[int]
+        item: int
+        status: str
+        message: str
+        record: Record
+        bytes: int
+        def __init__(self, item: _Optional[int] = ..., status: _Optional[str] = ..., message: _Optional[str] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., bytes: _Optional[int] = ...) -> None: ...
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    head: GetResponse.Head
+    data: bytes
+    def __init__(self, head: _Optional[_Union[GetResponse.Head, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PutRequest(_message.Message):
+    __slots__ = ("head", "data")
+    class Head(_message.Message):
+        __slots__ = ("spec", "record", "ack")
+        SPEC_FIELD_NUMBER: _ClassVar[int]
+        RECORD_FIELD_NUMBER: _ClassVar[int]
+        ACK_FIELD_NUMBER: _ClassVar[int]
+        spec: bytes
+        record: Record
+        ack: Ack
+        def __init__(self, spec: _Optional[bytes] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., ack: _Optional[_Union[Ack, str]] = ...) -> None: ...
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    head: PutRequest.Head
+    data: bytes
+    def __init__(self, head: _Optional[_Union[PutRequest.Head, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PutResponse(_message.Message):
+    __slots__ = ("stored",)
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    stored: bool
+    def __init__(self, stored: _Optional[bool] = ...) -> None: ...
+
+class KeysRequest(_message.Message):
+    __slots__ = ("spec", "keys")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    spec: bytes
+    keys: bytes
+    def __init__(self, spec: _Optional[bytes] = ..., keys: _Optional[bytes] = ...) -> None: ...
+
+class PinRequest(_message.Message):
+    __slots__ = ("spec", "keys", "ttl_ms")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    spec: bytes
+    keys: bytes
+    ttl_ms: int
+    def __init__(self, spec: _Optional[bytes] = ..., keys: _Optional[bytes] = ..., ttl_ms: _Optional[int] = ...) -> None: ...
+
+class CountResponse(_message.Message):
+    __slots__ = ("count",)
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    def __init__(self, count: _Optional[int] = ...) -> None: ...
+
+class ListRequest(_message.Message):
+    __slots__ = ("cursor", "limit")
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    cursor: int
+    limit: int
+    def __init__(self, cursor: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class Placement(_message.Message):
+    __slots__ = ("part", "tier", "form", "level", "exact", "logical", "stored")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
+    LOGICAL_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    part: bytes
+    tier: str
+    form: str
+    level: int
+    exact: bool
+    logical: int
+    stored: int
+    def __init__(self, part: _Optional[bytes] = ..., tier: _Optional[str] = ..., form: _Optional[str] = ..., level: _Optional[int] = ..., exact: _Optional[bool] = ..., logical: _Optional[int] = ..., stored: _Optional[int] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("key", "parent", "spec", "position", "tokens", "hits", "leases", "pinned_until_ms", "last_use_ms", "placements")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_UNTIL_MS_FIELD_NUMBER: _ClassVar[int]
+    LAST_USE_MS_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENTS_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    parent: bytes
+    spec: bytes
+    position: int
+    tokens: int
+    hits: int
+    leases: int
+    pinned_until_ms: int
+    last_use_ms: int
+    placements: _containers.RepeatedCompositeFieldContainer[Placement]
+    def __init__(self, key: _Optional[bytes] = ..., parent: _Optional[bytes] = ..., spec: _Optional[bytes] = ..., position: _Optional[int] = ..., tokens: _Optional[int] = ..., hits: _Optional[int] = ..., leases: _Optional[int] = ..., pinned_until_ms: _Optional[int] = ..., last_use_ms: _Optional[int] = ..., placements: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ...) -> None: ...
+
+class ListResponse(_message.Message):
+    __slots__ = ("chunks", "cursor")
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
+    cursor: int
+    def __init__(self, chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., cursor: _Optional[int] = ...) -> None: ...
+
+class StatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatsResponse(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: str
+    def __init__(self, json: _Optional[str] = ...) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("kind", "key", "spec", "part", "tier", "at_ms")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    AT_MS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    key: bytes
+    spec: bytes
+    part: bytes
+    tier: str
+    at_ms: int
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[bytes] = ..., spec: _Optional[bytes] = ..., part: _Optional[bytes] = ..., tier: _Optional[str] = ..., at_ms: _Optional[int] = ...) -> None: ...
+
+class VerifyRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class VerifyResponse(_message.Message):
+    __slots__ = ("chunk", "placement", "problem")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    chunk: Chunk
+    placement: Placement
+    problem: str
+    def __init__(self, chunk: _Optional[_Union[Chunk, _Mapping]] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., problem: _Optional[str] = ...) -> None: ...
