@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from kvstore.keys import ChunkRef
+from kvstore.record import Record
 from kvstore.spec import KVSpec, Part
 
 
@@ -149,6 +150,10 @@ class View(Protocol):
 
     data: memoryview
 
+    @property
+    def record(self) -> Record:
+        """The header: key, spec, part, lengths, form and the checksum of every layer group."""
+
     def close(self) -> None:
         """Give the lease back; `data` must not be used any more."""
 
@@ -163,8 +168,12 @@ class Reservation(Protocol):
 
     data: memoryview
 
-    def commit(self, ack: Ack = Ack.STORED) -> bool:
-        """Hash and publish what was written; False if the part had been stored meanwhile."""
+    def commit(self, ack: Ack = Ack.STORED, *, expect: bytes = b"") -> bool:
+        """Hash and publish what was written; False if the part had been stored meanwhile.
+
+        `expect` holds the xxh3-128 of every layer group as the sender computed them: if they differ the bytes were
+        damaged on the way, nothing is stored and `Corrupt` is raised.
+        """
 
     def abort(self) -> None:
         """Give the memory back. After `commit` it does nothing."""
