@@ -1,22 +1,24 @@
 """What kvstore does in C++: checksums, copies, the arena's allocator, the chunk index.
 
-Buffers are C-contiguous and of any type (bytes, memoryview, NumPy array): TypeError for an object without one,
-ValueError for one that is not contiguous or, as a destination, not writable. Functions over buffers release the
-GIL for more than 64 KiB; methods of the classes hold it, so that each is atomic.
+Buffers are C-contiguous and of any type (bytes, memoryview, NumPy array): TypeError for an object without
+one, ValueError for one that is not contiguous or, as a destination, not writable. Functions over buffers
+release the GIL for more than 64 KiB; methods of the classes hold it, so that each is atomic.
 """
 
-
-from typing import Literal, final
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
+import typing_extensions
 from numpy.typing import NDArray
-from typing_extensions import Buffer
+
+# An ndarray is a Buffer to the type checker from Python 3.12 on.
+Buffer: TypeAlias = typing_extensions.Buffer | NDArray[Any]
 
 EXPORT_ITEMSIZE: int
 """Bytes of one record of `Index.export`; `kvstore.rows.EXPORT_DTYPE` has the fields."""
 
 def xxh3_128(buffer: Buffer) -> bytes:
-    """XXH3-128 with seed 0: 16 bytes in the canonical (big-endian) form. For integrity, not against attackers."""
+    """XXH3-128 with seed 0: 16 bytes, canonical (big-endian). For integrity, not against attackers."""
 
 def xxh3_64(buffer: Buffer) -> int:
     """XXH3-64 with seed 0."""
@@ -36,8 +38,8 @@ def copy_hash(dst: Buffer, src: Buffer) -> bytes:
 def copy_hash_many(dst: Buffer, src: Buffer, offsets: Buffer, lengths: Buffer) -> NDArray[np.uint8]:
     """Copy all of `src` to `dst` and hash ranges of it in the same pass: uint8 [n, 16].
 
-    Ranges (uint64 [n] each) ascend and do not overlap; bytes between them are copied and not hashed. ValueError
-    otherwise, or if the buffers overlap or differ in length.
+    Ranges (uint64 [n] each) ascend and do not overlap; bytes between them are copied and not hashed.
+    ValueError otherwise, or if the buffers overlap or differ in length.
     """
 
 def simd_level() -> Literal["avx512", "avx2", "portable"]:
@@ -47,10 +49,10 @@ def set_simd_level(name: str) -> None:
     """Use another instruction set, for tests. ValueError for one that the processor lacks."""
 
 def populate(buffer: Buffer) -> None:
-    """Bring every page of a writable mapping into being, keeping what it holds. OSError when memory runs out."""
+    """Bring each page of a writable mapping into being, keeping what it holds. OSError if memory ends."""
 
 @final
-class Xxh3_128:  # noqa: N801
+class Xxh3_128:
     """XXH3-128 of bytes that arrive in pieces."""
 
     def __init__(self) -> None: ...
@@ -162,7 +164,7 @@ class Placement:
 
 @final
 class Index:
-    """Chunks, their parts and where these lie, in rows of fixed size (at most 300 bytes a chunk in two tiers).
+    """Chunks, their parts and where these lie, in rows of fixed size (260 bytes a chunk in two tiers).
 
     Row numbers are reused after a removal. Every method raises IndexError for a row that is not there (-1
     included) and ValueError for a key that has not 32 bytes. Arrays of rows are int64 or uint32. Times are
@@ -170,7 +172,7 @@ class Index:
     """
 
     def __init__(self, max_chunks: int, secret: int, max_parts: int = 0, max_placements: int = 0) -> None:
-        """Tables for so many rows (0: 2 parts and 4 placements a chunk); their pages are taken when first used.
+        """Tables for so many rows (0: 2 parts and 4 placements a chunk); pages are taken when first used.
 
         `secret` is a random number below 2**64 that keeps clients from making keys collide in the hash table.
         """
@@ -184,13 +186,20 @@ class Index:
     def insert_chunk(
         self, scope: int, key: bytes, parent: bytes, position: int, tokens: int, now_ms: int
     ) -> int:
-        """The row of the chunk, added if it is new. ValueError if it is known with another position or length.
+        """The row of the chunk, added if it is new. ValueError if known with another position or length.
 
         OverflowError when the index is full, as in `add_part` and `add_placement`.
         """
 
     def add_part(
-        self, chunk: int, group: int, rank: int, layer_start: int, layer_end: int, first_valid: int, logical: int
+        self,
+        chunk: int,
+        group: int,
+        rank: int,
+        layer_start: int,
+        layer_end: int,
+        first_valid: int,
+        logical: int,
     ) -> int:
         """The part's row, added if it is new; a known part is left as it is."""
 
@@ -240,7 +249,7 @@ class Index:
         """Add a lease to each chunk; a row that comes twice gets two. All or nothing."""
 
     def unlease(self, rows: Buffer) -> list[int]:
-        """Take a lease from each chunk; returns the rows of empty chunks that were removed with their last one.
+        """Take a lease from each chunk; the rows of empty chunks that were removed with their last one.
 
         ValueError, and nothing changed, for a chunk that has fewer leases than are taken.
         """
@@ -251,12 +260,14 @@ class Index:
     def lookup(
         self, scope: int, refs: Buffer, parts: Buffer, exact_only: bool, now_ms: int
     ) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint32]]:
-        """Which of n chunks are there, and which of p parts each has: rows [n], present [p, n], first_valid [p, n].
+        """Which of n chunks are there, and which of p parts each has.
+
+        Gives rows [n], present [p, n] and first_valid [p, n].
 
         `refs` are packed records of 40 bytes (`kvstore.rows.REF_DTYPE`), `parts` of 8 (`PART_DTYPE`). A chunk
         known with another position or length counts as missing (-1). `present` is 1 where the part has a
-        placement, an exact one if `exact_only`; `first_valid` is 0 where there is no such part. Chunks found get
-        `now_ms` as their last use unless it is 0; hits are counted by `touch` alone.
+        placement, an exact one if `exact_only`; `first_valid` is 0 where there is no such part. Chunks found
+        get `now_ms` as their last use unless it is 0; hits are counted by `touch` alone.
         """
 
     def export(self, tier: int) -> NDArray[np.uint8]:
@@ -265,8 +276,8 @@ class Index:
     def bulk_insert(self, records: Buffer, tier: int) -> NDArray[np.uint32]:
         """Add exported records as placements of `tier` (their own tier is ignored): the placements' rows.
 
-        0xFFFFFFFF for a record that was skipped: its part has a placement in the tier already, or its chunk is
-        known with another position or length. OverflowError, and nothing changed, if they do not all fit.
+        0xFFFFFFFF for a record that was skipped: its part has a placement in the tier already, or its chunk
+        is known with another position or length. OverflowError, and nothing changed, if they do not all fit.
         """
 
     def counts(self) -> tuple[int, int, int]:
