@@ -70,7 +70,9 @@ class Journal:
     def __init__(self, path: Path, first: int, fd: int, following: int) -> None:
         self.path, self.first, self._fd = path, first, fd
         self._next = following
-        self._writing = 0
+        self._end: int | None = None
+        self._closed = False
+        self._users = 0
         self._idle = threading.Condition()
 
     @classmethod
@@ -91,46 +93,81 @@ class Journal:
     @property
     def nbytes(self) -> int:
         """Length of the file."""
-        return BLOCK + (self._next - self.first) * ENTRY_BYTES
+        return self._offset(self._next)
 
     @property
     def following(self) -> int:
         """The number that the next entry gets."""
         return self._next
 
-    def append(self, entries: Sequence[Entry]) -> None:
-        """Write entries; they survive kill -9 when this returns. `TierFull`, `StorageError`."""
+    def append(self, entries: Sequence[Entry]) -> bool:
+        """Write entries; they survive kill -9 when this returns. `TierFull`, `StorageError`.
+
+        False, and nothing written, if the file has come to the end that `limit` or `seal` gave it.
+        """
         with self._idle:
             number = self._next
+            if self._end is not None and number + len(entries) > self._end:
+                return False
             self._next = number + len(entries)
-            self._writing += 1
+            self._users += 1
         try:
             data = b"".join([_pack(number + i, entry) for i, entry in enumerate(entries)])
-            write_all(self._fd, data, BLOCK + (number - self.first) * ENTRY_BYTES)
+            write_all(self._fd, data, self._offset(number))
         except OSError as error:
             raise as_storage_error(error, f"cannot write {self.path}") from error
         finally:
-            with self._idle:
-                self._writing -= 1
-                if self._writing == 0:
-                    self._idle.notify_all()
+            self._leave()
+        return True
 
-    def settle(self) -> None:
-        """Return when nobody writes; only useful once nobody starts to."""
+    def limit(self, more: int) -> int:
+        """Let the file end `more` entries from now; the number after its last slot. The slots exist from now on."""
         with self._idle:
-            while self._writing:
+            self._end = end = self._next + more
+        os.ftruncate(self._fd, self._offset(end))
+        return end
+
+    def unlimit(self) -> None:
+        """Take back what `limit` said."""
+        with self._idle:
+            self._end = None
+
+    def seal(self) -> None:
+        """Take no more entries and return when all that were begun are written."""
+        with self._idle:
+            self._end = self._next
+            while self._users:
                 self._idle.wait()
 
     def sync(self) -> None:
-        """fdatasync. `StorageError` if the disk refuses."""
+        """fdatasync; nothing to do once closed. `StorageError` if the disk refuses."""
+        with self._idle:
+            if self._closed:
+                return
+            self._users += 1
         try:
             os.fdatasync(self._fd)
         except OSError as error:
             raise as_storage_error(error, f"cannot flush {self.path}") from error
+        finally:
+            self._leave()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file when nobody uses it any more."""
+        with self._idle:
+            self._closed = True
+            while self._users:
+                self._idle.wait()
         os.close(self._fd)
+
+    def _offset(self, number: int) -> int:
+        return BLOCK + (number - self.first) * ENTRY_BYTES
+
+    def _leave(self) -> None:
+        with self._idle:
+            self._users -= 1
+            if self._users == 0:
+                self._idle.notify_all()
 
 
 def _pack(number: int, entry: Entry) -> bytes:

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.record import BLOCK
-from kvstore.tiers.base import RECOVERED_DTYPE
 from kvstore.tiers.nvme.journal import ENTRY_DTYPE, JournalContent, Op
 from kvstore.tiers.nvme.location import BLOCK_BITS, segment_of
 from kvstore.tiers.nvme.rows import row_bytes
@@ -120,8 +119,3 @@ def _resolve(life: Life, extents: Extents | None) -> Life:
     open_at = np.flatnonzero(extents[:, 0] > np.maximum(known[:-1], life.resolved))
     top = int(known[open_at[0]]) if len(open_at) else int(known[-1])
     return replace(life, resolved=max(life.resolved, top))
-
-
-def empty_rows() -> npt.NDArray[Any]:
-    """No rows."""
-    return np.zeros(0, RECOVERED_DTYPE)

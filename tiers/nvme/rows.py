@@ -13,16 +13,23 @@ from kvstore.tiers.base import RECOVERED_DTYPE
 
 _ROW = struct.Struct("<32s32s16s16s8sIIIHHBxHQQQq")
 assert _ROW.size == RECOVERED_DTYPE.itemsize
+_CREATED = struct.Struct("<Q")
+_CREATED_AT = 192
 NO_ROW = _ROW.pack(*[b""] * 5, *[0] * 11)
 
 
-def pack_row(record: Record, location: int) -> bytes:
+def pack_row(record: Record, location: int, created_ms: int) -> bytes:
     """One row of `RECOVERED_DTYPE`."""
     return _ROW.pack(
         record.key, record.parent, record.namespace, record.spec, record.part.pack(), record.position,
         record.tokens, record.first_valid, record.form, record.level, record.exact,
-        record.header_bytes // BLOCK, record.logical, record.stored, location, record.created_ms,
+        record.header_bytes // BLOCK, record.logical, record.stored, location, created_ms,
     )  # fmt: skip
+
+
+def created_at(header: bytes | memoryview) -> int:
+    """The time in a packed header, which fills it in where the record left it open."""
+    return int(_CREATED.unpack_from(header, _CREATED_AT)[0])
 
 
 def place_row(location: int, nbytes: int) -> bytes:

@@ -10,6 +10,7 @@ import mmap
 import os
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -60,15 +61,15 @@ class Segment:
 
 @dataclass(slots=True)
 class Limits:
-    """How far the segments may grow: files in all, and bytes left free on their file system."""
+    """How far the segments may grow: bytes of all files, and bytes left free on their file system."""
 
     segment_bytes: int
-    segments: int
+    total_bytes: int
     reserve_bytes: int
     spare: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.spare = 1 if self.segments >= 4 else 0
+        self.spare = 1 if self.total_bytes // self.segment_bytes >= 4 else 0
 
 
 def pack_header(number: int, generation: int, size: int) -> bytes:
@@ -102,6 +103,7 @@ class SegmentTable:
         self._free: list[Segment] = []
         self._opening = False
         self._changed = threading.Condition()
+        self.on_complete: Callable[[Segment], None] = lambda segment: None
 
     def path(self, number: int) -> Path:
         """The file of a segment."""
@@ -167,9 +169,26 @@ class SegmentTable:
         with self._changed:
             previous, self._active, self._opening = self._active, segment, False
             segment.state = State.OPEN
-            if previous is not None:
-                previous.state = State.CLOSED
             self._changed.notify_all()
+            complete = previous is not None and self._shut(previous)
+        if previous is not None and complete:
+            self.on_complete(previous)
+
+    def _shut(self, segment: Segment) -> bool:
+        segment.state = State.CLOSED
+        return segment.writers == 0
+
+    def close_active(self) -> bool:
+        """Append no more to the segment in use; False if there is none."""
+        with self._changed:
+            segment = self._active
+            if segment is None or self._opening:
+                return False
+            self._active = None
+            complete = self._shut(segment)
+        if complete:
+            self.on_complete(segment)
+        return True
 
     def _give_up(self, segment: Segment) -> None:
         if segment.generation:
@@ -194,17 +213,22 @@ class SegmentTable:
         segment.generation, segment.head, segment.live, segment.records = generation, BLOCK, 0, 0
         segment.dirty = True
 
-    def written(self, segment: Segment, *, keep: bool, nbytes: int = 0) -> bool:
-        """A writer is done; without `keep` its record of `nbytes` is dead. True if the segment is now complete."""
+    def written(self, segment: Segment, *, dead: int = 0) -> None:
+        """A writer is done; `dead` is the length of its record if that is to be forgotten."""
         with self._changed:
             segment.writers -= 1
             segment.dirty = True
-            if not keep:
-                segment.live -= nbytes
+            if dead:
+                segment.live -= dead
                 segment.records -= 1
-            if segment.writers == 0:
-                self._changed.notify_all()
-            return segment.writers == 0 and segment.state is State.CLOSED
+            complete = segment.writers == 0 and segment.state is State.CLOSED
+        if complete:
+            self.on_complete(segment)
+
+    def keys(self) -> list[int]:
+        """The lives that the segments are in."""
+        with self._changed:
+            return [segment.key for segment in self.segments.values()]
 
     def hold(self, location: int) -> Segment:
         """The segment of a location, kept from being used again until `release`; `NotFound` if it was."""
@@ -223,15 +247,15 @@ class SegmentTable:
             if segment.readers == 0 and segment.state is State.FREE:
                 self._changed.notify_all()
 
-    def forget(self, location: int, nbytes: int) -> bool:
-        """Count a record as dead. False if its segment was freed already."""
+    def forget(self, location: int, nbytes: int) -> int | None:
+        """Count a record as dead. The generation of its segment, None if that was freed already."""
         with self._changed:
             segment = self._at(key_of(location))
             if segment is None:
-                return False
+                return None
             segment.live -= nbytes
             segment.records -= 1
-            return True
+            return segment.generation
 
     def _at(self, key: int) -> Segment | None:
         segment = self.segments.get(segment_of(key))
@@ -253,11 +277,22 @@ class SegmentTable:
                 self._changed.wait()
 
     def free(self, segment: Segment) -> None:
-        """Let a retired segment be used again."""
+        """Let a retired segment be used again; one of another size than new ones have is removed."""
         with self._changed:
             segment.live = segment.records = 0
             segment.head = BLOCK
-            self._free.append(segment)
+            if segment.size == self.limits.segment_bytes:
+                self._free.append(segment)
+                return
+        self.remove(segment)
+
+    def remove(self, segment: Segment) -> None:
+        """Delete the file of a segment that nobody uses."""
+        if segment.fd >= 0:
+            os.close(segment.fd)
+        self.path(segment.number).unlink(missing_ok=True)
+        with self._changed:
+            self.segments.pop(segment.number, None)
 
     def room(self, *, moving: bool = False) -> int:
         """Bytes that can be appended right now."""
@@ -276,7 +311,8 @@ class SegmentTable:
 
     def _creatable(self) -> int:
         """How many more files the capacity and the file system's free space allow."""
-        left = self.limits.segments - len(self.segments)
+        taken = sum(segment.size for segment in self.segments.values())
+        left = (self.limits.total_bytes - taken) // self.limits.segment_bytes
         if left <= 0:
             return 0
         system = os.statvfs(self.folder)
@@ -289,13 +325,23 @@ class SegmentTable:
             every = self.segments.values()
             return sum(s.live for s in every), sum(s.records for s in every), sum(s.size for s in every)
 
-    def take_dirty(self) -> list[Segment]:
-        """Segments written to since the last call."""
+    def flush(self) -> None:
+        """fdatasync every segment that was written to since the last time. `OSError` from the system."""
         with self._changed:
-            dirty = [s for s in self.segments.values() if s.dirty]
+            dirty = [s for s in self.segments.values() if s.dirty and s.fd >= 0]
             for segment in dirty:
                 segment.dirty = False
-            return dirty
+                segment.readers += 1  # keeps the file while it is flushed
+        try:
+            for segment in dirty:
+                os.fdatasync(segment.fd)
+        except OSError:
+            for segment in dirty:
+                segment.dirty = True
+            raise
+        finally:
+            for segment in dirty:
+                self.release(segment)
 
     def close(self) -> None:
         """Close every file."""
