@@ -95,8 +95,7 @@ class Log:
         """
         with self._switched:
             if self._folding:
-                while self._folding:
-                    self._switched.wait()
+                self._switched.wait_for(lambda: not self._folding)
                 return
             self._folding = True
         try:
