@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from kvstore.tiers.base import RECOVERED_DTYPE
 from kvstore.tiers.nvme.durable import as_storage_error, sync_folder, write_all
-from kvstore.tiers.nvme.rows import NO_ROW
+from kvstore.tiers.nvme.rows import NO_ROW, pick
 
 from kvstore import _native
 from kvstore.errors import StorageError
@@ -226,7 +226,7 @@ def load_journal(path: Path) -> JournalContent | None:
     damage = f"{path.name} has {bad} damaged entries" if bad else ""
     if len(data) % GROWTH_BYTES:
         damage = damage or f"{path.name} is cut off at {len(data)} bytes"
-    entries = slots[good]
+    entries = pick(slots, good)
     following = int(entries["sequence"][-1]) + 1 if len(entries) else first
     return JournalContent(first, following, first + count, entries, damage)
 

@@ -1,7 +1,7 @@
 """One segment: a preallocated file whose first 4 KiB block says whose life it is in.
 
-    "KVS1", u16 version, 2 zeros, u32 segment number, 4 zeros, u64 generation, u64 size in bytes, u64 xxh3-64 of these;
-    zeros up to 4096. Little-endian.
+"KVS1", u16 version, 2 zeros, u32 segment number, 4 zeros, u64 generation, u64 size in bytes, u64 xxh3-64 of these;
+zeros up to 4096. Little-endian.
 """
 
 from __future__ import annotations
