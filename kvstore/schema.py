@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from kvstore.config import Config, DramConfig, NamespaceConfig, NvmeConfig, Quantity, ServerConfig
-from kvstore.errors import ConfigError
+from kvstore.errors import ConfigError, InvalidArgument
 
 # The table of the file that each dataclass is written in; a store's own scalar fields are `[store]`.
 TABLES: Mapping[str, type[Any]] = {
@@ -23,10 +23,12 @@ TABLES: Mapping[str, type[Any]] = {
     "server": ServerConfig,
     "namespace": NamespaceConfig,
 }
-_SIZES = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
+_SIZES: Mapping[str, float] = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
           "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
-_TIMES = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_TIMES: Mapping[str, float] = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS = {"bytes": _SIZES, "seconds": _TIMES, "": {"": 1.0}}
 _NUMBER = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*\Z")
+_A_TIME = 'a time like 60, "500ms", "60s", "5m" or "1h"'
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -63,12 +65,13 @@ class Key:
         if unit == "bytes":
             return 'a size like 1073741824, "512MiB" or "4GiB"'
         if unit == "seconds":
-            return 'a time like 60, "500ms", "60s", "5m" or "1h"'
+            return _A_TIME
         named = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a list of strings"}
         return named.get(self.kind, "a string")
 
     def parse(self, value: Any) -> Any:
         """The value as the dataclass wants it; `ConfigError` says what was given and what is accepted."""
+        parsed: Any
         if self.kind is bool:
             parsed = _boolean(value)
         elif self.kind in (int, float):
@@ -84,7 +87,7 @@ class Key:
 
     def _number(self, value: Any) -> int | float | None:
         quantity = self.quantity or Quantity()
-        amount = _amount(value, {"bytes": _SIZES, "seconds": _TIMES}.get(quantity.unit, {"": 1}))
+        amount = _amount(value, _UNITS[quantity.unit])
         if amount is None or (self.kind is int and amount != int(amount)):
             return None
         if amount < quantity.least or (quantity.positive and amount <= quantity.least):
@@ -112,6 +115,14 @@ def keys(table: str) -> Mapping[str, Key]:
 def scalar_keys() -> list[Key]:
     """Every key that a variable or a flag can set: all but those of `[[namespace]]`."""
     return [key for table in TABLES if table != "namespace" for key in keys(table).values()]
+
+
+def parse_seconds(text: str) -> float:
+    """A time such as `"10m"` in seconds."""
+    amount = _amount(text, _TIMES)
+    if amount is None:
+        raise InvalidArgument(f"{_shown(text)} is not {_A_TIME}")
+    return float(amount)
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -99,7 +99,9 @@ def render(config: Config) -> str:
         parts.append(("[nvme]", "nvme", config.nvme))
     parts.append(("[server]", "server", config.server))
     parts += [("[[namespace]]", "namespace", each) for each in config.namespaces]
-    blocks = [f"{header}\n" + "".join(_line(key, value) for key in keys(table).values()) for header, table, value in parts]
+    blocks = [
+        f"{header}\n" + "".join(_line(key, value) for key in keys(table).values()) for header, table, value in parts
+    ]
     return "\n".join(blocks)
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 
-import numpy as np
-
 from kvstore import arrays
 from kvstore.cli.output import print_json, size
-from kvstore.cli.payload import read_json, read_parts, write_parts
+from kvstore.cli.payload import Array, read_json, read_parts, write_parts
 from kvstore.cli.target import open_client
 from kvstore.client import Client
 from kvstore.errors import InvalidArgument, NotFound
 from kvstore.keys import KEY_BYTES, Chain, ChunkRef
-from kvstore.schema import keys as schema_keys
+from kvstore.schema import parse_seconds
 from kvstore.spec import KVSpec, Part
 
 LEASE_S = 30.0
@@ -31,7 +29,12 @@ def put(args: Namespace) -> int:
     with open_client(args) as client:
         new = [client.put(spec, ref, array, part=part, ack=args.ack) for ref, array in zip(refs, parts, strict=True)]
     nbytes = sum(array.nbytes for array in parts)
-    result = {"keys": [ref.key.hex() for ref in refs], "stored": sum(new), "present": len(new) - sum(new), "bytes": nbytes}
+    result = {
+        "keys": [ref.key.hex() for ref in refs],
+        "stored": sum(new),
+        "present": len(new) - sum(new),
+        "bytes": nbytes,
+    }
     _report(args, result, f"stored {sum(new)} of {len(new)} chunks ({size(nbytes)}); the others were there already")
     return 0
 
@@ -60,7 +63,7 @@ def remove(args: Namespace) -> int:
 def pin(args: Namespace) -> int:
     """Pin chunks; exit 3 if none was there."""
     spec, keys = _spec_and_keys(args)
-    seconds = _seconds(args.seconds)
+    seconds = parse_seconds(args.seconds)
     with open_client(args) as client:
         count = client.pin(spec, keys, seconds)
     return _counted(args, "pinned", count, keys)
@@ -74,7 +77,7 @@ def unpin(args: Namespace) -> int:
     return _counted(args, "unpinned", count, keys)
 
 
-def _read(client: Client, spec: KVSpec, part: Part, args: Namespace) -> tuple[list[np.ndarray], list[ChunkRef]]:  # type: ignore[type-arg]
+def _read(client: Client, spec: KVSpec, part: Part, args: Namespace) -> tuple[list[Array], list[ChunkRef]]:
     if args.key or args.chunk is not None:
         refs = [_listed(client, spec, _key(args.key))] if args.key else _refs(spec, args)
         return [client.get(spec, ref, part=part, verify=True) for ref in refs], refs
@@ -147,11 +150,6 @@ def _key(text: str) -> bytes:
     if len(key) != KEY_BYTES:
         raise InvalidArgument(f"{text!r} is no key: {2 * KEY_BYTES} hexadecimal digits, as kvstore ls prints them")
     return key
-
-
-def _seconds(text: str) -> float:
-    value: float = schema_keys("namespace")["ttl_s"].parse(text)
-    return value
 
 
 def _counted(args: Namespace, what: str, count: int, keys: Sequence[bytes]) -> int:

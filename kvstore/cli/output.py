@@ -20,7 +20,9 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, default=_plain))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", caption: str = "") -> None:
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", caption: str = ""
+) -> None:
     """Rows under headings. Numbers, and what starts with a digit, are set right on a terminal."""
     texts = [[_text(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():

@@ -41,12 +41,12 @@ def build_parser() -> argparse.ArgumentParser:
 class _Commands:
     """Makes commands that share parents."""
 
-    def __init__(self, commands: argparse._SubParsersAction[_Parser], *parents: argparse.ArgumentParser) -> None:
-        self._commands, self._parents = commands, parents
+    def __init__(self, commands: argparse._SubParsersAction[_Parser], *parents: _Parser) -> None:
+        self._commands, self._parents = commands, list(parents)
 
     def add(self, name: str, module: str, function: str, text: str, epilog: str = "") -> _Parser:
         made = self._commands.add_parser(
-            name, help=text, description=text, epilog=epilog, parents=list(self._parents), allow_abbrev=False,
+            name, help=text, description=text, epilog=epilog, parents=self._parents, allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         made.set_defaults(module=module, function=function)
@@ -75,9 +75,7 @@ def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
     put.add_argument("--ack", choices=("stored", "persisted", "synced"), default="stored",
                      help="when to count it as done: visible, survives kill -9, survives power loss")  # fmt: skip
     put.add_argument("file", metavar="FILE")
-    get = made.add(
-        "get", "objects", "get", "Read a part of one chunk, or of a prompt's longest stored prefix.", _FILES
-    )
+    get = made.add("get", "objects", "get", "Read a part of one chunk, or of a prompt's longest stored prefix.", _FILES)
     _choice(get)
     get.add_argument("-o", "--output", required=True, metavar="FILE")
     _choice(made.add("rm", "objects", "remove", "Delete chunks wherever they lie."), many=True)

@@ -52,7 +52,7 @@ def write_parts(path: str, spec: KVSpec, part: Part, found: Sequence[Array]) -> 
         else:
             with Path(path).open("wb") as file:
                 for array in found:
-                    file.write(memoryview(array.reshape(-1).view(np.uint8)))
+                    file.write(array.data)
     except OSError as error:
         raise InvalidArgument(f"{path} cannot be written: {error.strerror or error}") from None
     return sum(array.nbytes for array in found)

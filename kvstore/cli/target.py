@@ -39,10 +39,10 @@ def open_client(args: Namespace) -> Client:
 
 
 def _token(args: Namespace) -> str | None:
-    token: str | None = args.token or os.environ.get("KVSTORE_TOKEN")
-    file = args.token_file or os.environ.get("KVSTORE_TOKEN_FILE")
     if args.token and args.token_file:
         raise InvalidArgument("--token and --token-file say the same; give one of them")
-    if args.token_file or (file and not token):
-        return settings.read_tokens(Path(file))[0]
-    return token
+    if args.token or args.token_file:
+        token, file = args.token, args.token_file
+    else:
+        token, file = os.environ.get("KVSTORE_TOKEN"), os.environ.get("KVSTORE_TOKEN_FILE")
+    return token or (settings.read_tokens(Path(file))[0] if file else None)
