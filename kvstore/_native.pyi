@@ -183,9 +183,7 @@ class Index:
     def find_many(self, scope: int, keys: Buffer) -> NDArray[np.int64]:
         """The rows of n keys packed one after another, -1 for those missing."""
 
-    def insert_chunk(
-        self, scope: int, key: bytes, parent: bytes, position: int, tokens: int, now_ms: int
-    ) -> int:
+    def insert_chunk(self, scope: int, key: bytes, parent: bytes, position: int, tokens: int, now_ms: int) -> int:
         """The row of the chunk, added if it is new. ValueError if known with another position or length.
 
         OverflowError when the index is full, as in `add_part` and `add_placement`.
@@ -206,9 +204,7 @@ class Index:
     def find_part(self, chunk: int, group: int, rank: int, layer_start: int, layer_end: int) -> int:
         """The part's row, or -1."""
 
-    def add_placement(
-        self, part: int, tier: int, codec: int, level: int, exact: bool, loc: int, stored: int
-    ) -> int:
+    def add_placement(self, part: int, tier: int, codec: int, level: int, exact: bool, loc: int, stored: int) -> int:
         """A new placement's row. ValueError if the part has one in that tier."""
 
     def find_placement(self, part: int, tier: int) -> int:
