@@ -39,6 +39,14 @@ def run(
 ) -> list[Row]:
     """`metadata-1m` and the soak; `advance` is told how many chunks more are done."""
     books = _Books(chunks)
+    try:
+        return [_fill(books, chunks, advance), _soak(books, soak, advance)]
+    finally:
+        books.close()
+
+
+def _fill(books: _Books, chunks: int, advance: Callable[[int], None]) -> Row:
+    """Memory and pauses with every chunk in."""
     gc.collect()
     before, start = rss(), time.perf_counter()
     for first in range(0, chunks, STEP):
@@ -50,7 +58,7 @@ def run(
     pauses = _pauses()
     per_chunk, longest = grown / chunks, max(pauses)
     name = "metadata-1m" if chunks == 1_000_000 else f"metadata-{chunks}"
-    row: Row = {
+    return {
         "case": name,
         "mode": "dram+nvme",
         "bytes": grown,
@@ -68,7 +76,6 @@ def run(
         "met": per_chunk <= BYTES_BAR and Bar(p50_s=PAUSE_BAR_S).met({"p50_s": longest}),
         "note": f"growth of the resident set; {COLLECTIONS} full garbage collections, their pauses are p50_s",
     }
-    return [row, _soak(books, soak, advance)]
 
 
 def _soak(books: _Books, operations: int, advance: Callable[[int], None]) -> Row:
@@ -116,6 +123,10 @@ class _Books:
         self._part = spec.part()
         self._groups: Any = np.zeros(1, GROUP_DTYPE)
         self._next = chunks
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._core.dram.close()
 
     @property
     def chunks(self) -> int:

@@ -51,7 +51,9 @@ def run(
     for nbytes in sizes:
         corpus = Corpus(nbytes, max(BATCH, working_set // nbytes), max(BATCH, targets // nbytes))
         with _open(corpus) as client:
-            rows += measure(_Group(client, corpus).cases(), rounds=rounds, slots=corpus.count, advance=advance)
+            group = _Group(client, corpus)
+            rows += measure(group.copies(), rounds=rounds, slots=corpus.count, advance=advance)
+            rows += measure([group.view()], rounds=rounds * 5, slots=corpus.count)
     rows += lookups(rounds=rounds * 5)
     for row in rows:
         bar = BARS.get((row["case"], row["bytes"] or _size_of(row)))
@@ -102,12 +104,19 @@ class _Group:
         self._ring = corpus.targets_count
         self._seeds = count(1 << 32)
         self._reservation: Reservation | None = None
+        self._arena = f"{corpus.count * corpus.nbytes >> 20} MiB of chunks in DRAM, in rotation"
 
-    def cases(self) -> list[Case]:
-        """All cases, the baseline first."""
+    def view(self) -> Case:
+        """`view`: in a loop of its own, since copies between would empty the caches of what it needs."""
+        note = f"{self._arena}; opened and closed, in a loop of its own"
+        size = {"size": self._corpus.nbytes}
+        return Case("view", self._view, mode=MODE, note=note, check=self._viewed, facts=size)
+
+    def copies(self) -> list[Case]:
+        """All cases that move bytes, the baseline first."""
         nbytes = self._corpus.nbytes
         name, copy = best_copy(self._corpus)
-        arena = f"{self._corpus.count * nbytes >> 20} MiB of chunks in DRAM, in rotation"
+        arena = self._arena
         cases = [
             Case("memcpy", self._memcpy(copy), nbytes, note=f"baseline: {name}, one thread, rotating buffers"),
             Case("get", self._get, nbytes, "memcpy", note=arena + ", leased before"),
@@ -122,7 +131,6 @@ class _Group:
                      check=self._batch_arrived)
             )  # fmt: skip
         cases += [
-            Case("view", self._view, note=f"{arena}; opened and closed", check=self._viewed, facts={"size": nbytes}),
             Case("put", self._commit, nbytes, "memcpy", note="filled arena memory to the acknowledgement (stored)",
                  before=self._reserve, after=self._forget_old, check=self._stored),
             Case("put-copy", self._put_copy, nbytes, "memcpy", note="the caller's rotating arrays into DRAM",

@@ -65,9 +65,7 @@ class Bar:
         return f"≥ {self.ratio:g}" if self.ratio else f"≤ {self.p50_s * 1e6:g} µs"
 
 
-def measure(
-    cases: Sequence[Case], *, rounds: int, slots: int, advance: Callable[[], None] = lambda: None
-) -> list[Row]:
+def measure(cases: Sequence[Case], *, rounds: int, slots: int, advance: Callable[[], None] = lambda: None) -> list[Row]:
     """One row per case, in order. `advance` is called once a round."""
     times: dict[str, list[float]] = {case.name: [] for case in cases}
     _checked(cases, range(min(slots, 8)))
