@@ -361,3 +361,13 @@ class VerifyResponse(_message.Message):
     placement: Placement
     problem: str
     def __init__(self, chunk: _Optional[_Union[Chunk, _Mapping]] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class SessionRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SessionEvent(_message.Message):
+    __slots__ = ("opened",)
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    opened: bool
+    def __init__(self, opened: _Optional[bool] = ...) -> None: ...
