@@ -36,14 +36,15 @@ class Fidelity(IntEnum):
 class Query:
     """A look-up.
 
-    `refs` are chunks in rising position; several may share a position (a whole chunk and its possible tails):
-    the longest that is there is taken, and the walk goes on where it ends. `parts` are what the reader needs
+    `refs` are packed chunk references (`keys.pack_refs`, 40 bytes each) in rising position; several may share a
+    position (a whole chunk and its possible tails): the longest that is there is taken, and the walk goes on where
+    it ends. `parts` are what the reader needs
     (empty: every part of the spec). With `lease_s` the chunks of the hit stay readable for so many seconds, under
     the id `lease`, 16 bytes of the caller's choice; asking again with the same id renews.
     """
 
     spec: KVSpec
-    refs: Sequence[ChunkRef]
+    refs: bytes
     parts: Sequence[Part] = ()
     fidelity: Fidelity = Fidelity.EXACT
     lease: bytes = b""

@@ -34,7 +34,7 @@ from kvstore.api import (
     Want,
 )
 from kvstore.errors import InvalidArgument
-from kvstore.keys import Chain, ChunkRef, Extras, TokenIds, check_key
+from kvstore.keys import Chain, ChunkRef, Extras, TokenIds, check_key, pack_refs
 from kvstore.spec import KVSpec, Part
 
 
@@ -106,23 +106,21 @@ class Client:
         With `lease_s` the answer is a promise for that long, without it a hint. With `block_tokens` a second
         look-up asks for tails cut at every engine block where the first one ended.
         """
-        refs = tuple(chain.refs) if isinstance(chain, Chain) else tuple(chain)
+        refs = chain.refs if isinstance(chain, Chain) else tuple(chain)
+        packed = chain.packed if isinstance(chain, Chain) else pack_refs(refs)
         lease = secrets.token_bytes(16) if lease_s > 0 else b""
-        query = Query(spec, refs, parts, fidelity, lease, lease_s)
-        found = self._backend.lookup(query)
+        found = self._backend.lookup(Query(spec, packed, parts, fidelity, lease, lease_s))
         if block_tokens and isinstance(chain, Chain) and found.tokens < len(chain.ids):
             tails = chain.tails(found.tokens, block_tokens)
+            refs = (*refs[: found.tokens // chain.chunk_tokens], *tails)
             if tails:
-                refs = (*refs[: len(found.used)], *tails)
-                query = Query(spec, refs, parts, fidelity, lease, lease_s)
-                longer = self._backend.lookup(query)
-                found = longer if longer.tokens >= found.tokens else found
+                found = self._backend.lookup(Query(spec, pack_refs(refs), parts, fidelity, lease, lease_s))
         used = tuple(refs[i] for i in found.used)
         return Hit(spec, found.tokens, used, lease if found.leased else b"", self._backend)
 
     def contains(self, spec: KVSpec, refs: Sequence[ChunkRef], *, parts: Sequence[Part] = ()) -> list[bool]:
         """Whether each chunk is there with all `parts`, whatever stands before it. A hint, not a promise."""
-        return list(self._backend.lookup(Query(spec, tuple(refs), parts)).present)
+        return list(self._backend.lookup(Query(spec, pack_refs(refs), parts)).present)
 
     def put(
         self,

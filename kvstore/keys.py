@@ -117,6 +117,11 @@ class Chain:
             parent = ref.key
         return tuple(found)
 
+    @cached_property
+    def packed(self) -> bytes:
+        """`refs` as look-up records."""
+        return pack_refs(self.refs)
+
     def tails(self, position: int, block_tokens: int) -> tuple[ChunkRef, ...]:
         """The chunk at `position` cut at every engine block: what a shorter prompt may have stored there.
 

@@ -1,3 +1,10 @@
-#include <nanobind/nanobind.h>
-namespace nb = nanobind;
-NB_MODULE(_native, m) { m.doc() = "kvstore native core"; }
+#include "bind.hpp"
+
+NB_MODULE(_native, m) {
+    m.doc() = "What kvstore does in C++: checksums, copies, the arena's allocator, the chunk index.";
+    kvstore::bind_allocator(m);
+    kvstore::bind_hash(m);
+    kvstore::bind_index(m);
+    kvstore::bind_lru(m);
+    kvstore::bind_populate(m);
+}

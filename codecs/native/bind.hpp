@@ -1,0 +1,15 @@
+// What each file adds to the module.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+namespace kvstore {
+
+void bind_allocator(nanobind::module_& m);
+void bind_hash(nanobind::module_& m);
+void bind_index(nanobind::module_& m);
+void bind_lru(nanobind::module_& m);
+void bind_populate(nanobind::module_& m);
+
+}  // namespace kvstore

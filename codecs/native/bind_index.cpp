@@ -1,0 +1,247 @@
+// The chunk index for Python. Its methods are short and keep the GIL, which is what makes each of them atomic.
+#include "bind.hpp"
+#include "buffer.hpp"
+#include "index.hpp"
+
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace kvstore {
+
+namespace {
+
+// Row numbers arrive signed: a miss (-1) is then an IndexError like any other row that is not there.
+using Row = std::int64_t;
+
+Key to_key(const nb::bytes& bytes, const char* name) {
+    Key key;
+    if (bytes.size() != key.size())
+        throw nb::value_error(
+            (std::string(name) + " must have 32 bytes, not " + std::to_string(bytes.size())).c_str());
+    std::memcpy(key.data(), bytes.data(), key.size());
+    return key;
+}
+
+nb::bytes to_bytes(const Key& key) { return nb::bytes(key.data(), key.size()); }
+
+std::size_t record_count(const BufferView& buffer, std::size_t record_bytes, const char* name) {
+    if (buffer.bytes() % record_bytes != 0)
+        throw nb::value_error((std::string(name) + " has " + std::to_string(buffer.bytes()) +
+                               " bytes, no multiple of the record's " + std::to_string(record_bytes))
+                                  .c_str());
+    return buffer.bytes() / record_bytes;
+}
+
+std::uint32_t default_maximum(std::uint32_t max_chunks, std::uint32_t times, std::uint32_t given) {
+    if (given != 0) return given;
+    return static_cast<std::uint32_t>(std::min<std::uint64_t>(std::uint64_t{max_chunks} * times, kMaxRows));
+}
+
+void init_index(Index* self, std::uint32_t max_chunks, std::uint64_t secret, std::uint32_t max_parts,
+                std::uint32_t max_placements) {
+    const std::uint32_t parts = default_maximum(max_chunks, 2, max_parts);
+    const std::uint32_t placements = default_maximum(max_chunks, 4, max_placements);
+    for (const std::uint32_t maximum : {max_chunks, parts, placements})
+        if (maximum == 0 || maximum > kMaxRows)
+            throw nb::value_error(("a table of the index must have 1 to " + std::to_string(kMaxRows) + " rows, not " +
+                                   std::to_string(maximum))
+                                      .c_str());
+    new (self) Index(max_chunks, secret, parts, placements);
+}
+
+nb::object find_many(const Index& index, std::uint32_t scope, nb::handle object) {
+    const BufferView keys(object, "keys");
+    const std::size_t count = record_count(keys, sizeof(Key), "keys");
+    NewArray rows("i8", count);
+    index.find_many(scope, keys.data(), count, rows.data<std::int64_t>());
+    return rows.release();
+}
+
+nb::object lookup(Index& index, std::uint32_t scope, nb::handle refs_object, nb::handle parts_object,
+                  bool exact_only, std::int64_t now_ms) {
+    const BufferView refs(refs_object, "refs");
+    const BufferView parts(parts_object, "parts");
+    const std::size_t ref_count = record_count(refs, sizeof(ChunkRef), "refs");
+    const std::size_t part_count = record_count(parts, sizeof(PartId), "parts");
+    NewArray rows("i8", ref_count);
+    NewArray present("u1", part_count, ref_count);
+    NewArray first_valid("u4", part_count, ref_count);
+    // Packed records need not be aligned; x86-64 and AArch64 read them all the same, the language does not.
+    std::vector<ChunkRef> aligned_refs(ref_count);
+    std::vector<PartId> aligned_parts(part_count);
+    if (ref_count > 0) std::memcpy(aligned_refs.data(), refs.data(), refs.bytes());
+    if (part_count > 0) std::memcpy(aligned_parts.data(), parts.data(), parts.bytes());
+    index.lookup({scope, aligned_refs.data(), ref_count, aligned_parts.data(), part_count, exact_only, now_ms},
+                 rows.data<std::int64_t>(), present.data<std::uint8_t>(), first_valid.data<std::uint32_t>());
+    return nb::make_tuple(rows.release(), present.release(), first_valid.release());
+}
+
+std::vector<std::uint32_t> checked_chunks(const Index& index, nb::handle object) {
+    const Rows rows(object, "rows");
+    std::vector<std::uint32_t> chunks(rows.size());
+    for (std::size_t i = 0; i < chunks.size(); ++i) chunks[i] = index.checked_chunk(rows[i]);
+    return chunks;
+}
+
+void lease(Index& index, nb::handle rows) {
+    for (const std::uint32_t chunk : checked_chunks(index, rows)) index.add_lease(chunk);
+}
+
+std::vector<std::uint32_t> unlease(Index& index, nb::handle rows) {
+    const std::vector<std::uint32_t> chunks = checked_chunks(index, rows);
+    std::size_t done = 0;
+    try {
+        for (; done < chunks.size(); ++done) index.drop_lease(chunks[done]);
+    } catch (const std::invalid_argument&) {
+        while (done-- > 0) index.add_lease(chunks[done]);
+        throw;
+    }
+    std::vector<std::uint32_t> removed;
+    for (const std::uint32_t chunk : chunks)
+        if (index.is_live_chunk(chunk) && index.remove_if_empty(chunk)) removed.push_back(chunk);
+    return removed;
+}
+
+void touch(Index& index, nb::handle rows, std::int64_t now_ms) {
+    for (const std::uint32_t chunk : checked_chunks(index, rows)) index.touch(chunk, now_ms);
+}
+
+nb::object live_chunks(const Index& index, Row start_row, std::size_t limit) {
+    if (start_row < 0 || start_row > kMaxRows)
+        throw nb::index_error(("no chunk " + std::to_string(start_row)).c_str());
+    std::int64_t next = -1;
+    const auto found = index.live_chunks(static_cast<std::uint32_t>(start_row), limit, next);
+    NewArray rows("u4", found.size());
+    std::copy(found.begin(), found.end(), rows.data<std::uint32_t>());
+    return nb::make_tuple(rows.release(), next);
+}
+
+nb::object export_tier(const Index& index, std::uint8_t tier) {
+    std::vector<ExportRecord> records(index.count_in_tier(tier));
+    index.export_tier(tier, records.data());
+    const std::size_t bytes = records.size() * sizeof(ExportRecord);
+    NewArray array("u1", bytes);
+    if (bytes > 0) std::memcpy(array.data<std::uint8_t>(), records.data(), bytes);
+    return array.release();
+}
+
+nb::object bulk_insert(Index& index, nb::handle object, std::uint8_t tier) {
+    const BufferView records(object, "records");
+    const std::size_t count = record_count(records, sizeof(ExportRecord), "records");
+    NewArray placements("u4", count);
+    index.bulk_insert(records.data(), count, tier, placements.data<std::uint32_t>());
+    return placements.release();
+}
+
+std::int64_t row_or_miss(std::uint32_t row) { return row == kNone ? -1 : std::int64_t{row}; }
+
+void bind_rows(nb::module_& m) {
+    nb::class_<ChunkRow>(m, "Chunk")
+        .def_prop_ro("key", [](const ChunkRow& row) { return to_bytes(row.key); })
+        .def_prop_ro("parent", [](const ChunkRow& row) { return to_bytes(row.parent); })
+        .def_ro("scope", &ChunkRow::scope)
+        .def_ro("position", &ChunkRow::position)
+        .def_ro("tokens", &ChunkRow::tokens)
+        .def_prop_ro("first_part", [](const ChunkRow& row) { return row_or_miss(row.first_part); })
+        .def_ro("leases", &ChunkRow::leases)
+        .def_ro("hits", &ChunkRow::hits)
+        .def_ro("pin_until", &ChunkRow::pin_until)
+        .def_ro("last_use", &ChunkRow::last_use)
+        .def_ro("flags", &ChunkRow::flags);
+    nb::class_<PartRow>(m, "Part")
+        .def_ro("chunk", &PartRow::chunk)
+        .def_prop_ro("next", [](const PartRow& row) { return row_or_miss(row.next); })
+        .def_prop_ro("group", [](const PartRow& row) { return row.id.group; })
+        .def_prop_ro("rank", [](const PartRow& row) { return row.id.rank; })
+        .def_prop_ro("layer_start", [](const PartRow& row) { return row.id.layer_start; })
+        .def_prop_ro("layer_end", [](const PartRow& row) { return row.id.layer_end; })
+        .def_ro("first_valid", &PartRow::first_valid)
+        .def_prop_ro("first_placement", [](const PartRow& row) { return row_or_miss(row.first_placement); })
+        .def_ro("logical", &PartRow::logical);
+    nb::class_<PlacementRow>(m, "Placement")
+        .def_ro("part", &PlacementRow::part)
+        .def_prop_ro("next", [](const PlacementRow& row) { return row_or_miss(row.next); })
+        .def_ro("tier", &PlacementRow::tier)
+        .def_prop_ro("exact", [](const PlacementRow& row) { return row.exact != 0; })
+        .def_ro("codec", &PlacementRow::codec)
+        .def_ro("level", &PlacementRow::level)
+        .def_ro("loc", &PlacementRow::loc)
+        .def_ro("stored", &PlacementRow::stored)
+        .def_ro("readers", &PlacementRow::readers);
+}
+
+}  // namespace
+
+void bind_index(nb::module_& m) {
+    using namespace nb::literals;
+    bind_rows(m);
+    m.attr("EXPORT_ITEMSIZE") = sizeof(ExportRecord);
+    nb::class_<Index>(m, "Index")
+        .def("__init__", init_index, "max_chunks"_a, "secret"_a, "max_parts"_a = 0, "max_placements"_a = 0)
+        .def("find", [](const Index& index, std::uint32_t scope, const nb::bytes& key) {
+                return index.find(scope, to_key(key, "key"));
+            }, "scope"_a, "key"_a)
+        .def("find_many", find_many, "scope"_a, "keys"_a)
+        .def("insert_chunk", [](Index& index, std::uint32_t scope, const nb::bytes& key, const nb::bytes& parent,
+                                std::uint32_t position, std::uint32_t tokens, std::int64_t now_ms) {
+                return index.insert_chunk(scope, to_key(key, "key"), to_key(parent, "parent"), position, tokens,
+                                          now_ms);
+            }, "scope"_a, "key"_a, "parent"_a, "position"_a, "tokens"_a, "now_ms"_a)
+        .def("add_part", [](Index& index, Row chunk, std::uint16_t group, std::uint16_t rank,
+                            std::uint16_t layer_start, std::uint16_t layer_end, std::uint32_t first_valid,
+                            std::uint64_t logical) {
+                return index.add_part(chunk, {group, rank, layer_start, layer_end}, first_valid, logical);
+            }, "chunk"_a, "group"_a, "rank"_a, "layer_start"_a, "layer_end"_a, "first_valid"_a, "logical"_a)
+        .def("find_part", [](const Index& index, Row chunk, std::uint16_t group, std::uint16_t rank,
+                             std::uint16_t layer_start, std::uint16_t layer_end) {
+                return index.find_part(chunk, {group, rank, layer_start, layer_end});
+            }, "chunk"_a, "group"_a, "rank"_a, "layer_start"_a, "layer_end"_a)
+        .def("add_placement", [](Index& index, Row part, std::uint8_t tier, std::uint16_t codec,
+                                 std::uint16_t level, bool exact, std::uint64_t loc, std::uint64_t stored) {
+                return index.add_placement(part, {tier, codec, level, exact, loc, stored});
+            }, "part"_a, "tier"_a, "codec"_a, "level"_a, "exact"_a, "loc"_a, "stored"_a)
+        .def("find_placement", [](const Index& index, Row part, std::uint8_t tier) {
+                return index.find_placement(part, tier);
+            }, "part"_a, "tier"_a)
+        .def("best_placement", [](const Index& index, Row part, bool exact_only, const nb::bytes& tiers) {
+                return index.best_placement(part, exact_only, static_cast<const std::uint8_t*>(tiers.data()),
+                                            tiers.size());
+            }, "part"_a, "exact_only"_a, "tier_order"_a)
+        .def("remove_placement", [](Index& index, Row row) { return index.remove_placement(row); }, "placement"_a)
+        .def("prune", [](Index& index, Row row) { return index.prune(row); }, "chunk"_a)
+        .def("chunk", [](const Index& index, Row row) { return ChunkRow(index.chunk(row)); }, "row"_a)
+        .def("part", [](const Index& index, Row row) { return PartRow(index.part(row)); }, "row"_a)
+        .def("placement", [](const Index& index, Row row) { return PlacementRow(index.placement(row)); }, "row"_a)
+        .def("chunk_parts", [](const Index& index, Row row) { return index.chunk_parts(row); }, "chunk"_a)
+        .def("part_placements", [](const Index& index, Row row) { return index.part_placements(row); }, "part"_a)
+        .def("set_loc", [](Index& index, Row row, std::uint64_t loc, std::uint64_t stored) {
+                index.set_loc(row, loc, stored);
+            }, "placement"_a, "loc"_a, "stored"_a)
+        .def("add_reader", [](Index& index, Row row) { index.add_reader(row); }, "placement"_a)
+        .def("drop_reader", [](Index& index, Row row) { index.drop_reader(row); }, "placement"_a)
+        .def("set_first_valid", [](Index& index, Row row, std::uint32_t first_valid) {
+                index.set_first_valid(row, first_valid);
+            }, "part"_a, "first_valid"_a)
+        .def("set_flags", [](Index& index, Row row, std::uint32_t flags) { index.set_flags(row, flags); },
+             "chunk"_a, "flags"_a)
+        .def("pin", [](Index& index, Row row, std::int64_t until_ms) { index.pin(row, until_ms); }, "chunk"_a,
+             "until_ms"_a)
+        .def("lease", lease, "rows"_a)
+        .def("unlease", unlease, "rows"_a)
+        .def("touch", touch, "rows"_a, "now_ms"_a)
+        .def("lookup", lookup, "scope"_a, "refs"_a, "parts"_a, "exact_only"_a, "now_ms"_a)
+        .def("export", export_tier, "tier"_a)
+        .def("bulk_insert", bulk_insert, "records"_a, "tier"_a)
+        .def("chunks", live_chunks, "start_row"_a, "limit"_a)
+        .def("chunk_evictable", [](const Index& index, Row row, std::int64_t now_ms) {
+                return index.evictable(row, now_ms);
+            }, "row"_a, "now_ms"_a)
+        .def("counts", [](const Index& index) {
+                return nb::make_tuple(index.chunk_count(), index.part_count(), index.placement_count());
+            })
+        .def("resident_bytes", &Index::resident_bytes);
+}
+
+}  // namespace kvstore

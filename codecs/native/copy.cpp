@@ -1,0 +1,55 @@
+#include "copy.hpp"
+
+#include "xxh3_kernels.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace kvstore {
+
+namespace {
+
+constexpr std::size_t kLine = 64;
+
+std::size_t past_line(const std::uint8_t* p) { return reinterpret_cast<std::uintptr_t>(p) % kLine; }
+
+#if defined(__x86_64__)
+// `output` is aligned to a line and `length` a multiple of it.
+__attribute__((target("avx2"))) void stream_lines(std::uint8_t* output, const std::uint8_t* input,
+                                                  std::size_t length) {
+    for (std::size_t i = 0; i < length; i += kLine) {
+        const __m256i left = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(input + i));
+        const __m256i right = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(input + i + 32));
+        _mm_prefetch(reinterpret_cast<const char*>(input + i + xxh3::kPrefetchBytes), _MM_HINT_T0);
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(output + i), left);
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(output + i + 32), right);
+    }
+    _mm_sfence();
+}
+#else
+void stream_lines(std::uint8_t* output, const std::uint8_t* input, std::size_t length) {
+    std::memcpy(output, input, length);
+}
+#endif
+
+}  // namespace
+
+Store store_for(const std::uint8_t* output, std::size_t copy_bytes) {
+    const bool streams = copy_bytes >= kStreamBytes && past_line(output) == 0;
+    return streams && simd_level() != SimdLevel::portable ? Store::stream : Store::cached;
+}
+
+void copy_bytes(std::uint8_t* output, const std::uint8_t* input, std::size_t length) {
+    if (length < kStreamBytes || simd_level() == SimdLevel::portable) {
+        if (length > 0) std::memcpy(output, input, length);
+        return;
+    }
+    const std::size_t head = (kLine - past_line(output)) % kLine;
+    const std::size_t body = (length - head) / kLine * kLine;
+    std::memcpy(output, input, head);
+    stream_lines(output + head, input + head, body);
+    std::memcpy(output + head + body, input + head + body, length - head - body);
+}
+
+}  // namespace kvstore

@@ -1,0 +1,211 @@
+// The chunk index: which chunks there are, in which parts, and where each part's bytes lie. All of it is rows of
+// fixed size in mapped tables; see kvstore/_native.pyi for what each operation promises.
+#pragma once
+
+#include "key_table.hpp"
+#include "row_table.hpp"
+#include "siphash.hpp"
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+namespace kvstore {
+
+using Key = std::array<std::uint8_t, 32>;
+
+// What a look-up reads lies in the first cache line.
+struct alignas(64) ChunkRow {
+    static constexpr std::uint32_t kFree = 0xFFFFFFFEU;
+
+    Key key;
+    std::uint32_t scope;
+    std::uint32_t position;
+    std::uint32_t tokens;
+    std::uint32_t first_part;
+    std::uint32_t leases;
+    std::uint32_t hits;
+    std::int64_t last_use;
+    Key parent;
+    std::int64_t pin_until;
+    std::uint32_t flags;
+
+    bool is_free() const { return first_part == kFree; }
+    std::uint32_t free_link() const { return position; }
+    void set_free(std::uint32_t link) {
+        first_part = kFree;
+        position = link;
+    }
+};
+
+// Which piece of a chunk a part is. Also a record of a look-up.
+struct PartId {
+    std::uint16_t group;
+    std::uint16_t rank;
+    std::uint16_t layer_start;
+    std::uint16_t layer_end;
+
+    bool operator==(const PartId&) const = default;
+};
+static_assert(sizeof(PartId) == 8);
+
+struct PartRow {
+    std::uint64_t logical;
+    std::uint32_t chunk;
+    std::uint32_t next;
+    std::uint32_t first_valid;
+    std::uint32_t first_placement;
+    PartId id;
+
+    bool is_free() const { return chunk == kNone; }
+    std::uint32_t free_link() const { return next; }
+    void set_free(std::uint32_t link) {
+        chunk = kNone;
+        next = link;
+    }
+};
+
+struct PlacementRow {
+    std::uint64_t loc;
+    std::uint64_t stored;
+    std::uint32_t part;
+    std::uint32_t next;
+    std::uint32_t readers;
+    std::uint16_t codec;
+    std::uint16_t level;
+    std::uint8_t tier;
+    std::uint8_t exact;
+
+    bool is_free() const { return part == kNone; }
+    std::uint32_t free_link() const { return next; }
+    void set_free(std::uint32_t link) {
+        part = kNone;
+        next = link;
+    }
+};
+
+// A chunk that a look-up asks for, as it is packed on the wire.
+struct ChunkRef {
+    Key key;
+    std::uint32_t position;
+    std::uint32_t tokens;
+};
+static_assert(sizeof(ChunkRef) == 40);
+
+// A placement with its part and chunk, for snapshots and recovery. kvstore/rows.py describes the same bytes.
+struct ExportRecord {
+    Key key;
+    Key parent;
+    std::uint32_t scope;
+    std::uint32_t position;
+    std::uint32_t tokens;
+    PartId part;
+    std::uint32_t first_valid;
+    std::uint16_t codec;
+    std::uint16_t level;
+    std::uint8_t exact;
+    std::uint8_t tier;
+    std::uint16_t padding;
+    std::uint64_t logical;
+    std::uint64_t loc;
+    std::uint64_t stored;
+    std::int64_t last_use;
+    std::int64_t pin_until;
+};
+static_assert(sizeof(ExportRecord) == 136);
+
+struct PlacementFields {
+    std::uint8_t tier;
+    std::uint16_t codec;
+    std::uint16_t level;
+    bool exact;
+    std::uint64_t loc;
+    std::uint64_t stored;
+};
+
+// Flags of Index::remove_placement.
+inline constexpr int kPartRemoved = 1;
+inline constexpr int kChunkRemoved = 2;
+
+class Index {
+public:
+    Index(std::uint32_t max_chunks, std::uint64_t secret, std::uint32_t max_parts, std::uint32_t max_placements);
+
+    std::int64_t find(std::uint32_t scope, const Key& key) const;
+    std::uint32_t insert_chunk(std::uint32_t scope, const Key& key, const Key& parent, std::uint32_t position,
+                               std::uint32_t tokens, std::int64_t now_ms);
+    std::uint32_t add_part(std::uint64_t chunk, const PartId& id, std::uint32_t first_valid, std::uint64_t logical);
+    std::int64_t find_part(std::uint64_t chunk, const PartId& id) const;
+    std::uint32_t add_placement(std::uint64_t part, const PlacementFields& fields);
+    std::int64_t find_placement(std::uint64_t part, std::uint8_t tier) const;
+    std::int64_t best_placement(std::uint64_t part, bool exact_only, const std::uint8_t* tiers,
+                                std::size_t tier_count) const;
+    int remove_placement(std::uint64_t placement);
+    // Removes the chunk's parts without placements, then the chunk if it has no part and no lease.
+    bool prune(std::uint64_t chunk);
+
+    const ChunkRow& chunk(std::uint64_t row) const { return chunks_[chunks_.checked(row)]; }
+    const PartRow& part(std::uint64_t row) const { return parts_[parts_.checked(row)]; }
+    const PlacementRow& placement(std::uint64_t row) const { return placements_[placements_.checked(row)]; }
+    std::vector<std::uint32_t> chunk_parts(std::uint64_t chunk) const;
+    std::vector<std::uint32_t> part_placements(std::uint64_t part) const;
+    std::vector<std::uint32_t> live_chunks(std::uint32_t start, std::size_t limit, std::int64_t& next) const;
+
+    void set_loc(std::uint64_t placement, std::uint64_t loc, std::uint64_t stored);
+    void add_reader(std::uint64_t placement);
+    void drop_reader(std::uint64_t placement);
+    void set_first_valid(std::uint64_t part, std::uint32_t first_valid);
+    void set_flags(std::uint64_t chunk, std::uint32_t flags);
+    void pin(std::uint64_t chunk, std::int64_t until_ms);
+    void add_lease(std::uint32_t chunk) { ++chunks_[chunk].leases; }
+    void drop_lease(std::uint32_t chunk);
+    bool remove_if_empty(std::uint32_t chunk);
+    void touch(std::uint32_t chunk, std::int64_t now_ms);
+    bool evictable(std::uint64_t chunk, std::int64_t now_ms) const;
+    bool is_live_chunk(std::uint32_t row) const { return chunks_.is_live(row); }
+    std::uint32_t checked_chunk(std::uint64_t row) const { return chunks_.checked(row); }
+
+    void find_many(std::uint32_t scope, const std::uint8_t* keys, std::size_t count, std::int64_t* rows) const;
+    struct Lookup {
+        std::uint32_t scope;
+        const ChunkRef* refs;
+        std::size_t ref_count;
+        const PartId* parts;
+        std::size_t part_count;
+        bool exact_only;
+        std::int64_t now_ms;
+    };
+    void lookup(const Lookup& query, std::int64_t* rows, std::uint8_t* present, std::uint32_t* first_valid);
+
+    std::size_t count_in_tier(std::uint8_t tier) const;
+    void export_tier(std::uint8_t tier, ExportRecord* records) const;
+    void bulk_insert(const std::uint8_t* records, std::size_t count, std::uint8_t tier, std::uint32_t* placements);
+
+    std::uint32_t chunk_count() const { return chunks_.live(); }
+    std::uint32_t part_count() const { return parts_.live(); }
+    std::uint32_t placement_count() const { return placements_.live(); }
+    std::size_t resident_bytes() const;
+
+private:
+    static constexpr std::size_t kBatch = 64;
+
+    std::int64_t find_hashed(std::uint64_t hash, std::uint32_t scope, const Key& key) const;
+    void find_batch(std::uint32_t scope, const std::uint8_t* keys, std::size_t stride, std::size_t count,
+                    std::int64_t* rows) const;
+    void lookup_batch(const Lookup& query, std::size_t begin, std::size_t end, std::int64_t* rows,
+                      std::uint8_t* present, std::uint32_t* first_valid);
+    std::uint32_t part_of(std::uint32_t chunk, const PartId& id) const;
+    bool has_placement(const PartRow& part, bool exact_only) const;
+    std::uint32_t placement_in(const PartRow& part, std::uint8_t tier) const;
+    void unlink_part(std::uint32_t part);
+    void remove_chunk(std::uint32_t chunk);
+    std::uint32_t insert_record(const ExportRecord& record, std::uint8_t tier);
+
+    RowTable<ChunkRow> chunks_;
+    RowTable<PartRow> parts_;
+    RowTable<PlacementRow> placements_;
+    KeyTable table_;
+    SipHash hash_;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,181 @@
+"""The arena: DRAM in extents, each a memfd of its own and owned by one namespace for as long as it lives.
+
+What a tenant may map is thus never another's. Extents are populated before they are used, because the first touch
+of fresh pages costs more than the copy itself; a thread makes them ahead of need. Inside an extent a native
+allocator hands out 4 KiB-aligned ranges without a system call.
+
+A location is `extent number << 40 | offset`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+from dataclasses import dataclass
+
+from kvstore import _native
+from kvstore.errors import StorageError
+from kvstore.record import BLOCK
+
+_SHIFT = 40
+_OFFSET = (1 << _SHIFT) - 1
+
+
+@dataclass(eq=False)
+class Extent:
+    """One memfd, mapped and populated. `view` spans all of it."""
+
+    number: int
+    fd: int
+    memory: mmap.mmap
+    view: memoryview
+    allocator: _native.Allocator
+    owner: bytes | None = None
+
+    @classmethod
+    def make(cls, number: int, size: int) -> Extent:
+        """Create and populate an extent of `size` bytes."""
+        fd = os.memfd_create(f"kvstore-extent-{number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, size)
+            memory = mmap.mmap(fd, size, mmap.MAP_SHARED)
+        except OSError as error:
+            os.close(fd)
+            raise StorageError(f"no memory for an extent of {size} bytes: {error.strerror}") from error
+        view = memoryview(memory)
+        _native.populate(view)
+        return cls(number, fd, memory, view, _native.Allocator(size, BLOCK))
+
+    def destroy(self) -> None:
+        """Give the memory back. Views that readers still hold keep their pages until they are dropped."""
+        self.view.release()
+        with contextlib.suppress(BufferError):
+            self.memory.close()
+        os.close(self.fd)
+
+
+class Arena:
+    """Extents for all namespaces. Callers lock around everything but `view` and `wait`."""
+
+    def __init__(self, capacity: int, extent_bytes: int) -> None:
+        self.extent_bytes = min(extent_bytes, capacity) // BLOCK * BLOCK
+        count = capacity // self.extent_bytes
+        self.capacity = count * self.extent_bytes
+        self._extents: dict[int, Extent] = {}
+        self._owned: dict[bytes, list[Extent]] = {}
+        self._spare: list[Extent] = []
+        self._pending = count
+        self._made = 0
+        self._closed = False
+        self._failure: StorageError | None = None
+        self._change = threading.Condition()
+        self._maker = threading.Thread(target=self._make_extents, name="kvstore-arena", daemon=True)
+        self._maker.start()
+
+    @property
+    def used(self) -> int:
+        """Bytes of live allocations."""
+        return sum(extent.allocator.used for extent in self._extents.values())
+
+    def owned(self, owner: bytes) -> int:
+        """Bytes of the extents that a namespace owns."""
+        return len(self._owned.get(owner, ())) * self.extent_bytes
+
+    def alloc(self, owner: bytes, nbytes: int) -> int:
+        """The location of `nbytes` bytes in one of the owner's extents, or -1 if there is no room (yet)."""
+        for extent in self._owned.get(owner, ()):
+            offset = extent.allocator.alloc(nbytes)
+            if offset >= 0:
+                return extent.number << _SHIFT | offset
+        if nbytes > self.extent_bytes:
+            return -1
+        extent_or_none = self._take(owner)
+        if extent_or_none is None:
+            return -1
+        return extent_or_none.number << _SHIFT | extent_or_none.allocator.alloc(nbytes)
+
+    def free(self, location: int, nbytes: int) -> None:
+        """Give an allocation back."""
+        self._extents[location >> _SHIFT].allocator.free(location & _OFFSET, nbytes)
+
+    def view(self, location: int, start: int, nbytes: int) -> memoryview:
+        """`nbytes` bytes of an allocation, from `start` bytes after its beginning."""
+        at = (location & _OFFSET) + start
+        return self._extents[location >> _SHIFT].view[at : at + nbytes]
+
+    def wait(self, seconds: float) -> bool:
+        """Whether extents are still being made; if so, after waiting for the next one."""
+        with self._change:
+            if self._spare or not self._pending:
+                return bool(self._spare)
+            return self._change.wait(seconds)
+
+    def donor(self, taker: bytes) -> int | None:
+        """The extent to empty for a namespace that has fewer extents than some other; None if there is none."""
+        owner = max(self._owned, key=lambda each: len(self._owned[each]), default=taker)
+        if owner == taker or len(self._owned[owner]) <= len(self._owned.get(taker, ())):
+            return None
+        return min(self._owned[owner], key=lambda extent: extent.allocator.used).number
+
+    def holds(self, number: int, location: int) -> bool:
+        """Whether a location lies in the extent of this number."""
+        return location >> _SHIFT == number
+
+    def replace(self, number: int) -> bool:
+        """Destroy an empty extent and have a fresh one made for whoever asks next; False if it is in use."""
+        extent = self._extents[number]
+        if extent.allocator.used or extent.owner is None:
+            return False
+        self._owned[extent.owner].remove(extent)
+        del self._extents[number]
+        extent.destroy()
+        with self._change:
+            self._pending += 1
+            self._change.notify_all()
+        return True
+
+    def close(self) -> None:
+        """Stop making extents and give all of them back."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+        self._maker.join()
+        for extent in [*self._extents.values(), *self._spare]:
+            extent.destroy()
+        self._extents.clear()
+        self._owned.clear()
+        self._spare.clear()
+
+    def _take(self, owner: bytes) -> Extent | None:
+        with self._change:
+            if not self._spare:
+                if self._failure and not self._extents:
+                    raise self._failure
+                return None
+            extent = self._spare.pop(0)
+        extent.owner = owner
+        self._extents[extent.number] = extent
+        self._owned.setdefault(owner, []).append(extent)
+        return extent
+
+    def _make_extents(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._pending or self._closed)
+                if self._closed:
+                    return
+                self._made += 1
+                number = self._made
+            try:
+                extent = Extent.make(number, self.extent_bytes)
+            except StorageError as error:
+                with self._change:
+                    self._failure, self._pending = error, 0
+                    self._change.notify_all()
+                continue
+            with self._change:
+                self._spare.append(extent)
+                self._pending -= 1
+                self._change.notify_all()

@@ -1,0 +1,116 @@
+"""Small numbers for what keys are scoped by: the namespaces of a store and the specs used in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.errors import InvalidArgument, UnknownNamespace
+from kvstore.namespace import check_name, namespace_digest
+from kvstore.record import header_bytes, padded
+from kvstore.spec import KVSpec, Part
+
+MAX_SCOPES = 65536
+
+
+@dataclass(eq=False)
+class Namespace:
+    """A tenant as the store sees it. `used` counts record bytes over all tiers."""
+
+    name: str
+    quota: int = 0
+    ttl_s: float = 0.0
+    open: bool = True
+    used: int = 0
+    digest: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.digest = namespace_digest(check_name(self.name))
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where the bytes of one raw part lie: lengths in bytes, layer groups as `uint64` columns."""
+
+    nbytes: int
+    header: int
+    total: int
+    offsets: npt.NDArray[np.uint64]
+    lengths: npt.NDArray[np.uint64]
+
+
+@dataclass(eq=False)
+class Scope:
+    """One spec in one namespace: what the index calls by `number`."""
+
+    number: int
+    namespace: Namespace
+    spec: KVSpec
+    parts: tuple[Part, ...] = field(init=False)
+    packed_parts: bytes = field(init=False)
+    windowed: bool = field(init=False)
+    _geometry: dict[tuple[Part, int], Geometry] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.parts = tuple(self.spec.parts())
+        self.packed_parts = b"".join(part.pack() for part in self.parts)
+        self.windowed = any(group.window for group in self.spec.groups)
+
+    def geometry(self, part: Part, tokens: int) -> Geometry:
+        """Lengths and layer groups of a part of a chunk of `tokens` tokens."""
+        known = self._geometry.get((part, tokens))
+        if known is None:
+            ranges = np.array(self.spec.layer_ranges(part, tokens), np.uint64)
+            nbytes, header = self.spec.part_bytes(part, tokens), header_bytes(len(ranges))
+            offsets, lengths = ranges[:, 0].copy(), ranges[:, 1].copy()
+            known = Geometry(nbytes, header, header + padded(nbytes), offsets, lengths)
+            self._geometry[part, tokens] = known
+        return known
+
+
+class Catalog:
+    """Namespaces by name and digest, scopes by number. The store calls it under its lock."""
+
+    def __init__(self) -> None:
+        self.namespaces: dict[str, Namespace] = {}
+        self.scopes: list[Scope] = []
+        self._by_digest: dict[bytes, Namespace] = {}
+        self._numbers: dict[tuple[bytes, bytes], int] = {}
+
+    def add_namespace(self, namespace: Namespace) -> Namespace:
+        """Make a namespace known; one of the same name is kept as it is."""
+        kept = self.namespaces.setdefault(namespace.name, namespace)
+        self._by_digest[kept.digest] = kept
+        return kept
+
+    def namespace(self, name: str) -> Namespace:
+        """The namespace of this name; `UnknownNamespace` unless it is configured."""
+        found = self.namespaces.get(name)
+        if found is None or not found.open:
+            raise UnknownNamespace(f"there is no namespace {name!r} here; add it to the configuration")
+        return found
+
+    def scope(self, namespace: Namespace, spec: KVSpec) -> Scope:
+        """The scope of a spec in a namespace, made on first use."""
+        number = self._numbers.get((namespace.digest, spec.digest))
+        if number is None:
+            if len(self.scopes) >= MAX_SCOPES:
+                raise InvalidArgument(f"more than {MAX_SCOPES} specs are in use; restart the store to forget some")
+            number = len(self.scopes)
+            self.scopes.append(Scope(number, namespace, spec))
+            self._numbers[namespace.digest, spec.digest] = number
+        return self.scopes[number]
+
+    def find(self, namespace: bytes, spec: bytes) -> Scope | None:
+        """The scope of two digests, if it is known."""
+        number = self._numbers.get((namespace, spec))
+        return None if number is None else self.scopes[number]
+
+    def digests(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Namespace and spec digests by scope number, `[n, 16]` each."""
+        names = b"".join(scope.namespace.digest for scope in self.scopes)
+        specs = b"".join(scope.spec.digest for scope in self.scopes)
+        return np.frombuffer(names, "u1").reshape(-1, 16), np.frombuffer(specs, "u1").reshape(-1, 16)

@@ -1,0 +1,100 @@
+"""Watching: events of one namespace, to any number of readers, none of which can slow the store down."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from kvstore.api import Event
+from kvstore.errors import Closed
+from kvstore.spec import Part
+
+_BACKLOG = 10_000
+
+
+class Watcher(Iterator[Event]):
+    """An endless iterator of events. `close` ends it from any thread.
+
+    A reader that falls behind by more than 10,000 events loses some; it is told by one event of the kind `lost`.
+    """
+
+    def __init__(self, namespace: str, forget: Callable[[Watcher], None]) -> None:
+        self.namespace = namespace
+        self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._forget = forget
+        self._lost = False
+        self._ended = False
+
+    def offer(self, event: Event) -> None:
+        """Queue an event, or note that one was lost."""
+        if self._queue.qsize() < _BACKLOG:
+            self._queue.put(event)
+        elif not self._lost:
+            self._lost = True
+            self._queue.put(Event("lost", event.key, event.spec, event.part, event.tier, event.at_ms))
+
+    def next_within(self, seconds: float) -> Event | None:
+        """The next event, or None when none came in time. Raises `StopIteration` at the end."""
+        if self._ended:
+            raise StopIteration
+        try:
+            event = self._queue.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if event is None:
+            self._ended = True
+            raise StopIteration
+        self._lost = self._lost and event.kind != "lost"
+        return event
+
+    def __next__(self) -> Event:
+        while True:
+            event = self.next_within(3600.0)
+            if event is not None:
+                return event
+
+    def close(self) -> None:
+        """End the iteration. A second call does nothing."""
+        self._forget(self)
+        self._queue.put(None)
+
+
+class EventHub:
+    """Hands events to watchers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watchers: tuple[Watcher, ...] = ()
+        self._closed = False
+
+    def watch(self, namespace: str) -> Watcher:
+        """A new watcher of one namespace's events."""
+        watcher = Watcher(namespace, self._drop)
+        with self._lock:
+            if self._closed:
+                raise Closed("the store is closed")
+            self._watchers = (*self._watchers, watcher)
+        return watcher
+
+    def emit(self, kind: str, namespace: str, key: bytes, spec: bytes, part: Part, tier: str) -> None:
+        """Tell whoever watches; costs next to nothing when nobody does."""
+        if not self._watchers:
+            return
+        event = Event(kind, key, spec, part, tier, time.time_ns() // 1_000_000)
+        for watcher in self._watchers:
+            if watcher.namespace == namespace:
+                watcher.offer(event)
+
+    def close(self) -> None:
+        """End every watcher."""
+        with self._lock:
+            self._closed = True
+            watchers = self._watchers
+        for watcher in watchers:
+            watcher.close()
+
+    def _drop(self, watcher: Watcher) -> None:
+        with self._lock:
+            self._watchers = tuple(each for each in self._watchers if each is not watcher)

@@ -1,0 +1,84 @@
+"""How far a look-up reaches: the largest token at which every KV group is satisfied.
+
+Full attention needs every chunk before that token, a sliding window only those that it still reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.spec import KVGroup
+
+REF_DTYPE = np.dtype([("key", "u1", (32,)), ("position", "<u4"), ("tokens", "<u4")])
+Flags = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """`tokens` reached, and the indexes of the refs that lead there."""
+
+    tokens: int
+    used: npt.NDArray[np.uint32]
+
+
+def walk(refs: npt.NDArray[Any], full: Flags) -> Reach:
+    """Follow `refs` (`REF_DTYPE`, rising positions) as far as `full[i]` says that chunk i is there.
+
+    Of several refs at one position the longest that is there is taken.
+    """
+    if not len(refs):
+        return Reach(0, np.zeros(0, np.uint32))
+    starts = refs["position"].astype(np.int64)
+    ends = starts + refs["tokens"]
+    if np.array_equal(starts[1:], ends[:-1]):
+        missing = full.tobytes().find(0)
+        count = len(refs) if missing < 0 else missing
+        return Reach(int(ends[count - 1]) if count else int(starts[0]), np.arange(count, dtype=np.uint32))
+    return _walk_alternatives(starts.tolist(), ends.tolist(), full.tolist())
+
+
+def _walk_alternatives(starts: list[int], ends: list[int], full: list[int]) -> Reach:
+    used: list[int] = []
+    at, best = starts[0], -1
+    for i, start in enumerate([*starts, -1]):
+        if best >= 0 and start != at:
+            used.append(best)
+            at, best = ends[best], -1
+        if start == at and full[i] and (best < 0 or ends[i] > ends[best]):
+            best = i
+    return Reach(at, np.array(used, np.uint32))
+
+
+def within_windows(
+    reach: Reach,
+    refs: npt.NDArray[Any],
+    groups: Sequence[tuple[KVGroup, Flags, npt.NDArray[np.uint32]]],
+) -> Reach:
+    """Shorten a reach to the last chunk end at which every sliding-window group has all that its window needs.
+
+    `groups` gives each group asked for with, per ref, whether its parts are there and from which token inside the
+    chunk they are valid.
+    """
+    used = reach.used
+    starts = refs["position"][used].astype(np.int64)
+    ends = starts + refs["tokens"][used]
+    satisfied = np.ones(len(used), bool)
+    for group, present, first_valid in groups:
+        covered_from, since = np.empty(len(used), np.int64), 0
+        for n, i in enumerate(used.tolist()):
+            if not present[i]:
+                since = int(ends[n])
+            elif first_valid[i] or n == 0:
+                since = int(starts[n]) + int(first_valid[i])
+            covered_from[n] = since
+        needed = np.array([group.first_needed(int(end)) for end in ends], np.int64)
+        satisfied &= (covered_from <= needed) & present[used].astype(bool)
+    hits = np.flatnonzero(satisfied)
+    count = int(hits[-1]) + 1 if len(hits) else 0
+    first = int(refs["position"][0]) if len(refs) else 0
+    return Reach(int(ends[count - 1]) if count else first, used[:count])

@@ -1,0 +1,123 @@
+"""DRAM: the arena as a tier. What lies here can be read in place."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import ClassVar
+
+from kvstore import _native
+from kvstore.arena import Arena
+from kvstore.errors import Closed
+from kvstore.record import Record
+from kvstore.tiers.base import Speed, Tier, TierFull
+
+
+class DramTier(Tier):
+    """Records in memory that is populated up front.
+
+    Beyond the interface of a tier it offers `reserve` and `view`, so that bytes are written where they stay and
+    read where they lie.
+    """
+
+    kind: ClassVar[str] = "dram"
+    persistent: ClassVar[bool] = False
+
+    def __init__(self, capacity: int, extent_bytes: int, name: str = "dram") -> None:
+        self.name = name
+        self._arena = Arena(capacity, extent_bytes)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._speed = Speed(8e9, 8e9, 1e-6)
+
+    @property
+    def capacity(self) -> int:
+        return self._arena.capacity
+
+    @property
+    def used(self) -> int:
+        with self._lock:
+            return self._arena.used
+
+    @property
+    def speed(self) -> Speed:
+        return self._speed
+
+    @property
+    def max_record(self) -> int:
+        return self._arena.extent_bytes
+
+    def owned(self, namespace: bytes) -> int:
+        """Bytes of the extents that belong to a namespace."""
+        with self._lock:
+            return self._arena.owned(namespace)
+
+    def reserve(self, namespace: bytes, nbytes: int) -> int:
+        """Location of `nbytes` bytes of memory for a namespace (its digest), or -1 if there is no room now."""
+        with self._lock:
+            if self._closed:
+                raise Closed("the DRAM tier is closed")
+            return self._arena.alloc(namespace, nbytes)
+
+    def wait_for_memory(self, seconds: float) -> bool:
+        """True if an extent was being made and something changed within `seconds`."""
+        return self._arena.wait(seconds)
+
+    def view(self, location: int, start: int, nbytes: int) -> memoryview:
+        """Memory of a reserved record, `start` bytes after its beginning."""
+        return self._arena.view(location, start, nbytes)
+
+    def write(self, header: bytes, payload: memoryview, record: Record) -> int:
+        location = self.reserve(record.namespace, record.total_bytes)
+        if location < 0:
+            raise TierFull(f"no room for {record.total_bytes} bytes in {self.name}")
+        start = time.perf_counter()
+        self.view(location, 0, len(header))[:] = header
+        _native.copy(self.view(location, len(header), record.stored), payload[: record.stored])
+        zero_padding(self.view(location, 0, record.total_bytes), len(header) + record.stored)
+        self._learn(record.stored, time.perf_counter() - start)
+        return location
+
+    def read_into(self, location: int, offset: int, out: memoryview) -> None:
+        if self._closed:
+            raise Closed("the DRAM tier is closed")
+        start = time.perf_counter()
+        _native.copy(out, self.view(location, offset, out.nbytes))
+        self._learn(out.nbytes, time.perf_counter() - start)
+
+    def delete(self, location: int, record_bytes: int) -> None:
+        with self._lock:
+            if not self._closed:
+                self._arena.free(location, record_bytes)
+
+    def donor(self, namespace: bytes) -> int | None:
+        """The extent to empty so that a namespace with less memory gets some; None if all have their share."""
+        with self._lock:
+            return self._arena.donor(namespace)
+
+    def holds(self, extent: int, location: int) -> bool:
+        """Whether a record lies in an extent."""
+        return self._arena.holds(extent, location)
+
+    def replace_extent(self, extent: int) -> bool:
+        """Destroy an emptied extent and make another in the background; False while something is in it."""
+        with self._lock:
+            return self._arena.replace(extent)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._arena.close()
+
+    def _learn(self, nbytes: int, seconds: float) -> None:
+        if nbytes >= 1 << 20 and seconds > 0:
+            rate = 0.9 * self._speed.read_bytes_per_s + 0.1 * nbytes / seconds
+            self._speed = Speed(rate, rate, self._speed.latency_s)
+
+
+def zero_padding(record: memoryview, used: int) -> None:
+    """Zero what follows the first `used` bytes of a record, so that no old bytes reach a disk or a reader."""
+    if used < len(record):
+        record[used:] = bytes(len(record) - used)
