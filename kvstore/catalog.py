@@ -11,7 +11,7 @@ import numpy.typing as npt
 from kvstore.errors import InvalidArgument, UnknownNamespace
 from kvstore.namespace import check_name, namespace_digest
 from kvstore.record import header_bytes, padded
-from kvstore.spec import KVSpec, Part
+from kvstore.spec import OPAQUE, KVSpec, Part
 
 MAX_SCOPES = 65536
 
@@ -58,6 +58,10 @@ class Scope:
         self.parts = tuple(self.spec.parts())
         self.packed_parts = b"".join(part.pack() for part in self.parts)
         self.windowed = any(group.window for group in self.spec.groups)
+
+    def layer_groups(self, part: Part) -> int:
+        """How many layer groups a part has."""
+        return 1 if self.spec.layout == OPAQUE else len(self.spec.part_layers(part))
 
     def geometry(self, part: Part, tokens: int) -> Geometry:
         """Lengths and layer groups of a part of a chunk of `tokens` tokens."""

@@ -203,7 +203,7 @@ def seal(header: bytes, generation: int, location: int) -> bytes:
 def sealed_at(header: memoryview | bytes, generation: int, location: int) -> bool:
     """Whether `header` was sealed for this generation of this location."""
     checksum, found, mark = struct.unpack_from("<QQQ", header, _CHECKSUM_AT)
-    return found == generation and mark == _native.xxh3_64(_SEAL.pack(checksum, generation, location))
+    return bool(found == generation) and mark == _native.xxh3_64(_SEAL.pack(checksum, generation, location))
 
 
 def with_payload(record: Record, groups: npt.NDArray[Any]) -> Record:

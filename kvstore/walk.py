@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from kvstore.spec import KVGroup
 
-REF_DTYPE = np.dtype([("key", "u1", (32,)), ("position", "<u4"), ("tokens", "<u4")])
 Flags = npt.NDArray[np.uint8]
 
 

@@ -38,6 +38,11 @@ std::uint32_t Index::insert_chunk(std::uint32_t scope, const Key& key, const Key
                    std::to_string(position));
         return static_cast<std::uint32_t>(found);
     }
+    return add_chunk(hash, scope, key, parent, position, tokens, now_ms);
+}
+
+std::uint32_t Index::add_chunk(std::uint64_t hash, std::uint32_t scope, const Key& key, const Key& parent,
+                               std::uint32_t position, std::uint32_t tokens, std::int64_t now_ms) {
     const std::uint32_t row = chunks_.take();
     ChunkRow& chunk = chunks_[row];
     chunk.key = key;
@@ -91,9 +96,8 @@ std::uint32_t Index::add_placement(std::uint64_t part_row, const PlacementFields
         refuse("part " + std::to_string(part) + " has placement " + std::to_string(known) + " in tier " +
                std::to_string(fields.tier));
     const std::uint32_t row = placements_.take();
-    placements_[row] = {fields.loc, fields.stored, part,        parts_[part].first_placement,
-                        0,          fields.codec,  fields.level, fields.tier,
-                        fields.exact};
+    placements_[row] = {part,         parts_[part].first_placement, fields.tier, fields.exact, fields.codec,
+                        fields.level, 0,                            fields.loc,  fields.stored};
     parts_[part].first_placement = row;
     return row;
 }

@@ -66,15 +66,15 @@ struct PartRow {
 };
 
 struct PlacementRow {
-    std::uint64_t loc;
-    std::uint64_t stored;
     std::uint32_t part;
     std::uint32_t next;
-    std::uint32_t readers;
-    std::uint16_t codec;
-    std::uint16_t level;
     std::uint8_t tier;
     std::uint8_t exact;
+    std::uint16_t codec;
+    std::uint16_t level;
+    std::uint32_t readers;
+    std::uint64_t loc;
+    std::uint64_t stored;
 
     bool is_free() const { return part == kNone; }
     std::uint32_t free_link() const { return next; }
@@ -199,7 +199,11 @@ private:
     std::uint32_t placement_in(const PartRow& part, std::uint8_t tier) const;
     void unlink_part(std::uint32_t part);
     void remove_chunk(std::uint32_t chunk);
-    std::uint32_t insert_record(const ExportRecord& record, std::uint8_t tier);
+    std::uint32_t add_chunk(std::uint64_t hash, std::uint32_t scope, const Key& key, const Key& parent,
+                            std::uint32_t position, std::uint32_t tokens, std::int64_t now_ms);
+    std::uint32_t insert_record(const ExportRecord& record, std::uint64_t hash, std::uint8_t tier);
+    void insert_batch(const ExportRecord* records, std::size_t count, std::uint8_t tier, std::uint32_t* placements,
+                      std::size_t& done);
 
     RowTable<ChunkRow> chunks_;
     RowTable<PartRow> parts_;

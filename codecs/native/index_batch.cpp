@@ -100,15 +100,15 @@ void Index::export_tier(std::uint8_t tier, ExportRecord* records) const {
     }
 }
 
-std::uint32_t Index::insert_record(const ExportRecord& record, std::uint8_t tier) {
-    const std::int64_t found = find(record.scope, record.key);
+std::uint32_t Index::insert_record(const ExportRecord& record, std::uint64_t hash, std::uint8_t tier) {
+    const std::int64_t found = find_hashed(hash, record.scope, record.key);
     if (found >= 0) {
         const ChunkRow& known = chunks_[static_cast<std::uint32_t>(found)];
         if (known.position != record.position || known.tokens != record.tokens) return kNone;
     }
     const std::uint32_t chunk = found >= 0 ? static_cast<std::uint32_t>(found)
-                                           : insert_chunk(record.scope, record.key, record.parent, record.position,
-                                                          record.tokens, record.last_use);
+                                           : add_chunk(hash, record.scope, record.key, record.parent,
+                                                       record.position, record.tokens, record.last_use);
     try {
         const std::uint32_t part = add_part(chunk, record.part, record.first_valid, record.logical);
         if (placement_in(parts_[part], tier) != kNone) return kNone;
@@ -122,14 +122,24 @@ std::uint32_t Index::insert_record(const ExportRecord& record, std::uint8_t tier
     }
 }
 
-void Index::bulk_insert(const std::uint8_t* records, std::size_t count, std::uint8_t tier,
-                        std::uint32_t* placements) {
+void Index::insert_batch(const ExportRecord* records, std::size_t count, std::uint8_t tier,
+                         std::uint32_t* placements, std::size_t& done) {
+    std::uint64_t hashes[kBatch];
+    for (std::size_t i = 0; i < count; ++i) {
+        hashes[i] = hash_(records[i].scope, records[i].key.data());
+        table_.prefetch(hashes[i]);
+    }
+    for (std::size_t i = 0; i < count; ++i, ++done) placements[i] = insert_record(records[i], hashes[i], tier);
+}
+
+void Index::bulk_insert(const std::uint8_t* bytes, std::size_t count, std::uint8_t tier, std::uint32_t* placements) {
     std::size_t done = 0;
     try {
-        for (; done < count; ++done) {
-            ExportRecord record;
-            std::memcpy(&record, records + done * sizeof record, sizeof record);
-            placements[done] = insert_record(record, tier);
+        for (std::size_t begin = 0; begin < count; begin += kBatch) {
+            ExportRecord records[kBatch];
+            const std::size_t batch = std::min(kBatch, count - begin);
+            std::memcpy(records, bytes + begin * sizeof(ExportRecord), batch * sizeof(ExportRecord));
+            insert_batch(records, batch, tier, placements + begin, done);
         }
     } catch (const std::overflow_error&) {
         // All or nothing: the caller would not know the rows of what is in already.

@@ -68,7 +68,7 @@ private:
     void check(std::uint64_t handle) const {
         if (handle >= links_.size())
             throw nb::index_error(
-                ("handle " + std::to_string(handle) + " is outside a list of " + std::to_string(links_.size())).c_str());
+                ("handle " + std::to_string(static_cast<std::int64_t>(handle)) + " is outside a list of " + std::to_string(links_.size())).c_str());
     }
 
     Link& newer_of(Link link) { return link == kEnd ? oldest_ : links_[link - kFirst].newer; }
@@ -99,15 +99,17 @@ private:
 
 void bind_lru(nb::module_& m) {
     using namespace nb::literals;
+    // Handles arrive signed: a miss (-1) is then an IndexError like any other handle that the list cannot have.
     nb::class_<LruList>(m, "LruList")
         .def(nb::init<std::uint32_t>(), "max_handles"_a)
-        .def("push", &LruList::push, "handle"_a)
+        .def("push", [](LruList& list, std::int64_t handle) { list.push(handle); }, "handle"_a)
         .def("touch_many", &LruList::touch_many, "rows"_a)
-        .def("remove", &LruList::remove, "handle"_a)
+        .def("remove", [](LruList& list, std::int64_t handle) { return list.remove(handle); }, "handle"_a)
         .def("oldest", &LruList::oldest)
-        .def("newer", &LruList::newer, "handle"_a)
+        .def("newer", [](const LruList& list, std::int64_t handle) { return list.newer(handle); }, "handle"_a)
         .def("__len__", &LruList::size)
-        .def("__contains__", &LruList::contains, "handle"_a);
+        .def("__contains__", [](const LruList& list, std::int64_t handle) { return list.contains(handle); },
+             "handle"_a);
 }
 
 }  // namespace kvstore

@@ -1,0 +1,315 @@
+"""What kvstore does in C++: checksums, copies, the arena's allocator, the chunk index.
+
+Buffers are C-contiguous and of any type (bytes, memoryview, NumPy array): TypeError for an object without
+one, ValueError for one that is not contiguous or, as a destination, not writable. Functions over buffers
+release the GIL for more than 64 KiB; methods of the classes hold it, so that each is atomic.
+"""
+
+from typing import Any, Literal, TypeAlias, final
+
+import numpy as np
+import typing_extensions
+from numpy.typing import NDArray
+
+# An ndarray is a Buffer to the type checker from Python 3.12 on.
+Buffer: TypeAlias = typing_extensions.Buffer | NDArray[Any]
+
+EXPORT_ITEMSIZE: int
+"""Bytes of one record of `Index.export`; `kvstore.rows.EXPORT_DTYPE` has the fields."""
+
+def xxh3_128(buffer: Buffer) -> bytes:
+    """XXH3-128 with seed 0: 16 bytes, canonical (big-endian). For integrity, not against attackers."""
+
+def xxh3_64(buffer: Buffer) -> int:
+    """XXH3-64 with seed 0."""
+
+def xxh3_128_many(buffer: Buffer, offsets: Buffer, lengths: Buffer) -> NDArray[np.uint8]:
+    """XXH3-128 of ranges of one buffer: uint8 [n, 16] for uint64 [n] offsets and lengths.
+
+    Ranges may overlap and come in any order. ValueError for one that ends outside the buffer.
+    """
+
+def copy(dst: Buffer, src: Buffer) -> None:
+    """Copy `src` to `dst`, past the cache from 256 KiB. ValueError if they overlap or differ in length."""
+
+def copy_hash(dst: Buffer, src: Buffer) -> bytes:
+    """`copy(dst, src)` and `xxh3_128(src)` in one pass; fastest when `dst` is aligned to 64 bytes."""
+
+def copy_hash_many(dst: Buffer, src: Buffer, offsets: Buffer, lengths: Buffer) -> NDArray[np.uint8]:
+    """Copy all of `src` to `dst` and hash ranges of it in the same pass: uint8 [n, 16].
+
+    Ranges (uint64 [n] each) ascend and do not overlap; bytes between them are copied and not hashed.
+    ValueError otherwise, or if the buffers overlap or differ in length.
+    """
+
+def simd_level() -> Literal["avx512", "avx2", "portable"]:
+    """The instruction set in use, by default the best that the processor has."""
+
+def set_simd_level(name: str) -> None:
+    """Use another instruction set, for tests. ValueError for one that the processor lacks."""
+
+def populate(buffer: Buffer) -> None:
+    """Bring each page of a writable mapping into being, keeping what it holds. OSError if memory ends."""
+
+@final
+class Xxh3_128:
+    """XXH3-128 of bytes that arrive in pieces."""
+
+    def __init__(self) -> None: ...
+    def update(self, buffer: Buffer) -> None:
+        """Add the next bytes. Not to be called from two threads at once."""
+
+    def digest(self) -> bytes:
+        """The hash of all bytes so far, as `xxh3_128` gives it."""
+
+@final
+class Allocator:
+    """Best-fit allocator over the offsets of one extent; it keeps the holes only, outside the extent."""
+
+    def __init__(self, capacity: int, granularity: int = 4096) -> None:
+        """`capacity` in bytes is rounded down to the granularity, sizes are rounded up to it."""
+
+    def alloc(self, nbytes: int) -> int:
+        """The offset of `nbytes` bytes, or -1 when no hole is large enough. ValueError for 0 bytes."""
+
+    def free(self, offset: int, nbytes: int) -> None:
+        """Give back what `alloc(nbytes)` gave. ValueError when misaligned, out of range, or free already."""
+
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def granularity(self) -> int: ...
+    @property
+    def used(self) -> int: ...
+    @property
+    def free_bytes(self) -> int: ...
+    @property
+    def largest_hole(self) -> int: ...
+    @property
+    def holes(self) -> int:
+        """How many holes there are."""
+
+@final
+class Chunk:
+    """A chunk's row as it was when it was read."""
+
+    @property
+    def key(self) -> bytes: ...
+    @property
+    def parent(self) -> bytes: ...
+    @property
+    def scope(self) -> int: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def first_part(self) -> int: ...
+    @property
+    def leases(self) -> int: ...
+    @property
+    def hits(self) -> int: ...
+    @property
+    def pin_until(self) -> int: ...
+    @property
+    def last_use(self) -> int: ...
+    @property
+    def flags(self) -> int: ...
+
+@final
+class Part:
+    """A part's row as it was when it was read. `next` and `first_placement` are -1 at the end."""
+
+    @property
+    def chunk(self) -> int: ...
+    @property
+    def next(self) -> int: ...
+    @property
+    def group(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def layer_start(self) -> int: ...
+    @property
+    def layer_end(self) -> int: ...
+    @property
+    def first_valid(self) -> int: ...
+    @property
+    def first_placement(self) -> int: ...
+    @property
+    def logical(self) -> int: ...
+
+@final
+class Placement:
+    """A placement's row as it was when it was read. `next` is -1 at the end."""
+
+    @property
+    def part(self) -> int: ...
+    @property
+    def next(self) -> int: ...
+    @property
+    def tier(self) -> int: ...
+    @property
+    def exact(self) -> bool: ...
+    @property
+    def codec(self) -> int: ...
+    @property
+    def level(self) -> int: ...
+    @property
+    def loc(self) -> int: ...
+    @property
+    def stored(self) -> int: ...
+    @property
+    def readers(self) -> int: ...
+
+@final
+class Index:
+    """Chunks, their parts and where these lie, in rows of fixed size (260 bytes a chunk in two tiers).
+
+    Row numbers are reused after a removal. Every method raises IndexError for a row that is not there (-1
+    included) and ValueError for a key that has not 32 bytes. Arrays of rows are int64 or uint32. Times are
+    milliseconds since 1970.
+    """
+
+    def __init__(self, max_chunks: int, secret: int, max_parts: int = 0, max_placements: int = 0) -> None:
+        """Tables for so many rows (0: 2 parts and 4 placements a chunk); pages are taken when first used.
+
+        `secret` is a random number below 2**64 that keeps clients from making keys collide in the hash table.
+        """
+
+    def find(self, scope: int, key: bytes) -> int:
+        """The chunk's row, or -1."""
+
+    def find_many(self, scope: int, keys: Buffer) -> NDArray[np.int64]:
+        """The rows of n keys packed one after another, -1 for those missing."""
+
+    def insert_chunk(self, scope: int, key: bytes, parent: bytes, position: int, tokens: int, now_ms: int) -> int:
+        """The row of the chunk, added if it is new. ValueError if known with another position or length.
+
+        OverflowError when the index is full, as in `add_part` and `add_placement`.
+        """
+
+    def add_part(
+        self,
+        chunk: int,
+        group: int,
+        rank: int,
+        layer_start: int,
+        layer_end: int,
+        first_valid: int,
+        logical: int,
+    ) -> int:
+        """The part's row, added if it is new; a known part is left as it is."""
+
+    def find_part(self, chunk: int, group: int, rank: int, layer_start: int, layer_end: int) -> int:
+        """The part's row, or -1."""
+
+    def add_placement(self, part: int, tier: int, codec: int, level: int, exact: bool, loc: int, stored: int) -> int:
+        """A new placement's row. ValueError if the part has one in that tier."""
+
+    def find_placement(self, part: int, tier: int) -> int:
+        """The row of the part's placement in a tier, or -1."""
+
+    def best_placement(self, part: int, exact_only: bool, tier_order: bytes) -> int:
+        """The placement in the first of these tiers that has an acceptable one, or -1."""
+
+    def remove_placement(self, placement: int) -> int:
+        """Remove a placement: 1 if its part, 3 if its part and chunk went with it, else 0.
+
+        A part goes with its last placement, a chunk with its last part unless it is leased: then `unlease`
+        removes it. ValueError while the placement has readers.
+        """
+
+    def prune(self, chunk: int) -> bool:
+        """Remove the parts that have no placement, then the chunk if it has no part and no lease.
+
+        For undoing an `insert_chunk` or `add_part` that came to nothing. True if the chunk was removed.
+        """
+
+    def chunk(self, row: int) -> Chunk: ...
+    def part(self, row: int) -> Part: ...
+    def placement(self, row: int) -> Placement: ...
+    def chunk_parts(self, chunk: int) -> list[int]: ...
+    def part_placements(self, part: int) -> list[int]: ...
+    def set_loc(self, placement: int, loc: int, stored: int) -> None: ...
+    def add_reader(self, placement: int) -> None: ...
+    def drop_reader(self, placement: int) -> None:
+        """ValueError if the placement has no reader."""
+
+    def set_first_valid(self, part: int, first_valid: int) -> None: ...
+    def set_flags(self, chunk: int, flags: int) -> None: ...
+    def pin(self, chunk: int, until_ms: int) -> None:
+        """Hold off eviction until then; 0 unpins."""
+
+    def lease(self, rows: Buffer) -> None:
+        """Add a lease to each chunk; a row that comes twice gets two. All or nothing."""
+
+    def unlease(self, rows: Buffer) -> list[int]:
+        """Take a lease from each chunk; the rows of empty chunks that were removed with their last one.
+
+        ValueError, and nothing changed, for a chunk that has fewer leases than are taken.
+        """
+
+    def touch(self, rows: Buffer, now_ms: int) -> None:
+        """Set the chunks' last use and count a hit for each."""
+
+    def lookup(
+        self, scope: int, refs: Buffer, parts: Buffer, exact_only: bool, now_ms: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint32]]:
+        """Which of n chunks are there, and which of p parts each has.
+
+        Gives rows [n], present [p, n] and first_valid [p, n].
+
+        `refs` are packed records of 40 bytes (`kvstore.rows.REF_DTYPE`), `parts` of 8 (`PART_DTYPE`). A chunk
+        known with another position or length counts as missing (-1). `present` is 1 where the part has a
+        placement, an exact one if `exact_only`; `first_valid` is 0 where there is no such part. Chunks found
+        get `now_ms` as their last use unless it is 0; hits are counted by `touch` alone.
+        """
+
+    def export(self, tier: int) -> NDArray[np.uint8]:
+        """Every placement of a tier with its part and chunk: records to `view(kvstore.rows.EXPORT_DTYPE)`."""
+
+    def bulk_insert(self, records: Buffer, tier: int) -> NDArray[np.uint32]:
+        """Add exported records as placements of `tier` (their own tier is ignored): the placements' rows.
+
+        0xFFFFFFFF for a record that was skipped: its part has a placement in the tier already, or its chunk
+        is known with another position or length. OverflowError, and nothing changed, if they do not all fit.
+        """
+
+    def counts(self) -> tuple[int, int, int]:
+        """Live chunks, parts and placements."""
+
+    def chunks(self, start_row: int, limit: int) -> tuple[NDArray[np.uint32], int]:
+        """At most `limit` live chunk rows from `start_row` on, and the row to go on from (-1 at the end)."""
+
+    def resident_bytes(self) -> int:
+        """Bytes of the tables in use: rows up to the highest ever used, and the hash table."""
+
+    def chunk_evictable(self, row: int, now_ms: int) -> bool:
+        """True without leases, an active pin, or a placement with readers."""
+
+@final
+class LruList:
+    """Handles (small numbers, such as rows) in the order of their last use.
+
+    IndexError for a handle of `max_handles` or more, except in `touch_many` and `in`.
+    """
+
+    def __init__(self, max_handles: int) -> None: ...
+    def push(self, handle: int) -> None:
+        """Make a handle the most recent, adding it if it is not there."""
+
+    def touch_many(self, rows: Buffer) -> None:
+        """Make those of these handles that are there the most recent, the last one most of all."""
+
+    def remove(self, handle: int) -> bool:
+        """False if it was not there."""
+
+    def oldest(self) -> int:
+        """The least recent handle, -1 when the list is empty."""
+
+    def newer(self, handle: int) -> int:
+        """The next more recent handle, -1 at the end. ValueError if the handle is not in the list."""
+
+    def __len__(self) -> int: ...
+    def __contains__(self, handle: int) -> bool: ...

@@ -1,0 +1,359 @@
+"""Reading: from DRAM where it lies, from a slower tier by way of DRAM.
+
+Bytes that come from a slower tier are verified once, when they arrive in DRAM. A bad copy is taken out, counted
+and told as `Corrupt`; the next reader finds another copy or a miss. Requests for the same part in flight share one
+load.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from kvstore import _native
+from kvstore.api import Fidelity, Want
+from kvstore.catalog import Scope
+from kvstore.codecs import codec
+from kvstore.core import ANY_TIER, DRAM, Copy, Core, Removed
+from kvstore.errors import Closed, Corrupt, InvalidArgument, KVStoreError, NotFound, Shed, SpecMismatch, StorageError
+from kvstore.keys import ChunkRef
+from kvstore.record import Record, header_length, unpack
+from kvstore.spec import Part
+from kvstore.writer import Writer
+
+LOAD_PATIENCE_S = 0.25
+
+
+class Reader:
+    """Finds copies, loads them into DRAM and hands out their bytes."""
+
+    def __init__(self, core: Core, writer: Writer, threads: int) -> None:
+        self._core = core
+        self._writer = writer
+        self._loading: dict[int, Future[None]] = {}
+        self._bad: set[int] = set()
+        self._pool = ThreadPoolExecutor(threads, "kvstore-load")
+
+    def get(self, scope: Scope, wants: Sequence[Want], fidelity: Fidelity, verify: bool) -> Sequence[Exception | None]:
+        """Fill every destination; one outcome each, in order."""
+        outcomes: list[Exception | None] = [None] * len(wants)
+        held, cold = self._hold_all(scope, wants, fidelity, outcomes)
+        if len(cold) > 1:
+            loads = [(i, self._pool.submit(self._get_cold, scope, wants[i], fidelity)) for i in cold]
+        else:
+            loads = []
+        try:
+            for i, copy in held:
+                outcomes[i] = self._fill(scope, wants[i], copy, verify)
+        finally:
+            self._core.let_go([copy for _, copy in held])
+        for i, copy in held:
+            if isinstance(outcomes[i], Corrupt | SpecMismatch):
+                self.quarantine(scope, wants[i].ref.key, wants[i].part, copy)
+        for i, load in loads:
+            outcomes[i] = load.result()
+        if len(cold) == 1:
+            outcomes[cold[0]] = self._get_cold(scope, wants[cold[0]], fidelity)
+        return outcomes
+
+    def view(self, scope: Scope, ref: ChunkRef, part: Part) -> StoreView:
+        """A part where it lies in DRAM, loaded first if need be."""
+        copy = self._hold_in_dram(scope, ref, part, Fidelity.EXACT)
+        return StoreView(self._core, copy)
+
+    def prefetch(self, scope: Scope, keys: Sequence[bytes]) -> int:
+        """Load all parts of chunks in the background; how many chunks were found."""
+        found = 0
+        for key in keys:
+            with self._core.lock:
+                chunk = self._core.index.find(scope.number, key)
+                parts = [] if chunk < 0 else self._cold_parts(chunk)
+            found += chunk >= 0
+            for part in parts:
+                self._pool.submit(self._quietly_load, scope, key, part)
+        return found
+
+    def check(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> str:
+        """Read a copy (with a reader on it) against its checksums; what is wrong with it, or nothing."""
+        core = self._core
+        if copy.tier == DRAM:
+            memory = core.dram.view(copy.location, 0, copy.total)
+        else:
+            memory = memoryview(mmap.mmap(-1, copy.total))
+        try:
+            if copy.tier != DRAM:
+                core.tiers[copy.tier].read_into(copy.location, 0, memory)
+            _verify(memory, scope, key, part)
+        except KVStoreError as error:
+            return str(error)
+        return ""
+
+    def quarantine(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> None:
+        """Take a bad copy out, unless somebody still reads it (the next reader will come here too)."""
+        core, removed = self._core, Removed()
+        with core.lock:
+            _, row = core.find_part(scope, key, part)
+            here = -1 if row < 0 else core.index.find_placement(row, copy.tier)
+            if here == copy.placement and not core.index.placement(here).readers:
+                core.withdraw(scope, here, removed, "quarantined")
+        removed.settle()
+
+    def close(self) -> None:
+        """Let running loads end and take no more."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _hold_all(
+        self, scope: Scope, wants: Sequence[Want], fidelity: Fidelity, outcomes: list[Exception | None]
+    ) -> tuple[list[tuple[int, Copy]], list[int]]:
+        core, held, cold, used = self._core, [], [], []
+        core.check_open()
+        with core.lock:
+            index = core.index
+            for i, want in enumerate(wants):
+                chunk, placement = self._find(scope, want.ref, want.part, fidelity)
+                if placement < 0:
+                    core.counters["misses"] += 1
+                    outcomes[i] = _miss(want.ref, want.part)
+                    continue
+                if not index.chunk(chunk).leases:
+                    used.append(chunk)
+                if index.placement(placement).tier == DRAM:
+                    held.append((i, core.hold(placement, scope, want.part)))
+                    core.counters["hits_dram"] += 1
+                else:
+                    cold.append(i)
+            if used:
+                core.used_rows(np.array(used, np.uint32), scope.namespace)
+        return held, cold
+
+    def _find(self, scope: Scope, ref: ChunkRef, part: Part, fidelity: Fidelity) -> tuple[int, int]:
+        """(chunk row, placement) of what a reader may have, -1 for none. Needs the lock."""
+        index = self._core.index
+        chunk, row = self._core.find_part(scope, ref.key, part)
+        if row < 0:
+            return chunk, -1
+        known = index.chunk(chunk)
+        if (known.position, known.tokens) != (ref.position, ref.tokens):
+            return chunk, -1
+        return chunk, index.best_placement(row, fidelity is Fidelity.EXACT, ANY_TIER)
+
+    def _fill(self, scope: Scope, want: Want, copy: Copy, verify: bool) -> Exception | None:
+        """Copy what is wanted out of a DRAM copy."""
+        memory = self._core.dram.view(copy.location, 0, copy.header + copy.stored)
+        return _fill_from(memory, scope, want, copy, verify)
+
+    def _get_cold(self, scope: Scope, want: Want, fidelity: Fidelity) -> Exception | None:
+        try:
+            copy = self._hold_in_dram(scope, want.ref, want.part, fidelity)
+        except Shed:
+            return self._read_around(scope, want, fidelity)
+        except KVStoreError as error:
+            return error
+        try:
+            return self._fill(scope, want, copy, verify=False)
+        finally:
+            self._core.let_go([copy])
+
+    def _hold_in_dram(self, scope: Scope, ref: ChunkRef, part: Part, fidelity: Fidelity) -> Copy:
+        """A DRAM copy with a reader on it, loaded if need be. `NotFound`, `Corrupt`, `Shed`, `StorageError`."""
+        core = self._core
+        while True:
+            core.check_open()
+            with core.lock:
+                _, placement = self._find(scope, ref, part, fidelity)
+                if placement < 0:
+                    raise _miss(ref, part)
+                row = core.index.placement(placement)
+                if row.tier == DRAM:
+                    return core.hold(placement, scope, part)
+                joined = self._loading.get(row.part)
+                if joined is None:
+                    mine: Future[None] = Future()
+                    self._loading[row.part] = mine
+                    source = core.hold(placement, scope, part)
+                    core.loads += 1
+            if joined is not None:
+                joined.result()  # how it ended is the loader's to tell; this reader looks again
+                continue
+            try:
+                return self._load(scope, ref.key, part, source)
+            except (Corrupt, StorageError):
+                if not self._has_moved(source):
+                    raise
+            finally:
+                self._end_load(scope, ref.key, part, source)
+                with core.lock:
+                    del self._loading[row.part]
+                    core.loads -= 1
+                mine.set_result(None)
+
+    def _load(self, scope: Scope, key: bytes, part: Part, source: Copy) -> Copy:
+        """Bring a copy into DRAM, verified, and hold it there."""
+        core, tier = self._core, self._core.tiers[source.tier]
+        location = self._writer.allocate(scope.namespace, source.total, LOAD_PATIENCE_S)
+        placed = -1
+        try:
+            memory = core.dram.view(location, 0, source.total)
+            record = self._fetch(scope, key, part, source, memory)
+            memory[: source.header] = record.pack()
+            with core.lock:
+                core.counters[f"loaded_{tier.name}"] += 1
+                core.counters["loaded_bytes"] += record.stored
+                placed = core.publish(scope, record, DRAM, location)
+                if placed < 0:
+                    raise NotFound(f"chunk {key.hex()} was stored anew while it was loaded; ask again")
+                core.events.emit("moved", scope.namespace.name, key, scope.spec.digest, part, core.dram.name)
+                return core.hold(placed, scope, part)
+        finally:
+            if placed < 0:
+                core.dram.delete(location, source.total)
+
+    def _fetch(self, scope: Scope, key: bytes, part: Part, source: Copy, memory: memoryview) -> Record:
+        """Read a whole record from a slower tier and verify it; a bad one is noted to be taken out."""
+        try:
+            self._core.tiers[source.tier].read_into(source.location, 0, memory)
+            return _verify(memory, scope, key, part)
+        except (Corrupt, SpecMismatch):
+            if not self._has_moved(source):
+                self._bad.add(source.placement)
+            raise
+
+    def _has_moved(self, source: Copy) -> bool:
+        """Whether the tier moved a record, while it was read, to make room."""
+        with self._core.lock:
+            return self._core.index.placement(source.placement).loc != source.location
+
+    def _end_load(self, scope: Scope, key: bytes, part: Part, source: Copy) -> None:
+        self._core.let_go([source])
+        if source.placement in self._bad:
+            self._bad.discard(source.placement)
+            self.quarantine(scope, key, part, source)
+
+    def _read_around(self, scope: Scope, want: Want, fidelity: Fidelity) -> Exception | None:
+        """Read past a DRAM that has no room, through memory of this call's own."""
+        core = self._core
+        with core.lock:
+            _, placement = self._find(scope, want.ref, want.part, fidelity)
+            if placement < 0:
+                return _miss(want.ref, want.part)
+            copy = core.hold(placement, scope, want.part)
+            core.counters["read_around_dram"] += 1
+        if copy.tier == DRAM:
+            try:
+                return self._fill(scope, want, copy, verify=False)
+            finally:
+                core.let_go([copy])
+        memory = memoryview(mmap.mmap(-1, copy.total))
+        try:
+            self._fetch(scope, want.ref.key, want.part, copy, memory)
+            return _fill_from(memory, scope, want, copy, verify=False)
+        except KVStoreError as error:
+            return error
+        finally:
+            self._end_load(scope, want.ref.key, want.part, copy)
+
+    def _quietly_load(self, scope: Scope, key: bytes, part: Part) -> None:
+        core = self._core
+        with core.lock:
+            chunk = core.index.find(scope.number, key)
+            if chunk < 0:
+                return
+            row = core.index.chunk(chunk)
+        try:
+            copy = self._hold_in_dram(scope, ChunkRef(key, row.parent, row.position, row.tokens), part, Fidelity.LOSSY)
+        except KVStoreError:
+            with core.lock:
+                core.counters["prefetch_failed"] += 1
+        else:
+            core.let_go([copy])
+
+    def _cold_parts(self, chunk: int) -> list[Part]:
+        index = self._core.index
+        rows = [index.part(row) for row in index.chunk_parts(chunk) if index.find_placement(row, DRAM) < 0]
+        return [Part(row.group, row.rank, (row.layer_start, row.layer_end)) for row in rows]
+
+
+def _miss(ref: ChunkRef, part: Part) -> NotFound:
+    return NotFound(f"no chunk {ref.key.hex()} of {ref.tokens} tokens at {ref.position} with {part} is stored")
+
+
+def _verify(memory: memoryview, scope: Scope, key: bytes, part: Part) -> Record:
+    """Check a whole record in memory: header, identity, every layer group."""
+    record = unpack(memory[: header_length(memory)])
+    _same(record, scope, key, part)
+    if record.total_bytes > len(memory):
+        raise Corrupt(f"the record of chunk {key.hex()} says {record.total_bytes} bytes but takes {len(memory)}")
+    payload = memory[record.header_bytes : record.header_bytes + record.stored]
+    digests = _native.xxh3_128_many(payload, record.groups["offset"].copy(), record.groups["length"].copy())
+    if not np.array_equal(digests, record.groups["xxh3"]):
+        raise Corrupt(f"the payload of chunk {key.hex()} does not match its checksums")
+    return record
+
+
+def _same(record: Record, scope: Scope, key: bytes, part: Part) -> None:
+    record.check(key=key, spec=scope.spec.digest, namespace=scope.namespace.digest, part=part)
+
+
+def _fill_from(memory: memoryview, scope: Scope, want: Want, copy: Copy, verify: bool) -> Exception | None:
+    """Copy the layers that are wanted out of a record in memory, checking them on the way if asked."""
+    geometry = scope.geometry(want.part, want.ref.tokens)
+    first, end = want.layers or (0, len(geometry.offsets))
+    if not 0 <= first < end <= len(geometry.offsets):
+        return InvalidArgument(f"layers {want.layers} are outside the part's {len(geometry.offsets)} layer groups")
+    start, nbytes = 0, geometry.nbytes
+    if want.layers is not None:
+        start = int(geometry.offsets[first])
+        nbytes = int(geometry.offsets[end - 1] + geometry.lengths[end - 1]) - start
+    if want.out.nbytes != nbytes:
+        return InvalidArgument(f"the destination has {want.out.nbytes} bytes; what was asked for has {nbytes}")
+    source = memory[copy.header + start : copy.header + start + nbytes]
+    if not verify:
+        codec(copy.form).decode_into(source, want.out)
+        return None
+    try:
+        record = unpack(memory[: copy.header])
+        _same(record, scope, want.ref.key, want.part)
+    except KVStoreError as error:
+        return error
+    groups = record.groups[first:end]
+    offsets = groups["offset"] - groups["offset"][0]
+    digests = _native.copy_hash_many(want.out, source, offsets, groups["length"].copy())
+    if np.array_equal(digests, groups["xxh3"]):
+        return None
+    return Corrupt(f"chunk {want.ref.key.hex()} in DRAM does not match its checksums")
+
+
+class StoreView:
+    """Read-only bytes of the arena; see `kvstore.api.View`."""
+
+    def __init__(self, core: Core, copy: Copy) -> None:
+        self._core = core
+        self._copy: Copy | None = copy
+        self._header = core.dram.view(copy.location, 0, copy.header)
+        self.data = core.dram.view(copy.location, copy.header, copy.stored).toreadonly()
+
+    @property
+    def record(self) -> Record:
+        """The header of what is viewed."""
+        if self._copy is None:
+            raise Closed("this view was closed already")
+        return unpack(self._header)
+
+    def close(self) -> None:
+        """Let the bytes go. A second call does nothing."""
+        copy, self._copy = self._copy, None
+        if copy is not None:
+            self._core.let_go([copy])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

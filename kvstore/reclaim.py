@@ -1,0 +1,71 @@
+"""What a log-structured tier asks while it makes room: which records are dead, which may go, which must move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvstore.catalog import Scope
+from kvstore.core import NVME, Core, Removed, now_ms
+from kvstore.record import Record
+from kvstore.tiers.base import Tier, Verdict
+
+
+class Reclaimer:
+    """The store as a tier sees it; see `kvstore.tiers.base.Owner`.
+
+    A chunk is kept when it is leased, pinned or being read, or when it was used in the newer half of the time
+    between the least recently used chunk and now: whatever a segment holds of those is moved, the rest goes.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def judge(self, tier: Tier, records: Sequence[tuple[Record, int]]) -> Sequence[Verdict]:
+        """A verdict on each (record, location)."""
+        del tier
+        core, removed, verdicts = self._core, Removed(), []
+        with core.lock:
+            for record, location in records:
+                verdicts.append(self._judge(record, location, removed))
+        # The tier that asks frees the whole segment: its own deletions are not journaled one by one.
+        return verdicts
+
+    def moved(self, tier: Tier, record: Record, old: int, new: int) -> bool:
+        """Point the index at the new copy."""
+        del tier
+        core = self._core
+        with core.lock:
+            placement = self._placement(record, old)
+            if placement is None:
+                return False
+            core.index.set_loc(placement[1], new, record.stored)
+            return True
+
+    def _judge(self, record: Record, location: int, removed: Removed) -> Verdict:
+        core = self._core
+        found = self._placement(record, location)
+        if found is None:
+            return Verdict.DEAD
+        scope, placement, chunk = found
+        if not core.index.chunk_evictable(chunk, now_ms()):
+            return Verdict.KEEP
+        if core.index.chunk(chunk).hits and core.index.chunk(chunk).last_use > self._middle(scope):
+            return Verdict.KEEP
+        core.withdraw(scope, placement, removed)
+        return Verdict.DROP
+
+    def _placement(self, record: Record, location: int) -> tuple[Scope, int, int] | None:
+        core = self._core
+        scope = core.catalog.find(record.namespace, record.spec)
+        if scope is None:
+            return None
+        chunk, row = core.find_part(scope, record.key, record.part)
+        placement = -1 if row < 0 else core.index.find_placement(row, NVME)
+        if placement < 0 or core.index.placement(placement).loc != location:
+            return None
+        return scope, placement, chunk
+
+    def _middle(self, scope: Scope) -> int:
+        core, now = self._core, now_ms()
+        oldest = next(core.policy(NVME, scope.namespace).victims(), None)
+        return now if oldest is None else (core.index.chunk(oldest).last_use + now) // 2

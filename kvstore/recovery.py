@@ -1,0 +1,110 @@
+"""Between the index and a persistent tier: rows that come back when it is opened, rows for its snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.catalog import Namespace, Scope
+from kvstore.core import NVME, Core
+from kvstore.record import BLOCK, header_bytes, padded
+from kvstore.rows import EXPORT_DTYPE, NO_ROW
+from kvstore.spec import Part
+from kvstore.tiers.base import RECOVERED_DTYPE, Recovered, Tier
+
+_SAME = {"form": "codec", "location": "loc", "created_ms": "last_use"}
+_SCOPED = ("namespace", "spec", "_pad")
+
+
+def index_recovered(core: Core, tier: Tier) -> Sequence[str]:
+    """Enter everything that a tier brings back into the index; what had to be mended, in words."""
+    recovered = tier.recover()
+    rows = recovered.rows[np.argsort(recovered.rows["created_ms"], kind="stable")]
+    notes = list(recovered.notes)
+    if len(rows) > core.config.max_chunks:
+        spare = len(rows) - core.config.max_chunks
+        notes.append(f"{spare} records more than max_chunks={core.config.max_chunks} allows were let go, oldest first")
+        _forget(tier, rows[:spare])
+        rows = rows[spare:]
+    with core.lock:
+        scopes, known = _scopes(core, recovered, rows)
+        if not known.all():
+            notes.append(f"{int((~known).sum())} records of unknown namespaces or specs were let go")
+            _forget(tier, rows[~known])
+            rows, scopes = rows[known], scopes[known]
+        entered = core.index.bulk_insert(_export_rows(rows, scopes).view(np.uint8), NVME)
+        _admit(core, rows, scopes, entered)
+    _forget(tier, rows[entered == NO_ROW])
+    return notes
+
+
+def recovered_rows(core: Core) -> npt.NDArray[Any]:
+    """The live rows of the NVMe tier, for its snapshot."""
+    with core.lock:
+        exported = core.index.export(NVME).view(EXPORT_DTYPE)
+        names, specs = core.catalog.digests()
+    rows = np.zeros(len(exported), RECOVERED_DTYPE)
+    for field in RECOVERED_DTYPE.names or ():
+        if field not in _SCOPED:
+            rows[field] = exported[_SAME.get(field, field)]
+    if len(rows):
+        rows["namespace"], rows["spec"] = names[exported["scope"]], specs[exported["scope"]]
+    return rows
+
+
+def _scopes(
+    core: Core, recovered: Recovered, rows: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
+    """The scope number of every row, and whether its namespace and spec are known."""
+    pairs = np.empty(len(rows), "V32")
+    pairs.view("u1").reshape(-1, 32)[:, :16] = rows["namespace"]
+    pairs.view("u1").reshape(-1, 32)[:, 16:] = rows["spec"]
+    kinds, inverse = np.unique(pairs, return_inverse=True)
+    numbers = np.zeros(len(kinds), np.uint32)
+    known = np.zeros(len(kinds), bool)
+    for i, kind in enumerate(kinds):
+        name, spec = recovered.namespaces.get(kind.tobytes()[:16]), recovered.specs.get(kind.tobytes()[16:])
+        if name is not None and spec is not None:
+            namespace = core.catalog.add_namespace(Namespace(name, open=False))
+            numbers[i], known[i] = core.catalog.scope(namespace, spec).number, True
+    return numbers[inverse], known[inverse]
+
+
+def _export_rows(rows: npt.NDArray[Any], scopes: npt.NDArray[np.uint32]) -> npt.NDArray[Any]:
+    exported = np.zeros(len(rows), EXPORT_DTYPE)
+    for field in RECOVERED_DTYPE.names or ():
+        if field not in _SCOPED:
+            exported[_SAME.get(field, field)] = rows[field]
+    exported["scope"], exported["tier"] = scopes, NVME
+    return exported
+
+
+def _admit(core: Core, rows: npt.NDArray[Any], scopes: npt.NDArray[np.uint32], entered: npt.NDArray[np.uint32]) -> None:
+    """Tell policies and namespaces about what came back, oldest first."""
+    good = entered != NO_ROW
+    for number in np.unique(scopes[good]):
+        scope = core.catalog.scopes[int(number)]
+        mine = rows[good & (scopes == number)]
+        policy = core.policy(NVME, scope.namespace)
+        for chunk in core.index.find_many(scope.number, np.ascontiguousarray(mine["key"])).tolist():
+            policy.admit(chunk)
+        scope.namespace.used += int(_record_bytes(scope, mine).sum())
+
+
+def _record_bytes(scope: Scope, rows: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Length of every record, header and padding included; all rows are of one scope."""
+    headers = np.zeros(len(rows), np.int64)
+    parts = rows[["group", "rank", "layer_start", "layer_end"]]
+    for part in np.unique(parts):
+        layers = scope.layer_groups(Part(int(part[0]), int(part[1]), (int(part[2]), int(part[3]))))
+        headers[parts == part] = header_bytes(layers)
+    return headers + -(-rows["stored"].astype(np.int64) // BLOCK) * BLOCK
+
+
+def _forget(tier: Tier, rows: npt.NDArray[Any]) -> None:
+    for row in rows:
+        layers = int(row["layer_end"]) - int(row["layer_start"])
+        tier.delete(int(row["location"]), header_bytes(layers) + padded(int(row["stored"])))

@@ -1,0 +1,195 @@
+"""A session: the embedded backend of one client, bound to a namespace. Its leases end with it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvstore.api import Ack, ChunkInfo, Description, Fidelity, Found, Offer, Page, PlacementInfo, Query, Want
+from kvstore.catalog import Namespace, Scope
+from kvstore.core import Core, now_ms
+from kvstore.errors import Closed, InvalidArgument
+from kvstore.events import Watcher
+from kvstore.keys import KEY_BYTES, REF_BYTES, ChunkRef
+from kvstore.reader import Reader, StoreView
+from kvstore.rows import REF_DTYPE
+from kvstore.spec import KVSpec, Part
+from kvstore.walk import Flags, Reach, walk, within_windows
+from kvstore.writer import StoreReservation, Writer
+
+if TYPE_CHECKING:
+    from kvstore.store import Store
+
+
+class Session:
+    """One client's way into a store of this process; see `kvstore.api.Backend` for what each method promises."""
+
+    def __init__(
+        self, store: Store, core: Core, reader: Reader, writer: Writer, namespace: Namespace, number: int
+    ) -> None:
+        self._store, self._core, self._reader, self._writer = store, core, reader, writer
+        self._namespace = namespace
+        self._number = number
+        self._scopes: dict[bytes, Scope] = {}
+        self._reservations: weakref.WeakSet[StoreReservation] = weakref.WeakSet()
+        self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
+        self._closed = False
+
+    def describe(self) -> Description:
+        return self._store.describe(self._namespace)
+
+    def register(self, spec: KVSpec) -> None:
+        self._scope(spec)
+
+    def lookup(self, query: Query) -> Found:
+        scope, core = self._scope(query.spec), self._core
+        if len(query.refs) % REF_BYTES:
+            raise InvalidArgument(f"look-up records have {REF_BYTES} bytes each; {len(query.refs)} is no multiple")
+        parts, packed = scope.parts, scope.packed_parts
+        if query.parts:
+            for part in query.parts:
+                scope.spec.check_part(part)
+            parts, packed = tuple(query.parts), b"".join(part.pack() for part in query.parts)
+        refs = np.frombuffer(query.refs, REF_DTYPE)
+        exact = query.fidelity is Fidelity.EXACT
+        with core.lock:
+            rows, present, first_valid = core.index.lookup(scope.number, query.refs, packed, exact, 0)
+            present &= rows >= 0
+            reach = _reach(scope, refs, parts, present, first_valid)
+            used = rows[reach.used].astype(np.uint32)
+            if query.lease:
+                self._take_lease(query, used)
+            if len(used):
+                core.counters["hit_tokens"] += reach.tokens
+        return Found(reach.tokens, reach.used.tolist(), _all(present).view(np.bool_).tolist(), bool(query.lease))
+
+    def release(self, leases: Sequence[bytes]) -> None:
+        core = self._core
+        with core.lock:
+            for lease in leases:
+                core.leases.release(self._number, lease)
+
+    def get(
+        self, spec: KVSpec, wants: Sequence[Want], *, fidelity: Fidelity = Fidelity.EXACT, verify: bool = False
+    ) -> Sequence[Exception | None]:
+        return self._reader.get(self._scope(spec), wants, fidelity, verify)
+
+    def view(self, spec: KVSpec, ref: ChunkRef, part: Part) -> StoreView:
+        return self._reader.view(self._scope(spec), ref, part)
+
+    def put(self, spec: KVSpec, offer: Offer, *, ack: Ack = Ack.STORED) -> bool:
+        return self._writer.put(self._scope(spec), offer, ack)
+
+    def reserve(self, spec: KVSpec, ref: ChunkRef, part: Part, *, first_valid: int = 0) -> StoreReservation:
+        reservation = self._writer.reserve(self._scope(spec), ref, part, first_valid)
+        self._reservations.add(reservation)
+        return reservation
+
+    def delete(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
+        return self._store.delete(self._scope(spec), _checked(keys))
+
+    def pin(self, spec: KVSpec, keys: Sequence[bytes], seconds: float) -> int:
+        scope, core, count = self._scope(spec), self._core, 0
+        until = now_ms() + int(seconds * 1000) if seconds > 0 else 0
+        with core.lock:
+            for key in _checked(keys):
+                chunk = core.index.find(scope.number, key)
+                if chunk >= 0:
+                    core.index.pin(chunk, until)
+                    count += 1
+        return count
+
+    def prefetch(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
+        return self._reader.prefetch(self._scope(spec), _checked(keys))
+
+    def chunks(self, cursor: int = 0, limit: int = 1000) -> Page:
+        self._check_open()
+        if cursor < 0 or not 1 <= limit <= 100_000:
+            raise InvalidArgument(f"a page starts at a cursor ≥ 0 and holds 1 to 100000 chunks, not {cursor}, {limit}")
+        return self._store.chunks(self._namespace, cursor, limit)
+
+    def stats(self) -> dict[str, Any]:
+        self._check_open()
+        return self._store.stats(self._namespace)
+
+    def watch(self) -> Iterator[Any]:
+        self._check_open()
+        watcher = self._core.events.watch(self._namespace.name)
+        self._watchers.add(watcher)
+        return watcher
+
+    def verify(self) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
+        self._check_open()
+        return self._store.verify(self._namespace)
+
+    def close(self) -> None:
+        """End leases, watchers and reservations of this session."""
+        self._closed = True
+        for watcher in list(self._watchers):
+            watcher.close()
+        for reservation in list(self._reservations):
+            reservation.abort()
+        with self._core.lock:
+            self._core.leases.end_session(self._number)
+            self._core.room.notify_all()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("this client is closed")
+        self._core.check_open()
+
+    def _scope(self, spec: KVSpec) -> Scope:
+        self._check_open()
+        found = self._scopes.get(spec.digest)
+        if found is None:
+            found = self._scopes[spec.digest] = self._store.scope(self._namespace, spec)
+        return found
+
+    def _take_lease(self, query: Query, used: Any) -> None:
+        """Hold the chunks of a hit and count them as used. Needs the lock."""
+        core = self._core
+        if not 0 < query.lease_s <= core.config.lease_limit_s:
+            raise InvalidArgument(
+                f"a lease lasts up to {core.config.lease_limit_s:g} s here, not {query.lease_s:g}; renew it instead"
+            )
+        core.leases.take(self._number, query.lease, used, now_ms() + int(query.lease_s * 1000))
+        if len(used):
+            core.used_rows(used, self._namespace)
+
+
+class OwnedSession(Session):
+    """The session of a client that opened the store itself: closing it closes the store."""
+
+    def close(self) -> None:
+        super().close()
+        self._store.close()
+
+
+def _reach(scope: Scope, refs: Any, parts: Sequence[Part], present: Flags, first_valid: Any) -> Reach:
+    if not scope.windowed:
+        return walk(refs, present[0] if len(parts) == 1 else _all(present))
+    asked = sorted({part.group for part in parts})
+    groups, full = [], np.ones(len(refs), np.uint8)
+    for number in asked:
+        mine = [i for i, part in enumerate(parts) if part.group == number]
+        flags, valid = _all(present[mine]), np.asarray(first_valid[mine].max(axis=0))
+        if scope.spec.groups[number].window:
+            groups.append((scope.spec.groups[number], flags, valid))
+        else:
+            full &= flags
+    return within_windows(walk(refs, full), refs, groups)
+
+
+def _all(present: Flags) -> Flags:
+    """Per ref: whether every part is there."""
+    return np.asarray(present.all(axis=0)).view(np.uint8)
+
+
+def _checked(keys: Sequence[bytes]) -> Sequence[bytes]:
+    for key in keys:
+        if len(key) != KEY_BYTES:
+            raise InvalidArgument(f"a key is {KEY_BYTES} bytes, not {len(key)}")
+    return keys

@@ -1,0 +1,238 @@
+"""The store: one index over DRAM and NVMe, for every namespace of this process.
+
+`Store(config)` opens it (and recovers what its folder holds), `session(namespace)` gives a backend for a client.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from kvstore import __version__
+from kvstore.api import ChunkInfo, Description, Page, PlacementInfo
+from kvstore.catalog import Namespace, Scope
+from kvstore.codecs import form_name
+from kvstore.config import Config
+from kvstore.core import DRAM, NVME, Core, Removed
+from kvstore.errors import KVStoreError
+from kvstore.mover import Mover
+from kvstore.reader import Reader
+from kvstore.reclaim import Reclaimer
+from kvstore.record import BLOCK
+from kvstore.recovery import index_recovered, recovered_rows
+from kvstore.session import OwnedSession, Session
+from kvstore.spec import KVSpec, Part
+from kvstore.tiers.base import Tier
+from kvstore.tiers.dram import DramTier
+from kvstore.writer import Writer
+
+AnySession = TypeVar("AnySession", bound=Session)
+
+
+class Store:
+    """Everything behind the interface. Close it: with an NVMe tier that writes a snapshot, so that the next
+    opening is quick, and flushes what only DRAM holds (`Config.flush_on_close`).
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Open the store. Raises `ConfigError`, `StorageError`."""
+        nvme = _open_nvme(config)
+        try:
+            dram = DramTier(config.dram.capacity, config.dram.extent)
+        except (KVStoreError, OSError):
+            if nvme is not None:
+                nvme.close()
+            raise
+        threads = config.nvme.io_threads if config.nvme else 2
+        self._core = core = Core(config, dram, nvme)
+        self._reclaimer = Reclaimer(core)
+        self._writer = Writer(core, self._reclaimer)
+        self._reader = Reader(core, self._writer, threads)
+        self._mover = Mover(core, self._writer, threads)
+        self._writer.wake_mover = self._mover.wake
+        self._sessions = itertools.count(1)
+        self._closing = threading.Lock()
+        for each in config.namespaces:
+            core.catalog.add_namespace(Namespace(each.name, each.quota, each.ttl_s))
+        self.notes: Sequence[str] = ()
+        try:
+            if nvme is not None:
+                self.notes = index_recovered(core, nvme)
+        except KVStoreError:
+            nvme.close() if nvme is not None else None
+            dram.close()
+            raise
+        self._mover.start()
+
+    def session(self, namespace: str = "default") -> Session:
+        """A way in for one client. `UnknownNamespace` unless the namespace is configured."""
+        return self._session(namespace, Session)
+
+    def own_session(self, namespace: str = "default") -> OwnedSession:
+        """A session whose end is the store's end too."""
+        return self._session(namespace, OwnedSession)
+
+    def scope(self, namespace: Namespace, spec: KVSpec) -> Scope:
+        """The scope of a spec in a namespace."""
+        with self._core.lock:
+            return self._core.catalog.scope(namespace, spec)
+
+    def describe(self, namespace: Namespace) -> Description:
+        """Who answers, and its limits."""
+        core = self._core
+        extra = {"simd": _simd()}
+        largest = core.dram.max_record - BLOCK
+        chunks = len(core.policy(DRAM, namespace)) if core.nvme is None else len(core.policy(NVME, namespace))
+        return Description(__version__, namespace.name, tuple(t.name for t in core.tiers), largest, chunks, extra)
+
+    def chunks(self, namespace: Namespace, cursor: int, limit: int) -> Page:
+        """Some chunks of a namespace, from a cursor on."""
+        core, found = self._core, list[ChunkInfo]()
+        with core.lock:
+            while cursor >= 0 and len(found) < limit:
+                rows, cursor = core.index.chunks(cursor, limit - len(found))
+                found.extend(self._info(row) for row in rows.tolist() if self._is_of(row, namespace))
+        return Page(tuple(found), max(cursor, 0))
+
+    def verify(self, namespace: Namespace) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
+        """Read every copy of every chunk back; bad ones are quarantined as they are found."""
+        core, cursor = self._core, 0
+        while True:
+            page = self.chunks(namespace, cursor, 256)
+            for info in page.chunks:
+                for place in info.placements:
+                    problem = self._check(namespace, info, place)
+                    if problem is not None:
+                        yield info, place, problem
+            cursor = page.cursor
+            if not cursor:
+                return
+            core.check_open()
+
+    def stats(self, namespace: Namespace) -> dict[str, Any]:
+        """Counters since the start and gauges of now."""
+        core = self._core
+        with core.lock:
+            chunks, parts, placements = core.index.counts()
+            counters = dict(core.counters)
+            gauges = {"leases": len(core.leases), "index_bytes": core.index.resident_bytes(), "loads": core.loads}
+        tiers = {
+            tier.name: {
+                "kind": tier.kind,
+                "capacity": tier.capacity,
+                "used": tier.used,
+                "read_bytes_per_s": tier.speed.read_bytes_per_s,
+                "latency_s": tier.speed.latency_s,
+                **tier.stats(),
+            }
+            for tier in core.tiers
+        }
+        return {
+            "version": __version__,
+            "namespace": {"name": namespace.name, "used": namespace.used, "quota": namespace.quota},
+            "index": {"chunks": chunks, "parts": parts, "placements": placements},
+            "gauges": gauges,
+            "counters": counters,
+            "tiers": tiers,
+            "notes": list(self.notes),
+        }
+
+    def delete(self, scope: Scope, keys: Sequence[bytes]) -> int:
+        """Forget chunks; how many there were."""
+        core, removed, count = self._core, Removed(), 0
+        with core.lock:
+            for key in keys:
+                chunk = core.index.find(scope.number, key)
+                if chunk >= 0 and chunk not in core.doomed:
+                    count += 1
+                    core.drop_chunk(chunk, removed, "deleted")
+        removed.settle()
+        return count
+
+    def close(self) -> None:
+        """Stop in order. A second call does nothing."""
+        core = self._core
+        with self._closing:
+            if core.closed:
+                return
+            self._reader.close()
+            self._mover.close(flush=core.config.flush_on_close)
+            with core.lock:
+                core.closed = True
+                core.room.notify_all()
+            core.events.close()
+            try:
+                if core.nvme is not None:
+                    core.nvme.checkpoint(recovered_rows(core))
+            finally:
+                for tier in reversed(core.tiers):
+                    tier.close()
+
+    def _session(self, namespace: str, kind: type[AnySession]) -> AnySession:
+        self._core.check_open()
+        with self._core.lock:
+            found = self._core.catalog.namespace(namespace)
+        return kind(self, self._core, self._reader, self._writer, found, next(self._sessions))
+
+    def _check(self, namespace: Namespace, info: ChunkInfo, place: PlacementInfo) -> str | None:
+        """Verify one copy; None if it went away before it was looked at."""
+        core = self._core
+        tier = [each.name for each in core.tiers].index(place.tier)
+        with core.lock:
+            scope = core.catalog.find(namespace.digest, info.spec)
+            if scope is None:
+                return None
+            _, row = core.find_part(scope, info.key, place.part)
+            placement = -1 if row < 0 else core.index.find_placement(row, tier)
+            if placement < 0:
+                return None
+            copy = core.hold(placement, scope, place.part)
+        try:
+            problem = self._reader.check(scope, info.key, place.part, copy)
+        finally:
+            core.let_go([copy])
+        if problem:
+            self._reader.quarantine(scope, info.key, place.part, copy)
+        return problem
+
+    def _is_of(self, row: int, namespace: Namespace) -> bool:
+        return self._core.catalog.scopes[self._core.index.chunk(row).scope].namespace is namespace
+
+    def _info(self, row: int) -> ChunkInfo:
+        core, index = self._core, self._core.index
+        chunk = index.chunk(row)
+        places = []
+        for placement in core.placements(row):
+            place = index.placement(placement)
+            part = index.part(place.part)
+            which = Part(part.group, part.rank, (part.layer_start, part.layer_end))
+            name, form = core.tiers[place.tier].name, form_name(place.codec)
+            places.append(PlacementInfo(which, name, form, place.level, place.exact, part.logical, place.stored))
+        spec = core.catalog.scopes[chunk.scope].spec.digest
+        return ChunkInfo(
+            chunk.key, chunk.parent, spec, chunk.position, chunk.tokens, chunk.hits, chunk.leases,
+            chunk.pin_until, chunk.last_use, tuple(places),
+        )  # fmt: skip
+
+
+def _open_nvme(config: Config) -> Tier | None:
+    if config.nvme is None:
+        return None
+    from kvstore.tiers.nvme import NvmeTier
+
+    nvme = config.nvme
+    return NvmeTier(
+        nvme.path,
+        capacity=nvme.capacity,
+        segment_bytes=nvme.segment,
+        reserve_bytes=nvme.reserve,
+        io_threads=nvme.io_threads,
+    )
+
+
+def _simd() -> str:
+    from kvstore import _native
+
+    return _native.simd_level()
