@@ -116,16 +116,16 @@ class Link:
                     raise failure from None
             time.sleep(pause)
 
-    def opened(self, call: Any, first: Callable[[], T]) -> T:
-        """What `first` waits for on a stream without a deadline of its own, within the link's time limit."""
-        late = threading.Timer(self.timeout, call.cancel)
+    def opened(self, call: Any, first: Callable[[], T], seconds: float) -> T:
+        """What `first` waits for on a stream without a deadline of its own, for so many seconds at most."""
+        late = threading.Timer(seconds, call.cancel)
         late.start()
         try:
             return first()
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.CANCELLED and not self._closed:
                 raise Unavailable(f"{self.address} did not answer within {self.timeout:g} s") from None
-            raise self.meaning(error) from None
+            raise
         finally:
             late.cancel()
 

@@ -28,7 +28,7 @@ from kvstore.api import (
 )
 from kvstore.client import Client
 from kvstore.errors import Corrupt, InvalidArgument, LeaseExpired, Unavailable
-from kvstore.keys import ChunkRef, pack_keys, pack_refs
+from kvstore.keys import ChunkRef, pack_keys
 from kvstore.link import Address, Link, Pem, client_credentials
 from kvstore.namespace import DEFAULT, check_name
 from kvstore.receive import Receiver
@@ -104,7 +104,7 @@ class RemoteBackend:
         lease_ms = max(1, round(query.lease_s * 1000)) if query.lease else 0
         request = pb.LookupRequest(
             spec=query.spec.digest,
-            refs=pack_refs(query.refs),
+            refs=query.refs,
             parts=b"".join(part.pack() for part in query.parts),
             fidelity=int(query.fidelity),
             lease=query.lease,
@@ -183,9 +183,16 @@ class RemoteBackend:
 
     def watch(self) -> RemoteWatch:
         """Events from now on."""
-        call = self._link.download("Watch")(pb.WatchRequest().SerializeToString(), metadata=self._link.metadata)
-        self._link.opened(call, call.initial_metadata)
-        return RemoteWatch(self._link, call)
+        download = self._link.download("Watch")
+
+        def attempt(seconds: float) -> Any:
+            call = download(pb.WatchRequest().SerializeToString(), metadata=self._link.metadata)
+            self._link.opened(call, call.initial_metadata, seconds)
+            if call.done():
+                raise call
+            return call
+
+        return RemoteWatch(self._link, self._link.run(attempt))
 
     def verify(self) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
         """Have the server read everything back."""
@@ -269,10 +276,9 @@ class RemoteBackend:
                 return
 
             def attempt(seconds: float) -> Any:
-                del seconds
                 download = self._link.download("Session")
                 call = download(pb.SessionRequest().SerializeToString(), metadata=self._link.metadata)
-                self._link.opened(call, lambda: next(call))
+                self._link.opened(call, lambda: next(call), seconds)
                 return call
 
             self._session = self._link.run(attempt)

@@ -58,8 +58,10 @@ class Session:
 class Service:
     """Answers requests from one store. Specs are kept per namespace: a tenant cannot see another's."""
 
-    def __init__(self, store: SessionSource) -> None:
+    def __init__(self, store: SessionSource, *, apart: bool = False) -> None:
+        """`apart` keeps figures of the whole store from the callers, who are tenants that must not see each other."""
         self._store = store
+        self._apart = apart
         self._lock = threading.Lock()
         self._sessions: dict[tuple[str, bytes], Session] = {}
         self._shared: dict[str, Session] = {}
@@ -141,7 +143,7 @@ class Service:
         spec = session.spec(request.spec)
         query = Query(
             spec,
-            wire.refs_from_bytes(request.refs, spec),
+            wire.checked_refs(request.refs, spec),
             wire.parts_from_bytes(request.parts, spec),
             wire.fidelity_from_number(request.fidelity),
             request.lease,
@@ -184,13 +186,18 @@ class Service:
 
     def list(self, session: Session, request: Any) -> Any:
         """A page of the namespace's chunks."""
+        if request.cursor >= 1 << 32:
+            raise InvalidArgument(f"{request.cursor} is no cursor that a list gave")
         page = session.backend.chunks(request.cursor, min(request.limit or MAX_PAGE, MAX_PAGE))
         return pb.ListResponse(chunks=[wire.chunk_to_message(each) for each in page.chunks], cursor=page.cursor)
 
     def stats(self, session: Session, request: Any) -> Any:
-        """Counters of the namespace."""
+        """Counters: of the whole store, or where tenants are kept apart, of the namespace alone."""
         del request
-        return pb.StatsResponse(json=json.dumps(session.backend.stats()))
+        stats = session.backend.stats()
+        if self._apart:
+            stats = {name: stats[name] for name in ("version", "namespace") if name in stats}
+        return pb.StatsResponse(json=json.dumps(stats))
 
     def plan_get(self, session: Session, request: Any) -> GetPlan:
         """Check a get and say what it asks for."""

@@ -14,13 +14,15 @@ from google.protobuf.message import DecodeError
 from kvstore import errors
 from kvstore.api import Ack, ChunkInfo, Event, Fidelity, PlacementInfo
 from kvstore.errors import InvalidArgument, KVStoreError, SpecMismatch
-from kvstore.keys import KEY_BYTES, ChunkRef, check_key, pack_refs, unpack_keys, unpack_refs
+from kvstore.keys import KEY_BYTES, REF_BYTES, ChunkRef, check_key, pack_refs, unpack_keys, unpack_refs
 from kvstore.record import GROUP_DTYPE, Record
+from kvstore.rows import REF_DTYPE
 from kvstore.spec import CANONICAL_AXES, KVGroup, KVSpec, Part
 from kvstore.v1 import kvstore_pb2 as pb
 
 ITEM_BYTES = 48
 MAX_PARTS = 1 << 16
+MAX_POSITION = 0xFFFFFFFF
 NO_PARENT = bytes(KEY_BYTES)
 _PART_BYTES = 8
 _ACKS = (Ack.STORED, Ack.PERSISTED, Ack.SYNCED)
@@ -101,12 +103,19 @@ def parts_from_bytes(data: bytes, spec: KVSpec) -> tuple[Part, ...]:
     return parts
 
 
-def refs_from_bytes(data: bytes, spec: KVSpec) -> tuple[ChunkRef, ...]:
-    """Packed look-up records; the parents, which no look-up needs, are zeros."""
-    refs = tuple(ChunkRef(key, NO_PARENT, position, tokens) for key, position, tokens in unpack_refs(data))
-    for ref in refs:
-        check_tokens(ref.tokens, spec)
-    return refs
+def checked_refs(data: bytes, spec: KVSpec) -> bytes:
+    """Packed look-up records as they are, every position and token count checked."""
+    if len(data) % REF_BYTES:
+        raise InvalidArgument(f"look-up records have {REF_BYTES} bytes each; {len(data)} is no multiple")
+    refs = np.frombuffer(data, REF_DTYPE)
+    tokens, ends = refs["tokens"], refs["position"].astype(np.uint64) + refs["tokens"]
+    if len(refs) and not (tokens.min() >= 1 and tokens.max() <= spec.chunk_tokens and ends.max() <= MAX_POSITION):
+        wrong = refs[(tokens < 1) | (tokens > spec.chunk_tokens) | (ends > MAX_POSITION)][0]
+        raise InvalidArgument(
+            f"a chunk of this spec has 1 to {spec.chunk_tokens} tokens that end by {MAX_POSITION}, not "
+            f"{wrong['tokens']} at {wrong['position']}"
+        )
+    return data
 
 
 def check_tokens(tokens: int, spec: KVSpec) -> None:
@@ -127,9 +136,9 @@ def items_from_bytes(data: bytes, spec: KVSpec) -> list[tuple[ChunkRef, Part]]:
     found = []
     for start in range(0, len(data), ITEM_BYTES):
         middle, end = start + ITEM_BYTES - _PART_BYTES, start + ITEM_BYTES
-        (ref,) = refs_from_bytes(data[start:middle], spec)
+        ((key, position, tokens),) = unpack_refs(checked_refs(data[start:middle], spec))
         (part,) = parts_from_bytes(data[middle:end], spec)
-        found.append((ref, part))
+        found.append((ChunkRef(key, NO_PARENT, position, tokens), part))
     return found
 
 

@@ -69,7 +69,7 @@ class Front:
     async def get(self, data: bytes, context: Any) -> None:
         """Stream every item; the next one is opened while this one is sent."""
         async with reported(context):
-            session = self._session(context)
+            session = self._shared(context)
             plan = self._service.plan_get(session, wire.parse(pb.GetRequest, data))
             opening = self._open(session, plan, 0)
             for index in range(len(plan.items)):
@@ -91,7 +91,7 @@ class Front:
     async def put(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
         """Take a head and its payload straight into the store's memory."""
         async with reported(context), moving() as moved:
-            session = self._session(context)
+            session = self._shared(context)
             first = wire.parse(pb.PutRequest, await anext(aiter(requests), b""))
             if not first.HasField("head"):
                 raise InvalidArgument("a put begins with a message that has `head`")
@@ -116,7 +116,7 @@ class Front:
         """Events of the namespace until the caller or the server ends it."""
         async with reported(context):
             wire.parse(pb.WatchRequest, data)
-            async with WatchFeed.opened(self._session(context).backend, self._workers) as feed:
+            async with WatchFeed.opened(self._shared(context).backend, self._workers) as feed:
                 await context.send_initial_metadata(())
                 await self._until_ending(feed.write_to(context))
 
@@ -124,7 +124,7 @@ class Front:
         """Read everything back."""
         async with reported(context):
             wire.parse(pb.VerifyRequest, data)
-            checks = await self._workers.run(self._session(context).backend.verify)
+            checks = await self._workers.run(self._shared(context).backend.verify)
             while True:
                 found: Any = await self._workers.run(next, checks, _END)
                 if found is _END:
@@ -183,6 +183,10 @@ class Front:
     def _caller(self, context: Any) -> Caller:
         metadata = {name: value for name, value in context.invocation_metadata() if isinstance(value, str)}
         return self._access.caller(metadata)
+
+    def _shared(self, context: Any) -> Session:
+        """For calls that leave no lease behind: they may outlive the caller's session by a moment."""
+        return self._service.session(self._caller(context).namespace)
 
     def _session(self, context: Any) -> Session:
         caller = self._caller(context)

@@ -54,7 +54,7 @@ class Server:
         self._access = Access(config)
         check_exposure(self._config, self._access)
         self._credentials = server_credentials(self._config)
-        self._service = Service(store)
+        self._service = Service(store, apart=self._access.guarded and len(config.namespaces) > 1)
         self._grace = 0.0
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -91,7 +91,8 @@ class Server:
         server = grpc.aio.server(options=_OPTIONS)
         server.add_generic_rpc_handlers((front.handler(),))
         health = await _add_health(server)
-        reflection.enable_server_reflection((SERVICE_NAME, _HEALTH_NAME, reflection.SERVICE_NAME), server)
+        shown = (SERVICE_NAME, _HEALTH_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(shown, server)
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         address = self._bind(server)
         await server.start()
