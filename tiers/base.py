@@ -20,13 +20,14 @@ from kvstore.errors import KVStoreError
 from kvstore.record import Record
 from kvstore.spec import KVSpec
 
-# One row per record that a persistent tier brings back when it is opened.
+# One row per record that a persistent tier brings back when it is opened. The record's whole length is
+# `header_blocks` blocks of 4 KiB plus `stored` rounded up to whole blocks.
 RECOVERED_DTYPE = np.dtype(
     [
         ("key", "u1", (32,)), ("parent", "u1", (32,)), ("namespace", "u1", (16,)), ("spec", "u1", (16,)),
         ("group", "<u2"), ("rank", "<u2"), ("layer_start", "<u2"), ("layer_end", "<u2"),
         ("position", "<u4"), ("tokens", "<u4"), ("first_valid", "<u4"),
-        ("form", "<u2"), ("level", "<u2"), ("exact", "u1"), ("_pad", "u1", (3,)),
+        ("form", "<u2"), ("level", "<u2"), ("exact", "u1"), ("_pad", "u1"), ("header_blocks", "<u2"),
         ("logical", "<u8"), ("stored", "<u8"), ("location", "<u8"), ("created_ms", "<i8"),
     ]
 )  # fmt: skip
