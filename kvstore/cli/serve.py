@@ -12,6 +12,7 @@ from types import FrameType
 from kvstore.cli.output import print_json
 from kvstore.cli.settings import configuration
 from kvstore.config import Config
+from kvstore.errors import Unavailable
 from kvstore.settings import size_text
 
 GRACE_S = 5.0
@@ -21,17 +22,19 @@ def serve(args: Namespace) -> int:
     """Print one line when ready; stop in order on SIGTERM or SIGINT, at once on the second."""
     config = configuration(args)
     from kvstore.server import serve as start
+    from kvstore.server import tune_process
     from kvstore.store import Store
 
-    # A busy Python thread holds the others off for a whole switch interval; see the server's p99.
-    sys.setswitchinterval(1e-4)
+    tune_process()
     stop = _stop_on_signals()
     store = Store(config)
     try:
         server = start(store, config)
         try:
             _ready(args, server.address, config)
-            stop.wait()
+            while not stop.wait(1.0):
+                if server.wait(0):
+                    raise Unavailable(f"the server on {server.address} ended by itself")
         finally:
             server.stop(GRACE_S)
     finally:
