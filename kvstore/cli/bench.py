@@ -57,7 +57,7 @@ def torture(args: Namespace) -> int:
     folder = Path(args.path) if args.path else None
     with progress("bench torture", args.rounds) as advance:
         row = bench(args.rounds, folder=folder, seed=args.seed, advance=advance)
-    _show(args, "torture", [row], ("rounds", "acknowledged", "corrupt", "phantom", "lost", "seed"))
+    _show(args, "torture", [row], ("rounds", "acknowledged", "corrupt", "phantom", "lost", "undeleted", "seed"))
     return Corrupt.exit_code if row["corrupt"] or row["phantom"] or row["lost"] else 0
 
 

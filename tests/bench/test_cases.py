@@ -66,5 +66,6 @@ def test_the_ledger_tells_lost_corrupt_and_phantom() -> None:
         ledger.read(line)
     assert ledger.lost == {(1, 0)}
     assert ledger.corrupt == {"4.0 bad"}
-    assert ledger.phantom == {"00" * 32, "3.0 was deleted"}
+    assert ledger.phantom == {"00" * 32}
+    assert ledger.undeleted == {3}
     assert ledger.acknowledged == 3
