@@ -154,9 +154,13 @@ class Tier(ABC):
     def sync(self) -> None:
         """Return when all that was written before survives power loss (concurrent callers share one flush)."""
 
-    def checkpoint(self, rows: npt.NDArray[Any]) -> None:
-        """Write a snapshot of the live rows (`RECOVERED_DTYPE`), so that the next opening is quick."""
-        del rows
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether it is time for a `checkpoint`."""
+        return False
+
+    def checkpoint(self) -> None:
+        """Write down what is needed for a quick opening."""
 
     @abstractmethod
     def close(self) -> None:

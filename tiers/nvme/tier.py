@@ -9,9 +9,8 @@ from __future__ import annotations
 import resource
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy.typing as npt
 
 from kvstore.errors import ConfigError, Corrupt, KVStoreError, StorageError, TooLarge
 from kvstore.record import BLOCK, Record, padded, seal
@@ -239,13 +238,8 @@ class NvmeTier(Tier):
         with self._gate:
             self._group_flush()
 
-    def checkpoint(self, rows: npt.NDArray[Any] | None = None) -> None:
-        """Fold the journal into a new snapshot.
-
-        `rows` is not needed: the tier journals a record before the store has it in its index, so a list taken from
-        the index may lack one that was acknowledged, while snapshot and journal have them all.
-        """
-        del rows
+    def checkpoint(self) -> None:
+        """Fold the journal into a new snapshot, while writers go on."""
         with self._gate:
             self._log.fold(self._table.keys)
             self._meter.count("checkpoints")
