@@ -8,6 +8,6 @@ server.wait()                    # until another thread calls server.stop()
 
 from __future__ import annotations
 
-from kvstore.server.running import Server, serve, tune_process
+from kvstore.server.running import Server, serve
 
-__all__ = ["Server", "serve", "tune_process"]
+__all__ = ["Server", "serve"]

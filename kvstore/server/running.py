@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import threading
 from concurrent.futures import Future
 from typing import Any
@@ -23,7 +22,6 @@ from kvstore.server.front import SERVICE_NAME, Front
 from kvstore.service import Service, SessionSource
 
 MAX_MESSAGE_BYTES = 4 * PIECE_BYTES + 65536
-_SWITCH_INTERVAL_S = 1e-4
 _HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
@@ -36,20 +34,11 @@ _OPTIONS = (
 )
 
 
-def tune_process() -> None:
-    """Settings for a process that does nothing but serve.
-
-    A short switch interval keeps a busy thread from holding up look-ups. Freeing one large block teaches glibc to
-    keep memory of that size, so that the pieces of a stream are not mapped and faulted in one by one (get × 1.4).
-    """
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    keep_freed_memory()
-
-
 class Server:
     """A running server. `address` is where it listens, with the actual port."""
 
     def __init__(self, store: SessionSource, config: Config) -> None:
+        keep_freed_memory()
         self._config = config.server
         self._access = Access(config)
         check_exposure(self._config, self._access)
