@@ -26,8 +26,8 @@ def grpc(args: Namespace) -> int:
     """`bench grpc`."""
     from kvstore.bench import grpc as bench
 
-    with progress("bench grpc", None):
-        rows = bench.run()
+    with progress("bench grpc", args.rounds) as advance:
+        rows = bench.run(rounds=args.rounds, progress=advance)
     return _show(args, "grpc", rows)
 
 
