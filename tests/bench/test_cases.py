@@ -24,6 +24,7 @@ def test_local_has_every_case() -> None:
         assert row["mode"] == "embedded"
         assert row["note"]
     assert [row["bytes"] for row in rows if row["case"] == "get-batch"] == [16 * MiB]
+    assert [row["bytes"] for row in rows if row["case"] == "view"] == [1 * MiB, 2 * MiB]
 
 
 def test_local_finds_wrong_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
