@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,22 @@ from transformers import DynamicCache
 
 from kvstore import arrays
 from kvstore.client import Client, Hit
-from kvstore.errors import Corrupt, InvalidArgument, NotFound, SpecMismatch
+from kvstore.errors import (
+    Corrupt,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    Shed,
+    SpecMismatch,
+    StorageError,
+    Unavailable,
+)
 from kvstore.keys import Chain, ChunkRef, Extras, TokenIds
 from kvstore.spec import KVGroup, KVSpec
 
 READERS = 4
+# What makes a chunk a miss. Anything else is a mistake, of the caller or of ours.
+UNREADABLE = (NotFound, Corrupt, SpecMismatch, StorageError, Shed, Unavailable, DeadlineExceeded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +79,7 @@ def load(
     while limit > 0:
         refs = _candidates(client, spec, chain, limit, block_tokens)
         with client.lookup(spec, refs, lease_s=lease_s) as hit:
-            usable = min(hit.tokens, limit)
+            usable = min(hit.tokens, limit) if hit.refs else 0
             if not usable:
                 break
             states = [_empty(spec, group, usable) for group in spec.groups]
@@ -88,15 +100,44 @@ def _candidates(client: Client, spec: KVSpec, chain: Chain, limit: int, block_to
     """
     sliding = any(group.window for group in spec.groups)
     refs = [ref for ref in chain.refs if (ref.end if sliding else ref.position + 1) <= limit]
-    guide = next((n for n, group in enumerate(spec.groups) if not group.window), 0)
-    there = client.contains(spec, refs, parts=[spec.part(guide)]) if refs else []
-    if spec.groups[guide].window:
-        count = max((n + 1 for n, present in enumerate(there) if present), default=0)
-    else:
-        count = next((n for n, present in enumerate(there) if not present), len(there))
-    end = refs[count - 1].end if count else 0
-    tails = [ref for ref in chain.tails(end, block_tokens) if not sliding or ref.end <= limit]
+    full = next((number for number, group in enumerate(spec.groups) if not group.window), None)
+    if full is None:
+        return _last_run(client, spec, chain, refs, limit, block_tokens)
+    there = _present(client, spec, refs, full)
+    count = there.index(False) if False in there else len(refs)
+    tails = _tails(chain, refs[count - 1].end if count else 0, limit if sliding else len(chain.ids), block_tokens)
     return [*refs[: count + 1], *tails]
+
+
+def _last_run(
+    client: Client, spec: KVSpec, chain: Chain, refs: Sequence[ChunkRef], limit: int, block_tokens: int
+) -> Sequence[ChunkRef]:
+    """Where every layer has a window: the last tail or whole chunk that is there, after those that lead to it.
+
+    Nothing before the window need be there, so a tail may stand after any of the chunks that lack.
+    """
+    there = _present(client, spec, refs, 0)
+    last = max((n + 1 for n, present in enumerate(there) if present), default=0)
+    starts = [refs[last - 1].end if last else 0, *(ref.end for ref in refs[last:])]
+    tails = [tail for start in starts for tail in _tails(chain, start, limit, block_tokens)]
+    found = [tail for tail, present in zip(tails, _present(client, spec, tails, 0), strict=True) if present]
+    ending = [max(found, key=lambda tail: tail.end)] if found else []
+    whole = [ref for ref, present in zip(refs, there, strict=True) if present]
+    return _unbroken([*whole, *ending])
+
+
+def _unbroken(refs: Sequence[ChunkRef]) -> Sequence[ChunkRef]:
+    """The last of `refs` that follow each other without a gap."""
+    start = max((n + 1 for n, (ref, after) in enumerate(pairwise(refs)) if ref.end != after.position), default=0)
+    return refs[start:]
+
+
+def _present(client: Client, spec: KVSpec, refs: Sequence[ChunkRef], group: int) -> list[bool]:
+    return client.contains(spec, refs, parts=[spec.part(group)]) if refs else []
+
+
+def _tails(chain: Chain, position: int, limit: int, block_tokens: int) -> list[ChunkRef]:
+    return [ref for ref in chain.tails(position, block_tokens) if ref.end <= limit]
 
 
 def _read(client: Client, hit: Hit, usable: int, states: Sequence[torch.Tensor]) -> ChunkRef | None:
@@ -114,7 +155,7 @@ def _read(client: Client, hit: Hit, usable: int, states: Sequence[torch.Tensor])
         try:
             with _part_array(client, hit.spec, ref, number, first) as source:
                 _place(as_numpy(states[number]), source, ref.position, first)
-        except (NotFound, Corrupt, SpecMismatch):
+        except UNREADABLE:
             return ref
         return None
 
@@ -130,7 +171,7 @@ def _part_array(client: Client, spec: KVSpec, ref: ChunkRef, number: int, first:
     shape = spec.part_shape(part, ref.tokens)
     try:
         view = client.view(spec, ref, part=part)
-    except InvalidArgument:
+    except (InvalidArgument, Shed):  # this way in has no views, or DRAM has no room to load it into
         yield client.get(spec, ref, part=part)
         return
     with view:
