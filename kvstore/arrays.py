@@ -81,7 +81,7 @@ def _numpy_memory(array: Any, dtype: str, shape: tuple[int, ...]) -> memoryview:
 
 def _flat_numpy(array: Any) -> memoryview:
     try:
-        view = memoryview(_plain_view(array)) if isinstance(array, np.ndarray) else memoryview(array)
+        view = _plain_view(array).data if isinstance(array, np.ndarray) else memoryview(array)
     except TypeError:
         raise InvalidArgument(
             f"expected a NumPy array, a torch tensor or a buffer, not {type(array).__name__}"

@@ -15,6 +15,7 @@ from kvstore.catalog import Namespace, Scope
 from kvstore.core import DRAM, NVME, Copy, Core, Removed, now_ms
 from kvstore.errors import Corrupt, Shed, StorageError
 from kvstore.spec import Part
+from kvstore.tiers.base import TierFull
 from kvstore.writer import Writer
 
 TICK_S = 0.25
@@ -70,8 +71,18 @@ class Mover:
                         pass
                 if waiting and not self._core.dram.owned(namespace.digest):
                     self._give_extent(namespace)
+            self._checkpoint()
             with self._core.lock:
                 self._core.room.notify_all()
+
+    def _checkpoint(self) -> None:
+        nvme = self._core.nvme
+        if nvme is not None and nvme.wants_checkpoint:
+            try:
+                nvme.checkpoint()
+            except (StorageError, TierFull):
+                with self._core.lock:
+                    self._core.counters["checkpoints_failed"] += 1
 
     def _is_filling(self, namespace: Namespace) -> bool:
         core = self._core

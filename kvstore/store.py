@@ -21,7 +21,7 @@ from kvstore.mover import Mover
 from kvstore.reader import Reader
 from kvstore.reclaim import Reclaimer
 from kvstore.record import BLOCK
-from kvstore.recovery import index_recovered, recovered_rows
+from kvstore.recovery import index_recovered
 from kvstore.session import OwnedSession, Session
 from kvstore.spec import KVSpec, Part
 from kvstore.tiers.base import Tier
@@ -165,7 +165,7 @@ class Store:
             core.events.close()
             try:
                 if core.nvme is not None:
-                    core.nvme.checkpoint(recovered_rows(core))
+                    core.nvme.checkpoint()
             finally:
                 for tier in reversed(core.tiers):
                     tier.close()
