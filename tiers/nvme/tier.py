@@ -11,10 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-
-from kvstore.errors import ConfigError, Corrupt, KVStoreError, StorageError, TooLarge
-from kvstore.record import BLOCK, Record, padded, seal
-from kvstore.spec import KVSpec
 from kvstore.tiers.base import Owner, Recovered, Speed, Tier, TierFull
 from kvstore.tiers.nvme.catalog import Catalog
 from kvstore.tiers.nvme.cleaner import Cleaner
@@ -30,6 +26,10 @@ from kvstore.tiers.nvme.meter import Meter
 from kvstore.tiers.nvme.recovery import Opening
 from kvstore.tiers.nvme.rows import created_at, pack_row, place_row
 from kvstore.tiers.nvme.segments import Limits, Segment, SegmentTable
+
+from kvstore.errors import ConfigError, Corrupt, KVStoreError, StorageError, TooLarge
+from kvstore.record import BLOCK, Record, padded, seal
+from kvstore.spec import KVSpec
 
 MIB = 1 << 20
 _LEAST_LOG_BYTES = 256 << 10
@@ -147,9 +147,7 @@ class NvmeTier(Tier):
                 raise
             return self._write_at(segment, offset, header, payload, record)
 
-    def _write_at(
-        self, segment: Segment, offset: int, header: bytes, payload: memoryview, record: Record
-    ) -> int:
+    def _write_at(self, segment: Segment, offset: int, header: bytes, payload: memoryview, record: Record) -> int:
         location, total = locate(segment.key, offset), len(header) + padded(record.stored)
         start, done = self._meter.begin("written"), 0
         try:
