@@ -21,7 +21,5 @@ def token_ids(tokenizer: Any, count: int) -> list[int]:
 
     ids: list[int] = tokenizer(topics[CHAPTER]).input_ids
     if not 64 <= count <= len(ids):
-        raise InvalidArgument(
-            f"the document has {len(ids)} tokens; a prompt takes 64 to {len(ids)} of them, not {count}"
-        )
+        raise InvalidArgument(f"a prompt takes 64 to {len(ids)} tokens of this document, not {count}")
     return ids[:count]

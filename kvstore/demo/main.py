@@ -113,9 +113,9 @@ def _save(model: Any, cache: Any, ids: Sequence[int], store: Path, place: str) -
     from kvstore.connectors.transformers import save, spec_of
     from kvstore.demo.places import PLACES
 
-    with step(f"Saving the KV ({place}, acknowledged once it survives kill -9) and closing the store"):
-        with PLACES[place](store) as client:
-            save(client, spec_of(model), cache, ids, ack="persisted")
+    title = f"Saving the KV ({place}, acknowledged once it survives kill -9) and closing the store"
+    with step(title), PLACES[place](store) as client:
+        save(client, spec_of(model), cache, ids, ack="persisted")
 
 
 def _cold_row(cold: _Cold) -> dict[str, Any]:

@@ -54,9 +54,7 @@ def _address(server: subprocess.Popen[str]) -> str:
     """Wait for the line that says the server is ready."""
     line = server.stdout.readline() if server.stdout else ""
     if not line:
-        raise Unavailable(
-            f"kvstore serve ended with status {server.wait()} before it was ready; see what it said above"
-        )
+        raise Unavailable(f"kvstore serve ended with status {server.wait()} before it was ready; see above")
     address: str = json.loads(line)["address"]
     return address
 
