@@ -22,6 +22,7 @@ from kvstore.errors import (
     Corrupt,
     DeadlineExceeded,
     InvalidArgument,
+    KVStoreError,
     NotFound,
     Shed,
     SpecMismatch,
@@ -34,20 +35,21 @@ from kvstore.spec import KVGroup, KVSpec
 READERS = 4
 # What makes a chunk a miss. Anything else is a mistake, of the caller or of ours.
 UNREADABLE = (NotFound, Corrupt, SpecMismatch, StorageError, Shed, Unavailable, DeadlineExceeded)
+Lost = tuple[int, KVStoreError]
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A `DynamicCache` that holds the first `tokens` tokens of a prompt, ready to go on (empty on a miss).
 
-    `nbytes` were read for it. `failed` counts the chunks that the look-up promised and that could not be read: the
-    prefix was cut before each.
+    `nbytes` were read for it. `failures` says what kept chunks that a look-up had found from being read: the prefix
+    was cut before each.
     """
 
     cache: Any
     tokens: int
     nbytes: int = 0
-    failed: int = 0
+    failures: tuple[KVStoreError, ...] = ()
 
 
 def load(
@@ -69,13 +71,13 @@ def load(
     `block_tokens` tokens. A prefix of full-attention layers may end anywhere inside a chunk; one with sliding
     windows ends where a chunk or tail does.
 
-    A chunk that is gone or damaged shortens the prefix and is counted, it never becomes wrong KV.
+    A chunk that is gone or damaged shortens the prefix and is told, it never becomes wrong KV.
     """
     check_single(spec)
     _check_config(spec, config)
     chain = client.chain(spec, tokens, extras)
     limit = len(chain.ids) - 1 if max_tokens is None else min(max_tokens, len(chain.ids) - 1)
-    failed = 0
+    failures: list[KVStoreError] = []
     while limit > 0:
         refs = _candidates(client, spec, chain, limit, block_tokens)
         with client.lookup(spec, refs, lease_s=lease_s) as hit:
@@ -86,10 +88,10 @@ def load(
             lost = _read(client, hit, usable, states)
         if lost is None:
             nbytes = sum(each.nbytes for each in states)
-            return Loaded(_cache(spec, config, states, usable, device), usable, nbytes, failed)
-        failed += 1
-        limit = lost.position
-    return Loaded(DynamicCache(config=config), 0, 0, failed)
+            return Loaded(_cache(spec, config, states, usable, device), usable, nbytes, tuple(failures))
+        limit, failure = lost
+        failures.append(failure)
+    return Loaded(DynamicCache(config=config), 0, 0, tuple(failures))
 
 
 def _candidates(client: Client, spec: KVSpec, chain: Chain, limit: int, block_tokens: int) -> Sequence[ChunkRef]:
@@ -140,8 +142,8 @@ def _tails(chain: Chain, position: int, limit: int, block_tokens: int) -> list[C
     return [ref for ref in chain.tails(position, block_tokens) if ref.end <= limit]
 
 
-def _read(client: Client, hit: Hit, usable: int, states: Sequence[torch.Tensor]) -> ChunkRef | None:
-    """Fill `states`, several chunks at a time; the first chunk that could not be read, or None."""
+def _read(client: Client, hit: Hit, usable: int, states: Sequence[torch.Tensor]) -> Lost | None:
+    """Fill `states`, several chunks at a time; where the first chunk lies that could not be read, or None."""
     jobs = [
         (number, ref)
         for number, group in enumerate(hit.spec.groups)
@@ -149,19 +151,19 @@ def _read(client: Client, hit: Hit, usable: int, states: Sequence[torch.Tensor])
         if ref.end > group.first_needed(usable) and ref.position < usable
     ]
 
-    def fill(job: tuple[int, ChunkRef]) -> ChunkRef | None:
+    def fill(job: tuple[int, ChunkRef]) -> Lost | None:
         number, ref = job
         first = hit.spec.groups[number].first_needed(usable)
         try:
             with _part_array(client, hit.spec, ref, number, first) as source:
                 _place(as_numpy(states[number]), source, ref.position, first)
-        except UNREADABLE:
-            return ref
+        except UNREADABLE as error:
+            return ref.position, error
         return None
 
     with ThreadPoolExecutor(READERS, "kvstore-load") as pool:
-        lost = [ref for ref in pool.map(fill, jobs) if ref is not None]
-    return min(lost, key=lambda ref: ref.position, default=None)
+        lost = [each for each in pool.map(fill, jobs) if each is not None]
+    return min(lost, key=lambda each: each[0], default=None)
 
 
 @contextmanager

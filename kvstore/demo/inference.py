@@ -20,7 +20,8 @@ from kvstore.spec import KVSpec
 class FirstToken:
     """One request, from the tokens in hand until the next token is known.
 
-    `hit_tokens` of the prompt and `nbytes` came from the store, `forward_s` of `ttft_s` computed the rest.
+    `hit_tokens` of the prompt and `nbytes` came from the store, `forward_s` of `ttft_s` computed the rest. `failures`
+    are what the store found and could not read.
     """
 
     cache: Any
@@ -29,6 +30,7 @@ class FirstToken:
     forward_s: float
     hit_tokens: int = 0
     nbytes: int = 0
+    failures: tuple[str, ...] = ()
 
 
 def cold(model: Any, ids: Sequence[int]) -> FirstToken:
@@ -47,7 +49,8 @@ def warm(model: Any, ids: Sequence[int], client: Client, spec: KVSpec) -> FirstT
     ready = time.perf_counter()
     token = _next(model, loaded.cache, ids[loaded.tokens :])
     end = time.perf_counter()
-    return FirstToken(loaded.cache, token, end - start, end - ready, loaded.tokens, loaded.nbytes)
+    failures = tuple(str(each) for each in loaded.failures)
+    return FirstToken(loaded.cache, token, end - start, end - ready, loaded.tokens, loaded.nbytes, failures)
 
 
 def warm_up(model: Any, ids: Sequence[int]) -> None:

@@ -41,7 +41,7 @@ class _Cold:
         return median(self.times_s)
 
 
-def run(out_dir: Path, *, tokens: int = 2000, generate: int = 48, server: bool = True, json_only: bool = False) -> int:
+def run(out_dir: Path, *, tokens: int = 2000, generate: int = 32, server: bool = True, json_only: bool = False) -> int:
     """Run the demonstration and write `ttft.png` and `demo.json` to `out_dir`; 0 if all that it promises holds.
 
     `tokens` of the document are prefilled, `generate` are generated after each kind of start. The store lies in a
@@ -51,7 +51,8 @@ def run(out_dir: Path, *, tokens: int = 2000, generate: int = 48, server: bool =
     out_dir.mkdir(parents=True, exist_ok=True)
     from kvstore.demo import models
 
-    with step(f"Model: {models.SMOLLM2.name} (converted once, kept in {models.cache_root()})"):
+    made = models.folder_of(models.SMOLLM2).is_dir()
+    with step(f"Model: {models.SMOLLM2.name}, converted once, kept in {models.cache_root()}", spinner=made):
         folder = models.convert(models.SMOLLM2)
     with tempfile.TemporaryDirectory(prefix=".store-", dir=out_dir) as scratch:
         cold, cases = _measure(folder, Path(scratch), tokens, generate, server)
@@ -146,6 +147,7 @@ def _row(name: str, case: Case, cold: _Cold) -> dict[str, Any]:
         "runs_s": list(case.runs_s),
         "forward_s": case.forward_s,
         "open_s": case.open_s,
+        "failures": list(case.failures),
         "from_tier_as_named": least >= case.nbytes if name.endswith("nvme") else most == 0,
     }
 
@@ -157,6 +159,7 @@ def _problems(row: Mapping[str, Any], tokens: int) -> list[str]:
         found.append(f"{name}: the continuation differs from the cold run's")
     if name == "cold":
         return found
+    found += [f"{name}: {failure}" for failure in row["failures"]]
     if not row["kv_equal"]:
         found.append(f"{name}: the KV loaded is not the KV saved")
     if row["hit_tokens"] != tokens - 1:

@@ -104,7 +104,7 @@ def _write(gguf: Path, made: Path) -> None:
 
 
 def _quiet() -> None:
-    """Transformers' own progress bars would tear ours."""
+    """Transformers reports weights that are tied as missing, and draws a bar over a load of one second."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -21,7 +21,7 @@ STOP_S = 60.0
 def store_config(folder: Path) -> Config:
     """DRAM over NVMe in `folder`, big enough for a prompt of a few thousand tokens."""
     return Config(
-        dram=DramConfig(capacity=1024 * MiB, extent=512 * MiB),
+        dram=DramConfig(capacity=512 * MiB, extent=256 * MiB),
         nvme=NvmeConfig(folder / "nvme", capacity=4096 * MiB, segment=64 * MiB),
         server=ServerConfig(listen="127.0.0.1:0"),
     )

@@ -1,7 +1,4 @@
-"""The process after the restart: it has the model, the prompt and the store's folder, and nothing else.
-
-`python -m kvstore.demo.restarted` reads a `Job` from standard input and prints the `Case`s that it measured.
-"""
+"""The process after the restart: it has the model, the prompt and the store's folder, and nothing else."""
 
 from __future__ import annotations
 
@@ -51,11 +48,12 @@ class Case:
     loaded_bytes: Sequence[int]
     continuation: Sequence[int]
     kv_digests: Sequence[str]
+    failures: Sequence[str]
 
 
 def measure(job: Job) -> dict[str, Case]:
     """Run a job in a fresh process; the cases `nvme` and `dram`."""
-    command = [sys.executable, "-m", "kvstore.demo.restarted"]
+    command = [sys.executable, "-m", "kvstore.demo.child"]
     done = subprocess.run(command, input=json.dumps(asdict(job)), stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise KVStoreError(f"the restarted process ended with status {done.returncode}; see what it said above")
@@ -63,19 +61,22 @@ def measure(job: Job) -> dict[str, Case]:
 
 
 def run(job: Job) -> dict[str, Case]:
-    """Measure in this process. Every round opens the store anew, so that its first load comes from NVMe."""
+    """Measure in this process. Every round opens the store anew, so that its first load comes from NVMe.
+
+    Between the two the process computes something else, as one does that serves.
+    """
     from kvstore.connectors.transformers import spec_of
     from kvstore.demo import inference, models
     from kvstore.demo.places import PLACES
 
     model, _ = models.load(Path(job.model))
     spec = spec_of(model)
-    inference.warm_up(model, job.ids)
     cases = {"nvme": _Samples(), "dram": _Samples()}
     for _ in range(job.rounds):
         before = time.perf_counter()
         with PLACES[job.place](Path(job.store)) as client:
             opened = time.perf_counter() - before
+            inference.warm_up(model, job.ids)
             for samples in cases.values():
                 loaded = _loaded_bytes(client)
                 first = inference.warm(model, job.ids, client, spec)
@@ -102,6 +103,7 @@ class _Samples:
     loaded_bytes: list[int] = field(default_factory=list)
     kv_digests: list[str] = field(default_factory=list)
     continuation: list[int] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
     def add(self, first: FirstToken, open_s: float, loaded_bytes: int) -> None:
         self.ttft_s.append(first.ttft_s)
@@ -110,6 +112,7 @@ class _Samples:
         self.hit_tokens.append(first.hit_tokens)
         self.nbytes.append(first.nbytes)
         self.loaded_bytes.append(loaded_bytes)
+        self.failures.extend(first.failures)
 
     def case(self) -> Case:
         return Case(
@@ -122,15 +125,5 @@ class _Samples:
             loaded_bytes=(min(self.loaded_bytes), max(self.loaded_bytes)),
             continuation=self.continuation,
             kv_digests=self.kv_digests,
+            failures=self.failures,
         )
-
-
-def main() -> int:
-    """Read the job, print the cases."""
-    cases = run(Job(**json.load(sys.stdin)))
-    print(json.dumps({name: asdict(case) for name, case in cases.items()}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -36,7 +36,7 @@ def show(result: Mapping[str, Any], out_dir: Path, *, json_only: bool) -> None:
     if json_only:
         print_json(result)
         return
-    console = Console()
+    console = Console(soft_wrap=True)
     console.print(Text(f"\nDocument: {result['document']}, first {result['tokens']} tokens"))
     console.print(_table(result["rows"], subtitle))
     console.print(Text(f"All go on with the same {result['generated']} tokens: {result['text']!r}" if _same(result)

@@ -13,15 +13,18 @@ _console = Console(stderr=True)
 
 
 @contextmanager
-def step(title: str) -> Iterator[None]:
-    """One step, shown while it runs and, with the time it took, when it is done."""
+def step(title: str, *, spinner: bool = True) -> Iterator[None]:
+    """One step, shown while it runs and, with the time it took, when it is done.
+
+    Without the spinner for what draws progress of its own.
+    """
     start = time.perf_counter()
-    if _console.is_terminal:
+    if spinner and _console.is_terminal:
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         with Progress(*columns, console=_console, transient=True) as progress:
             progress.add_task(title, total=None)
             yield
     else:
-        _console.print(f"… {title}", markup=False, highlight=False)
+        _console.print(f"… {title}", markup=False, highlight=False, soft_wrap=True)
         yield
-    _console.print(f"✓ {title}: {time.perf_counter() - start:.1f} s", markup=False, highlight=False)
+    _console.print(f"✓ {title}: {time.perf_counter() - start:.1f} s", markup=False, highlight=False, soft_wrap=True)
