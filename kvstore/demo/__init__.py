@@ -1,7 +1,1 @@
-"""The demonstration: a real model, a real document, a restart. See `kvstore.demo.main.run`."""
-
-from __future__ import annotations
-
-from kvstore.demo.main import run
-
-__all__ = ["run"]
+"""The demonstration: a real model, a real document, a restart. `kvstore.demo.main.run` does it."""

@@ -10,7 +10,7 @@ COLD, WARM = "#8a8f98", "#2a7de1"
 
 
 def draw(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], subtitle: str, path: Path) -> None:
-    """Write a PNG: time to first token of each row on a logarithmic axis, its factor beside it."""
+    """Write a PNG: time to first token of each row and its factor beside it."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -20,10 +20,9 @@ def draw(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], subtitle: 
     labels = [names[row["case"]] for row in rows]
     bars = axes.barh(labels, [row["ttft_s"] for row in rows], color=[_color(row) for row in rows], height=0.62)
     axes.bar_label(bars, [_label(row) for row in rows], padding=5)
-    axes.set_xscale("log")
-    axes.set_xlim(min(row["ttft_s"] for row in rows) / 3, max(row["ttft_s"] for row in rows) * 4)
+    axes.set_xlim(0, max(row["ttft_s"] for row in rows) * 1.15)
     axes.invert_yaxis()
-    axes.set_xlabel("time to first token, seconds (logarithmic)")
+    axes.set_xlabel("time to first token, seconds")
     axes.set_title(f"Cold prefill against loading its KV\n{subtitle}", fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
