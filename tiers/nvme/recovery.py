@@ -155,8 +155,9 @@ class Opening:
 
     def _without_copies(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """One row of each record: a move that was interrupted leaves two."""
-        fields = ("key", "namespace", "spec")
-        mixed = sum(np.ascontiguousarray(rows[name][:, :8]).view("<u8")[:, 0] for name in fields)
+        mixed = np.zeros(len(rows), np.uint64)
+        for name in ("key", "namespace", "spec"):
+            mixed += np.ascontiguousarray(rows[name][:, :8]).view("<u8")[:, 0]
         order = np.argsort(mixed, kind="stable")
         if len(rows) < 2 or not (mixed[order][1:] == mixed[order][:-1]).any():
             return rows

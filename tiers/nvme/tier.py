@@ -237,7 +237,11 @@ class NvmeTier(Tier):
             self._group_flush()
 
     def checkpoint(self) -> None:
-        """Fold the journal into a new snapshot, while writers go on."""
+        """Fold the journal into a new snapshot, while writers go on. Raises `TierFull`, `StorageError`.
+
+        Snapshot and journal say it all. The store's index would not do as a source: a record is journaled before
+        the index has it, so a list taken from there may lack one that was acknowledged.
+        """
         with self._gate:
             self._log.fold(self._table.keys)
             self._meter.count("checkpoints")
