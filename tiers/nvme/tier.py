@@ -147,9 +147,7 @@ class NvmeTier(Tier):
                 raise
             return self._write_at(segment, offset, header, payload, record)
 
-    def _write_at(
-        self, segment: Segment, offset: int, header: bytes, payload: memoryview, record: Record
-    ) -> int:
+    def _write_at(self, segment: Segment, offset: int, header: bytes, payload: memoryview, record: Record) -> int:
         location, total = locate(segment.key, offset), len(header) + padded(record.stored)
         start, done = self._meter.begin("written"), 0
         try:
