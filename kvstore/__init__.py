@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kvstore.aio import AsyncClient
 from kvstore.api import Ack, ChunkInfo, Description, Event, Fidelity, Page, PlacementInfo, Want
 from kvstore.client import Client, Hit
 from kvstore.config import Config, DramConfig, NamespaceConfig, NvmeConfig, ServerConfig
@@ -54,8 +55,19 @@ def connect(url: str, **options: Any) -> Client:
     return connect_remote(url, **options)
 
 
+def open_async(config: Any = None, *, namespace: str = "default") -> AsyncClient:
+    """`open` for asyncio. It blocks while the store is recovered: call it before the loop has work."""
+    return AsyncClient(open(config, namespace=namespace))
+
+
+def connect_async(url: str, **options: Any) -> AsyncClient:
+    """`connect` for asyncio. Nothing is sent before the first call."""
+    return AsyncClient(connect(url, **options))
+
+
 __all__ = [
     "Ack",
+    "AsyncClient",
     "Chain",
     "ChunkInfo",
     "ChunkRef",
@@ -92,5 +104,7 @@ __all__ = [
     "UnknownNamespace",
     "Want",
     "connect",
+    "connect_async",
     "open",
+    "open_async",
 ]

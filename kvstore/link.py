@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,18 +86,10 @@ class Link:
         else:
             self._channel = grpc.secure_channel(address.target, credentials, _OPTIONS)
         self._closed = False
-
-    def unary(self, method: str) -> Any:
-        """A callable for a method with one request and one response, both encoded."""
-        return self._channel.unary_unary(SERVICE + method)
-
-    def download(self, method: str) -> Any:
-        """The same for a streamed response."""
-        return self._channel.unary_stream(SERVICE + method)
-
-    def upload(self, method: str) -> Any:
-        """The same for a streamed request."""
-        return self._channel.stream_unary(SERVICE + method)
+        # One callable per method, made once, that takes and gives encoded messages.
+        self.unary = cache(lambda method: self._channel.unary_unary(SERVICE + method))
+        self.download = cache(lambda method: self._channel.unary_stream(SERVICE + method))
+        self.upload = cache(lambda method: self._channel.stream_unary(SERVICE + method))
 
     def run(self, attempt: Callable[[float], T]) -> T:
         """`attempt(seconds left)`, again after a pause while the server is unavailable."""
