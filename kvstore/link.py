@@ -111,16 +111,24 @@ class Link:
 
     def opened(self, call: Any, first: Callable[[], T], seconds: float) -> T:
         """What `first` waits for on a stream without a deadline of its own, for so many seconds at most."""
-        late = threading.Timer(seconds, call.cancel)
-        late.start()
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            call.cancel()
+
+        timer = threading.Timer(seconds, give_up)
+        timer.start()
         try:
-            return first()
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.CANCELLED and not self._closed:
-                raise Unavailable(f"{self.address} did not answer within {self.timeout:g} s") from None
-            raise
+            found = first()
+        except grpc.RpcError:
+            if not late.is_set():
+                raise
         finally:
-            late.cancel()
+            timer.cancel()
+        if late.is_set():
+            raise Unavailable(f"{self.address} did not answer within {self.timeout:g} s; is the server running?")
+        return found
 
     def meaning(self, error: Any) -> KVStoreError:
         """The exception that a failed call stands for."""
