@@ -183,10 +183,10 @@ class RemoteBackend:
 
     def watch(self) -> RemoteWatch:
         """Events from now on."""
-        download = self._link.download("Watch")
+        stream = self._link.stream("Watch")
 
         def attempt(seconds: float) -> Any:
-            call = download(pb.WatchRequest().SerializeToString(), metadata=self._link.metadata)
+            call = stream(pb.WatchRequest().SerializeToString(), metadata=self._link.metadata)
             self._link.opened(call, call.initial_metadata, seconds)
             if call.done():
                 raise call
@@ -196,7 +196,7 @@ class RemoteBackend:
 
     def verify(self) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
         """Have the server read everything back."""
-        call = self._link.download("Verify")(pb.VerifyRequest().SerializeToString(), metadata=self._link.metadata)
+        call = self._link.stream("Verify")(pb.VerifyRequest().SerializeToString(), metadata=self._link.metadata)
         try:
             for message in call:
                 found = pb.VerifyResponse.FromString(message)
@@ -276,8 +276,8 @@ class RemoteBackend:
                 return
 
             def attempt(seconds: float) -> Any:
-                download = self._link.download("Session")
-                call = download(pb.SessionRequest().SerializeToString(), metadata=self._link.metadata)
+                stream = self._link.stream("Session")
+                call = stream(pb.SessionRequest().SerializeToString(), metadata=self._link.metadata)
                 self._link.opened(call, lambda: next(call), seconds)
                 return call
 
@@ -301,7 +301,7 @@ class RemoteWatch(Iterator[Event]):
         try:
             return wire.event_from_message(pb.Event.FromString(next(self._call)))
         except grpc.RpcError as error:
-            if self._closed:
+            if self._closed or self._link.closed:
                 raise StopIteration from None
             raise self._link.meaning(error) from None
 

@@ -195,7 +195,7 @@ def test_a_layer_range_outside_is_the_items_failure(stub: Any, kit: Any) -> None
 
 def test_a_cursor_of_nowhere(stub: Any) -> None:
     assert stub.List(pb.ListRequest(limit=0xFFFFFFFF)).chunks == []
-    for cursor in (1 << 30, 0xFFFFFFFF, 1 << 63):
+    for cursor in (0xFFFFFFFF, 1 << 63):
         asked = pb.ListRequest(cursor=cursor)
         fails("INVALID_ARGUMENT", "InvalidArgument", "no cursor", lambda asked=asked: stub.List(asked))
 
