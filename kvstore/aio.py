@@ -86,9 +86,7 @@ class AsyncClient:
         ack: Ack | str = Ack.STORED,
     ) -> bool:
         """See `Client.put`. The array must not change before this ends, nor after a cancellation."""
-        return await self._run(
-            lambda: self._client.put(spec, ref, array, part=part, first_valid=first_valid, ack=ack)
-        )
+        return await self._run(lambda: self._client.put(spec, ref, array, part=part, first_valid=first_valid, ack=ack))
 
     async def get(
         self,
@@ -103,9 +101,7 @@ class AsyncClient:
     ) -> Any:
         """See `Client.get`. After a cancellation `out` may still be written to until the call has ended."""
         return await self._run(
-            lambda: self._client.get(
-                spec, ref, part=part, out=out, layers=layers, fidelity=fidelity, verify=verify
-            )
+            lambda: self._client.get(spec, ref, part=part, out=out, layers=layers, fidelity=fidelity, verify=verify)
         )
 
     async def get_many(
@@ -165,7 +161,7 @@ class AsyncClient:
 
     async def watch(self) -> AsyncIterator[Event]:
         """See `Client.watch`. Each watch has a thread of its own, outside the pool."""
-        events: Any = await self._run(self._client.watch, dispose=lambda watch: watch.close())  # type: ignore[attr-defined]
+        events: Any = await self._run(self._client.watch, dispose=lambda watch: watch.close())
         reader = ThreadPoolExecutor(1, thread_name_prefix="kvstore-watch")
         loop = asyncio.get_running_loop()
         try:

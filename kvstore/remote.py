@@ -111,7 +111,10 @@ class RemoteBackend:
             lease_ms=lease_ms,
             in_session=bool(query.lease),
         )
-        ask = lambda: self._ask("Lookup", query.spec, request, pb.LookupResponse)  # noqa: E731
+
+        def ask() -> Any:
+            return self._ask("Lookup", query.spec, request, pb.LookupResponse)
+
         answer = self._in_session(ask) if query.lease else ask()
         present = [bool(flag) for flag in answer.present]
         return Found(answer.tokens, wire.numbers_from_bytes(answer.used), present, answer.leased)

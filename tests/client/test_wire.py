@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kvstore.v1 import kvstore_pb2 as pb
 
 import kvstore
 from kvstore import KVGroup, KVSpec, Part, pieces, wire
 from kvstore.api import ChunkInfo, Event, PlacementInfo
 from kvstore.link import Address
-from kvstore.v1 import kvstore_pb2 as pb
 
 PROTO = Path(__file__).parents[2] / "proto"
 
@@ -40,7 +40,7 @@ def test_pieces_are_what_protobuf_writes(data: bytes, size: int) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        b"", b"\x12", b"\x12\x05abc", b"\x12\x01ab", b"\x0a\x00", b"\x12\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+        b"", b"\x12", b"\x12\x05abc", b"\x12\x01ab", b"\x0a\x00", b"\x12" + b"\xff" * 11 + b"\x01",
         b"\x12\x01a\x12\x01b",
     ],
 )  # fmt: skip

@@ -32,7 +32,10 @@ def test_beyond_the_host_with_certificate_alone_is_not_enough(certificates: Path
 
 def test_beyond_the_host_with_both(start: Callable[..., Any], certificates: Path) -> None:
     running = start(
-        listen="0.0.0.0:0", tls_cert=certificates / "server.pem", tls_key=certificates / "server.key", namespaces=TENANTS
+        listen="0.0.0.0:0",
+        tls_cert=certificates / "server.pem",
+        tls_key=certificates / "server.key",
+        namespaces=TENANTS,
     )
     port = running.server.address.rpartition(":")[2]
     with kvstore.connect(f"grpcs://localhost:{port}", ca=certificates / "ca.pem", token="red-1") as client:
@@ -157,7 +160,10 @@ def test_tls(start: Callable[..., Any], certificates: Path) -> None:
     with kvstore.connect(f"grpcs://{address}", ca=(certificates / "ca.pem").read_bytes()) as client:
         assert client.describe().namespace == "default"
     for options in ({"ca": certificates / "stranger.pem"}, {}):
-        with kvstore.connect(address, timeout=3, retries=0, **options) as client, pytest.raises(kvstore.Unavailable, match=address):
+        with (
+            kvstore.connect(address, timeout=3, retries=0, **options) as client,
+            pytest.raises(kvstore.Unavailable, match=address),
+        ):
             client.describe()
 
 

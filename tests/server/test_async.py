@@ -78,9 +78,7 @@ def test_watch_ends_when_it_is_cancelled(running: Any, kit: Any) -> None:
     kit.eventually(lambda: not running.store._core.events._watchers)
 
 
-def test_a_cancelled_look_up_leaves_no_lease(
-    running: Any, kit: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cancelled_look_up_leaves_no_lease(running: Any, kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with kvstore.connect_async(running.server.address) as client:
             chain = client.chain(kit.small, range(64))

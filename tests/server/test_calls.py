@@ -196,8 +196,6 @@ def test_windows_and_parts_travel(start: Callable[..., Any]) -> None:
         assert hit.tokens == 256
         part = spec.part(1, 1, 1)
         outs = [np.zeros(spec.part_shape(part, 64), np.uint16) for _ in chain.refs]
-        wants: list[Want] = [
-            client.want(spec, ref, out, part=part) for ref, out in zip(chain.refs, outs, strict=True)
-        ]
+        wants: list[Want] = [client.want(spec, ref, out, part=part) for ref, out in zip(chain.refs, outs, strict=True)]
         assert client.get_many(spec, wants) == [None] * 4
         assert [int(out.max()) for out in outs] == [1, 65, 129, 193]

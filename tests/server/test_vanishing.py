@@ -15,12 +15,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from kvstore.v1 import kvstore_pb2 as pb
+from kvstore.v1 import kvstore_pb2_grpc as rpc
 
 import kvstore
 from kvstore import pieces, wire
 from kvstore.keys import pack_refs
-from kvstore.v1 import kvstore_pb2 as pb
-from kvstore.v1 import kvstore_pb2_grpc as rpc
 
 CHILD = """
 import sys, time, numpy as np, kvstore
@@ -112,9 +112,7 @@ def readers(running: Any) -> int:
         return sum(core.index.placement(each).readers for row in rows.tolist() for each in core.placements(row))
 
 
-def test_a_transfer_that_stands_still_is_given_up(
-    running: Any, kit: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_transfer_that_stands_still_is_given_up(running: Any, kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvstore.server.calls.STALL_S", 0.3)
     with grpc.insecure_channel(running.server.address) as channel:
         stub: Any = rpc.KVStoreStub(channel)
@@ -249,7 +247,7 @@ class FlakyProxy:
         async def main() -> None:
             self._stop = asyncio.Event()
             server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-            self.address = "127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+            self.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
             ready.set()
             await self._stop.wait()
             server.close()
