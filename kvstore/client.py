@@ -108,6 +108,8 @@ class Client:
         """
         refs = chain.refs if isinstance(chain, Chain) else tuple(chain)
         packed = chain.packed if isinstance(chain, Chain) else pack_refs(refs)
+        if lease_s < 0:
+            raise InvalidArgument(f"a lease lasts more than 0 seconds, not {lease_s}")
         lease = secrets.token_bytes(16) if lease_s > 0 else b""
         found = self._backend.lookup(Query(spec, packed, parts, fidelity, lease, lease_s))
         if block_tokens and isinstance(chain, Chain) and found.tokens < len(chain.ids):
@@ -165,6 +167,8 @@ class Client:
         """
         chosen = _part(spec, part)
         target = out
+        if layers is not None:
+            _check_layers(spec, chosen, ref, layers)
         if target is None:
             target = arrays.empty(spec, chosen, ref.tokens, None if layers is None else layers[1] - layers[0])
         want = self.want(spec, ref, target, part=chosen, layers=layers)
@@ -187,9 +191,7 @@ class Client:
         _check_ref(spec, ref)
         if layers is None:
             return Want(ref, chosen, arrays.part_memory(out, spec, chosen, ref.tokens, writable=True))
-        ranges = spec.layer_ranges(chosen, ref.tokens)
-        if not 0 <= layers[0] < layers[1] <= len(ranges):
-            raise InvalidArgument(f"layers {layers} are outside the part's {len(ranges)} layer groups")
+        ranges = _check_layers(spec, chosen, ref, layers)
         nbytes = sum(length for _, length in ranges[layers[0] : layers[1]])
         return Want(ref, chosen, arrays.layer_memory(out, nbytes), layers)
 
@@ -285,3 +287,11 @@ def _check_ref(spec: KVSpec, ref: ChunkRef) -> None:
     check_key(ref.parent)
     if not 1 <= ref.tokens <= spec.chunk_tokens:
         raise InvalidArgument(f"a chunk of this spec has 1 to {spec.chunk_tokens} tokens, not {ref.tokens}")
+
+
+def _check_layers(spec: KVSpec, part: Part, ref: ChunkRef, layers: tuple[int, int]) -> Sequence[tuple[int, int]]:
+    _check_ref(spec, ref)
+    ranges = spec.layer_ranges(part, ref.tokens)
+    if not 0 <= layers[0] < layers[1] <= len(ranges):
+        raise InvalidArgument(f"layers {layers} are outside the part's {len(ranges)} layer groups")
+    return ranges

@@ -8,10 +8,11 @@ load.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from kvstore.spec import Part
 from kvstore.writer import Writer
 
 LOAD_PATIENCE_S = 0.25
+_NOWHERE = (-1, -1)
+Result = TypeVar("Result")
 
 
 class Reader:
@@ -38,27 +41,28 @@ class Reader:
         self._loading: dict[int, Future[None]] = {}
         self._bad: set[int] = set()
         self._pool = ThreadPoolExecutor(threads, "kvstore-load")
+        self._ahead = ThreadPoolExecutor(1, "kvstore-prefetch")  # never in front of somebody who waits
 
     def get(self, scope: Scope, wants: Sequence[Want], fidelity: Fidelity, verify: bool) -> Sequence[Exception | None]:
         """Fill every destination; one outcome each, in order."""
-        outcomes: list[Exception | None] = [None] * len(wants)
+        core, outcomes = self._core, list[Exception | None]([None] * len(wants))
         held, cold = self._hold_all(scope, wants, fidelity, outcomes)
-        if len(cold) > 1:
-            loads = [(i, self._pool.submit(self._get_cold, scope, wants[i], fidelity)) for i in cold]
-        else:
-            loads = []
+        loads = [(i, self._submit(self._pool, self._get_cold, scope, wants[i], fidelity)) for i in cold[1:]]
         try:
             for i, copy in held:
                 outcomes[i] = self._fill(scope, wants[i], copy, verify)
         finally:
-            self._core.let_go([copy for _, copy in held])
+            core.let_go([copy for _, copy in held])
         for i, copy in held:
             if isinstance(outcomes[i], Corrupt | SpecMismatch):
                 self.quarantine(scope, wants[i].ref.key, wants[i].part, copy)
+        for i in cold[:1]:
+            outcomes[i] = self._get_cold(scope, wants[i], fidelity)
         for i, load in loads:
-            outcomes[i] = load.result()
-        if len(cold) == 1:
-            outcomes[cold[0]] = self._get_cold(scope, wants[cold[0]], fidelity)
+            try:
+                outcomes[i] = load.result()
+            except CancelledError:
+                outcomes[i] = Closed("the store was closed before the load began")
         return outcomes
 
     def view(self, scope: Scope, ref: ChunkRef, part: Part) -> StoreView:
@@ -75,23 +79,34 @@ class Reader:
                 parts = [] if chunk < 0 else self._cold_parts(chunk)
             found += chunk >= 0
             for part in parts:
-                self._pool.submit(self._quietly_load, scope, key, part)
+                self._submit(self._ahead, self._quietly_load, scope, key, part)
         return found
 
     def check(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> str:
-        """Read a copy (with a reader on it) against its checksums; what is wrong with it, or nothing."""
+        """Read a copy (with a reader on it) against its checksums; what is wrong with it, or nothing.
+
+        One whose bytes are bad is quarantined when its reader lets go.
+        """
         core = self._core
-        if copy.tier == DRAM:
-            memory = core.dram.view(copy.location, 0, copy.total)
-        else:
-            memory = memoryview(mmap.mmap(-1, copy.total))
         try:
-            if copy.tier != DRAM:
-                core.tiers[copy.tier].read_into(copy.location, 0, memory)
-            _verify(memory, scope, key, part)
-        except KVStoreError as error:
+            if copy.tier == DRAM:
+                _verify(core.dram.view(copy.location, 0, copy.total), scope, key, part)
+            else:
+                self._fetch(scope, key, part, copy, memoryview(mmap.mmap(-1, copy.total)))
+        except (Corrupt, SpecMismatch) as error:
+            self._bad.add(copy.placement)
+            return str(error)
+        except StorageError as error:
             return str(error)
         return ""
+
+    def finish(self, scope: Scope, key: bytes, part: Part, source: Copy) -> None:
+        """Take the reader off a copy, and the copy out if it was found bad."""
+        bad = source.placement in self._bad
+        self._bad.discard(source.placement)
+        self._core.let_go([source])
+        if bad:
+            self.quarantine(scope, key, part, source)
 
     def quarantine(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> None:
         """Take a bad copy out, unless somebody still reads it (the next reader will come here too)."""
@@ -99,31 +114,42 @@ class Reader:
         with core.lock:
             _, row = core.find_part(scope, key, part)
             here = -1 if row < 0 else core.index.find_placement(row, copy.tier)
-            if here == copy.placement and not core.index.placement(here).readers:
-                core.withdraw(scope, here, removed, "quarantined")
-        removed.settle()
+            if here == copy.placement:
+                place = core.index.placement(here)
+                if place.loc == copy.location and not place.readers:
+                    core.withdraw(scope, here, removed, "quarantined")
+        core.settle(removed)
 
     def close(self) -> None:
         """Let running loads end and take no more."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._ahead, self._pool):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., Result], *args: Any) -> Future[Result]:
+        try:
+            return pool.submit(work, *args)
+        except RuntimeError:  # shut down
+            raise Closed("the store is closed") from None
 
     def _hold_all(
         self, scope: Scope, wants: Sequence[Want], fidelity: Fidelity, outcomes: list[Exception | None]
     ) -> tuple[list[tuple[int, Copy]], list[int]]:
         core, held, cold, used = self._core, [], [], []
         core.check_open()
+        found = [_NOWHERE] * len(wants)
         with core.lock:
             index = core.index
             for i, want in enumerate(wants):
-                chunk, placement = self._find(scope, want.ref, want.part, fidelity)
+                found[i] = self._find(scope, want.ref, want.part, fidelity)
+            for i, (chunk, placement) in enumerate(found):
                 if placement < 0:
                     core.counters["misses"] += 1
-                    outcomes[i] = _miss(want.ref, want.part)
+                    outcomes[i] = _miss(wants[i].ref, wants[i].part)
                     continue
                 if not index.chunk(chunk).leases:
                     used.append(chunk)
                 if index.placement(placement).tier == DRAM:
-                    held.append((i, core.hold(placement, scope, want.part)))
+                    held.append((i, core.hold(placement, scope, wants[i].part)))
                     core.counters["hits_dram"] += 1
                 else:
                     cold.append(i)
@@ -144,8 +170,11 @@ class Reader:
 
     def _fill(self, scope: Scope, want: Want, copy: Copy, verify: bool) -> Exception | None:
         """Copy what is wanted out of a DRAM copy."""
-        memory = self._core.dram.view(copy.location, 0, copy.header + copy.stored)
-        return _fill_from(memory, scope, want, copy, verify)
+        try:
+            memory = self._core.dram.view(copy.location, 0, copy.header + copy.stored)
+            return _fill_from(memory, scope, want, copy, verify)
+        except KVStoreError as error:
+            return error
 
     def _get_cold(self, scope: Scope, want: Want, fidelity: Fidelity) -> Exception | None:
         try:
@@ -177,26 +206,39 @@ class Reader:
                     self._loading[row.part] = mine
                     source = core.hold(placement, scope, part)
                     core.loads += 1
+                else:
+                    core.counters["loads_joined"] += 1
             if joined is not None:
-                joined.result()  # how it ended is the loader's to tell; this reader looks again
+                joined.result()  # Shed for all who wait; any other end is the loader's to tell: look again
                 continue
-            try:
-                return self._load(scope, ref.key, part, source)
-            except (Corrupt, StorageError):
-                if not self._has_moved(source):
-                    raise
-            finally:
-                self._end_load(scope, ref.key, part, source)
-                with core.lock:
-                    del self._loading[row.part]
-                    core.loads -= 1
-                mine.set_result(None)
+            loaded = self._load_for_all(scope, ref.key, part, source, row.part, mine)
+            if loaded is not None:
+                return loaded
 
-    def _load(self, scope: Scope, key: bytes, part: Part, source: Copy) -> Copy:
-        """Bring a copy into DRAM, verified, and hold it there."""
-        core, tier = self._core, self._core.tiers[source.tier]
+    def _load_for_all(
+        self, scope: Scope, key: bytes, part: Part, source: Copy, part_row: int, mine: Future[None]
+    ) -> Copy | None:
+        """Load a part for this reader and those who join; None if it must look again."""
+        core, shed = self._core, None
+        try:
+            return self._load(scope, key, part, source)
+        except Shed as error:
+            shed = error
+            raise
+        finally:
+            with core.lock:
+                # Before the reader goes: with it the part's row may go to another part.
+                del self._loading[part_row]
+                core.loads -= 1
+            try:
+                self.finish(scope, key, part, source)
+            finally:
+                mine.set_exception(shed) if shed is not None else mine.set_result(None)
+
+    def _load(self, scope: Scope, key: bytes, part: Part, source: Copy) -> Copy | None:
+        """Bring a copy into DRAM, verified, and hold it there; None if another copy has come there meanwhile."""
+        core, tier, removed, placed = self._core, self._core.tiers[source.tier], Removed(), -1
         location = self._writer.allocate(scope.namespace, source.total, LOAD_PATIENCE_S)
-        placed = -1
         try:
             memory = core.dram.view(location, 0, source.total)
             record = self._fetch(scope, key, part, source, memory)
@@ -204,35 +246,35 @@ class Reader:
             with core.lock:
                 core.counters[f"loaded_{tier.name}"] += 1
                 core.counters["loaded_bytes"] += record.stored
-                placed = core.publish(scope, record, DRAM, location)
+                placed = core.publish(scope, record, DRAM, location, removed)
                 if placed < 0:
-                    raise NotFound(f"chunk {key.hex()} was stored anew while it was loaded; ask again")
+                    return None
                 core.events.emit("moved", scope.namespace.name, key, scope.spec.digest, part, core.dram.name)
                 return core.hold(placed, scope, part)
         finally:
+            core.settle(removed)
             if placed < 0:
                 core.dram.delete(location, source.total)
 
     def _fetch(self, scope: Scope, key: bytes, part: Part, source: Copy, memory: memoryview) -> Record:
         """Read a whole record from a slower tier and verify it; a bad one is noted to be taken out."""
-        try:
-            self._core.tiers[source.tier].read_into(source.location, 0, memory)
-            return _verify(memory, scope, key, part)
-        except (Corrupt, SpecMismatch):
-            if not self._has_moved(source):
-                self._bad.add(source.placement)
-            raise
+        location = source.location
+        while True:
+            try:
+                self._core.tiers[source.tier].read_into(location, 0, memory)
+                return _verify(memory, scope, key, part)
+            except KVStoreError as error:
+                now = self._location(source)
+                if now == location:
+                    if isinstance(error, Corrupt | SpecMismatch):
+                        self._bad.add(source.placement)
+                    raise
+                location = now  # the tier has moved it to make room: there is another life in the old place
 
-    def _has_moved(self, source: Copy) -> bool:
-        """Whether the tier moved a record, while it was read, to make room."""
+    def _location(self, source: Copy) -> int:
+        """Where a placement with a reader on it lies now."""
         with self._core.lock:
-            return self._core.index.placement(source.placement).loc != source.location
-
-    def _end_load(self, scope: Scope, key: bytes, part: Part, source: Copy) -> None:
-        self._core.let_go([source])
-        if source.placement in self._bad:
-            self._bad.discard(source.placement)
-            self.quarantine(scope, key, part, source)
+            return int(self._core.index.placement(source.placement).loc)
 
     def _read_around(self, scope: Scope, want: Want, fidelity: Fidelity) -> Exception | None:
         """Read past a DRAM that has no room, through memory of this call's own."""
@@ -243,19 +285,16 @@ class Reader:
                 return _miss(want.ref, want.part)
             copy = core.hold(placement, scope, want.part)
             core.counters["read_around_dram"] += 1
-        if copy.tier == DRAM:
-            try:
-                return self._fill(scope, want, copy, verify=False)
-            finally:
-                core.let_go([copy])
-        memory = memoryview(mmap.mmap(-1, copy.total))
         try:
+            if copy.tier == DRAM:
+                return self._fill(scope, want, copy, verify=False)
+            memory = memoryview(mmap.mmap(-1, copy.total))
             self._fetch(scope, want.ref.key, want.part, copy, memory)
             return _fill_from(memory, scope, want, copy, verify=False)
         except KVStoreError as error:
             return error
         finally:
-            self._end_load(scope, want.ref.key, want.part, copy)
+            self.finish(scope, want.ref.key, want.part, copy)
 
     def _quietly_load(self, scope: Scope, key: bytes, part: Part) -> None:
         core = self._core
@@ -309,6 +348,8 @@ def _fill_from(memory: memoryview, scope: Scope, want: Want, copy: Copy, verify:
     if want.layers is not None:
         start = int(geometry.offsets[first])
         nbytes = int(geometry.offsets[end - 1] + geometry.lengths[end - 1]) - start
+    if want.out.readonly:
+        return InvalidArgument("the destination is read-only")
     if want.out.nbytes != nbytes:
         return InvalidArgument(f"the destination has {want.out.nbytes} bytes; what was asked for has {nbytes}")
     source = memory[copy.header + start : copy.header + start + nbytes]
@@ -345,10 +386,10 @@ class StoreView:
         return unpack(self._header)
 
     def close(self) -> None:
-        """Let the bytes go. A second call does nothing."""
+        """Let the bytes go, as soon as no array stands on them. A second call does nothing."""
         copy, self._copy = self._copy, None
         if copy is not None:
-            self._core.let_go([copy])
+            self._core.release_memory(self.data, partial(self._core.let_go, [copy]))
 
     def __enter__(self) -> Self:
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvstore.catalog import Scope
-from kvstore.core import NVME, Core, Removed, now_ms
+from kvstore.core import DRAM, NVME, Core, Removed, now_ms
 from kvstore.record import Record
 from kvstore.tiers.base import Tier, Verdict
 
@@ -22,12 +22,14 @@ class Reclaimer:
 
     def judge(self, tier: Tier, records: Sequence[tuple[Record, int]]) -> Sequence[Verdict]:
         """A verdict on each (record, location)."""
-        del tier
         core, removed, verdicts = self._core, Removed(), []
         with core.lock:
             for record, location in records:
                 verdicts.append(self._judge(record, location, removed))
-        # The tier that asks frees the whole segment: its own deletions are not journaled one by one.
+        # The tier sees to what it is told to drop; parts elsewhere that went with it are deleted here.
+        told = {at for (_, at), verdict in zip(records, verdicts, strict=True) if verdict is Verdict.DROP}
+        removed.places = [each for each in removed.places if each[0] is not tier or each[1] not in told]
+        core.settle(removed)
         return verdicts
 
     def moved(self, tier: Tier, record: Record, old: int, new: int) -> bool:
@@ -51,7 +53,9 @@ class Reclaimer:
             return Verdict.KEEP
         if core.index.chunk(chunk).hits and core.index.chunk(chunk).last_use > self._middle(scope):
             return Verdict.KEEP
-        core.withdraw(scope, placement, removed)
+        in_dram = core.index.find_placement(core.index.placement(placement).part, DRAM) >= 0
+        for each in [placement] if in_dram else list(core.placements(chunk)):
+            core.withdraw(scope, each, removed)  # half a chunk is of no use to anyone
         return Verdict.DROP
 
     def _placement(self, record: Record, location: int) -> tuple[Scope, int, int] | None:

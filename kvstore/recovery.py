@@ -1,4 +1,4 @@
-"""Between the index and a persistent tier: rows that come back when it is opened, rows for its snapshot."""
+"""What a persistent tier brings back when it is opened, entered into the index."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvstore.catalog import Namespace, Scope
+from kvstore.catalog import Namespace
 from kvstore.core import NVME, Core
-from kvstore.record import BLOCK, header_bytes, padded
+from kvstore.record import BLOCK
 from kvstore.rows import EXPORT_DTYPE, NO_ROW
-from kvstore.spec import Part
 from kvstore.tiers.base import RECOVERED_DTYPE, Recovered, Tier
 
 _SAME = {"form": "codec", "location": "loc", "created_ms": "last_use"}
-_SCOPED = ("namespace", "spec", "_pad")
+_NOT_INDEXED = ("namespace", "spec", "_pad", "header_blocks")
 
 
 def index_recovered(core: Core, tier: Tier) -> Sequence[str]:
@@ -41,20 +40,6 @@ def index_recovered(core: Core, tier: Tier) -> Sequence[str]:
     return notes
 
 
-def recovered_rows(core: Core) -> npt.NDArray[Any]:
-    """The live rows of the NVMe tier, for its snapshot."""
-    with core.lock:
-        exported = core.index.export(NVME).view(EXPORT_DTYPE)
-        names, specs = core.catalog.digests()
-    rows = np.zeros(len(exported), RECOVERED_DTYPE)
-    for field in RECOVERED_DTYPE.names or ():
-        if field not in _SCOPED:
-            rows[field] = exported[_SAME.get(field, field)]
-    if len(rows):
-        rows["namespace"], rows["spec"] = names[exported["scope"]], specs[exported["scope"]]
-    return rows
-
-
 def _scopes(
     core: Core, recovered: Recovered, rows: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
@@ -76,7 +61,7 @@ def _scopes(
 def _export_rows(rows: npt.NDArray[Any], scopes: npt.NDArray[np.uint32]) -> npt.NDArray[Any]:
     exported = np.zeros(len(rows), EXPORT_DTYPE)
     for field in RECOVERED_DTYPE.names or ():
-        if field not in _SCOPED:
+        if field not in _NOT_INDEXED:
             exported[_SAME.get(field, field)] = rows[field]
     exported["scope"], exported["tier"] = scopes, NVME
     return exported
@@ -91,20 +76,14 @@ def _admit(core: Core, rows: npt.NDArray[Any], scopes: npt.NDArray[np.uint32], e
         policy = core.policy(NVME, scope.namespace)
         for chunk in core.index.find_many(scope.number, np.ascontiguousarray(mine["key"])).tolist():
             policy.admit(chunk)
-        scope.namespace.used += int(_record_bytes(scope, mine).sum())
+        scope.namespace.used += int(_record_bytes(mine).sum())
 
 
-def _record_bytes(scope: Scope, rows: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Length of every record, header and padding included; all rows are of one scope."""
-    headers = np.zeros(len(rows), np.int64)
-    parts = rows[["group", "rank", "layer_start", "layer_end"]]
-    for part in np.unique(parts):
-        layers = scope.layer_groups(Part(int(part[0]), int(part[1]), (int(part[2]), int(part[3]))))
-        headers[parts == part] = header_bytes(layers)
-    return headers + -(-rows["stored"].astype(np.int64) // BLOCK) * BLOCK
+def _record_bytes(rows: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Length of every record, header and padding included."""
+    return (rows["header_blocks"] + -(-rows["stored"].astype(np.int64) // BLOCK)) * BLOCK
 
 
 def _forget(tier: Tier, rows: npt.NDArray[Any]) -> None:
-    for row in rows:
-        layers = int(row["layer_end"]) - int(row["layer_start"])
-        tier.delete(int(row["location"]), header_bytes(layers) + padded(int(row["stored"])))
+    for location, nbytes in zip(rows["location"].tolist(), _record_bytes(rows).tolist(), strict=True):
+        tier.delete(location, nbytes)

@@ -126,6 +126,9 @@ class KVSpec:
             raise InvalidArgument("a layer belongs to one KV group only")
         if not self.pipeline:
             object.__setattr__(self, "pipeline", ((0, max(layers) + 1),))
+        for layer in layers:
+            if sum(start <= layer < end for start, end in self.pipeline) != 1:
+                raise InvalidArgument(f"layer {layer} is not in exactly one stage of the pipeline {self.pipeline}")
         if self.layout != OPAQUE and (self.layout[0] != "layer" or set(self.layout) != set(CANONICAL_AXES)):
             raise InvalidArgument(
                 f"layout must name {', '.join(CANONICAL_AXES)} once each with the layer first, or be "
@@ -196,7 +199,9 @@ class KVSpec:
             fields["pipeline"] = tuple((int(a), int(b)) for a, b in fields.get("pipeline", ()))
             fields["layout"] = tuple(fields.get("layout", CANONICAL_AXES))
             return cls(**fields)
-        except (KeyError, TypeError) as error:
+        except InvalidArgument:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidArgument(f"not a spec: {error}") from None
 
     def parts(self, group: int | None = None) -> Iterator[Part]:

@@ -15,13 +15,13 @@ from kvstore.api import ChunkInfo, Description, Page, PlacementInfo
 from kvstore.catalog import Namespace, Scope
 from kvstore.codecs import form_name
 from kvstore.config import Config
-from kvstore.core import DRAM, NVME, Core, Removed
+from kvstore.core import DRAM, NVME, ROWS_AT_ONCE, Core, Removed
 from kvstore.errors import KVStoreError
 from kvstore.mover import Mover
 from kvstore.reader import Reader
 from kvstore.reclaim import Reclaimer
 from kvstore.record import BLOCK
-from kvstore.recovery import index_recovered, recovered_rows
+from kvstore.recovery import index_recovered
 from kvstore.session import OwnedSession, Session
 from kvstore.spec import KVSpec, Part
 from kvstore.tiers.base import Tier
@@ -90,9 +90,9 @@ class Store:
     def chunks(self, namespace: Namespace, cursor: int, limit: int) -> Page:
         """Some chunks of a namespace, from a cursor on."""
         core, found = self._core, list[ChunkInfo]()
-        with core.lock:
-            while cursor >= 0 and len(found) < limit:
-                rows, cursor = core.index.chunks(cursor, limit - len(found))
+        while cursor >= 0 and len(found) < limit:
+            with core.lock:  # for a few rows at a time: others wait for it
+                rows, cursor = core.index.chunks(cursor, min(ROWS_AT_ONCE, limit - len(found)))
                 found.extend(self._info(row) for row in rows.tolist() if self._is_of(row, namespace))
         return Page(tuple(found), max(cursor, 0))
 
@@ -148,7 +148,8 @@ class Store:
                 if chunk >= 0 and chunk not in core.doomed:
                     count += 1
                     core.drop_chunk(chunk, removed, "deleted")
-        removed.settle()
+        for failure in removed.settle():
+            raise failure
         return count
 
     def close(self) -> None:
@@ -157,15 +158,16 @@ class Store:
         with self._closing:
             if core.closed:
                 return
-            self._reader.close()
-            self._mover.close(flush=core.config.flush_on_close)
-            with core.lock:
+            with core.lock:  # from now on nothing is taken in that would miss the flush
                 core.closed = True
                 core.room.notify_all()
+            self._reader.close()
+            self._mover.close(flush=core.config.flush_on_close)
+            core.sweep()
             core.events.close()
             try:
                 if core.nvme is not None:
-                    core.nvme.checkpoint(recovered_rows(core))
+                    core.nvme.checkpoint()
             finally:
                 for tier in reversed(core.tiers):
                     tier.close()
@@ -190,12 +192,9 @@ class Store:
                 return None
             copy = core.hold(placement, scope, place.part)
         try:
-            problem = self._reader.check(scope, info.key, place.part, copy)
+            return self._reader.check(scope, info.key, place.part, copy)
         finally:
-            core.let_go([copy])
-        if problem:
-            self._reader.quarantine(scope, info.key, place.part, copy)
-        return problem
+            self._reader.finish(scope, info.key, place.part, copy)
 
     def _is_of(self, row: int, namespace: Namespace) -> bool:
         return self._core.catalog.scopes[self._core.index.chunk(row).scope].namespace is namespace

@@ -136,12 +136,12 @@ def test_a_mistake_in_a_variable_names_it(env: dict[str, str], words: list[str])
 def test_a_mistake_in_a_flag_names_it() -> None:
     with pytest.raises(ConfigError, match=r"--server-max-workers: server\.max_workers = \"x\" is not a whole number"):
         settings.load(None, {}, {"server.max_workers": "x"})
-    with pytest.raises(ConfigError, match="unknown key 'dram.size'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'dram\.size'"):
         settings.load(None, {}, {"dram.size": "1"})
 
 
 def test_text_that_is_not_toml_names_the_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not TOML.*line 2"):
+    with pytest.raises(ConfigError, match=r"not TOML.*line 2"):
         settings.load(write(tmp_path, "[dram]\ncapacity = \n"), {})
 
 

@@ -20,13 +20,14 @@ from kvstore.errors import KVStoreError
 from kvstore.record import Record
 from kvstore.spec import KVSpec
 
-# One row per record that a persistent tier brings back when it is opened.
+# One row per record that a persistent tier brings back when it is opened. The record's whole length is
+# `header_blocks` blocks of 4 KiB plus `stored` rounded up to whole blocks.
 RECOVERED_DTYPE = np.dtype(
     [
         ("key", "u1", (32,)), ("parent", "u1", (32,)), ("namespace", "u1", (16,)), ("spec", "u1", (16,)),
         ("group", "<u2"), ("rank", "<u2"), ("layer_start", "<u2"), ("layer_end", "<u2"),
         ("position", "<u4"), ("tokens", "<u4"), ("first_valid", "<u4"),
-        ("form", "<u2"), ("level", "<u2"), ("exact", "u1"), ("_pad", "u1", (3,)),
+        ("form", "<u2"), ("level", "<u2"), ("exact", "u1"), ("_pad", "u1"), ("header_blocks", "<u2"),
         ("logical", "<u8"), ("stored", "<u8"), ("location", "<u8"), ("created_ms", "<i8"),
     ]
 )  # fmt: skip
@@ -153,9 +154,13 @@ class Tier(ABC):
     def sync(self) -> None:
         """Return when all that was written before survives power loss (concurrent callers share one flush)."""
 
-    def checkpoint(self, rows: npt.NDArray[Any]) -> None:
-        """Write a snapshot of the live rows (`RECOVERED_DTYPE`), so that the next opening is quick."""
-        del rows
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether it is time for a `checkpoint`."""
+        return False
+
+    def checkpoint(self) -> None:
+        """Write down what is needed for a quick opening."""
 
     @abstractmethod
     def close(self) -> None:

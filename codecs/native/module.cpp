@@ -1,6 +1,8 @@
 #include "bind.hpp"
 
 NB_MODULE(_native, m) {
+    // A store that a program leaves open at its end is no leak of this module.
+    nanobind::set_leak_warnings(false);
     m.doc() = "What kvstore does in C++: checksums, copies, the arena's allocator, the chunk index.";
     kvstore::bind_allocator(m);
     kvstore::bind_hash(m);

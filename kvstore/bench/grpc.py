@@ -57,7 +57,8 @@ def run(
 def server(dram: int) -> Iterator[Client]:
     """A client of `kvstore serve` in a process of its own."""
     command = [sys.executable, "-m", "kvstore", "serve", "--json", "--listen", "127.0.0.1:0"]
-    command += ["--dram", str(dram), "--dram-extent", str(dram), "--store-put-wait-s", "30"]
+    command += ["--dram", str(dram), "--dram-extent", str(dram), "--store-lease-limit-s", "3600"]
+    command += ["--store-put-wait-s", "60"]  # the first put waits until its extent is populated
     with _child(command) as first_line:
         client = kvstore.connect(str(json.loads(first_line)["address"]), timeout=TIMEOUT_S)
         with client:

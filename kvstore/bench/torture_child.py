@@ -31,7 +31,7 @@ from kvstore.spec import KVGroup, KVSpec
 
 MiB = 1 << 20
 THREADS = 2
-LIVE = 150  # chunks that a thread keeps before it deletes old ones
+LIVE = 60  # chunks that a thread keeps before it deletes old ones
 SPEC = KVSpec("torture", "", "uint8", (KVGroup((0, 1), 2, 64), KVGroup((2,), 2, 64, window=64)))
 PARTS = tuple(SPEC.parts())
 ACKS = ("stored", "persisted", "persisted", "synced")
@@ -41,7 +41,7 @@ def config(folder: Path) -> Config:
     """Little DRAM, so that the load evicts from it and demotes; more NVMe than the live chunks ever need."""
     return Config(
         dram=DramConfig(capacity=16 * MiB, extent=16 * MiB),
-        nvme=NvmeConfig(folder, capacity=1024 * MiB, segment=16 * MiB, reserve=0),
+        nvme=NvmeConfig(folder, capacity=96 * MiB, segment=4 * MiB, reserve=0),
         max_chunks=1 << 14,
     )
 

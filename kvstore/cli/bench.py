@@ -26,8 +26,8 @@ def grpc(args: Namespace) -> int:
     """`bench grpc`."""
     from kvstore.bench import grpc as bench
 
-    with progress("bench grpc", None):
-        rows = bench.run()
+    with progress("bench grpc", args.rounds) as advance:
+        rows = bench.run(rounds=args.rounds, progress=advance)
     return _show(args, "grpc", rows)
 
 
@@ -57,7 +57,7 @@ def torture(args: Namespace) -> int:
     folder = Path(args.path) if args.path else None
     with progress("bench torture", args.rounds) as advance:
         row = bench(args.rounds, folder=folder, seed=args.seed, advance=advance)
-    _show(args, "torture", [row], ("rounds", "acknowledged", "corrupt", "phantom", "lost", "seed"))
+    _show(args, "torture", [row], ("rounds", "acknowledged", "corrupt", "phantom", "lost", "undeleted", "seed"))
     return Corrupt.exit_code if row["corrupt"] or row["phantom"] or row["lost"] else 0
 
 

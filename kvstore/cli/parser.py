@@ -89,8 +89,9 @@ def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Pars
     bench = commands.add_parser("bench", help="Measure, each time against a baseline of the same run.")
     made = _Commands(bench.add_subparsers(title="benchmarks", metavar="NAME", required=True), common)
     local = made.add("local", "bench", "local", "The embedded store in DRAM against memcpy.")
-    local.add_argument("--rounds", type=_positive, default=60, metavar="N", help="timed rounds (%(default)s)")
-    made.add("grpc", "bench", "grpc", "A server over gRPC on loopback against a raw TCP stream.")
+    grpc = made.add("grpc", "bench", "grpc", "A server over gRPC on loopback against a raw TCP stream.")
+    for each in (local, grpc):
+        each.add_argument("--rounds", type=_positive, default=60, metavar="N", help="timed rounds (%(default)s)")
     nvme = made.add("nvme", "bench", "nvme", "The NVMe tier against raw O_DIRECT on the same files.")
     nvme.add_argument("--path", metavar="FOLDER", help="a folder on the disk to measure (a temporary one)")
     index = made.add("index", "bench", "index", "The metadata of a million chunks: memory, pauses, growth.")

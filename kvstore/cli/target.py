@@ -38,11 +38,11 @@ def open_client(args: Namespace) -> Client:
     return kvstore.open(config, namespace=namespace)
 
 
-def _token(args: Namespace) -> str | None:
+def _token(args: Namespace) -> str:
     if args.token and args.token_file:
         raise InvalidArgument("--token and --token-file say the same; give one of them")
     if args.token or args.token_file:
         token, file = args.token, args.token_file
     else:
         token, file = os.environ.get("KVSTORE_TOKEN"), os.environ.get("KVSTORE_TOKEN_FILE")
-    return token or (settings.read_tokens(Path(file))[0] if file else None)
+    return token or (settings.read_tokens(Path(file))[0] if file else "")

@@ -24,6 +24,7 @@ def test_local_has_every_case() -> None:
         assert row["mode"] == "embedded"
         assert row["note"]
     assert [row["bytes"] for row in rows if row["case"] == "get-batch"] == [16 * MiB]
+    assert [row["bytes"] for row in rows if row["case"] == "view"] == [1 * MiB, 2 * MiB]
 
 
 def test_local_finds_wrong_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,5 +67,6 @@ def test_the_ledger_tells_lost_corrupt_and_phantom() -> None:
         ledger.read(line)
     assert ledger.lost == {(1, 0)}
     assert ledger.corrupt == {"4.0 bad"}
-    assert ledger.phantom == {"00" * 32, "3.0 was deleted"}
+    assert ledger.phantom == {"00" * 32}
+    assert ledger.undeleted == {3}
     assert ledger.acknowledged == 3

@@ -47,7 +47,8 @@ def prompt(tmp_path: Path) -> dict[str, Any]:
     kv = np.random.default_rng(7).standard_normal(shape).astype(np.float16)
     np.save(tmp_path / "kv.npy", kv)
     (tmp_path / "data").mkdir()
-    return {"kv": kv, "files": ("--spec", "spec.json", "--tokens", "tokens.json"), "store": ("--nvme", "data")}
+    files = ("--spec", "spec.json", "--tokens", "tokens.json")
+    return {"folder": tmp_path, "kv": kv, "files": files, "store": ("--nvme", "data")}
 
 
 def only_json(result: subprocess.CompletedProcess[str]) -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from kvstore.cli import main
+
 from .conftest import Run, environment, only_json
 
 COMMANDS = ("serve", "demo", "config", "stats", "ls", "get", "put", "rm", "pin", "unpin", "verify", "bench")
@@ -116,3 +118,11 @@ def test_a_closed_pipe_is_silent(cli: Run, tmp_path: Path) -> None:
         check=False,
     )  # fmt: skip
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(args: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kvstore.cli.settings.show", interrupted)
+    assert main(["config"]) == 130

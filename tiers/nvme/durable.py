@@ -1,0 +1,57 @@
+"""Files that appear whole or not at all, and what an `OSError` means to a tier."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from kvstore.tiers.base import TierFull
+
+from kvstore.errors import KVStoreError, StorageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder survive power loss."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: memoryview | bytes, offset: int) -> None:
+    """`pwrite` until every byte is written; `OSError` as the system gives it."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
+def replace_file(path: Path, pieces: Iterable[memoryview | bytes]) -> None:
+    """Write `path` so that a crash leaves the old content or the new: temporary file, fsync, rename, fsync."""
+    temporary = path.with_name(path.name + ".tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        offset = 0
+        for piece in pieces:
+            write_all(fd, piece, offset)
+            offset += len(piece)
+        os.fsync(fd)
+    except OSError:
+        os.unlink(temporary)
+        raise
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+    sync_folder(path.parent)
+
+
+def as_storage_error(error: OSError, action: str) -> KVStoreError:
+    """`TierFull` where the file system has no room, `StorageError` for everything else."""
+    if error.errno in _FULL:
+        return TierFull(f"{action}: the file system has no room left ({error.strerror})")
+    return StorageError(f"{action}: {error.strerror or error}; check the disk and the system's log")

@@ -1,0 +1,245 @@
+"""Transfers between memory and descriptors: O_DIRECT without a copy where alignment allows it, bounced where not.
+
+A transfer is one system call on a list of pieces. Memory takes part itself as far as its address agrees with the
+offset in the file modulo 4 KiB; the ragged ends go through a block of scratch memory, and memory that does not
+agree at all is copied by way of scratch, a few MiB at a time. One call per record is enough: the kernel cuts it
+into many requests and has them in flight together, and cutting it in Python was no faster at 256 KiB to 16 MiB.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+
+import numpy as np
+
+from kvstore import _native
+from kvstore.record import BLOCK, padded
+
+SCRATCH_BYTES = 4 << 20
+_ZEROS = memoryview(bytes(BLOCK))
+
+
+def address(view: memoryview) -> int:
+    """Where a contiguous buffer begins in memory."""
+    return int(np.frombuffer(view, np.uint8).__array_interface__["data"][0])
+
+
+class ScratchPool:
+    """Aligned buffers of 4 MiB, used again last in first out. Untouched pages cost nothing."""
+
+    def __init__(self) -> None:
+        self._free: deque[memoryview] = deque()
+
+    def take(self) -> memoryview:
+        """A buffer that is the caller's until it is given back."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return memoryview(mmap.mmap(-1, SCRATCH_BYTES))
+
+    def give(self, buffer: memoryview) -> None:
+        """Return a buffer from `take`."""
+        self._free.append(buffer)
+
+
+class Transfer:
+    """Reads and writes at block offsets of segment files. `direct` tells whether they were opened O_DIRECT."""
+
+    def __init__(self, direct: bool) -> None:
+        self.direct = direct
+        self.scratch = ScratchPool()
+
+    def read(self, fd: int, offset: int, out: memoryview) -> None:
+        """Fill `out` from `offset`, any alignment. `OSError` from the system, `EOFError` when the file ends."""
+        if not self.direct:
+            _read_fully(fd, [out], offset)
+            return
+        if (address(out) - offset) % BLOCK == 0:
+            self._read_matching(fd, offset, out)
+        else:
+            self._read_bounced(fd, offset, out)
+
+    def write(self, fd: int, offset: int, header: bytes, payload: memoryview, stored: int) -> None:
+        """Write a record at `offset` (a multiple of 4096): header, `stored` bytes of payload, zeros to 4 KiB.
+
+        A payload that is as long as its padded length is written with the padding it brings.
+        """
+        length = padded(stored)
+        if not self.direct:
+            tail = _ZEROS[: length - stored]
+            _write_fully(fd, [memoryview(header), payload[:stored], tail], offset)
+            return
+        scratch = self.scratch.take()
+        try:
+            head = scratch[: len(header)]
+            head[:] = header
+            if stored == 0:
+                _write_fully(fd, [head], offset)
+            elif address(payload) % BLOCK == 0:
+                _write_fully(fd, [head, *self._whole_blocks(payload, stored, scratch)], offset)
+            else:
+                self._write_bounced(fd, offset, len(header), payload, stored, scratch)
+        finally:
+            self.scratch.give(scratch)
+
+    def _whole_blocks(self, payload: memoryview, stored: int, scratch: memoryview) -> list[memoryview]:
+        if len(payload) >= padded(stored):
+            return [payload[: padded(stored)]]
+        whole = stored // BLOCK * BLOCK
+        tail = scratch[SCRATCH_BYTES - BLOCK :]
+        tail[:] = _ZEROS
+        tail[: stored - whole] = payload[whole:stored]
+        return [payload[:whole], tail] if whole else [tail]
+
+    def _write_bounced(
+        self, fd: int, offset: int, start: int, payload: memoryview, stored: int, scratch: memoryview
+    ) -> None:
+        """`scratch` begins with `start` bytes of header; the payload follows through what is left of it."""
+        done = 0
+        while done < stored:
+            n = min(stored - done, SCRATCH_BYTES - start)
+            _native.copy(scratch[start : start + n], payload[done : done + n])
+            end = start + padded(n)
+            scratch[start + n : end] = _ZEROS[: end - start - n]
+            _write_fully(fd, [scratch[:end]], offset)
+            done, offset, start = done + n, offset + end, 0
+
+    def _read_matching(self, fd: int, offset: int, out: memoryview) -> None:
+        head, end = -offset % BLOCK, offset + len(out)
+        tail = end % BLOCK
+        if head == 0 and tail == 0:
+            _read_fully(fd, [out], offset)
+            return
+        if head + tail >= len(out):
+            self._read_bounced(fd, offset, out)
+            return
+        scratch = self.scratch.take()
+        try:
+            pieces = [out[head : len(out) - tail]] if tail else [out[head:]]
+            first, last = scratch[:BLOCK], scratch[BLOCK : 2 * BLOCK]
+            if head:
+                pieces.insert(0, first)
+            if tail:
+                pieces.append(last)
+            _read_fully(fd, pieces, offset // BLOCK * BLOCK)
+            out[:head] = first[BLOCK - head :]
+            out[len(out) - tail :] = last[:tail]
+        finally:
+            self.scratch.give(scratch)
+
+    def _read_bounced(self, fd: int, offset: int, out: memoryview) -> None:
+        scratch = self.scratch.take()
+        try:
+            done = 0
+            while done < len(out):
+                skip = (offset + done) % BLOCK
+                n = min(len(out) - done, SCRATCH_BYTES - skip)
+                _read_fully(fd, [scratch[: padded(skip + n)]], offset + done - skip)
+                _native.copy(out[done : done + n], scratch[skip : skip + n])
+                done += n
+        finally:
+            self.scratch.give(scratch)
+
+
+class IoPool:
+    """Threads that keep several requests of one batch in flight; the caller works along with them."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._batches: SimpleQueue[_Batch | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"{name}-io-{i}", daemon=True) for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def run(self, count: int, work: Callable[[int], None]) -> None:
+        """Call `work`, which must not raise, with 0 … count-1; return when all calls have."""
+        if count == 1:
+            work(0)
+            return
+        batch = _Batch(count, work)
+        for _ in range(min(len(self._threads), count - 1)):
+            self._batches.put(batch)
+        batch.drain()
+        batch.done.wait()
+
+    def close(self) -> None:
+        """End the threads; batches that are under way are finished by their callers."""
+        for _ in self._threads:
+            self._batches.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self) -> None:
+        while (batch := self._batches.get()) is not None:
+            batch.drain()
+
+
+class _Batch:
+    """Numbers that several threads take from one iterator, each exactly once."""
+
+    def __init__(self, count: int, work: Callable[[int], None]) -> None:
+        self._count, self._work = count, work
+        self._next: Iterator[int] = iter(range(count))
+        self._finished: deque[int] = deque()
+        self.done = threading.Event()
+
+    def drain(self) -> None:
+        for index in self._next:
+            self._work(index)
+            self._finished.append(index)
+            if len(self._finished) == self._count:
+                self.done.set()
+
+
+def probe_direct(folder: str) -> bool:
+    """Whether files in `folder` can be written with O_DIRECT. `OSError` if nothing can be written there at all."""
+    path = os.path.join(folder, f".probe-{os.getpid()}")
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    try:
+        with mmap.mmap(-1, BLOCK) as block:
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+            except OSError:
+                return False
+            try:
+                return os.pwrite(fd, block, 0) == BLOCK and os.preadv(fd, [block], 0) == BLOCK
+            except OSError:
+                return False
+            finally:
+                os.close(fd)
+    finally:
+        os.unlink(path)
+
+
+def _read_fully(fd: int, pieces: list[memoryview], offset: int) -> None:
+    wanted = sum(map(len, pieces))
+    done = os.preadv(fd, pieces, offset)
+    while done < wanted:
+        pieces, wanted, offset = _rest(pieces, done), wanted - done, offset + done
+        done = os.preadv(fd, pieces, offset)
+        if done == 0:
+            raise EOFError(f"the file ends {wanted} bytes early")
+
+
+def _write_fully(fd: int, pieces: list[memoryview], offset: int) -> None:
+    wanted = sum(map(len, pieces))
+    done = os.pwritev(fd, pieces, offset)
+    while done < wanted:
+        pieces, wanted, offset = _rest(pieces, done), wanted - done, offset + done
+        done = os.pwritev(fd, pieces, offset)
+
+
+def _rest(pieces: list[memoryview], done: int) -> list[memoryview]:
+    """What is left of `pieces` after `done` bytes."""
+    left: list[memoryview] = []
+    for piece in pieces:
+        if done < len(piece):
+            left.append(piece[done:])
+        done = max(0, done - len(piece))
+    return left
