@@ -106,7 +106,7 @@ class RemoteBackend:
             spec=query.spec.digest,
             refs=query.refs,
             parts=b"".join(part.pack() for part in query.parts),
-            fidelity=int(query.fidelity),
+            fidelity=wire.fidelity_to_number(query.fidelity),
             lease=query.lease,
             lease_ms=lease_ms,
             in_session=bool(query.lease),
@@ -319,7 +319,7 @@ class RemoteReservation:
 
     def __init__(self, backend: RemoteBackend, spec: KVSpec, ref: ChunkRef, part: Part, first_valid: int) -> None:
         spec.check_part(part)
-        self.data = memoryview(np.empty(spec.part_bytes(part, ref.tokens), np.uint8))
+        self.data = np.empty(spec.part_bytes(part, ref.tokens), np.uint8).data
         self._backend = backend
         self._spec = spec
         self._offer = Offer(ref, part, self.data, first_valid)
@@ -379,7 +379,7 @@ def _get_request(spec: KVSpec, wants: Sequence[Want], fidelity: Fidelity, verify
     request = pb.GetRequest(
         spec=spec.digest,
         items=wire.items_to_bytes((want.ref, want.part) for want in wants),
-        fidelity=int(fidelity),
+        fidelity=wire.fidelity_to_number(fidelity),
         verify=verify,
         layers=[pb.LayerRange(start=start, end=end) for start, end in layers],
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -162,7 +161,3 @@ class Kit:
 @pytest.fixture
 def kit() -> type[Kit]:
     return Kit
-
-
-def pytest_configure() -> None:
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
