@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kvstore.v1 import kvstore_pb2 as pb
 
 import kvstore
 from kvstore import KVGroup, KVSpec, Part, pieces, wire
 from kvstore.api import ChunkInfo, Event, PlacementInfo
 from kvstore.link import Address
+from kvstore.v1 import kvstore_pb2 as pb
 
 PROTO = Path(__file__).parents[2] / "proto"
 

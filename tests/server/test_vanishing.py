@@ -15,12 +15,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from kvstore.v1 import kvstore_pb2 as pb
-from kvstore.v1 import kvstore_pb2_grpc as rpc
 
 import kvstore
 from kvstore import pieces, wire
 from kvstore.keys import pack_refs
+from kvstore.v1 import kvstore_pb2 as pb
+from kvstore.v1 import kvstore_pb2_grpc as rpc
 
 CHILD = """
 import sys, time, numpy as np, kvstore

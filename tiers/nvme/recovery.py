@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from kvstore.errors import StorageError
+from kvstore.record import BLOCK
 from kvstore.tiers.base import RECOVERED_DTYPE
 from kvstore.tiers.nvme.io import IoPool, Transfer
 from kvstore.tiers.nvme.journal import Entry, JournalContent, Op, load_journal
@@ -25,9 +28,6 @@ from kvstore.tiers.nvme.rows import pack_row, place_row, row_bytes
 from kvstore.tiers.nvme.scan import SegmentScan
 from kvstore.tiers.nvme.segments import Segment, SegmentTable, State, unpack_header
 from kvstore.tiers.nvme.snapshot import Life, Snapshot, load_snapshot
-
-from kvstore.errors import StorageError
-from kvstore.record import BLOCK
 
 
 @dataclass
