@@ -78,7 +78,7 @@ def _entries_after(sequence: int, journals: Sequence[JournalContent]) -> tuple[n
         if journal.first > following:
             damage.append(f"journal entries {following} to {journal.first - 1} are missing")
         kept.append(journal.entries[journal.entries["sequence"] > sequence])
-        following = max(following, journal.following)
+        following = max(following, journal.end)
     if not journals:
         damage.append("the journal is missing")
     return np.concatenate(kept), following, damage
