@@ -63,7 +63,7 @@ def run(out_dir: Path, *, tokens: int = 2000, generate: int = 32, server: bool =
         "tokens": tokens,
         "generated": generate,
         "text": cold.text,
-        "problems": [problem for row in rows for problem in _problems(row, tokens)],
+        "problems": [problem for row in rows for problem in problems(row, tokens)],
     }
     result = report(rows, facts)
     (out_dir / "demo.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -152,7 +152,7 @@ def _row(name: str, case: Case, cold: _Cold) -> dict[str, Any]:
     }
 
 
-def _problems(row: Mapping[str, Any], tokens: int) -> list[str]:
+def problems(row: Mapping[str, Any], tokens: int) -> list[str]:
     """What a row fails to show."""
     name, found = row["case"], []
     if not row["identical"]:

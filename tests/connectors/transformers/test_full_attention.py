@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from kvstore.connectors.transformers import load, save, spec_of
-from kvstore.errors import InvalidArgument, NotFound, SpecMismatch
+from kvstore.errors import Corrupt, InvalidArgument, NotFound, SpecMismatch
 
 TOKENS = random.Random(1).choices(range(3, 320), k=700)
 NEXT = random.Random(2).choices(range(3, 320), k=9)
@@ -172,3 +172,32 @@ def test_it_works_without_views(open_store, model, monkeypatch, tiny):
     loaded = load(client, spec, TOKENS, config=model.config)
     assert loaded.tokens == 699
     assert kv_equal(loaded.cache, cache, 699)
+
+
+def test_a_damaged_chunk_shortens_the_hit_and_nothing_more(open_store, tiny, model, tmp_path):
+    spec, cache = spec_of(model), tiny.prefilled(model, TOKENS)
+    client = open_store()
+    save(client, spec, cache, TOKENS, ack="persisted")
+    second = client.get(spec, client.chain(spec, TOKENS).refs[1]).tobytes()
+    client.close()
+    damage(tmp_path / "nvme", second[-64:])
+    loaded = load(open_store(), spec, TOKENS + NEXT, config=model.config)
+    assert loaded.tokens == 256
+    assert [type(each) for each in loaded.failures] == [Corrupt]
+    assert kv_equal(loaded.cache, cache, 256)
+    rest = TOKENS[256:] + NEXT
+    expected = tiny.forward(model, tiny.prefilled(model, TOKENS[:256]), rest)
+    torch.testing.assert_close(tiny.forward(model, loaded.cache, rest), expected)
+
+
+def damage(folder, content):
+    """Flip a bit wherever `content` lies in the files of a folder."""
+    hits = 0
+    for file in (each for each in folder.rglob("*") if each.is_file()):
+        data = bytearray(file.read_bytes())
+        at = data.find(content)
+        if at >= 0:
+            data[at] ^= 1
+            file.write_bytes(data)
+            hits += 1
+    assert hits
