@@ -60,6 +60,11 @@ class DramTier(Tier):
                 raise Closed("the DRAM tier is closed")
             return self._arena.alloc(namespace, nbytes)
 
+    @property
+    def is_growing(self) -> bool:
+        """Whether extents are still being made."""
+        return self._arena.pending
+
     def wait_for_memory(self, namespace: bytes, seconds: float) -> bool:
         """True if there is an extent for a namespace to take; waits for one that is being made."""
         return self._arena.wait(namespace, seconds)

@@ -11,8 +11,6 @@ import mmap
 import threading
 from collections.abc import Callable, Sequence
 
-from kvstore.errors import KVStoreError
-from kvstore.record import Record, seal
 from kvstore.tiers.base import Owner, Tier, Verdict
 from kvstore.tiers.nvme.io import Transfer
 from kvstore.tiers.nvme.journal import Entry, Op
@@ -22,6 +20,9 @@ from kvstore.tiers.nvme.meter import Meter
 from kvstore.tiers.nvme.rows import pack_row, place_row
 from kvstore.tiers.nvme.scan import SegmentScan
 from kvstore.tiers.nvme.segments import Segment, SegmentTable
+
+from kvstore.errors import KVStoreError
+from kvstore.record import Record, seal
 
 _BATCH = 256
 _MOST_KEPT = 0.5

@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from kvstore.errors import KVStoreError, StorageError
 from kvstore.tiers.base import TierFull
+
+from kvstore.errors import KVStoreError, StorageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -25,7 +26,7 @@ def sync_folder(path: Path) -> None:
 def write_all(fd: int, data: memoryview | bytes, offset: int) -> None:
     """`pwrite` until every byte is written; `OSError` as the system gives it."""
     view = memoryview(data)
-    while len(view):
+    while view:
         done = os.pwrite(fd, view, offset)
         view, offset = view[done:], offset + done
 

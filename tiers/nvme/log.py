@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kvstore.errors import StorageError
 from kvstore.tiers.nvme.durable import as_storage_error, sync_folder
 from kvstore.tiers.nvme.journal import Entry, Journal, load_journal
 from kvstore.tiers.nvme.replay import replay
 from kvstore.tiers.nvme.snapshot import Snapshot, load_snapshot, save_snapshot
+
+from kvstore.errors import StorageError
 
 _AHEAD = 256
 _LEAST_BYTES = 4 << 20
@@ -70,13 +71,14 @@ class Log:
 
     def append(self, *entries: Entry) -> None:
         """Write entries; they survive kill -9 when this returns. `TierFull`, `StorageError`."""
-        while True:
-            journal = self._journal
-            assert journal is not None
-            if journal.append(entries):
-                return
+        while not self._current().append(entries):
             with self._switched:  # with a time limit: the switch may fail, and the old journal then goes on
-                self._switched.wait_for(lambda before=journal: self._journal is not before, 0.02)
+                self._switched.wait(0.02)
+
+    def _current(self) -> Journal:
+        if self._journal is None:
+            raise StorageError(f"the journal in {self._folder} is not open")
+        return self._journal
 
     def sync(self) -> None:
         """Make every entry that was appended survive power loss."""
@@ -93,8 +95,7 @@ class Log:
         """
         with self._switched:
             if self._folding:
-                while self._folding:
-                    self._switched.wait()
+                self._switched.wait_for(lambda: not self._folding)
                 return
             self._folding = True
         try:
@@ -109,10 +110,7 @@ class Log:
                 self._switched.notify_all()
 
     def _fold(self, current: Callable[[], Sequence[int]]) -> None:
-        if self._old is None:
-            self._begin_next()
-        old, following = self._old, self._journal
-        assert old is not None and following is not None
+        old, following = self._switch()
         old.seal()
         content = load_journal(self.journal_path)
         snapshot, problem = load_snapshot(self.snapshot_path) if self._snapshot_bytes else (Snapshot(), "")
@@ -129,10 +127,11 @@ class Log:
             self._old = None
         old.close()
 
-    def _begin_next(self) -> None:
-        """From here on entries go to `journal.next`."""
-        journal = self._journal
-        assert journal is not None
+    def _switch(self) -> tuple[Journal, Journal]:
+        """The journal to fold and the one that entries go to from here on, `journal.next`."""
+        if self._old is not None:  # an earlier fold failed half-way
+            return self._old, self._current()
+        journal = self._current()
         try:
             following = Journal.create(self.next_path, journal.limit(_AHEAD))
         except OSError:
@@ -141,6 +140,7 @@ class Log:
         with self._switched:
             self._old, self._journal = journal, following
             self._switched.notify_all()
+        return journal, following
 
     def _take_name(self, journal: Journal) -> None:
         os.rename(self.next_path, self.journal_path)

@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from kvstore.errors import StorageError
-from kvstore.record import BLOCK
 from kvstore.tiers.base import RECOVERED_DTYPE
 from kvstore.tiers.nvme.io import IoPool, Transfer
 from kvstore.tiers.nvme.journal import Entry, JournalContent, Op, load_journal
-from kvstore.tiers.nvme.location import BLOCK_BITS, locate, segment_of
+from kvstore.tiers.nvme.location import BLOCK_BITS, locate
 from kvstore.tiers.nvme.log import Log
 from kvstore.tiers.nvme.replay import Replayed, gaps, known_rows, offsets, replay
 from kvstore.tiers.nvme.rows import pack_row, place_row, row_bytes
 from kvstore.tiers.nvme.scan import SegmentScan
 from kvstore.tiers.nvme.segments import Segment, SegmentTable, State, unpack_header
 from kvstore.tiers.nvme.snapshot import Life, Snapshot, load_snapshot
+
+from kvstore.errors import StorageError
+from kvstore.record import BLOCK
 
 
 @dataclass
@@ -155,8 +155,9 @@ class Opening:
 
     def _without_copies(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """One row of each record: a move that was interrupted leaves two."""
-        fields = ("key", "namespace", "spec")
-        mixed = sum(np.ascontiguousarray(rows[name][:, :8]).view("<u8")[:, 0] for name in fields)
+        mixed = np.zeros(len(rows), np.uint64)
+        for name in ("key", "namespace", "spec"):
+            mixed += np.ascontiguousarray(rows[name][:, :8]).view("<u8")[:, 0]
         order = np.argsort(mixed, kind="stable")
         if len(rows) < 2 or not (mixed[order][1:] == mixed[order][:-1]).any():
             return rows

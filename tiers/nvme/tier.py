@@ -11,10 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-
-from kvstore.errors import ConfigError, Corrupt, KVStoreError, StorageError, TooLarge
-from kvstore.record import BLOCK, Record, padded, seal
-from kvstore.spec import KVSpec
 from kvstore.tiers.base import Owner, Recovered, Speed, Tier, TierFull
 from kvstore.tiers.nvme.catalog import Catalog
 from kvstore.tiers.nvme.cleaner import Cleaner
@@ -30,6 +26,10 @@ from kvstore.tiers.nvme.meter import Meter
 from kvstore.tiers.nvme.recovery import Opening
 from kvstore.tiers.nvme.rows import created_at, pack_row, place_row
 from kvstore.tiers.nvme.segments import Limits, Segment, SegmentTable
+
+from kvstore.errors import ConfigError, Corrupt, KVStoreError, StorageError, TooLarge
+from kvstore.record import BLOCK, Record, padded, seal
+from kvstore.spec import KVSpec
 
 MIB = 1 << 20
 _LEAST_LOG_BYTES = 256 << 10
@@ -239,7 +239,11 @@ class NvmeTier(Tier):
             self._group_flush()
 
     def checkpoint(self) -> None:
-        """Fold the journal into a new snapshot, while writers go on."""
+        """Fold the journal into a new snapshot, while writers go on. Raises `TierFull`, `StorageError`.
+
+        Snapshot and journal say it all. The store's index would not do as a source: a record is journaled before
+        the index has it, so a list taken from there may lack one that was acknowledged.
+        """
         with self._gate:
             self._log.fold(self._table.keys)
             self._meter.count("checkpoints")
