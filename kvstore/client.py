@@ -147,7 +147,7 @@ class Client:
                 f"first_valid={first_valid} is for sliding-window groups and must be below {ref.tokens} tokens"
             )
         data = arrays.part_memory(array, spec, chosen, ref.tokens)
-        return self._backend.put(spec, Offer(ref, chosen, data, first_valid), ack=Ack(ack))
+        return self._backend.put(spec, Offer(ref, chosen, data, first_valid), ack=_ack(ack))
 
     def get(
         self,
@@ -280,6 +280,13 @@ def _part(spec: KVSpec, part: Part | None) -> Part:
     if len(parts) != 1:
         raise InvalidArgument(f"this spec has {len(parts)} parts; say which with part=spec.part(group, rank, stage)")
     return parts[0]
+
+
+def _ack(ack: Ack | str) -> Ack:
+    try:
+        return Ack(ack)
+    except ValueError:
+        raise InvalidArgument(f"ack must be one of {', '.join(Ack)}, not {ack!r}") from None
 
 
 def _check_ref(spec: KVSpec, ref: ChunkRef) -> None:
