@@ -6,12 +6,11 @@ import threading
 import time
 from typing import ClassVar
 
-from kvstore.tiers.base import Speed, Tier, TierFull
-
 from kvstore import _native
 from kvstore.arena import Arena
 from kvstore.errors import Closed
 from kvstore.record import Record
+from kvstore.tiers.base import Speed, Tier, TierFull
 
 
 class DramTier(Tier):
