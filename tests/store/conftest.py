@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kvstore.tiers.base import Owner, Recovered, Speed, Tier, TierFull
 
 import kvstore
 import kvstore.core
@@ -23,6 +22,7 @@ from kvstore.errors import KVStoreError, StorageError
 from kvstore.keys import Chain, ChunkRef
 from kvstore.record import Record
 from kvstore.spec import KVGroup, KVSpec, Part
+from kvstore.tiers.base import Owner, Recovered, Speed, Tier, TierFull
 
 MiB = 1 << 20
 # 8 KiB payload a chunk, 12 KiB with its header.

@@ -80,7 +80,7 @@ def test_the_same_key_at_another_position_is_a_miss(box: Box) -> None:
         client.get(SMALL, moved)
     with pytest.raises(InvalidArgument, match="16 tokens at 0, not 16 at 16"):
         client.put(SMALL, moved, content(SMALL, ref, SMALL.part()))
-    with pytest.raises(InvalidArgument, match="16 tokens at position 0|16 tokens at 0"):
+    with pytest.raises(InvalidArgument, match="16 tokens at position 0"):
         client.reserve(SMALL, moved).commit()
     box.check(client, SMALL, [ref])
     box.settled(client)
@@ -184,9 +184,8 @@ def test_a_reservation_is_filled_in_place(box: Box) -> None:
 
 def test_a_reservation_that_is_left_leaves_nothing(box: Box) -> None:
     client, ref = box.open(), prompt(LARGE, 1).refs[0]
-    with pytest.raises(ZeroDivisionError), client.reserve(LARGE, ref) as reservation:
+    with client.reserve(LARGE, ref) as reservation:
         reservation.data[:10] = b"0123456789"
-        raise ZeroDivisionError
     assert client.stats()["tiers"]["dram"]["used"] == 0
     assert client.contains(LARGE, [ref]) == [False]
     box.settled(client)
@@ -419,7 +418,7 @@ def test_a_client_that_was_closed_says_so(box: Box) -> None:
     second = box.another(client)
     second.close()
     for call in (
-        lambda: second.lookup(SMALL, [ref]), lambda: second.get(SMALL, ref), lambda: second.describe(),
+        lambda: second.lookup(SMALL, [ref]), lambda: second.get(SMALL, ref), second.describe,
         second.stats, lambda: second.delete(SMALL, [ref.key]), lambda: list(second.verify()), second.watch,
     ):  # fmt: skip
         with pytest.raises(Closed):
