@@ -117,7 +117,7 @@ class Client:
             refs = (*refs[: found.tokens // chain.chunk_tokens], *tails)
             if tails:
                 found = self._backend.lookup(Query(spec, pack_refs(refs), parts, fidelity, lease, lease_s))
-        used = tuple(refs[i] for i in found.used)
+        used = tuple(map(refs.__getitem__, found.used))
         return Hit(spec, found.tokens, used, lease if found.leased else b"", self._backend)
 
     def contains(self, spec: KVSpec, refs: Sequence[ChunkRef], *, parts: Sequence[Part] = ()) -> list[bool]:
@@ -147,7 +147,7 @@ class Client:
                 f"first_valid={first_valid} is for sliding-window groups and must be below {ref.tokens} tokens"
             )
         data = arrays.part_memory(array, spec, chosen, ref.tokens)
-        return self._backend.put(spec, Offer(ref, chosen, data, first_valid), ack=Ack(ack))
+        return self._backend.put(spec, Offer(ref, chosen, data, first_valid), ack=_ack(ack))
 
     def get(
         self,
@@ -276,10 +276,17 @@ def _part(spec: KVSpec, part: Part | None) -> Part:
     if part is not None:
         spec.check_part(part)
         return part
-    parts = tuple(spec.parts())
+    parts = spec.all_parts
     if len(parts) != 1:
         raise InvalidArgument(f"this spec has {len(parts)} parts; say which with part=spec.part(group, rank, stage)")
     return parts[0]
+
+
+def _ack(ack: Ack | str) -> Ack:
+    try:
+        return Ack(ack)
+    except ValueError:
+        raise InvalidArgument(f"ack must be one of {', '.join(Ack)}, not {ack!r}") from None
 
 
 def _check_ref(spec: KVSpec, ref: ChunkRef) -> None:

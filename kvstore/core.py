@@ -24,6 +24,7 @@ from kvstore.errors import Closed, InvalidArgument, KVStoreError, Shed
 from kvstore.events import EventHub
 from kvstore.gate import Gate
 from kvstore.leases import Leases
+from kvstore.loan import Loan
 from kvstore.policy import Lru, Policy
 from kvstore.record import Record, header_bytes, padded
 from kvstore.spec import Part
@@ -58,6 +59,10 @@ class Removed:
     """Bytes to give back to a tier once the lock is no longer held."""
 
     places: list[tuple[Tier, int, int]] = field(default_factory=list)
+
+    def bytes_in(self, tier: Tier) -> int:
+        """How many bytes are to be given back to one tier."""
+        return sum(nbytes for each, _, nbytes in self.places if each is tier)
 
     def settle(self) -> list[KVStoreError]:
         """Tell the tiers, all of them even where one fails; what failed."""
@@ -95,7 +100,7 @@ class Core:
         self.loads = 0
         self.gate = Gate()
         self.closed = False
-        self._lingering: list[tuple[memoryview, Callable[[], None]]] = []
+        self._lingering: list[tuple[Loan, Callable[[], None]]] = []
         self._policies: dict[tuple[int, bytes], Policy] = {}
 
     def check_open(self) -> None:
@@ -223,26 +228,24 @@ class Core:
             with self.lock:
                 self.counters["evictions_not_journaled"] += len(failures)
 
-    def release_memory(self, memory: memoryview, give_back: Callable[[], None]) -> None:
+    def end_loan(self, loan: Loan, give_back: Callable[[], None]) -> None:
         """Take memory of the arena from whoever it was lent to, then `give_back` it.
 
-        Where an array still stands on it (`np.frombuffer(view.data)`) that is put off until the array is gone:
-        it must not see, or write, another chunk's bytes.
+        Where an array still stands on it that is put off until the array is gone: it must not see, or write,
+        another chunk's bytes.
         """
-        try:
-            memory.release()
-        except BufferError:
-            with self.lock:
-                self._lingering.append((memory, give_back))
-        else:
+        if loan.end():
             give_back()
+        else:
+            with self.lock:
+                self._lingering.append((loan, give_back))
 
     def sweep(self) -> None:
         """Give back memory that arrays have stood on until now."""
         with self.lock:
             lingering, self._lingering = self._lingering, []
-        for memory, give_back in lingering:
-            self.release_memory(memory, give_back)
+        for loan, give_back in lingering:
+            self.end_loan(loan, give_back)
 
     def drop_chunk(self, chunk: int, removed: Removed, kind: str = "evicted") -> bool:
         """Withdraw every placement of a chunk, or mark it to go when its leases and readers have.

@@ -24,6 +24,7 @@ from kvstore.codecs import Raw, codec
 from kvstore.core import ANY_TIER, DRAM, Copy, Core, Removed
 from kvstore.errors import Closed, Corrupt, InvalidArgument, KVStoreError, NotFound, Shed, SpecMismatch, StorageError
 from kvstore.keys import ChunkRef
+from kvstore.loan import Loan
 from kvstore.record import Record, header_length, unpack
 from kvstore.spec import Part
 from kvstore.writer import Writer
@@ -414,7 +415,12 @@ class StoreView:
         self._core = core
         self._copy: Copy | None = copy
         self._header = core.dram.view(copy.location, 0, copy.header)
-        self.data = core.dram.view(copy.location, copy.header, copy.stored).toreadonly()
+        self._loan = Loan(core.dram.view(copy.location, copy.header, copy.stored), readonly=True)
+
+    @property
+    def data(self) -> memoryview:
+        """The part's bytes, until the view is closed."""
+        return self._loan.data
 
     @property
     def record(self) -> Record:
@@ -427,7 +433,7 @@ class StoreView:
         """Let the bytes go, as soon as no array stands on them. A second call does nothing."""
         copy, self._copy = self._copy, None
         if copy is not None:
-            self._core.release_memory(self.data, partial(self._core.let_go, [copy]))
+            self._core.end_loan(self._loan, partial(self._core.let_go, [copy]))
 
     def __enter__(self) -> Self:
         return self

@@ -60,16 +60,15 @@ class Session:
         exact = query.fidelity is Fidelity.EXACT
         with core.lock:
             rows, present, first_valid = core.index.lookup(scope.number, query.refs, packed, exact, 0)
-            present &= rows >= 0
             if core.doomed:
                 present &= ~np.isin(rows, list(core.doomed))
-            reach = _reach(scope, refs, parts, present, first_valid)
-            used = rows[reach.used].astype(np.uint32)
+            whole = _all(present)
+            reach = _reach(scope, refs, parts, present, whole, first_valid)
             if query.lease:
-                self._take_lease(query, used)
-            if len(used):
+                self._take_lease(query, rows[reach.used].astype(np.uint32))
+            if len(reach.used):
                 core.counters["hit_tokens"] += reach.tokens
-        return Found(reach.tokens, reach.used.tolist(), _all(present).view(np.bool_).tolist(), bool(query.lease))
+        return Found(reach.tokens, reach.used.tolist(), whole.view(np.bool_).tolist(), bool(query.lease))
 
     def release(self, leases: Sequence[bytes]) -> None:
         core = self._core
@@ -186,9 +185,9 @@ class OwnedSession(Session):
         self._store.close()
 
 
-def _reach(scope: Scope, refs: Any, parts: Sequence[Part], present: Flags, first_valid: Any) -> Reach:
+def _reach(scope: Scope, refs: Any, parts: Sequence[Part], present: Flags, whole: Flags, first_valid: Any) -> Reach:
     if not scope.windowed:
-        return walk(refs, present[0] if len(parts) == 1 else _all(present))
+        return walk(refs, whole)
     asked = sorted({part.group for part in parts})
     groups, full = [], np.ones(len(refs), np.uint8)
     for number in asked:
@@ -203,6 +202,8 @@ def _reach(scope: Scope, refs: Any, parts: Sequence[Part], present: Flags, first
 
 def _all(present: Flags) -> Flags:
     """Per ref: whether every part is there."""
+    if len(present) == 1:
+        return present[0]
     return np.asarray(present.all(axis=0)).view(np.uint8)
 
 

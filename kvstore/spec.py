@@ -221,7 +221,7 @@ class KVSpec:
 
     def check_part(self, part: Part) -> None:
         """Raise `InvalidArgument` unless `part` is one of this spec's."""
-        if part not in self._all_parts:
+        if part not in self._known_parts:
             raise InvalidArgument(
                 f"{part} is no part of this spec: it has {len(self.groups)} KV groups, tp_size {self.tp_size} "
                 f"and the layer ranges {self.pipeline}"
@@ -259,8 +259,13 @@ class KVSpec:
         return [(i * each, each) for i in range(count)]
 
     @cached_property
-    def _all_parts(self) -> frozenset[Part]:
-        return frozenset(self.parts())
+    def all_parts(self) -> tuple[Part, ...]:
+        """All parts of a chunk, in the order of `parts`."""
+        return tuple(self.parts())
+
+    @cached_property
+    def _known_parts(self) -> frozenset[Part]:
+        return frozenset(self.all_parts)
 
 
 def _plain(value: Any) -> Any:

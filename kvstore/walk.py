@@ -32,9 +32,9 @@ def walk(refs: npt.NDArray[Any], full: Flags) -> Reach:
     """
     if not len(refs):
         return Reach(0, np.zeros(0, np.uint32))
-    starts = refs["position"].astype(np.int64)
+    starts = refs["position"]
     ends = starts + refs["tokens"]
-    if np.array_equal(starts[1:], ends[:-1]):
+    if (starts[1:] == ends[:-1]).all():
         missing = full.tobytes().find(0)
         count = len(refs) if missing < 0 else missing
         return Reach(int(ends[count - 1]) if count else int(starts[0]), np.arange(count, dtype=np.uint32))

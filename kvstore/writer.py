@@ -20,6 +20,7 @@ from kvstore.catalog import Geometry, Namespace, Scope
 from kvstore.core import DRAM, NVME, Copy, Core, Removed, now_ms
 from kvstore.errors import Closed, Corrupt, InvalidArgument, KVStoreError, Shed, StorageError, TooLarge
 from kvstore.keys import ChunkRef, check_key
+from kvstore.loan import Loan
 from kvstore.record import GROUP_DTYPE, Record, unpack
 from kvstore.spec import Part
 from kvstore.tiers.base import Owner, Tier, TierFull
@@ -230,12 +231,11 @@ class Writer:
                 if not index.chunk_evictable(row, now):
                     continue
                 copies = list(core.placements(row, DRAM))
-                size = sum(index.placement(each).stored for each in copies)
                 if core.nvme is not None and any(core.only_in_dram(each) for each in copies):
-                    passed += size
+                    passed += sum(index.placement(each).stored for each in copies)
                     continue
                 core.drop_from_dram(row, removed)
-                freed += size
+                freed = removed.bytes_in(core.dram)
         core.settle(removed)
         return freed, passed
 
@@ -264,7 +264,12 @@ class StoreReservation:
         self._geometry = geometry
         self._location = location
         self._open = True
-        self.data = self._core.dram.view(location, geometry.header, geometry.nbytes)
+        self._loan = Loan(self._core.dram.view(location, geometry.header, geometry.nbytes))
+
+    @property
+    def data(self) -> memoryview:
+        """Memory to fill, of the exact length of the part."""
+        return self._loan.data
 
     def commit(self, ack: Ack = Ack.STORED, *, expect: bytes = b"") -> bool:
         """Hash what was written and publish it; see `kvstore.api.Reservation.commit`."""
@@ -299,7 +304,7 @@ class StoreReservation:
                 _, copy = self._writer.twin(self._scope, self._ref, self._part, self._first_valid, ack)
         finally:
             core.settle(removed)
-            core.release_memory(self.data, self._nothing if placement >= 0 else self._free)
+            core.end_loan(self._loan, self._nothing if placement >= 0 else self._free)
         self._writer.ensure(self._scope, copy, ack)
         return placement >= 0
 
@@ -314,7 +319,7 @@ class StoreReservation:
             self._take()
         except Closed:
             return
-        self._core.release_memory(self.data, self._free)
+        self._core.end_loan(self._loan, self._free)
 
     def _take(self) -> None:
         """End the reservation, for one caller alone: what is done with its memory is up to that one."""
