@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from kvstore.tiers.nvme import NvmeTier
 
 MIB = 1 << 20
