@@ -85,6 +85,11 @@ class Arena:
         """Bytes of live allocations."""
         return sum(extent.allocator.used for extent in self._extents.values())
 
+    @property
+    def pending(self) -> bool:
+        """Whether extents are still being made."""
+        return self._pending > 0
+
     def owned(self, owner: bytes) -> int:
         """Bytes of the extents that a namespace owns."""
         return len(self._owned.get(owner, ())) * self.extent_bytes

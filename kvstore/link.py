@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,6 @@ T = TypeVar("T")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 _PROBE_S = 0.3
 _OPTIONS = (
-    ("SingleThreadedUnaryStream", 1),  # a get is read in the caller's thread: 5-10% faster
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
@@ -40,6 +40,8 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
+# A get is read in the caller's thread, which is 5-10% faster; such a stream cannot be cancelled from another one.
+_CALL_OPTIONS = (*_OPTIONS, ("SingleThreadedUnaryStream", 1))
 _BY_CODE: dict[str, type[KVStoreError]] = {
     "UNAVAILABLE": Unavailable,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
@@ -80,23 +82,19 @@ class Link:
         self.timeout = timeout
         self.metadata = metadata
         self._retries = retries
-        if credentials is None:
-            self._channel = grpc.insecure_channel(address.target, _OPTIONS)
-        else:
-            self._channel = grpc.secure_channel(address.target, credentials, _OPTIONS)
+        self._channel = _channel(address.target, credentials, _CALL_OPTIONS)
+        self._lasting = _channel(address.target, credentials, _OPTIONS)
         self._closed = False
+        # One callable per method, made once, that takes and gives encoded messages.
+        self.unary = cache(lambda method: self._channel.unary_unary(SERVICE + method))
+        self.download = cache(lambda method: self._channel.unary_stream(SERVICE + method))
+        self.stream = cache(lambda method: self._lasting.unary_stream(SERVICE + method))
+        self.upload = cache(lambda method: self._channel.stream_unary(SERVICE + method))
 
-    def unary(self, method: str) -> Any:
-        """A callable for a method with one request and one response, both encoded."""
-        return self._channel.unary_unary(SERVICE + method)
-
-    def download(self, method: str) -> Any:
-        """The same for a streamed response."""
-        return self._channel.unary_stream(SERVICE + method)
-
-    def upload(self, method: str) -> Any:
-        """The same for a streamed request."""
-        return self._channel.stream_unary(SERVICE + method)
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     def run(self, attempt: Callable[[float], T]) -> T:
         """`attempt(seconds left)`, again after a pause while the server is unavailable."""
@@ -118,16 +116,24 @@ class Link:
 
     def opened(self, call: Any, first: Callable[[], T], seconds: float) -> T:
         """What `first` waits for on a stream without a deadline of its own, for so many seconds at most."""
-        late = threading.Timer(seconds, call.cancel)
-        late.start()
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            call.cancel()
+
+        timer = threading.Timer(seconds, give_up)
+        timer.start()
         try:
-            return first()
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.CANCELLED and not self._closed:
-                raise Unavailable(f"{self.address} did not answer within {self.timeout:g} s") from None
-            raise
+            found = first()
+        except grpc.RpcError:
+            if not late.is_set():
+                raise
         finally:
-            late.cancel()
+            timer.cancel()
+        if late.is_set():
+            raise Unavailable(f"{self.address} did not answer within {self.timeout:g} s; is the server running?")
+        return found
 
     def meaning(self, error: Any) -> KVStoreError:
         """The exception that a failed call stands for."""
@@ -145,6 +151,7 @@ class Link:
     def close(self) -> None:
         """End every call and the connection."""
         self._closed = True
+        self._lasting.close()
         self._channel.close()
 
     def _connected(self) -> bool:
@@ -159,6 +166,12 @@ class Link:
             return ready.wait(_PROBE_S)
         finally:
             self._channel.unsubscribe(see)
+
+
+def _channel(target: str, credentials: Any, options: Any) -> Any:
+    if credentials is None:
+        return grpc.insecure_channel(target, options)
+    return grpc.secure_channel(target, credentials, options)
 
 
 def client_credentials(ca: Pem, cert: Pem, key: Pem) -> Any:

@@ -15,11 +15,12 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from kvstore import _native
 from kvstore.api import Fidelity, Want
 from kvstore.catalog import Scope
-from kvstore.codecs import codec
+from kvstore.codecs import Raw, codec
 from kvstore.core import ANY_TIER, DRAM, Copy, Core, Removed
 from kvstore.errors import Closed, Corrupt, InvalidArgument, KVStoreError, NotFound, Shed, SpecMismatch, StorageError
 from kvstore.keys import ChunkRef
@@ -172,9 +173,10 @@ class Reader:
         """Copy what is wanted out of a DRAM copy."""
         try:
             memory = self._core.dram.view(copy.location, 0, copy.header + copy.stored)
-            return _fill_from(memory, scope, want, copy, verify)
+            _fill_from(memory, scope, want, copy, verify)
         except KVStoreError as error:
             return error
+        return None
 
     def _get_cold(self, scope: Scope, want: Want, fidelity: Fidelity) -> Exception | None:
         try:
@@ -238,7 +240,7 @@ class Reader:
     def _load(self, scope: Scope, key: bytes, part: Part, source: Copy) -> Copy | None:
         """Bring a copy into DRAM, verified, and hold it there; None if another copy has come there meanwhile."""
         core, tier, removed, placed = self._core, self._core.tiers[source.tier], Removed(), -1
-        location = self._writer.allocate(scope.namespace, source.total, LOAD_PATIENCE_S)
+        location = self._writer.allocate(scope.namespace, source.total, LOAD_PATIENCE_S, wait_for_leases=False)
         try:
             memory = core.dram.view(location, 0, source.total)
             record = self._fetch(scope, key, part, source, memory)
@@ -258,11 +260,37 @@ class Reader:
 
     def _fetch(self, scope: Scope, key: bytes, part: Part, source: Copy, memory: memoryview) -> Record:
         """Read a whole record from a slower tier and verify it; a bad one is noted to be taken out."""
+        tier = self._core.tiers[source.tier]
+
+        def read(location: int) -> Record:
+            tier.read_into(location, 0, memory)
+            return _verify(memory, scope, key, part)
+
+        return self._wherever(source, read)
+
+    def _fetch_layers(self, scope: Scope, want: Want, source: Copy) -> None:
+        """Read the layers that are wanted from a slower tier into their destination, and verify them there."""
+        if source.form != Raw.number:
+            raise SpecMismatch(f"form {source.form} cannot be read around DRAM")
+        tier, layers, start = self._core.tiers[source.tier], *_span(scope, want)
+        header = memoryview(bytearray(source.header))
+
+        def read(location: int) -> None:
+            for failure in tier.read_many([(location, 0, header), (location, source.header + start, want.out)]):
+                if failure is not None:
+                    raise failure
+            groups = _groups(header, scope, want, layers)
+            digests = _native.xxh3_128_many(want.out, groups["offset"] - groups["offset"][0], groups["length"].copy())
+            _check_digests(digests, groups, want.ref.key, tier.name)
+
+        self._wherever(source, read)
+
+    def _wherever(self, source: Copy, read: Callable[[int], Result]) -> Result:
+        """`read` a record where it lies, again if the tier moves it meanwhile; a bad one is noted to be taken out."""
         location = source.location
         while True:
             try:
-                self._core.tiers[source.tier].read_into(location, 0, memory)
-                return _verify(memory, scope, key, part)
+                return read(location)
             except KVStoreError as error:
                 now = self._location(source)
                 if now == location:
@@ -277,7 +305,7 @@ class Reader:
             return int(self._core.index.placement(source.placement).loc)
 
     def _read_around(self, scope: Scope, want: Want, fidelity: Fidelity) -> Exception | None:
-        """Read past a DRAM that has no room, through memory of this call's own."""
+        """Read past a DRAM that has no room, straight into the destination."""
         core = self._core
         with core.lock:
             _, placement = self._find(scope, want.ref, want.part, fidelity)
@@ -288,9 +316,8 @@ class Reader:
         try:
             if copy.tier == DRAM:
                 return self._fill(scope, want, copy, verify=False)
-            memory = memoryview(mmap.mmap(-1, copy.total))
-            self._fetch(scope, want.ref.key, want.part, copy, memory)
-            return _fill_from(memory, scope, want, copy, verify=False)
+            self._fetch_layers(scope, want, copy)
+            return None
         except KVStoreError as error:
             return error
         finally:
@@ -329,8 +356,7 @@ def _verify(memory: memoryview, scope: Scope, key: bytes, part: Part) -> Record:
         raise Corrupt(f"the record of chunk {key.hex()} says {record.total_bytes} bytes but takes {len(memory)}")
     payload = memory[record.header_bytes : record.header_bytes + record.stored]
     digests = _native.xxh3_128_many(payload, record.groups["offset"].copy(), record.groups["length"].copy())
-    if not np.array_equal(digests, record.groups["xxh3"]):
-        raise Corrupt(f"the payload of chunk {key.hex()} does not match its checksums")
+    _check_digests(digests, record.groups, key, "a slower tier or DRAM")
     return record
 
 
@@ -338,35 +364,47 @@ def _same(record: Record, scope: Scope, key: bytes, part: Part) -> None:
     record.check(key=key, spec=scope.spec.digest, namespace=scope.namespace.digest, part=part)
 
 
-def _fill_from(memory: memoryview, scope: Scope, want: Want, copy: Copy, verify: bool) -> Exception | None:
-    """Copy the layers that are wanted out of a record in memory, checking them on the way if asked."""
+def _span(scope: Scope, want: Want) -> tuple[tuple[int, int], int]:
+    """The layer groups that are wanted and where they begin in the payload. `InvalidArgument` if `out` does not fit."""
     geometry = scope.geometry(want.part, want.ref.tokens)
-    first, end = want.layers or (0, len(geometry.offsets))
-    if not 0 <= first < end <= len(geometry.offsets):
-        return InvalidArgument(f"layers {want.layers} are outside the part's {len(geometry.offsets)} layer groups")
+    count = len(geometry.offsets)
+    first, end = want.layers or (0, count)
+    if not 0 <= first < end <= count:
+        raise InvalidArgument(f"layers {want.layers} are outside the part's {count} layer groups")
     start, nbytes = 0, geometry.nbytes
     if want.layers is not None:
         start = int(geometry.offsets[first])
         nbytes = int(geometry.offsets[end - 1] + geometry.lengths[end - 1]) - start
     if want.out.readonly:
-        return InvalidArgument("the destination is read-only")
+        raise InvalidArgument("the destination is read-only")
     if want.out.nbytes != nbytes:
-        return InvalidArgument(f"the destination has {want.out.nbytes} bytes; what was asked for has {nbytes}")
-    source = memory[copy.header + start : copy.header + start + nbytes]
+        raise InvalidArgument(f"the destination has {want.out.nbytes} bytes; what was asked for has {nbytes}")
+    return (first, end), start
+
+
+def _fill_from(memory: memoryview, scope: Scope, want: Want, copy: Copy, verify: bool) -> None:
+    """Copy the layers that are wanted out of a record in memory, checking them on the way if asked."""
+    layers, start = _span(scope, want)
+    source = memory[copy.header + start : copy.header + start + want.out.nbytes]
     if not verify:
         codec(copy.form).decode_into(source, want.out)
-        return None
-    try:
-        record = unpack(memory[: copy.header])
-        _same(record, scope, want.ref.key, want.part)
-    except KVStoreError as error:
-        return error
-    groups = record.groups[first:end]
+        return
+    groups = _groups(memory[: copy.header], scope, want, layers)
     offsets = groups["offset"] - groups["offset"][0]
     digests = _native.copy_hash_many(want.out, source, offsets, groups["length"].copy())
-    if np.array_equal(digests, groups["xxh3"]):
-        return None
-    return Corrupt(f"chunk {want.ref.key.hex()} in DRAM does not match its checksums")
+    _check_digests(digests, groups, want.ref.key, "DRAM")
+
+
+def _groups(header: memoryview, scope: Scope, want: Want, layers: tuple[int, int]) -> npt.NDArray[Any]:
+    """The entries of some layer groups in a header that is checked first."""
+    record = unpack(header)
+    _same(record, scope, want.ref.key, want.part)
+    return record.groups[layers[0] : layers[1]]
+
+
+def _check_digests(digests: npt.NDArray[np.uint8], groups: npt.NDArray[Any], key: bytes, where: str) -> None:
+    if not np.array_equal(digests, groups["xxh3"]):
+        raise Corrupt(f"the payload of chunk {key.hex()} in {where} does not match its checksums")
 
 
 class StoreView:

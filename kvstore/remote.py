@@ -106,12 +106,15 @@ class RemoteBackend:
             spec=query.spec.digest,
             refs=query.refs,
             parts=b"".join(part.pack() for part in query.parts),
-            fidelity=int(query.fidelity),
+            fidelity=wire.fidelity_to_number(query.fidelity),
             lease=query.lease,
             lease_ms=lease_ms,
             in_session=bool(query.lease),
         )
-        ask = lambda: self._ask("Lookup", query.spec, request, pb.LookupResponse)  # noqa: E731
+
+        def ask() -> Any:
+            return self._ask("Lookup", query.spec, request, pb.LookupResponse)
+
         answer = self._in_session(ask) if query.lease else ask()
         present = [bool(flag) for flag in answer.present]
         return Found(answer.tokens, wire.numbers_from_bytes(answer.used), present, answer.leased)
@@ -183,10 +186,10 @@ class RemoteBackend:
 
     def watch(self) -> RemoteWatch:
         """Events from now on."""
-        download = self._link.download("Watch")
+        stream = self._link.stream("Watch")
 
         def attempt(seconds: float) -> Any:
-            call = download(pb.WatchRequest().SerializeToString(), metadata=self._link.metadata)
+            call = stream(pb.WatchRequest().SerializeToString(), metadata=self._link.metadata)
             self._link.opened(call, call.initial_metadata, seconds)
             if call.done():
                 raise call
@@ -196,7 +199,7 @@ class RemoteBackend:
 
     def verify(self) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
         """Have the server read everything back."""
-        call = self._link.download("Verify")(pb.VerifyRequest().SerializeToString(), metadata=self._link.metadata)
+        call = self._link.stream("Verify")(pb.VerifyRequest().SerializeToString(), metadata=self._link.metadata)
         try:
             for message in call:
                 found = pb.VerifyResponse.FromString(message)
@@ -276,8 +279,8 @@ class RemoteBackend:
                 return
 
             def attempt(seconds: float) -> Any:
-                download = self._link.download("Session")
-                call = download(pb.SessionRequest().SerializeToString(), metadata=self._link.metadata)
+                stream = self._link.stream("Session")
+                call = stream(pb.SessionRequest().SerializeToString(), metadata=self._link.metadata)
                 self._link.opened(call, lambda: next(call), seconds)
                 return call
 
@@ -301,7 +304,7 @@ class RemoteWatch(Iterator[Event]):
         try:
             return wire.event_from_message(pb.Event.FromString(next(self._call)))
         except grpc.RpcError as error:
-            if self._closed:
+            if self._closed or self._link.closed:
                 raise StopIteration from None
             raise self._link.meaning(error) from None
 
@@ -316,7 +319,7 @@ class RemoteReservation:
 
     def __init__(self, backend: RemoteBackend, spec: KVSpec, ref: ChunkRef, part: Part, first_valid: int) -> None:
         spec.check_part(part)
-        self.data = memoryview(np.empty(spec.part_bytes(part, ref.tokens), np.uint8))
+        self.data = np.empty(spec.part_bytes(part, ref.tokens), np.uint8).data
         self._backend = backend
         self._spec = spec
         self._offer = Offer(ref, part, self.data, first_valid)
@@ -376,7 +379,7 @@ def _get_request(spec: KVSpec, wants: Sequence[Want], fidelity: Fidelity, verify
     request = pb.GetRequest(
         spec=spec.digest,
         items=wire.items_to_bytes((want.ref, want.part) for want in wants),
-        fidelity=int(fidelity),
+        fidelity=wire.fidelity_to_number(fidelity),
         verify=verify,
         layers=[pb.LayerRange(start=start, end=end) for start, end in layers],
     )

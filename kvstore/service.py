@@ -186,9 +186,10 @@ class Service:
 
     def list(self, session: Session, request: Any) -> Any:
         """A page of the namespace's chunks."""
-        if request.cursor >= 1 << 32:
-            raise InvalidArgument(f"{request.cursor} is no cursor that a list gave")
-        page = session.backend.chunks(request.cursor, min(request.limit or MAX_PAGE, MAX_PAGE))
+        try:
+            page = session.backend.chunks(request.cursor, min(request.limit or MAX_PAGE, MAX_PAGE))
+        except (IndexError, TypeError):  # outside the index, or of more bits than it counts with
+            raise InvalidArgument(f"{request.cursor} is no cursor that a list gave") from None
         return pb.ListResponse(chunks=[wire.chunk_to_message(each) for each in page.chunks], cursor=page.cursor)
 
     def stats(self, session: Session, request: Any) -> Any:

@@ -123,7 +123,7 @@ class Session:
 
     def chunks(self, cursor: int = 0, limit: int = 1000) -> Page:
         self._check_open()
-        if cursor < 0 or not 1 <= limit <= 100_000:
+        if not 0 <= cursor <= 0x7FFFFFFF or not 1 <= limit <= 100_000:
             raise InvalidArgument(f"a page starts at a cursor ≥ 0 and holds 1 to 100000 chunks, not {cursor}, {limit}")
         return self._store.chunks(self._namespace, cursor, limit)
 

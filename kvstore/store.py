@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from kvstore.tiers.base import Tier
 from kvstore.tiers.dram import DramTier
 from kvstore.writer import Writer
 
+DELETE_PATIENCE_S = 0.25
 AnySession = TypeVar("AnySession", bound=Session)
 
 
@@ -140,17 +142,22 @@ class Store:
         }
 
     def delete(self, scope: Scope, keys: Sequence[bytes]) -> int:
-        """Forget chunks; how many there were."""
-        core, removed, count = self._core, Removed(), 0
+        """Forget chunks; how many there were.
+
+        One that is being read or moved just now is waited for, a little; one that is leased goes with its lease.
+        """
+        core, removed = self._core, Removed()
+        deadline = time.monotonic() + DELETE_PATIENCE_S
         with core.lock:
-            for key in keys:
-                chunk = core.index.find(scope.number, key)
-                if chunk >= 0 and chunk not in core.doomed:
-                    count += 1
-                    core.drop_chunk(chunk, removed, "deleted")
+            rows = [(key, core.index.find(scope.number, key)) for key in keys]
+            left = there = [key for key, row in rows if row >= 0 and row not in core.doomed]
+            while left:
+                left = [key for key in left if self._is_kept_by_readers(scope, key, removed)]
+                if left and not core.room.wait(deadline - time.monotonic()):
+                    break
         for failure in removed.settle():
             raise failure
-        return count
+        return len(there)
 
     def close(self) -> None:
         """Stop in order. A second call does nothing."""
@@ -171,6 +178,12 @@ class Store:
             finally:
                 for tier in reversed(core.tiers):
                     tier.close()
+
+    def _is_kept_by_readers(self, scope: Scope, key: bytes, removed: Removed) -> bool:
+        """Drop a chunk; whether nothing but readers is in the way, who are soon done. Needs the lock."""
+        core = self._core
+        chunk = core.index.find(scope.number, key)
+        return chunk >= 0 and not core.drop_chunk(chunk, removed, "deleted") and not core.index.chunk(chunk).leases
 
     def _session(self, namespace: str, kind: type[AnySession]) -> AnySession:
         self._core.check_open()

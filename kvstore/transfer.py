@@ -10,7 +10,7 @@ import numpy as np
 
 from kvstore import _native, wire
 from kvstore.api import Ack, Backend, Fidelity, Reservation, View, Want
-from kvstore.errors import InvalidArgument, NotFound, SpecMismatch
+from kvstore.errors import InvalidArgument, KVStoreError, NotFound, SpecMismatch
 from kvstore.keys import ChunkRef
 from kvstore.record import RAW, Record
 from kvstore.spec import KVSpec, Part
@@ -64,8 +64,10 @@ def open_item(backend: Backend, plan: GetPlan, index: int) -> Outgoing:
             raise NotFound(f"only a lossy copy of {ref.key.hex()} is here, and an exact one was asked for")
         if record.form not in plan.forms:
             raise InvalidArgument(f"this part is stored in form {record.form}, which accept_forms does not name")
-        if plan.verify:
-            _verify(backend, plan, index, view)
+        if plan.verify and not _intact(view):
+            nbytes = len(view.data)
+            view.close()
+            raise _quarantine(backend, plan, index, nbytes)
         outgoing = _cut(record, view.data, plan.layers[index], index, view.close)
         handed_over = True
         return outgoing
@@ -87,16 +89,20 @@ def _cut(
     return Outgoing(pb.GetResponse(head=head).SerializeToString(), data[start:end], dispose)
 
 
-def _verify(backend: Backend, plan: GetPlan, index: int, view: View) -> None:
-    """Check a view; damaged bytes are shown to the store, which quarantines them and says so."""
+def _intact(view: View) -> bool:
     groups = view.record.groups
     found = _native.xxh3_128_many(view.data, groups["offset"].astype(np.uint64), groups["length"].astype(np.uint64))
-    if np.array_equal(found, groups["xxh3"]):
-        return
+    return np.array_equal(found, groups["xxh3"])
+
+
+def _quarantine(backend: Backend, plan: GetPlan, index: int, nbytes: int) -> KVStoreError:
+    """Have the store itself find damaged bytes, which it then takes out; nobody may be looking at them meanwhile."""
     ref, part = plan.items[index]
-    scratch = memoryview(bytearray(len(view.data)))
+    scratch = memoryview(bytearray(nbytes))
     (outcome,) = backend.get(plan.spec, [Want(ref, part, scratch)], fidelity=plan.fidelity, verify=True)
-    raise outcome or NotFound(f"the copy of {ref.key.hex()} was damaged and has been replaced meanwhile; ask again")
+    if isinstance(outcome, KVStoreError):
+        return outcome
+    return NotFound(f"the copy of {ref.key.hex()} was damaged and has been replaced meanwhile; ask again")
 
 
 class Incoming:

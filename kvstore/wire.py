@@ -219,7 +219,7 @@ def ack_from_number(number: int) -> Ack:
     return _ACKS[number]
 
 
-def ack_to_number(ack: Ack) -> int:
+def ack_to_number(ack: Ack) -> Any:
     """The inverse of `ack_from_number`."""
     return _ACKS.index(ack)
 
@@ -229,6 +229,11 @@ def fidelity_from_number(number: int) -> Fidelity:
     if number not in Fidelity.__members__.values():
         raise InvalidArgument(f"unknown fidelity {number}; 0 exact, 1 lossy")
     return Fidelity(number)
+
+
+def fidelity_to_number(fidelity: Fidelity) -> Any:
+    """The inverse of `fidelity_from_number`."""
+    return int(fidelity)
 
 
 def numbers_to_bytes(numbers: Sequence[int]) -> bytes:

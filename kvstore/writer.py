@@ -56,19 +56,29 @@ class Writer:
         """Memory for a part, to be filled in place."""
         return self._reserve(scope, ref, part, first_valid, self._check(scope, ref, part, first_valid))
 
-    def allocate(self, namespace: Namespace, nbytes: int, patience_s: float) -> int:
-        """Location of free memory; evicts what is clean and waits for the mover. `Shed` when that takes too long."""
+    def allocate(self, namespace: Namespace, nbytes: int, patience_s: float, *, wait_for_leases: bool = True) -> int:
+        """Location of free memory; evicts what is clean and waits for the mover. `Shed` when that takes too long.
+
+        Without `wait_for_leases` it is shed at once where the mover could not help either.
+        """
         core, deadline = self._core, time.monotonic() + patience_s
         while True:
             core.check_open()
             location = core.dram.reserve(namespace.digest, nbytes)
             if location >= 0:
                 return location
-            if core.dram.wait_for_memory(namespace.digest, 0.05) or self._evict_clean(namespace, nbytes):
+            growing = core.dram.is_growing
+            if core.dram.wait_for_memory(namespace.digest, 0.05):
+                continue
+            freed, dirty = self._evict_clean(namespace, nbytes)
+            if freed:
+                continue
+            if growing:  # the time it takes to populate memory at the start is nobody's pressure
+                deadline = time.monotonic() + patience_s
                 continue
             self.wake_mover(namespace)
             with core.lock:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= deadline or not (dirty or wait_for_leases):
                     core.counters["shed_pressure"] += 1
                     raise Shed(f"no memory for {nbytes} bytes within {patience_s:g} s: all is leased, pinned or busy")
                 core.room.wait(min(0.05, patience_s))
@@ -208,8 +218,11 @@ class Writer:
         if not fits:
             raise Shed(f"namespace {namespace.name!r} has used its quota of {quota} bytes", "quota")
 
-    def _evict_clean(self, namespace: Namespace, nbytes: int) -> int:
-        """Drop DRAM copies that a lower tier has too (all of them where there is none); bytes freed."""
+    def _evict_clean(self, namespace: Namespace, nbytes: int) -> tuple[int, int]:
+        """Drop DRAM copies that a lower tier has too (all of them where there is none).
+
+        Bytes freed, and bytes passed over that could go once they are written down.
+        """
         core, removed, freed, passed = self._core, Removed(), 0, 0
         with core.lock:
             index, now = core.index, now_ms()
@@ -226,7 +239,7 @@ class Writer:
                 core.drop_from_dram(row, removed)
                 freed += size
         core.settle(removed)
-        return freed
+        return freed, passed
 
 
 def _nobody(namespace: Namespace) -> None:

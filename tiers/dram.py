@@ -6,12 +6,11 @@ import threading
 import time
 from typing import ClassVar
 
-from kvstore.tiers.base import Speed, Tier, TierFull
-
 from kvstore import _native
 from kvstore.arena import Arena
 from kvstore.errors import Closed
 from kvstore.record import Record
+from kvstore.tiers.base import Speed, Tier, TierFull
 
 
 class DramTier(Tier):
@@ -59,6 +58,11 @@ class DramTier(Tier):
             if self._closed:
                 raise Closed("the DRAM tier is closed")
             return self._arena.alloc(namespace, nbytes)
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether extents are still being made."""
+        return self._arena.pending
 
     def wait_for_memory(self, namespace: bytes, seconds: float) -> bool:
         """True if there is an extent for a namespace to take; waits for one that is being made."""

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from kvstore.connectors.transformers._save import as_numpy
-from kvstore.connectors.transformers._spec import check_single
 from transformers import DynamicCache
 
 from kvstore import arrays
 from kvstore.client import Client, Hit
+from kvstore.connectors.transformers._save import as_numpy
+from kvstore.connectors.transformers._spec import check_single
 from kvstore.errors import (
     Corrupt,
     DeadlineExceeded,

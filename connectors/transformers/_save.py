@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from kvstore.connectors.transformers._spec import check_single
 
 from kvstore import arrays
 from kvstore.api import Ack
 from kvstore.client import Client
+from kvstore.connectors.transformers._spec import check_single
 from kvstore.errors import InvalidArgument, Shed, SpecMismatch
 from kvstore.keys import ChunkRef, Extras, TokenIds
 from kvstore.spec import KVSpec

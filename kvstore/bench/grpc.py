@@ -136,7 +136,7 @@ class _Group:
         ]  # fmt: skip
 
     def _tcp(self, slot: int) -> None:
-        target = memoryview(self._corpus.target(slot))
+        target = self._corpus.target(slot).data
         self._peer.sendall(SLOT.pack(slot))
         while target:
             received = self._peer.recv_into(target, 0, socket.MSG_WAITALL)

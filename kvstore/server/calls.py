@@ -32,9 +32,9 @@ async def reported(context: Any) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def moving(seconds: float = STALL_S) -> AsyncIterator[Callable[[], None]]:
+async def moving() -> AsyncIterator[Callable[[], None]]:
     """Limit how long a transfer may stand still; call what is given after every piece."""
-    loop = asyncio.get_running_loop()
+    loop, seconds = asyncio.get_running_loop(), STALL_S
     try:
         async with asyncio.timeout(seconds) as limit:
             yield lambda: limit.reschedule(loop.time() + seconds)

@@ -109,6 +109,7 @@ class Front:
                     incoming.abort()
                 else:
                     drop(finishing)
+                    finishing.add_done_callback(lambda _: incoming.abort())
             return _encoded(done)
         raise AssertionError("abort raises")
 

@@ -41,7 +41,7 @@ class WatchFeed:
             raise Shed(f"{MAX_WATCHERS} watchers are served already", "watchers")
         cls._open += 1
         try:
-            feed = cls(await workers.run(backend.watch, dispose=lambda events: events.close()))  # type: ignore[attr-defined]
+            feed = cls(await workers.run(backend.watch, dispose=lambda events: events.close()))
             feed._thread.start()
             try:
                 yield feed

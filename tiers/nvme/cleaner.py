@@ -1,8 +1,8 @@
 """Making room: segments are emptied whole, the ones with the fewest live bytes first.
 
 A victim's records are shown to the owner; what it keeps is moved to the end of the log, if that is not more than
-half of the segment. A segment is used again only when its end is durable in the journal and, if records were
-moved out of it, their new copies are durable too, so that power loss never takes back what had been synced.
+half of the segment. New copies are durable before the journal calls the old ones dead, and a segment is used
+again only when its end is durable in the journal: power loss never takes back what had been synced.
 """
 
 from __future__ import annotations
@@ -10,8 +10,13 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NamedTuple
 
+from kvstore.errors import KVStoreError
+from kvstore.record import Record, seal
 from kvstore.tiers.base import Owner, Tier, Verdict
+from kvstore.tiers.nvme.claims import Claims
 from kvstore.tiers.nvme.io import Transfer
 from kvstore.tiers.nvme.journal import Entry, Op
 from kvstore.tiers.nvme.location import locate, offset_of
@@ -21,23 +26,29 @@ from kvstore.tiers.nvme.rows import pack_row, place_row
 from kvstore.tiers.nvme.scan import SegmentScan
 from kvstore.tiers.nvme.segments import Segment, SegmentTable
 
-from kvstore.errors import KVStoreError
-from kvstore.record import Record, seal
-
 _BATCH = 256
 _MOST_KEPT = 0.5
 Placed = tuple[Record, int]
+
+
+class _Copy(NamedTuple):
+    """A record that was written a second time, before anybody was told."""
+
+    record: Record
+    old: int
+    new: int
+    target: Segment
 
 
 class Cleaner:
     """Frees segments of one tier, one caller at a time."""
 
     def __init__(
-        self, tier: Tier, table: SegmentTable, log: Log, transfer: Transfer, meter: Meter, log_budget: int,
-        flush: Callable[[], None],
+        self, tier: Tier, table: SegmentTable, log: Log, transfer: Transfer, meter: Meter, claims: Claims,
+        log_budget: int, flush: Callable[[], None],
     ) -> None:  # fmt: skip
         self._tier, self._table, self._log = tier, table, log
-        self._transfer, self._meter, self._flush = transfer, meter, flush
+        self._transfer, self._meter, self._claims, self._flush = transfer, meter, claims, flush
         self._log_budget = log_budget
         self._busy = False
         self._turn = threading.Condition()
@@ -85,19 +96,16 @@ class Cleaner:
         except (OSError, EOFError):
             self._meter.count("errors")
             return False
+        self._claims.watch(frozenset(location for _, location in placed))
         verdicts: list[Verdict] = []
         for start in range(0, len(placed), _BATCH):
             verdicts += owner.judge(self._tier, placed[start : start + _BATCH])
         kept = [each for each, verdict in zip(placed, verdicts, strict=True) if verdict is Verdict.KEEP]
         gone = [each for each, verdict in zip(placed, verdicts, strict=True) if verdict is Verdict.DROP]
         nbytes = sum(record.total_bytes for record, _ in kept)
-        if nbytes <= _MOST_KEPT * victim.size and (not kept or self._table.fits(nbytes, moving=True)):
-            moved = self._move_all(victim, kept, owner)
-            if len(moved) == len(kept):
-                if kept:
-                    self._flush()
-                return True
-            gone += moved
+        movable = nbytes <= _MOST_KEPT * victim.size and (not kept or self._table.fits(nbytes, moving=True))
+        if movable and self._move(victim, kept, owner):
+            return True
         self._bury(gone)
         return False
 
@@ -107,40 +115,72 @@ class Cleaner:
 
         return list(SegmentScan(read, victim.number, victim.generation).walk(victim.head))
 
-    def _move_all(self, victim: Segment, kept: Sequence[Placed], owner: Owner) -> list[Placed]:
-        """The records that were moved; not all of them if the tier filled up or the disk failed meanwhile."""
+    def _move(self, victim: Segment, kept: Sequence[Placed], owner: Owner) -> bool:
+        """Move records to the end of the log; False if the tier filled up or the disk failed before all were."""
         if not kept:
-            return []
-        moved: list[Placed] = []
-        with mmap.mmap(-1, max(record.total_bytes for record, _ in kept)) as memory, memoryview(memory) as buffer:
+            return True
+        copies: list[_Copy] = []
+        try:
+            buffer = memoryview(mmap.mmap(-1, max(record.total_bytes for record, _ in kept)))
             for record, old in kept:
-                try:
-                    new = self._move(victim, record, old, buffer)
-                except (KVStoreError, OSError, EOFError):
-                    self._meter.count("moves_failed")
-                    break
-                moved.append((record, old))
-                self._meter.count("moved_bytes", record.total_bytes)
-                if not owner.moved(self._tier, record, old, new):
-                    self._bury([(record, new)])
-        return moved
+                copies.append(self._copy(victim, record, old, buffer))
+        except (KVStoreError, OSError, EOFError):
+            self._meter.count("moves_failed")
+        try:
+            self._flush()  # before the journal says that the old places are dead
+        except KVStoreError:
+            for copy in copies:
+                self._discard(copy)
+            return False
+        switched = [self._switch(victim, copy, owner) for copy in copies]
+        return len(copies) == len(kept) and all(switched)
 
-    def _move(self, victim: Segment, record: Record, old: int, buffer: memoryview) -> int:
+    def _copy(self, victim: Segment, record: Record, old: int, buffer: memoryview) -> _Copy:
         total = record.total_bytes
-        with buffer[:total] as whole:
-            self._transfer.read(victim.fd, offset_of(old), whole)
-            target, offset = self._table.reserve(total, moving=True)
-            new, dead = locate(target.key, offset), total
+        self._transfer.read(victim.fd, offset_of(old), buffer[:total])
+        target, offset = self._table.reserve(total, moving=True)
+        new = locate(target.key, offset)
+        try:
+            header = seal(bytes(buffer[: record.header_bytes]), target.generation, new)
+            self._transfer.write(target.fd, offset, header, buffer[record.header_bytes : total], record.stored)
+        except OSError:
+            self._table.written(target, dead=total)
+            raise
+        return _Copy(record, old, new, target)
+
+    def _switch(self, victim: Segment, copy: _Copy, owner: Owner) -> bool:
+        """From now on the record is where its copy is, for the journal, the books and the owner."""
+        total = copy.record.total_bytes
+        row = pack_row(copy.record, copy.new, copy.record.created_ms)
+        alive = self._claims.claim(copy.old)
+        try:
+            if not alive:
+                self._discard(copy)
+                return True
             try:
-                header = seal(bytes(whole[: record.header_bytes]), target.generation, new)
-                with whole[record.header_bytes :] as payload:
-                    self._transfer.write(target.fd, offset, header, payload, record.stored)
-                row = pack_row(record, new, record.created_ms)
-                self._log.append(Entry(Op.PUT, target.generation, row))
-                dead = 0
-            finally:
-                self._table.written(target, dead=dead)
-        return new
+                self._log.append(
+                    Entry(Op.PUT, copy.target.generation, row),
+                    Entry(Op.DELETE, victim.generation, place_row(copy.old, total)),
+                )
+            except KVStoreError:
+                self._discard(copy)
+                return False
+            self._table.written(copy.target)
+            self._table.forget(copy.old, total)
+            self._meter.count("moved_bytes", total)
+            if not owner.moved(self._tier, copy.record, copy.old, copy.new):
+                self._bury([(copy.record, copy.new)])
+            return True
+        finally:
+            self._claims.release(copy.old)
+
+    def _discard(self, copy: _Copy) -> None:
+        """Forget a copy that nobody was told of, if possible also in the journal."""
+        total = copy.record.total_bytes
+        self._table.written(copy.target, dead=total)
+        self._meter.count("moves_failed")
+        with suppress(KVStoreError):
+            self._log.append(Entry(Op.VOID, copy.target.generation, place_row(copy.new, total)))
 
     def _bury(self, placed: Sequence[Placed]) -> None:
         """Journal the deaths of records whose segment is not freed."""

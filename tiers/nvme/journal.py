@@ -8,7 +8,8 @@ matches its checksum is damage. Integers are little-endian:
     entry (192 bytes): checksum of the rest, u64 sequence, u64 generation, u8 op, 7 zeros, a row of
     `RECOVERED_DTYPE` (156 bytes), 4 zeros
 
-A checksum is the first 8 bytes of an xxh3-128, which is verified for all slots in one call.
+A checksum is the first 8 bytes of an xxh3-128, which is verified for all slots in one call. The file grows by whole
+64 KiB, allocated ahead of the entries, so one of another length was cut off, be it between two entries.
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from kvstore.tiers.base import RECOVERED_DTYPE
-from kvstore.tiers.nvme.durable import as_storage_error, sync_folder, write_all
-from kvstore.tiers.nvme.rows import NO_ROW
 
 from kvstore import _native
 from kvstore.errors import StorageError
 from kvstore.record import BLOCK
+from kvstore.tiers.base import RECOVERED_DTYPE
+from kvstore.tiers.nvme.durable import as_storage_error, sync_folder, write_all
+from kvstore.tiers.nvme.rows import NO_ROW
 
 MAGIC = b"KVJ1"
 VERSION = 1
 ENTRY_BYTES = 192
+GROWTH_BYTES = 64 << 10
 ENTRY_DTYPE = np.dtype(
     [("checksum", "u1", (8,)), ("sequence", "<u8"), ("generation", "<u8"), ("op", "u1"), ("_zeros", "u1", (7,)),
      ("row", RECOVERED_DTYPE), ("_end", "u1", (4,))]
@@ -71,6 +73,7 @@ class Journal:
         self.path, self.first, self._fd = path, first, fd
         self._next = following
         self._end: int | None = None
+        self._allocated = os.fstat(fd).st_size
         self._closed = False
         self._users = 0
         self._idle = threading.Condition()
@@ -81,6 +84,7 @@ class Journal:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         head = _HEADER.pack(MAGIC, VERSION, first)
         write_all(fd, (head + _checksum(head)).ljust(BLOCK, b"\0"), 0)
+        os.posix_fallocate(fd, 0, GROWTH_BYTES)
         os.fdatasync(fd)
         sync_folder(path.parent)
         return cls(path, first, fd, first)
@@ -93,7 +97,7 @@ class Journal:
     @property
     def nbytes(self) -> int:
         """Length of the file."""
-        return self._offset(self._next)
+        return self._allocated
 
     @property
     def following(self) -> int:
@@ -112,6 +116,7 @@ class Journal:
             self._next = number + len(entries)
             self._users += 1
         try:
+            self._allocate(number + len(entries))
             data = b"".join([_pack(number + i, entry) for i, entry in enumerate(entries)])
             write_all(self._fd, data, self._offset(number))
         except OSError as error:
@@ -124,7 +129,7 @@ class Journal:
         """Let the file end `more` entries from now; the number after its last slot. The slots exist from now on."""
         with self._idle:
             self._end = end = self._next + more
-        os.ftruncate(self._fd, self._offset(end))
+        self._allocate(end)
         return end
 
     def unlimit(self) -> None:
@@ -163,6 +168,13 @@ class Journal:
     def _offset(self, number: int) -> int:
         return BLOCK + (number - self.first) * ENTRY_BYTES
 
+    def _allocate(self, end: int) -> None:
+        """Grow the file to hold the slots before `end`. Several threads may: fallocate never shrinks it."""
+        wanted = -(-self._offset(end) // GROWTH_BYTES) * GROWTH_BYTES
+        if wanted > self._allocated:
+            os.posix_fallocate(self._fd, 0, wanted)
+            self._allocated = max(self._allocated, wanted)
+
     def _leave(self) -> None:
         with self._idle:
             self._users -= 1
@@ -181,10 +193,13 @@ def _checksum(data: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class JournalContent:
-    """What a journal file says: its good entries in order, the number after the last slot, and its damage."""
+    """What a journal file says: its good entries in order, the number after them, that after the last slot, and
+    what damage it has.
+    """
 
     first: int
     following: int
+    end: int
     entries: npt.NDArray[Any]
     damage: str = ""
 
@@ -200,17 +215,19 @@ def load_journal(path: Path) -> JournalContent | None:
         raise StorageError(f"{path} is of version {struct.unpack_from('<H', head, 4)[0]}; use a newer kvstore")
     none = np.zeros(0, ENTRY_DTYPE)
     if len(data) < BLOCK or head[:4] != MAGIC or head[-8:] != _checksum(head[:-8]):
-        return JournalContent(0, 0, none, f"{path.name} has no readable header")
+        return JournalContent(0, 0, 0, none, f"{path.name} has no readable header")
     first = _HEADER.unpack_from(head)[2]
-    count, rest = divmod(len(data) - BLOCK, ENTRY_BYTES)
+    count = (len(data) - BLOCK) // ENTRY_BYTES
     slots = np.frombuffer(data, ENTRY_DTYPE, count, BLOCK)
     good = _verified(data, slots, first)
     empty = ~good & (slots["op"] == 0) & (slots["sequence"] == 0) & ~slots["checksum"].any(axis=1)
     bad = count - int(good.sum()) - int(empty.sum())
     damage = f"{path.name} has {bad} damaged entries" if bad else ""
-    if rest:
-        damage = damage or f"{path.name} is cut off inside entry {count}"
-    return JournalContent(first, first + count, slots[good], damage)
+    if len(data) % GROWTH_BYTES:
+        damage = damage or f"{path.name} is cut off at {len(data)} bytes"
+    entries = slots[good]
+    following = int(entries["sequence"][-1]) + 1 if len(entries) else first
+    return JournalContent(first, following, first + count, entries, damage)
 
 
 def _verified(data: bytes, slots: npt.NDArray[Any], first: int) -> npt.NDArray[np.bool_]:

@@ -1,8 +1,9 @@
 """Opening a folder: what snapshot and journal tell, held against the segments that are really there.
 
-After a clean stop that is all. After anything else, whatever part of a segment no journal accounts for is searched
-for records sealed for that life of that place, so a journal that lost its end, its middle or all of it costs time
-and nothing that was persisted. Then a fresh snapshot and journal are written.
+That is all after a clean stop and after kill -9, because what the journal does not have was never acknowledged. Where
+journal or snapshot is damaged, whatever part of a segment they do not account for is searched for records sealed for
+that life of that place: a journal that lost its end, its middle or all of it costs time and nothing that was
+persisted. After anything but a clean stop a fresh snapshot and journal are written.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from kvstore.errors import StorageError
+from kvstore.record import BLOCK
 from kvstore.tiers.base import RECOVERED_DTYPE
 from kvstore.tiers.nvme.io import IoPool, Transfer
 from kvstore.tiers.nvme.journal import Entry, JournalContent, Op, load_journal
@@ -25,9 +29,6 @@ from kvstore.tiers.nvme.rows import pack_row, place_row, row_bytes
 from kvstore.tiers.nvme.scan import SegmentScan
 from kvstore.tiers.nvme.segments import Segment, SegmentTable, State, unpack_header
 from kvstore.tiers.nvme.snapshot import Life, Snapshot, load_snapshot
-
-from kvstore.errors import StorageError
-from kvstore.record import BLOCK
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Opening:
         self.notes += told.damage
         clean = told.stopped and snapshot is not None
         rows = self._rows_in_place(told.state.rows, told.state.lives, segments)
-        if not clean:
+        if told.damage:
             rows = self._without_copies(np.concatenate([rows, self._search(told, segments)]))
         rows = self._fit_capacity(rows, segments)
         self._settle_states(rows, told, segments)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from kvstore.record import BLOCK
 from kvstore.tiers.nvme.journal import ENTRY_DTYPE, JournalContent, Op
 from kvstore.tiers.nvme.location import BLOCK_BITS, segment_of
 from kvstore.tiers.nvme.rows import row_bytes
 from kvstore.tiers.nvme.snapshot import Life, Snapshot
-
-from kvstore.record import BLOCK
 
 Extents = npt.NDArray[np.int64]
 _BLOCK_MASK = np.uint64((1 << BLOCK_BITS) - 1)
@@ -78,7 +78,7 @@ def _entries_after(sequence: int, journals: Sequence[JournalContent]) -> tuple[n
         if journal.first > following:
             damage.append(f"journal entries {following} to {journal.first - 1} are missing")
         kept.append(journal.entries[journal.entries["sequence"] > sequence])
-        following = max(following, journal.following)
+        following = max(following, journal.end)
     if not journals:
         damage.append("the journal is missing")
     return np.concatenate(kept), following, damage

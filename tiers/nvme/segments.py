@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from kvstore.tiers.base import TierFull
-from kvstore.tiers.nvme.durable import as_storage_error, sync_folder
-from kvstore.tiers.nvme.location import key_of, life_key, next_generation, segment_of
-
 from kvstore import _native
 from kvstore.errors import NotFound, StorageError
 from kvstore.record import BLOCK
+from kvstore.tiers.base import TierFull
+from kvstore.tiers.nvme.durable import as_storage_error, sync_folder
+from kvstore.tiers.nvme.location import key_of, life_key, next_generation, segment_of
 
 MAGIC = b"KVS1"
 VERSION = 1

@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from kvstore.errors import ConfigError, Corrupt, KVStoreError, StorageError, TooLarge
+from kvstore.record import BLOCK, Record, padded, seal
+from kvstore.spec import KVSpec
 from kvstore.tiers.base import Owner, Recovered, Speed, Tier, TierFull
+from kvstore.tiers.nvme.calls import Calls
 from kvstore.tiers.nvme.catalog import Catalog
+from kvstore.tiers.nvme.claims import Claims
 from kvstore.tiers.nvme.cleaner import Cleaner
 from kvstore.tiers.nvme.durable import as_storage_error
 from kvstore.tiers.nvme.flush import GroupFlush
-from kvstore.tiers.nvme.gate import Gate
 from kvstore.tiers.nvme.io import IoPool, Transfer, probe_direct
 from kvstore.tiers.nvme.journal import Entry, Op
 from kvstore.tiers.nvme.location import MAX_SEGMENT_BYTES, MAX_SEGMENTS, locate, offset_of
@@ -26,10 +30,6 @@ from kvstore.tiers.nvme.meter import Meter
 from kvstore.tiers.nvme.recovery import Opening
 from kvstore.tiers.nvme.rows import created_at, pack_row, place_row
 from kvstore.tiers.nvme.segments import Limits, Segment, SegmentTable
-
-from kvstore.errors import ConfigError, Corrupt, KVStoreError, StorageError, TooLarge
-from kvstore.record import BLOCK, Record, padded, seal
-from kvstore.spec import KVSpec
 
 MIB = 1 << 20
 _LEAST_LOG_BYTES = 256 << 10
@@ -75,10 +75,11 @@ class NvmeTier(Tier):
         self._catalog = Catalog(self.path / "catalog")
         self._pool = IoPool(io_threads, f"kvstore-{name}")
         self._meter = Meter()
-        self._gate = Gate(name)
+        self._calls = Calls(name)
         self._group_flush = GroupFlush(self._flush)
+        self._claims = Claims()
         self._cleaner = Cleaner(
-            self, self._table, self._log, self._transfer, self._meter, log_budget, self._group_flush
+            self, self._table, self._log, self._transfer, self._meter, self._claims, log_budget, self._group_flush
         )
 
     @property
@@ -108,10 +109,12 @@ class NvmeTier(Tier):
         return self._log.wants_checkpoint
 
     def recover(self) -> Recovered:
-        """What the folder held. Rows are live records; after a crash their payload is as the disk has it, and one
-        whose write was under way when it died and who had no acknowledgement may be among them if it is whole.
+        """What the folder held: a row for every record that was written and not deleted since.
+
+        Payload is not verified here. After power loss rows may be among them whose payload never reached the disk,
+        if it was not synced. Where the journal was damaged, deleted records may be back.
         """
-        self._gate.check_closed()
+        self._calls.check_closed()
         names, specs, notes = self._catalog.load()
         opening = Opening(self._table, self._log, self._transfer, self._pool, notes)
         try:
@@ -120,11 +123,11 @@ class NvmeTier(Tier):
             if isinstance(error, KVStoreError):
                 raise
             raise as_storage_error(error, f"cannot recover {self.path}") from error
-        self._gate.open()
+        self._calls.open()
         return Recovered(names, specs, rows, clean, tuple(opening.notes))
 
     def describe(self, namespace: str, spec: KVSpec) -> None:
-        with self._gate:
+        with self._calls:
             self._catalog.describe(namespace, spec)
 
     def write(self, header: bytes, payload: memoryview, record: Record) -> int:
@@ -136,7 +139,7 @@ class NvmeTier(Tier):
         total = len(header) + padded(record.stored)
         if total > self.max_record:
             raise TooLarge(f"a record of {total} bytes; tier {self.name} takes {self.max_record} at most")
-        with self._gate:
+        with self._calls:
             if self._cleaner.log_is_full():
                 self._meter.count("full")
                 raise TierFull(f"the journal of {self.path} has no room for another record; make room first")
@@ -177,7 +180,7 @@ class NvmeTier(Tier):
 
     def read_into(self, location: int, offset: int, out: memoryview) -> None:
         """Fill `out` from the record at `location`; `NotFound` if its segment has been freed since."""
-        with self._gate:
+        with self._calls:
             start, done = self._meter.begin("read"), 0
             try:
                 self._read(location, offset, out)
@@ -196,7 +199,7 @@ class NvmeTier(Tier):
 
         if not requests:
             return outcomes
-        with self._gate:
+        with self._calls:
             start = self._meter.begin("read")
             self._pool.run(len(requests), read)
             done = [len(out) for (_, _, out), error in zip(requests, outcomes, strict=True) if error is None]
@@ -221,19 +224,23 @@ class NvmeTier(Tier):
 
     def delete(self, location: int, record_bytes: int) -> None:
         """Forget a record. Its death is journaled before this returns; one that is gone already is no error."""
-        with self._gate:
-            generation = self._table.forget(location, record_bytes)
-            if generation is not None:
-                self._log.append(Entry(Op.DELETE, generation, place_row(location, record_bytes)))
+        with self._calls:
+            alive = self._claims.claim(location)
+            try:
+                generation = self._table.forget(location, record_bytes) if alive else None
+                if generation is not None:
+                    self._log.append(Entry(Op.DELETE, generation, place_row(location, record_bytes)))
+            finally:
+                self._claims.release(location, dead=True)
 
     def make_room(self, nbytes: int, owner: Owner) -> bool:
         if nbytes > self._table.limits.total_bytes:
             return False
-        with self._gate:
+        with self._calls:
             return self._cleaner.make_room(nbytes, owner)
 
     def sync(self) -> None:
-        with self._gate:
+        with self._calls:
             self._group_flush()
 
     def checkpoint(self) -> None:
@@ -242,12 +249,12 @@ class NvmeTier(Tier):
         Snapshot and journal say it all. The store's index would not do as a source: a record is journaled before
         the index has it, so a list taken from there may lack one that was acknowledged.
         """
-        with self._gate:
+        with self._calls:
             self._log.fold(self._table.keys)
             self._meter.count("checkpoints")
 
     def close(self) -> None:
-        if not self._gate.close():
+        if not self._calls.close():
             return
         self._pool.close()
         try:

@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 import transformers
-from kvstore.connectors.transformers import load, save, spec_of
 
+from kvstore.connectors.transformers import load, save, spec_of
 from kvstore.errors import Corrupt, InvalidArgument, NotFound, SpecMismatch
 
 TOKENS = random.Random(1).choices(range(3, 320), k=700)

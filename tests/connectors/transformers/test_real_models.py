@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kvstore.connectors.transformers import load, save, spec_of
 from transformers import DynamicCache
 
+from kvstore.connectors.transformers import load, save, spec_of
 from kvstore.demo import document, inference, models
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -6,8 +6,8 @@ import random
 
 import pytest
 import torch
-from kvstore.connectors.transformers import load, save, spec_of
 
+from kvstore.connectors.transformers import load, save, spec_of
 from kvstore.errors import SpecMismatch
 
 TOKENS = random.Random(1).choices(range(3, 320), k=700)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from kvstore.connectors.transformers import spec_of
 
+from kvstore.connectors.transformers import spec_of
 from kvstore.errors import InvalidArgument
 
 

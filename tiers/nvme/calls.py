@@ -8,7 +8,7 @@ from types import TracebackType
 from kvstore.errors import Closed, StorageError
 
 
-class Gate:
+class Calls:
     """A context around every public call. Raises `Closed` once closed, `StorageError` before it was opened."""
 
     def __init__(self, name: str) -> None:
