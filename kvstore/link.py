@@ -68,7 +68,9 @@ class Address:
         scheme, mark, rest = url.rpartition("://")
         host, _, port = rest.rstrip("/").rpartition(":")
         if scheme not in ("", "grpc", "grpcs") or bool(mark) != bool(scheme) or not host or not port.isdecimal():
-            raise InvalidArgument(f"{url!r} is no server; use HOST:PORT, grpc://HOST:PORT, grpcs://HOST:PORT or unix:PATH")
+            raise InvalidArgument(
+                f"{url!r} is no server; use HOST:PORT, grpc://HOST:PORT, grpcs://HOST:PORT or unix:PATH"
+            )
         return cls(rest.rstrip("/"), scheme == "grpcs")
 
 

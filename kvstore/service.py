@@ -221,5 +221,3 @@ def error_name(error: KVStoreError) -> str:
     """The public class of an error, as it travels: subclasses that only this process knows count as their parent."""
     public = wire.error_classes()
     return next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in public)
-
-

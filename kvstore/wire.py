@@ -315,6 +315,4 @@ def event_to_message(event: Event) -> Any:
 
 def event_from_message(message: Any) -> Event:
     """The inverse of `event_to_message`."""
-    return Event(
-        message.kind, message.key, message.spec, Part.unpack(message.part), message.tier, message.at_ms
-    )
+    return Event(message.kind, message.key, message.spec, Part.unpack(message.part), message.tier, message.at_ms)

@@ -152,9 +152,7 @@ class Writer:
             )
         return geometry
 
-    def twin(
-        self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int, ack: Ack
-    ) -> tuple[bool, Copy | None]:
+    def twin(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int, ack: Ack) -> tuple[bool, Copy | None]:
         """Whether a part at least as good is there, and its DRAM copy, held, where `ack` needs it written down.
 
         A chunk that is marked to go stays, now that somebody offers it again. Needs the lock.

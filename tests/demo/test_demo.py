@@ -9,6 +9,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from kvstore import settings
+from kvstore.config import Config
 from kvstore.demo import main, models
 from kvstore.errors import InvalidArgument
 
@@ -78,3 +80,7 @@ def test_it_restarts_and_goes_on(tmp_path, capfd, server):
     assert all(row["from_tier_as_named"] and row["bytes"] == 399 * 46080 for row in rows.values())
     assert (tmp_path / "ttft.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["demo.json", "ttft.png"]
+
+
+def test_a_server_takes_the_variable_that_says_where_models_are_kept():
+    assert settings.load(env={"KVSTORE_CACHE": "/tmp/models"}) == Config()
