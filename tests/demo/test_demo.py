@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -68,8 +69,9 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("server", [False, True], ids=["embedded", "server"])
-def test_it_restarts_and_goes_on(tmp_path, capfd, server):
-    main.run(tmp_path, tokens=400, generate=6, server=server, json_only=True)
+def test_it_restarts_and_goes_on(tmp_path, monkeypatch, capfd, server):
+    monkeypatch.chdir(tmp_path.parent)
+    main.run(Path(tmp_path.name), tokens=400, generate=6, server=server, json_only=True)
     said = json.loads(capfd.readouterr().out)
     assert said == json.loads((tmp_path / "demo.json").read_text())
     assert (said["bench"], said["rows"][0]["case"]) == ("demo", "cold")
