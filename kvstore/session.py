@@ -123,8 +123,10 @@ class Session:
 
     def chunks(self, cursor: int = 0, limit: int = 1000) -> Page:
         self._check_open()
-        if not 0 <= cursor <= 0x7FFFFFFF or not 1 <= limit <= 100_000:
-            raise InvalidArgument(f"a page starts at a cursor ≥ 0 and holds 1 to 100000 chunks, not {cursor}, {limit}")
+        if not 0 <= cursor <= 0x7FFFFFFF:
+            raise InvalidArgument(f"{cursor} is no cursor that a list gave")
+        if not 1 <= limit <= 100_000:
+            raise InvalidArgument(f"a page holds 1 to 100000 chunks, not {limit}")
         return self._store.chunks(self._namespace, cursor, limit)
 
     def stats(self) -> dict[str, Any]:
