@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvstore.api import Ack, ChunkInfo, Description, Event, Fidelity, Page, PlacementInfo, Want
 from kvstore.client import Client, Hit
@@ -29,6 +29,9 @@ from kvstore.errors import (
 )
 from kvstore.keys import Chain, ChunkRef, Extras
 from kvstore.spec import KVGroup, KVSpec, Part
+
+if TYPE_CHECKING:
+    from kvstore.aio import AsyncClient
 
 __version__ = "0.1.0"
 
@@ -54,8 +57,32 @@ def connect(url: str, **options: Any) -> Client:
     return connect_remote(url, **options)
 
 
+def open_async(config: Any = None, *, namespace: str = "default") -> AsyncClient:
+    """`open` for asyncio. It blocks while the store is recovered: call it before the loop has work."""
+    from kvstore.aio import AsyncClient
+
+    return AsyncClient(open(config, namespace=namespace))
+
+
+def connect_async(url: str, **options: Any) -> AsyncClient:
+    """`connect` for asyncio. Nothing is sent before the first call."""
+    from kvstore.aio import AsyncClient
+
+    return AsyncClient(connect(url, **options))
+
+
+def __getattr__(name: str) -> Any:
+    """`AsyncClient` on first use: asyncio would be a third of the time that `import kvstore` takes."""
+    if name == "AsyncClient":
+        from kvstore.aio import AsyncClient
+
+        return AsyncClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "Ack",
+    "AsyncClient",
     "Chain",
     "ChunkInfo",
     "ChunkRef",
@@ -92,5 +119,7 @@ __all__ = [
     "UnknownNamespace",
     "Want",
     "connect",
+    "connect_async",
     "open",
+    "open_async",
 ]

@@ -149,7 +149,9 @@ class Description:
 class View(Protocol):
     """Read-only bytes of a part that stay valid until `close` (or the end of a `with` block)."""
 
-    data: memoryview
+    @property
+    def data(self) -> memoryview:
+        """The bytes."""
 
     @property
     def record(self) -> Record:
@@ -167,7 +169,9 @@ class View(Protocol):
 class Reservation(Protocol):
     """Memory of the store for one part: fill `data`, then `commit`. Leaving the `with` block aborts."""
 
-    data: memoryview
+    @property
+    def data(self) -> memoryview:
+        """Memory of the exact length of the part, to be filled."""
 
     def commit(self, ack: Ack = Ack.STORED, *, expect: bytes = b"") -> bool:
         """Hash and publish what was written; False if the part had been stored meanwhile.

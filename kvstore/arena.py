@@ -13,10 +13,11 @@ import contextlib
 import mmap
 import os
 import threading
+from collections import Counter
 from dataclasses import dataclass
 
 from kvstore import _native
-from kvstore.errors import StorageError
+from kvstore.errors import Closed, ConfigError, StorageError
 from kvstore.record import BLOCK
 
 _SHIFT = 40
@@ -37,15 +38,17 @@ class Extent:
     @classmethod
     def make(cls, number: int, size: int) -> Extent:
         """Create and populate an extent of `size` bytes."""
-        fd = os.memfd_create(f"kvstore-extent-{number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = -1
         try:
+            fd = os.memfd_create(f"kvstore-extent-{number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(fd, size)
             memory = mmap.mmap(fd, size, mmap.MAP_SHARED)
+            view = memoryview(memory)
+            _native.populate(view)
         except OSError as error:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
             raise StorageError(f"no memory for an extent of {size} bytes: {error.strerror}") from error
-        view = memoryview(memory)
-        _native.populate(view)
         return cls(number, fd, memory, view, _native.Allocator(size, BLOCK))
 
     def destroy(self) -> None:
@@ -61,11 +64,14 @@ class Arena:
 
     def __init__(self, capacity: int, extent_bytes: int) -> None:
         self.extent_bytes = min(extent_bytes, capacity) // BLOCK * BLOCK
+        if self.extent_bytes < 1:
+            raise ConfigError(f"[dram] needs an extent and a capacity of at least {BLOCK} bytes, not {capacity}")
         count = capacity // self.extent_bytes
         self.capacity = count * self.extent_bytes
         self._extents: dict[int, Extent] = {}
         self._owned: dict[bytes, list[Extent]] = {}
         self._spare: list[Extent] = []
+        self._promised: Counter[bytes] = Counter()
         self._pending = count
         self._made = 0
         self._closed = False
@@ -78,6 +84,11 @@ class Arena:
     def used(self) -> int:
         """Bytes of live allocations."""
         return sum(extent.allocator.used for extent in self._extents.values())
+
+    @property
+    def pending(self) -> bool:
+        """Whether extents are still being made."""
+        return self._pending > 0
 
     def owned(self, owner: bytes) -> int:
         """Bytes of the extents that a namespace owns."""
@@ -103,14 +114,17 @@ class Arena:
     def view(self, location: int, start: int, nbytes: int) -> memoryview:
         """`nbytes` bytes of an allocation, from `start` bytes after its beginning."""
         at = (location & _OFFSET) + start
-        return self._extents[location >> _SHIFT].view[at : at + nbytes]
+        extent = self._extents.get(location >> _SHIFT)
+        if extent is None:
+            raise Closed("the memory was given back: the store is closed")
+        return extent.view[at : at + nbytes]
 
-    def wait(self, seconds: float) -> bool:
-        """Whether extents are still being made; if so, after waiting for the next one."""
+    def wait(self, owner: bytes, seconds: float) -> bool:
+        """Whether there is an extent for `owner` to take, after waiting for the next one if some are being made."""
         with self._change:
-            if self._spare or not self._pending:
-                return bool(self._spare)
-            return self._change.wait(seconds)
+            if not self._is_free_for(owner) and self._pending:
+                self._change.wait(seconds)
+            return self._is_free_for(owner)
 
     def donor(self, taker: bytes) -> int | None:
         """The extent to empty for a namespace that has fewer extents than some other; None if there is none."""
@@ -123,8 +137,8 @@ class Arena:
         """Whether a location lies in the extent of this number."""
         return location >> _SHIFT == number
 
-    def replace(self, number: int) -> bool:
-        """Destroy an empty extent and have a fresh one made for whoever asks next; False if it is in use."""
+    def replace(self, number: int, taker: bytes) -> bool:
+        """Destroy an empty extent and have a fresh one made that only `taker` gets; False if it is in use."""
         extent = self._extents[number]
         if extent.allocator.used or extent.owner is None:
             return False
@@ -133,6 +147,7 @@ class Arena:
         extent.destroy()
         with self._change:
             self._pending += 1
+            self._promised[taker] += 1
             self._change.notify_all()
         return True
 
@@ -150,15 +165,20 @@ class Arena:
 
     def _take(self, owner: bytes) -> Extent | None:
         with self._change:
-            if not self._spare:
+            if not self._is_free_for(owner):
                 if self._failure and not self._extents:
                     raise self._failure
                 return None
             extent = self._spare.pop(0)
+            self._promised -= Counter([owner])
         extent.owner = owner
         self._extents[extent.number] = extent
         self._owned.setdefault(owner, []).append(extent)
         return extent
+
+    def _is_free_for(self, owner: bytes) -> bool:
+        """Whether an owner may take a spare extent: one promised to it, or one promised to nobody."""
+        return bool(self._spare) and (self._promised[owner] > 0 or len(self._spare) > self._promised.total())
 
     def _make_extents(self) -> None:
         while True:

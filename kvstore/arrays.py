@@ -74,7 +74,7 @@ def _numpy_memory(array: Any, dtype: str, shape: tuple[int, ...]) -> memoryview:
     view = _flat_numpy(array)
     if isinstance(array, np.ndarray) and not (array.ndim == 1 and array.dtype == np.uint8):
         names = _NUMPY_NAMES.get(dtype, (dtype,))
-        if array.dtype.name not in names or array.shape != shape:
+        if array.dtype.name not in names or not array.dtype.isnative or array.shape != shape:
             raise SpecMismatch(f"the array is {array.dtype} {list(array.shape)}; the spec says {dtype} {list(shape)}")
     return view
 

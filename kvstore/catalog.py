@@ -18,14 +18,23 @@ MAX_SCOPES = 65536
 
 @dataclass(eq=False)
 class Namespace:
-    """A tenant as the store sees it. `used` counts record bytes over all tiers."""
+    """A tenant as the store sees it.
+
+    `used` counts record bytes over all tiers, `promised` those of reservations that are not published yet.
+    """
 
     name: str
     quota: int = 0
     ttl_s: float = 0.0
     open: bool = True
     used: int = 0
+    promised: int = 0
     digest: bytes = field(init=False)
+
+    @property
+    def taken(self) -> int:
+        """Bytes that count towards the quota."""
+        return self.used + self.promised
 
     def __post_init__(self) -> None:
         self.digest = namespace_digest(check_name(self.name))

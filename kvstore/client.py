@@ -108,6 +108,8 @@ class Client:
         """
         refs = chain.refs if isinstance(chain, Chain) else tuple(chain)
         packed = chain.packed if isinstance(chain, Chain) else pack_refs(refs)
+        if lease_s < 0:
+            raise InvalidArgument(f"a lease lasts more than 0 seconds, not {lease_s}")
         lease = secrets.token_bytes(16) if lease_s > 0 else b""
         found = self._backend.lookup(Query(spec, packed, parts, fidelity, lease, lease_s))
         if block_tokens and isinstance(chain, Chain) and found.tokens < len(chain.ids):
@@ -115,7 +117,7 @@ class Client:
             refs = (*refs[: found.tokens // chain.chunk_tokens], *tails)
             if tails:
                 found = self._backend.lookup(Query(spec, pack_refs(refs), parts, fidelity, lease, lease_s))
-        used = tuple(refs[i] for i in found.used)
+        used = tuple(map(refs.__getitem__, found.used))
         return Hit(spec, found.tokens, used, lease if found.leased else b"", self._backend)
 
     def contains(self, spec: KVSpec, refs: Sequence[ChunkRef], *, parts: Sequence[Part] = ()) -> list[bool]:
@@ -145,7 +147,7 @@ class Client:
                 f"first_valid={first_valid} is for sliding-window groups and must be below {ref.tokens} tokens"
             )
         data = arrays.part_memory(array, spec, chosen, ref.tokens)
-        return self._backend.put(spec, Offer(ref, chosen, data, first_valid), ack=Ack(ack))
+        return self._backend.put(spec, Offer(ref, chosen, data, first_valid), ack=_ack(ack))
 
     def get(
         self,
@@ -165,6 +167,8 @@ class Client:
         """
         chosen = _part(spec, part)
         target = out
+        if layers is not None:
+            _check_layers(spec, chosen, ref, layers)
         if target is None:
             target = arrays.empty(spec, chosen, ref.tokens, None if layers is None else layers[1] - layers[0])
         want = self.want(spec, ref, target, part=chosen, layers=layers)
@@ -187,9 +191,7 @@ class Client:
         _check_ref(spec, ref)
         if layers is None:
             return Want(ref, chosen, arrays.part_memory(out, spec, chosen, ref.tokens, writable=True))
-        ranges = spec.layer_ranges(chosen, ref.tokens)
-        if not 0 <= layers[0] < layers[1] <= len(ranges):
-            raise InvalidArgument(f"layers {layers} are outside the part's {len(ranges)} layer groups")
+        ranges = _check_layers(spec, chosen, ref, layers)
         nbytes = sum(length for _, length in ranges[layers[0] : layers[1]])
         return Want(ref, chosen, arrays.layer_memory(out, nbytes), layers)
 
@@ -274,10 +276,17 @@ def _part(spec: KVSpec, part: Part | None) -> Part:
     if part is not None:
         spec.check_part(part)
         return part
-    parts = tuple(spec.parts())
+    parts = spec.all_parts
     if len(parts) != 1:
         raise InvalidArgument(f"this spec has {len(parts)} parts; say which with part=spec.part(group, rank, stage)")
     return parts[0]
+
+
+def _ack(ack: Ack | str) -> Ack:
+    try:
+        return Ack(ack)
+    except ValueError:
+        raise InvalidArgument(f"ack must be one of {', '.join(Ack)}, not {ack!r}") from None
 
 
 def _check_ref(spec: KVSpec, ref: ChunkRef) -> None:
@@ -285,3 +294,11 @@ def _check_ref(spec: KVSpec, ref: ChunkRef) -> None:
     check_key(ref.parent)
     if not 1 <= ref.tokens <= spec.chunk_tokens:
         raise InvalidArgument(f"a chunk of this spec has 1 to {spec.chunk_tokens} tokens, not {ref.tokens}")
+
+
+def _check_layers(spec: KVSpec, part: Part, ref: ChunkRef, layers: tuple[int, int]) -> Sequence[tuple[int, int]]:
+    _check_ref(spec, ref)
+    ranges = spec.layer_ranges(part, ref.tokens)
+    if not 0 <= layers[0] < layers[1] <= len(ranges):
+        raise InvalidArgument(f"layers {layers} are outside the part's {len(ranges)} layer groups")
+    return ranges

@@ -1,41 +1,72 @@
-"""The configuration as data. `kvstore.settings` reads it from files, variables and flags."""
+"""The configuration as data: the one schema. `kvstore.settings` reads it from files, variables and flags.
+
+A field's annotation says what its value may be: `Annotated[int, Quantity(...)]` for what has a unit or a least
+value, so that the reader, the command line's flags and the documentation need no second list.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+KiB = 1 << 10
 MiB = 1 << 20
 GiB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a number counts: `bytes`, `seconds` or (empty) things; and the least it may be."""
+
+    unit: str = ""
+    least: float = 0
+    positive: bool = False  # more than `least`, not equal to it
+
+
+Size = Annotated[int, Quantity("bytes", positive=True)]
+SizeOrNone = Annotated[int, Quantity("bytes")]
+Count = Annotated[int, Quantity(least=1)]
+Seconds = Annotated[float, Quantity("seconds")]
+SomeSeconds = Annotated[float, Quantity("seconds", positive=True)]
+Rate = Annotated[float, Quantity()]
 
 
 @dataclass(frozen=True)
 class DramConfig:
     """The arena: extents of `extent` bytes up to `capacity`, each owned by one namespace."""
 
-    capacity: int = 2 * GiB
-    extent: int = 1 * GiB
+    capacity: Size = 2 * GiB
+    extent: Size = 1 * GiB
 
 
 @dataclass(frozen=True)
 class NvmeConfig:
-    """A folder of log-structured segments."""
+    """A folder of log-structured segments.
+
+    `capacity` is a hard limit; `reserve` bytes of the file system are left free whatever it says.
+    """
 
     path: Path
-    capacity: int = 64 * GiB
-    segment: int = 256 * MiB
-    reserve: int = 1 * GiB
-    io_threads: int = 4
+    capacity: Size = 64 * GiB
+    segment: Size = 256 * MiB
+    reserve: SizeOrNone = 1 * GiB
+    io_threads: Count = 4
 
 
 @dataclass(frozen=True)
 class NamespaceConfig:
-    """A tenant. `quota` bounds its bytes over all tiers (0: no bound), `ttl_s` the time since last use (0: none)."""
+    """A tenant. `quota` bounds its bytes over all tiers (0: no bound), `ttl_s` the time since last use (0: none).
+
+    `tokens` are the bearer tokens that open it; `tokens_file` names a file with one per line, which a
+    configuration reader adds to `tokens`.
+    """
 
     name: str
-    quota: int = 0
-    ttl_s: float = 0.0
-    tokens: tuple[str, ...] = ()
+    quota: SizeOrNone = 0
+    ttl_s: Seconds = 0.0
+    tokens: tuple[str, ...] = field(default=(), repr=False)
+    tokens_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +77,7 @@ class ServerConfig:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     client_ca: Path | None = None
-    max_workers: int = 16
+    max_workers: Count = 16
 
 
 @dataclass(frozen=True)
@@ -62,8 +93,8 @@ class Config:
     nvme: NvmeConfig | None = None
     namespaces: tuple[NamespaceConfig, ...] = (NamespaceConfig("default"),)
     server: ServerConfig = field(default_factory=ServerConfig)
-    max_chunks: int = 1 << 20
-    lease_limit_s: float = 60.0
-    put_wait_s: float = 1.0
+    max_chunks: Count = 1 << 20
+    lease_limit_s: SomeSeconds = 60.0
+    put_wait_s: Seconds = 1.0
     flush_on_close: bool = True
-    prefill_tokens_per_s: float = 0.0
+    prefill_tokens_per_s: Rate = 0.0

@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,10 +20,11 @@ import numpy.typing as npt
 from kvstore import _native
 from kvstore.catalog import Catalog, Namespace, Scope
 from kvstore.config import Config
-from kvstore.errors import Closed, Shed
+from kvstore.errors import Closed, InvalidArgument, KVStoreError, Shed
 from kvstore.events import EventHub
 from kvstore.gate import Gate
 from kvstore.leases import Leases
+from kvstore.loan import Loan
 from kvstore.policy import Lru, Policy
 from kvstore.record import Record, header_bytes, padded
 from kvstore.spec import Part
@@ -33,6 +34,7 @@ from kvstore.tiers.dram import DramTier
 DRAM, NVME = 0, 1
 ANY_TIER = bytes([DRAM, NVME])
 CHUNK_GONE = 2  # flag of Index.remove_placement
+ROWS_AT_ONCE = 64  # chunks let go when the index is full
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,20 @@ class Removed:
 
     places: list[tuple[Tier, int, int]] = field(default_factory=list)
 
-    def settle(self) -> None:
-        """Tell the tiers."""
-        for tier, location, nbytes in self.places:
-            tier.delete(location, nbytes)
-        self.places.clear()
+    def bytes_in(self, tier: Tier) -> int:
+        """How many bytes are to be given back to one tier."""
+        return sum(nbytes for each, _, nbytes in self.places if each is tier)
+
+    def settle(self) -> list[KVStoreError]:
+        """Tell the tiers, all of them even where one fails; what failed."""
+        failures = []
+        while self.places:
+            tier, location, nbytes = self.places.pop()
+            try:
+                tier.delete(location, nbytes)
+            except KVStoreError as error:
+                failures.append(error)
+        return failures
 
 
 def now_ms() -> int:
@@ -89,6 +100,7 @@ class Core:
         self.loads = 0
         self.gate = Gate()
         self.closed = False
+        self._lingering: list[tuple[Loan, Callable[[], None]]] = []
         self._policies: dict[tuple[int, bytes], Policy] = {}
 
     def check_open(self) -> None:
@@ -100,7 +112,7 @@ class Core:
         """The order of one namespace's chunks in one tier. Needs the lock."""
         found = self._policies.get((tier, namespace.digest))
         if found is None:
-            found = self._policies[tier, namespace.digest] = Lru(self.config.max_chunks)
+            found = self._policies.setdefault((tier, namespace.digest), Lru(self.config.max_chunks))
         return found
 
     def find_part(self, scope: Scope, key: bytes, part: Part) -> tuple[int, int]:
@@ -124,26 +136,59 @@ class Core:
                 self.index.drop_reader(copy.placement)
             self.room.notify_all()
 
-    def publish(self, scope: Scope, record: Record, tier: int, location: int) -> int:
+    def publish(self, scope: Scope, record: Record, tier: int, location: int, removed: Removed) -> int:
         """Make a written record visible and return its placement, or -1 if one at least as good is there.
 
-        Needs the lock. `Shed` when the index is full.
+        Needs the lock. A full index lets go of its coldest chunks. `Shed` when it cannot, or when a copy that lacks
+        more of its first tokens cannot be replaced just now.
         """
-        index, part = self.index, record.part
+        try:
+            placement = self._insert(scope, record, tier, location)
+        except OverflowError:
+            try:
+                self._make_rows(removed)
+                placement = self._insert(scope, record, tier, location)
+            except OverflowError:
+                self.counters["shed_index_full"] += 1
+                raise Shed(f"the index holds its {self.config.max_chunks} chunks", "index_full") from None
+        if placement >= 0:
+            self.policy(tier, scope.namespace).admit(self.index.part(self.index.placement(placement).part).chunk)
+            scope.namespace.used += record.total_bytes
+        return placement
+
+    def _insert(self, scope: Scope, record: Record, tier: int, location: int) -> int:
+        index, part, chunk = self.index, record.part, -1
         try:
             chunk = index.insert_chunk(
                 scope.number, record.key, record.parent, record.position, record.tokens, now_ms()
             )
             row = index.add_part(chunk, part.group, part.rank, *part.layers, record.first_valid, record.logical)
-            if index.find_placement(row, tier) >= 0:
+            first_valid = index.part(row).first_valid
+            if first_valid > record.first_valid:
+                self.counters["shed_leased"] += 1
+                raise Shed(
+                    f"chunk {record.key.hex()} is stored from its token {first_valid} on and is leased, pinned or "
+                    f"being read: it cannot be replaced just now by one from token {record.first_valid} on",
+                    "leased",
+                )
+            if first_valid < record.first_valid or index.find_placement(row, tier) >= 0:
                 return -1
-            placement = index.add_placement(row, tier, record.form, record.level, record.exact, location, record.stored)
+            return index.add_placement(row, tier, record.form, record.level, record.exact, location, record.stored)
         except OverflowError:
-            self.counters["shed_index_full"] += 1
-            raise Shed(f"the index holds its {self.config.max_chunks} chunks", "index_full") from None
-        self.policy(tier, scope.namespace).admit(chunk)
-        scope.namespace.used += record.total_bytes
-        return placement
+            if chunk >= 0:
+                index.prune(chunk)
+            raise
+        except ValueError as error:  # known with another position or length
+            raise InvalidArgument(f"key {record.key.hex()}: {error}") from None
+
+    def _make_rows(self, removed: Removed) -> None:
+        """Let go of some of the coldest chunks of whoever has most of them. Needs the lock."""
+        policy, dropped = max(self._policies.values(), key=len, default=None), 0
+        for row in () if policy is None else policy.victims():
+            if dropped >= ROWS_AT_ONCE:
+                break
+            if self.index.chunk_evictable(row, now_ms()):
+                dropped += self.drop_chunk(row, removed)
 
     def withdraw(self, scope: Scope, placement: int, removed: Removed, kind: str = "evicted") -> None:
         """Take a placement without readers out of the index. Needs the lock; `removed` is settled without it."""
@@ -176,6 +221,32 @@ class Core:
                 if tier is None or self.index.placement(placement).tier == tier:
                     yield placement
 
+    def settle(self, removed: Removed) -> None:
+        """Give back what was evicted. Where a disk cannot note that, the chunk is back after a crash, no worse."""
+        failures = removed.settle()
+        if failures:
+            with self.lock:
+                self.counters["evictions_not_journaled"] += len(failures)
+
+    def end_loan(self, loan: Loan, give_back: Callable[[], None]) -> None:
+        """Take memory of the arena from whoever it was lent to, then `give_back` it.
+
+        Where an array still stands on it that is put off until the array is gone: it must not see, or write,
+        another chunk's bytes.
+        """
+        if loan.end():
+            give_back()
+        else:
+            with self.lock:
+                self._lingering.append((loan, give_back))
+
+    def sweep(self) -> None:
+        """Give back memory that arrays have stood on until now."""
+        with self.lock:
+            lingering, self._lingering = self._lingering, []
+        for loan, give_back in lingering:
+            self.end_loan(loan, give_back)
+
     def drop_chunk(self, chunk: int, removed: Removed, kind: str = "evicted") -> bool:
         """Withdraw every placement of a chunk, or mark it to go when its leases and readers have.
 
@@ -184,11 +255,30 @@ class Core:
         scope = self.catalog.scopes[self.index.chunk(chunk).scope]
         self.index.pin(chunk, 0)
         if not self.index.chunk_evictable(chunk, now_ms()):
-            self.doomed.add(chunk)
+            self.doomed.add(chunk)  # look-ups pass it over from now on
             return False
         for placement in list(self.placements(chunk)):
             self.withdraw(scope, placement, removed, kind)
         return True
+
+    def drop_from_dram(self, chunk: int, removed: Removed) -> bool:
+        """Withdraw a chunk from DRAM; all of it from everywhere if a part of it is nowhere else.
+
+        Half a chunk is of no use to anyone. False, and nothing done, unless the chunk may go. Needs the lock.
+        """
+        if not self.index.chunk_evictable(chunk, now_ms()):
+            return False
+        scope = self.catalog.scopes[self.index.chunk(chunk).scope]
+        places = list(self.placements(chunk, DRAM))
+        if any(self.only_in_dram(each) for each in places):
+            places = list(self.placements(chunk))
+        for each in places:
+            self.withdraw(scope, each, removed)
+        return True
+
+    def only_in_dram(self, placement: int) -> bool:
+        """Whether no lower tier has the part that a DRAM placement holds. Needs the lock."""
+        return self.index.find_placement(self.index.placement(placement).part, NVME) < 0
 
     def used_rows(self, rows: npt.NDArray[np.uint32], namespace: Namespace) -> None:
         """Tell index and policies that chunks of one prefix, root first, were used. Needs the lock."""

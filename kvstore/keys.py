@@ -97,11 +97,16 @@ class Chain:
     @classmethod
     def of(cls, tokens: TokenIds, chunk_tokens: int, extras: Extras | None = None) -> Chain:
         """Check and freeze token ids (integers of 0 to 2³²-1, one axis)."""
-        ids = np.asarray(tokens)
+        if chunk_tokens < 1:
+            raise InvalidArgument(f"a chunk has at least 1 token, not {chunk_tokens}")
+        try:
+            ids = np.asarray(tokens)
+        except ValueError as error:
+            raise InvalidArgument(f"token ids are integers on one axis: {error}") from None
         if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
             raise InvalidArgument(f"token ids are integers on one axis, not {ids.dtype} of shape {ids.shape}")
         if ids.size and (int(ids.min()) < 0 or int(ids.max()) > 0xFFFFFFFF):
-            raise InvalidArgument("token ids must be 0 to 2**32-1")
+            raise InvalidArgument(f"token ids must be 0 to 2**32-1; these go from {ids.min()} to {ids.max()}")
         frozen = np.array(ids, dtype="<u4")
         frozen.flags.writeable = False
         return cls(frozen, chunk_tokens, extras or Extras())

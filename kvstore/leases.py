@@ -54,6 +54,11 @@ class Leases:
         for key in [each for each in self._held if each[0] == session]:
             self.release(*key)
 
+    def end_all(self) -> None:
+        """End every lease."""
+        for key in list(self._held):
+            self.release(*key)
+
     def expire(self, now_ms: int) -> int:
         """End leases that are past their time; how many."""
         late = [key for key, held in self._held.items() if held.until_ms <= now_ms]

@@ -7,22 +7,45 @@ namespace's time-to-live.
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
 
+from kvstore._native import Chunk
 from kvstore.catalog import Namespace, Scope
 from kvstore.core import DRAM, NVME, Copy, Core, Removed, now_ms
-from kvstore.errors import Corrupt, Shed, StorageError
+from kvstore.errors import Corrupt, KVStoreError, Shed, StorageError
 from kvstore.spec import Part
-from kvstore.tiers.base import TierFull
 from kvstore.writer import Writer
 
 TICK_S = 0.25
+ROWS_AT_ONCE = 256  # looked at under the lock
 CLEAN_SHARE = 0.25  # of a namespace's memory is kept clean at its cold end
 START_SHARE = 0.5  # of a namespace's memory is in use before that begins
 BATCH = 16
 GIVE_WAY_S = 0.02
+_FAILURES = (
+    (Shed, "dropped_no_space"),
+    (StorageError, "dropped_disk_error"),
+    (Corrupt, "dropped_corrupt"),
+    (KVStoreError, "dropped_not_writable"),
+)
+_Dirty: TypeAlias = tuple[Scope, bytes, Part, Copy]
+
+
+@dataclass
+class _Sweep:
+    """How far one pass over the cold end of a namespace's memory has come."""
+
+    limit: float
+    passed: int = 0
+    after: int = -1
+    done: bool = False
 
 
 class Mover:
@@ -48,77 +71,99 @@ class Mover:
 
     def close(self, flush: bool) -> None:
         """Stop; with `flush`, first write down everything that only DRAM holds, coldest first."""
+        core = self._core
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
-        if flush and self._core.nvme is not None:
-            for namespace in list(self._core.catalog.namespaces.values()):
-                while self._demote(namespace, share=1.0):
-                    pass
+        with core.lock:
+            core.leases.end_all()
+        self._expire()
+        if flush and core.nvme is not None:
+            for namespace in list(core.catalog.namespaces.values()):
+                self._demote(namespace, math.inf, flush=True)
         self._pool.shutdown(wait=True)
+        self._forget_doomed()
 
     def _run(self) -> None:
         while not self._stop.is_set():
             self._wake.wait(TICK_S)
             self._wake.clear()
             pressed, self._pressed = self._pressed, set()
-            self._expire()
-            for namespace in list(self._core.catalog.namespaces.values()):
-                waiting = namespace.digest in pressed
-                if self._core.nvme is not None and (waiting or self._is_filling(namespace)):
-                    while not self._stop.is_set() and self._demote(namespace, CLEAN_SHARE):
-                        pass
-                if waiting and not self._core.dram.owned(namespace.digest):
-                    self._give_extent(namespace)
-            self._checkpoint()
+            try:
+                self._round(pressed)
+            except KVStoreError:  # a tier that fails is asked again; nobody else would ever make room
+                with self._core.lock:
+                    self._core.counters["mover_failures"] += 1
             with self._core.lock:
                 self._core.room.notify_all()
 
-    def _checkpoint(self) -> None:
-        nvme = self._core.nvme
-        if nvme is not None and nvme.wants_checkpoint:
-            try:
-                nvme.checkpoint()
-            except (StorageError, TierFull):
-                with self._core.lock:
-                    self._core.counters["checkpoints_failed"] += 1
+    def _round(self, pressed: set[bytes]) -> None:
+        core = self._core
+        core.sweep()
+        self._expire()
+        for namespace in list(core.catalog.namespaces.values()):
+            waiting = namespace.digest in pressed
+            if core.nvme is not None and (waiting or self._is_filling(namespace)):
+                self._demote(namespace, CLEAN_SHARE * core.dram.capacity)
+            if waiting and not core.dram.owned(namespace.digest):
+                self._give_extent(namespace)
+        if core.nvme is not None and core.nvme.wants_checkpoint:
+            core.nvme.checkpoint()
 
     def _is_filling(self, namespace: Namespace) -> bool:
         core = self._core
         return core.dram.used > START_SHARE * core.dram.capacity and len(core.policy(DRAM, namespace)) > 0
 
-    def _demote(self, namespace: Namespace, share: float) -> bool:
-        """Write down one batch of the coldest dirty parts; whether there was any."""
-        dirty = self._coldest_dirty(namespace, share)
-        self._give_way()
-        moves: list[Future[None]] = [self._pool.submit(self._write_down, *each) for each in dirty]
-        for move in moves:
-            move.result()
-        with self._core.lock:
-            self._core.room.notify_all()
-        return bool(moves)
+    def _demote(self, namespace: Namespace, limit: float, *, flush: bool = False) -> None:
+        """Write down what only DRAM holds of the coldest `limit` bytes, once, a batch at a time."""
+        sweep = _Sweep(limit)
+        while not sweep.done and (flush or not self._stop.is_set()):
+            dirty = self._next_dirty(namespace, sweep, flush)
+            if dirty:
+                self._give_way()
+                self._write_all(dirty)
+            with self._core.lock:
+                self._core.room.notify_all()
 
-    def _coldest_dirty(self, namespace: Namespace, share: float) -> list[tuple[Scope, bytes, Part, Copy]]:
-        """Up to a batch of parts that only DRAM holds, each with a reader on it, from the cold `share` of memory."""
-        core, found = self._core, list[tuple[Scope, bytes, Part, Copy]]()
+    def _next_dirty(self, namespace: Namespace, sweep: _Sweep, flush: bool) -> list[_Dirty]:
+        """Up to a batch of parts that only DRAM holds, each with a reader on it; looks at some rows and no more.
+
+        One that is being read is left for later (it may be on its way down already), but not by the last flush.
+        """
+        core, found = self._core, list[_Dirty]()
         with core.lock:
-            index, passed = core.index, 0
-            limit = share * core.dram.capacity
-            for row in core.policy(DRAM, namespace).victims():
-                if passed > limit or len(found) >= BATCH:
+            rows = core.policy(DRAM, namespace).victims(sweep.after)
+            for row in itertools.islice(rows, ROWS_AT_ONCE):
+                if len(found) >= BATCH or sweep.passed > sweep.limit:
                     break
-                chunk = index.chunk(row)
-                scope = core.catalog.scopes[chunk.scope]
-                for placement in core.placements(row, DRAM):
-                    place = index.placement(placement)
-                    passed += place.stored
-                    if index.find_placement(place.part, NVME) >= 0 or place.readers:
-                        continue
-                    part = index.part(place.part)
-                    which = Part(part.group, part.rank, (part.layer_start, part.layer_end))
-                    found.append((scope, chunk.key, which, core.hold(placement, scope, which)))
+                sweep.after = row
+                if row not in core.doomed:
+                    found.extend(self._dirty_parts(row, sweep, flush))
+            else:
+                sweep.done = next(rows, None) is None
+            sweep.done |= sweep.passed > sweep.limit
         return found
+
+    def _dirty_parts(self, row: int, sweep: _Sweep, flush: bool) -> Iterator[_Dirty]:
+        core, index = self._core, self._core.index
+        chunk = index.chunk(row)
+        for placement in list(core.placements(row, DRAM)):
+            place = index.placement(placement)
+            sweep.passed += place.stored
+            if core.only_in_dram(placement) and (flush or not place.readers):
+                yield self._hold(chunk, placement)
+
+    def _hold(self, chunk: Chunk, placement: int) -> _Dirty:
+        core = self._core
+        part = core.index.part(core.index.placement(placement).part)
+        which = Part(part.group, part.rank, (part.layer_start, part.layer_end))
+        scope = core.catalog.scopes[chunk.scope]
+        return scope, chunk.key, which, core.hold(placement, scope, which)
+
+    def _write_all(self, dirty: list[_Dirty]) -> None:
+        for move in [self._pool.submit(self._write_down, *each) for each in dirty]:
+            move.result()
 
     def _write_down(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> None:
         core, failure = self._core, ""
@@ -127,10 +172,8 @@ class Mover:
                 self._writer.persist(scope, copy, patience=2)
             else:
                 failure = "dropped_cheaper_to_recompute"
-        except (Shed, StorageError):
-            failure = "dropped_no_space"
-        except Corrupt:
-            failure = "dropped_corrupt"
+        except KVStoreError as error:
+            failure = next(reason for kind, reason in _FAILURES if isinstance(error, kind))
         finally:
             core.let_go([copy])
         if failure:
@@ -154,11 +197,9 @@ class Mover:
         with core.lock:
             chunk, row = core.find_part(scope, key, part)
             here = -1 if row < 0 else core.index.find_placement(row, DRAM)
-            if here == copy.placement and core.index.chunk_evictable(chunk, now_ms()):
+            if here == copy.placement and core.only_in_dram(here) and core.drop_from_dram(chunk, removed):
                 core.counters[reason] += 1
-                for placement in list(core.placements(chunk, DRAM)):
-                    core.withdraw(scope, placement, removed)
-        removed.settle()
+        core.settle(removed)
 
     def _give_way(self) -> None:
         """Loads come before stores: wait a moment while some are running."""
@@ -172,40 +213,41 @@ class Mover:
         extent = core.dram.donor(namespace.digest)
         if extent is None:
             return
-        for move in [self._pool.submit(self._write_down, *each) for each in self._dirty_in(extent)]:
-            move.result()
+        if core.nvme is not None:
+            with core.lock:
+                dirty = [
+                    self._hold(core.index.chunk(row), each)
+                    for row, each in self._inside(extent)
+                    if core.only_in_dram(each)
+                ]
+            self._write_all(dirty)
         with core.lock:
-            for placement, scope in self._inside(extent):
-                if core.index.chunk_evictable(core.index.part(core.index.placement(placement).part).chunk, now_ms()):
-                    core.withdraw(scope, placement, removed)
-        removed.settle()
-        core.dram.replace_extent(extent)
+            for row in {row for row, _ in self._inside(extent)}:
+                core.drop_from_dram(row, removed)
+        core.settle(removed)
+        core.dram.replace_extent(extent, namespace.digest)
 
-    def _dirty_in(self, extent: int) -> list[tuple[Scope, bytes, Part, Copy]]:
-        core, found = self._core, list[tuple[Scope, bytes, Part, Copy]]()
-        if core.nvme is None:
-            return found
-        with core.lock:
-            for placement, scope in self._inside(extent):
-                place = core.index.placement(placement)
-                if core.index.find_placement(place.part, NVME) < 0:
-                    part = core.index.part(place.part)
-                    which = Part(part.group, part.rank, (part.layer_start, part.layer_end))
-                    key = core.index.chunk(part.chunk).key
-                    found.append((scope, key, which, core.hold(placement, scope, which)))
-        return found
-
-    def _inside(self, extent: int) -> list[tuple[int, Scope]]:
-        """Placements that lie in an extent. Needs the lock."""
-        core, start, found = self._core, 0, list[tuple[int, Scope]]()
+    def _inside(self, extent: int) -> list[tuple[int, int]]:
+        """(chunk row, placement) of all that lies in an extent. Needs the lock."""
+        core, start, found = self._core, 0, list[tuple[int, int]]()
         while start >= 0:
             rows, start = core.index.chunks(start, 10_000)
             for row in rows.tolist():
-                scope = core.catalog.scopes[core.index.chunk(row).scope]
                 for placement in core.placements(row, DRAM):
                     if core.dram.holds(extent, core.index.placement(placement).loc):
-                        found.append((placement, scope))
+                        found.append((row, placement))
         return found
+
+    def _forget_doomed(self) -> None:
+        """At the end: what was deleted under a reader must not come back when the store is opened again."""
+        core, removed = self._core, Removed()
+        with core.lock:
+            for row in list(core.doomed):
+                scope = core.catalog.scopes[core.index.chunk(row).scope]
+                for placement in list(core.placements(row, NVME)):
+                    if not core.index.placement(placement).readers:
+                        core.withdraw(scope, placement, removed, "deleted")
+        core.settle(removed)
 
     def _expire(self) -> None:
         core, removed, now = self._core, Removed(), now_ms()
@@ -213,17 +255,20 @@ class Mover:
             core.counters["leases_expired"] += core.leases.expire(now)
             for row in list(core.doomed):
                 core.doomed.discard(row)
-                core.drop_chunk(row, removed)
+                core.drop_chunk(row, removed, "deleted")
             for namespace in core.catalog.namespaces.values():
                 if namespace.ttl_s:
                     self._expire_chunks(namespace, now - int(namespace.ttl_s * 1000), removed)
-        removed.settle()
+        core.settle(removed)
 
     def _expire_chunks(self, namespace: Namespace, before_ms: int, removed: Removed) -> None:
         core = self._core
         for tier in range(len(core.tiers)):
-            for row in core.policy(tier, namespace).victims():
+            for n, row in enumerate(core.policy(tier, namespace).victims()):
                 if core.index.chunk(row).last_use >= before_ms:
+                    break
+                if n >= ROWS_AT_ONCE:
+                    self._wake.set()  # the rest in the next round: the lock is for microseconds
                     break
                 if core.index.chunk_evictable(row, now_ms()):
                     core.drop_chunk(row, removed, "expired")

@@ -38,8 +38,11 @@ class Policy(ABC):
         """A chunk is gone. One that is not here is ignored."""
 
     @abstractmethod
-    def victims(self) -> Iterator[int]:
-        """Rows from the one that should go first. The current row may be removed while iterating."""
+    def victims(self, after: int = -1) -> Iterator[int]:
+        """Rows from the one that should go first, or from the one that follows `after` if that is still here.
+
+        The current row may be removed while iterating.
+        """
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -60,8 +63,8 @@ class Lru(Policy):
     def remove(self, row: int) -> None:
         self._list.remove(row)
 
-    def victims(self) -> Iterator[int]:
-        row = self._list.oldest()
+    def victims(self, after: int = -1) -> Iterator[int]:
+        row = self._list.newer(after) if after >= 0 and after in self._list else self._list.oldest()
         while row >= 0:
             following = self._list.newer(row)
             yield row

@@ -8,25 +8,30 @@ load.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from kvstore import _native
 from kvstore.api import Fidelity, Want
 from kvstore.catalog import Scope
-from kvstore.codecs import codec
+from kvstore.codecs import Raw, codec
 from kvstore.core import ANY_TIER, DRAM, Copy, Core, Removed
 from kvstore.errors import Closed, Corrupt, InvalidArgument, KVStoreError, NotFound, Shed, SpecMismatch, StorageError
 from kvstore.keys import ChunkRef
+from kvstore.loan import Loan
 from kvstore.record import Record, header_length, unpack
 from kvstore.spec import Part
 from kvstore.writer import Writer
 
 LOAD_PATIENCE_S = 0.25
+_NOWHERE = (-1, -1)
+Result = TypeVar("Result")
 
 
 class Reader:
@@ -38,27 +43,28 @@ class Reader:
         self._loading: dict[int, Future[None]] = {}
         self._bad: set[int] = set()
         self._pool = ThreadPoolExecutor(threads, "kvstore-load")
+        self._ahead = ThreadPoolExecutor(1, "kvstore-prefetch")  # never in front of somebody who waits
 
     def get(self, scope: Scope, wants: Sequence[Want], fidelity: Fidelity, verify: bool) -> Sequence[Exception | None]:
         """Fill every destination; one outcome each, in order."""
-        outcomes: list[Exception | None] = [None] * len(wants)
+        core, outcomes = self._core, list[Exception | None]([None] * len(wants))
         held, cold = self._hold_all(scope, wants, fidelity, outcomes)
-        if len(cold) > 1:
-            loads = [(i, self._pool.submit(self._get_cold, scope, wants[i], fidelity)) for i in cold]
-        else:
-            loads = []
+        loads = [(i, self._submit(self._pool, self._get_cold, scope, wants[i], fidelity)) for i in cold[1:]]
         try:
             for i, copy in held:
                 outcomes[i] = self._fill(scope, wants[i], copy, verify)
         finally:
-            self._core.let_go([copy for _, copy in held])
+            core.let_go([copy for _, copy in held])
         for i, copy in held:
             if isinstance(outcomes[i], Corrupt | SpecMismatch):
                 self.quarantine(scope, wants[i].ref.key, wants[i].part, copy)
+        for i in cold[:1]:
+            outcomes[i] = self._get_cold(scope, wants[i], fidelity)
         for i, load in loads:
-            outcomes[i] = load.result()
-        if len(cold) == 1:
-            outcomes[cold[0]] = self._get_cold(scope, wants[cold[0]], fidelity)
+            try:
+                outcomes[i] = load.result()
+            except CancelledError:
+                outcomes[i] = Closed("the store was closed before the load began")
         return outcomes
 
     def view(self, scope: Scope, ref: ChunkRef, part: Part) -> StoreView:
@@ -75,23 +81,34 @@ class Reader:
                 parts = [] if chunk < 0 else self._cold_parts(chunk)
             found += chunk >= 0
             for part in parts:
-                self._pool.submit(self._quietly_load, scope, key, part)
+                self._submit(self._ahead, self._quietly_load, scope, key, part)
         return found
 
     def check(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> str:
-        """Read a copy (with a reader on it) against its checksums; what is wrong with it, or nothing."""
+        """Read a copy (with a reader on it) against its checksums; what is wrong with it, or nothing.
+
+        One whose bytes are bad is quarantined when its reader lets go.
+        """
         core = self._core
-        if copy.tier == DRAM:
-            memory = core.dram.view(copy.location, 0, copy.total)
-        else:
-            memory = memoryview(mmap.mmap(-1, copy.total))
         try:
-            if copy.tier != DRAM:
-                core.tiers[copy.tier].read_into(copy.location, 0, memory)
-            _verify(memory, scope, key, part)
-        except KVStoreError as error:
+            if copy.tier == DRAM:
+                _verify(core.dram.view(copy.location, 0, copy.total), scope, key, part)
+            else:
+                self._fetch(scope, key, part, copy, memoryview(mmap.mmap(-1, copy.total)))
+        except (Corrupt, SpecMismatch) as error:
+            self._bad.add(copy.placement)
+            return str(error)
+        except StorageError as error:
             return str(error)
         return ""
+
+    def finish(self, scope: Scope, key: bytes, part: Part, source: Copy) -> None:
+        """Take the reader off a copy, and the copy out if it was found bad."""
+        bad = source.placement in self._bad
+        self._bad.discard(source.placement)
+        self._core.let_go([source])
+        if bad:
+            self.quarantine(scope, key, part, source)
 
     def quarantine(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> None:
         """Take a bad copy out, unless somebody still reads it (the next reader will come here too)."""
@@ -99,31 +116,42 @@ class Reader:
         with core.lock:
             _, row = core.find_part(scope, key, part)
             here = -1 if row < 0 else core.index.find_placement(row, copy.tier)
-            if here == copy.placement and not core.index.placement(here).readers:
-                core.withdraw(scope, here, removed, "quarantined")
-        removed.settle()
+            if here == copy.placement:
+                place = core.index.placement(here)
+                if place.loc == copy.location and not place.readers:
+                    core.withdraw(scope, here, removed, "quarantined")
+        core.settle(removed)
 
     def close(self) -> None:
         """Let running loads end and take no more."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._ahead, self._pool):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., Result], *args: Any) -> Future[Result]:
+        try:
+            return pool.submit(work, *args)
+        except RuntimeError:  # shut down
+            raise Closed("the store is closed") from None
 
     def _hold_all(
         self, scope: Scope, wants: Sequence[Want], fidelity: Fidelity, outcomes: list[Exception | None]
     ) -> tuple[list[tuple[int, Copy]], list[int]]:
         core, held, cold, used = self._core, [], [], []
         core.check_open()
+        found = [_NOWHERE] * len(wants)
         with core.lock:
             index = core.index
             for i, want in enumerate(wants):
-                chunk, placement = self._find(scope, want.ref, want.part, fidelity)
+                found[i] = self._find(scope, want.ref, want.part, fidelity)
+            for i, (chunk, placement) in enumerate(found):
                 if placement < 0:
                     core.counters["misses"] += 1
-                    outcomes[i] = _miss(want.ref, want.part)
+                    outcomes[i] = _miss(wants[i].ref, wants[i].part)
                     continue
                 if not index.chunk(chunk).leases:
                     used.append(chunk)
                 if index.placement(placement).tier == DRAM:
-                    held.append((i, core.hold(placement, scope, want.part)))
+                    held.append((i, core.hold(placement, scope, wants[i].part)))
                     core.counters["hits_dram"] += 1
                 else:
                     cold.append(i)
@@ -144,8 +172,12 @@ class Reader:
 
     def _fill(self, scope: Scope, want: Want, copy: Copy, verify: bool) -> Exception | None:
         """Copy what is wanted out of a DRAM copy."""
-        memory = self._core.dram.view(copy.location, 0, copy.header + copy.stored)
-        return _fill_from(memory, scope, want, copy, verify)
+        try:
+            memory = self._core.dram.view(copy.location, 0, copy.header + copy.stored)
+            _fill_from(memory, scope, want, copy, verify)
+        except KVStoreError as error:
+            return error
+        return None
 
     def _get_cold(self, scope: Scope, want: Want, fidelity: Fidelity) -> Exception | None:
         try:
@@ -177,26 +209,39 @@ class Reader:
                     self._loading[row.part] = mine
                     source = core.hold(placement, scope, part)
                     core.loads += 1
+                else:
+                    core.counters["loads_joined"] += 1
             if joined is not None:
-                joined.result()  # how it ended is the loader's to tell; this reader looks again
+                joined.result()  # Shed for all who wait; any other end is the loader's to tell: look again
                 continue
-            try:
-                return self._load(scope, ref.key, part, source)
-            except (Corrupt, StorageError):
-                if not self._has_moved(source):
-                    raise
-            finally:
-                self._end_load(scope, ref.key, part, source)
-                with core.lock:
-                    del self._loading[row.part]
-                    core.loads -= 1
-                mine.set_result(None)
+            loaded = self._load_for_all(scope, ref.key, part, source, row.part, mine)
+            if loaded is not None:
+                return loaded
 
-    def _load(self, scope: Scope, key: bytes, part: Part, source: Copy) -> Copy:
-        """Bring a copy into DRAM, verified, and hold it there."""
-        core, tier = self._core, self._core.tiers[source.tier]
-        location = self._writer.allocate(scope.namespace, source.total, LOAD_PATIENCE_S)
-        placed = -1
+    def _load_for_all(
+        self, scope: Scope, key: bytes, part: Part, source: Copy, part_row: int, mine: Future[None]
+    ) -> Copy | None:
+        """Load a part for this reader and those who join; None if it must look again."""
+        core, shed = self._core, None
+        try:
+            return self._load(scope, key, part, source)
+        except Shed as error:
+            shed = error
+            raise
+        finally:
+            with core.lock:
+                # Before the reader goes: with it the part's row may go to another part.
+                del self._loading[part_row]
+                core.loads -= 1
+            try:
+                self.finish(scope, key, part, source)
+            finally:
+                mine.set_exception(shed) if shed is not None else mine.set_result(None)
+
+    def _load(self, scope: Scope, key: bytes, part: Part, source: Copy) -> Copy | None:
+        """Bring a copy into DRAM, verified, and hold it there; None if another copy has come there meanwhile."""
+        core, tier, removed, placed = self._core, self._core.tiers[source.tier], Removed(), -1
+        location = self._writer.allocate(scope.namespace, source.total, LOAD_PATIENCE_S, wait_for_leases=False)
         try:
             memory = core.dram.view(location, 0, source.total)
             record = self._fetch(scope, key, part, source, memory)
@@ -204,38 +249,64 @@ class Reader:
             with core.lock:
                 core.counters[f"loaded_{tier.name}"] += 1
                 core.counters["loaded_bytes"] += record.stored
-                placed = core.publish(scope, record, DRAM, location)
+                placed = core.publish(scope, record, DRAM, location, removed)
                 if placed < 0:
-                    raise NotFound(f"chunk {key.hex()} was stored anew while it was loaded; ask again")
+                    return None
                 core.events.emit("moved", scope.namespace.name, key, scope.spec.digest, part, core.dram.name)
                 return core.hold(placed, scope, part)
         finally:
+            core.settle(removed)
             if placed < 0:
                 core.dram.delete(location, source.total)
 
     def _fetch(self, scope: Scope, key: bytes, part: Part, source: Copy, memory: memoryview) -> Record:
         """Read a whole record from a slower tier and verify it; a bad one is noted to be taken out."""
-        try:
-            self._core.tiers[source.tier].read_into(source.location, 0, memory)
+        tier = self._core.tiers[source.tier]
+
+        def read(location: int) -> Record:
+            tier.read_into(location, 0, memory)
             return _verify(memory, scope, key, part)
-        except (Corrupt, SpecMismatch):
-            if not self._has_moved(source):
-                self._bad.add(source.placement)
-            raise
 
-    def _has_moved(self, source: Copy) -> bool:
-        """Whether the tier moved a record, while it was read, to make room."""
+        return self._wherever(source, read)
+
+    def _fetch_layers(self, scope: Scope, want: Want, source: Copy) -> None:
+        """Read the layers that are wanted from a slower tier into their destination, and verify them there."""
+        if source.form != Raw.number:
+            raise SpecMismatch(f"form {source.form} cannot be read around DRAM")
+        tier, layers, start = self._core.tiers[source.tier], *_span(scope, want)
+        header = memoryview(bytearray(source.header))
+
+        def read(location: int) -> None:
+            for failure in tier.read_many([(location, 0, header), (location, source.header + start, want.out)]):
+                if failure is not None:
+                    raise failure
+            groups = _groups(header, scope, want, layers)
+            digests = _native.xxh3_128_many(want.out, groups["offset"] - groups["offset"][0], groups["length"].copy())
+            _check_digests(digests, groups, want.ref.key, tier.name)
+
+        self._wherever(source, read)
+
+    def _wherever(self, source: Copy, read: Callable[[int], Result]) -> Result:
+        """`read` a record where it lies, again if the tier moves it meanwhile; a bad one is noted to be taken out."""
+        location = source.location
+        while True:
+            try:
+                return read(location)
+            except KVStoreError as error:
+                now = self._location(source)
+                if now == location:
+                    if isinstance(error, Corrupt | SpecMismatch):
+                        self._bad.add(source.placement)
+                    raise
+                location = now  # the tier has moved it to make room: there is another life in the old place
+
+    def _location(self, source: Copy) -> int:
+        """Where a placement with a reader on it lies now."""
         with self._core.lock:
-            return self._core.index.placement(source.placement).loc != source.location
-
-    def _end_load(self, scope: Scope, key: bytes, part: Part, source: Copy) -> None:
-        self._core.let_go([source])
-        if source.placement in self._bad:
-            self._bad.discard(source.placement)
-            self.quarantine(scope, key, part, source)
+            return int(self._core.index.placement(source.placement).loc)
 
     def _read_around(self, scope: Scope, want: Want, fidelity: Fidelity) -> Exception | None:
-        """Read past a DRAM that has no room, through memory of this call's own."""
+        """Read past a DRAM that has no room, straight into the destination."""
         core = self._core
         with core.lock:
             _, placement = self._find(scope, want.ref, want.part, fidelity)
@@ -243,19 +314,15 @@ class Reader:
                 return _miss(want.ref, want.part)
             copy = core.hold(placement, scope, want.part)
             core.counters["read_around_dram"] += 1
-        if copy.tier == DRAM:
-            try:
-                return self._fill(scope, want, copy, verify=False)
-            finally:
-                core.let_go([copy])
-        memory = memoryview(mmap.mmap(-1, copy.total))
         try:
-            self._fetch(scope, want.ref.key, want.part, copy, memory)
-            return _fill_from(memory, scope, want, copy, verify=False)
+            if copy.tier == DRAM:
+                return self._fill(scope, want, copy, verify=False)
+            self._fetch_layers(scope, want, copy)
+            return None
         except KVStoreError as error:
             return error
         finally:
-            self._end_load(scope, want.ref.key, want.part, copy)
+            self.finish(scope, want.ref.key, want.part, copy)
 
     def _quietly_load(self, scope: Scope, key: bytes, part: Part) -> None:
         core = self._core
@@ -290,8 +357,7 @@ def _verify(memory: memoryview, scope: Scope, key: bytes, part: Part) -> Record:
         raise Corrupt(f"the record of chunk {key.hex()} says {record.total_bytes} bytes but takes {len(memory)}")
     payload = memory[record.header_bytes : record.header_bytes + record.stored]
     digests = _native.xxh3_128_many(payload, record.groups["offset"].copy(), record.groups["length"].copy())
-    if not np.array_equal(digests, record.groups["xxh3"]):
-        raise Corrupt(f"the payload of chunk {key.hex()} does not match its checksums")
+    _check_digests(digests, record.groups, key, "a slower tier or DRAM")
     return record
 
 
@@ -299,33 +365,47 @@ def _same(record: Record, scope: Scope, key: bytes, part: Part) -> None:
     record.check(key=key, spec=scope.spec.digest, namespace=scope.namespace.digest, part=part)
 
 
-def _fill_from(memory: memoryview, scope: Scope, want: Want, copy: Copy, verify: bool) -> Exception | None:
-    """Copy the layers that are wanted out of a record in memory, checking them on the way if asked."""
+def _span(scope: Scope, want: Want) -> tuple[tuple[int, int], int]:
+    """The layer groups that are wanted and where they begin in the payload. `InvalidArgument` if `out` does not fit."""
     geometry = scope.geometry(want.part, want.ref.tokens)
-    first, end = want.layers or (0, len(geometry.offsets))
-    if not 0 <= first < end <= len(geometry.offsets):
-        return InvalidArgument(f"layers {want.layers} are outside the part's {len(geometry.offsets)} layer groups")
+    count = len(geometry.offsets)
+    first, end = want.layers or (0, count)
+    if not 0 <= first < end <= count:
+        raise InvalidArgument(f"layers {want.layers} are outside the part's {count} layer groups")
     start, nbytes = 0, geometry.nbytes
     if want.layers is not None:
         start = int(geometry.offsets[first])
         nbytes = int(geometry.offsets[end - 1] + geometry.lengths[end - 1]) - start
+    if want.out.readonly:
+        raise InvalidArgument("the destination is read-only")
     if want.out.nbytes != nbytes:
-        return InvalidArgument(f"the destination has {want.out.nbytes} bytes; what was asked for has {nbytes}")
-    source = memory[copy.header + start : copy.header + start + nbytes]
+        raise InvalidArgument(f"the destination has {want.out.nbytes} bytes; what was asked for has {nbytes}")
+    return (first, end), start
+
+
+def _fill_from(memory: memoryview, scope: Scope, want: Want, copy: Copy, verify: bool) -> None:
+    """Copy the layers that are wanted out of a record in memory, checking them on the way if asked."""
+    layers, start = _span(scope, want)
+    source = memory[copy.header + start : copy.header + start + want.out.nbytes]
     if not verify:
         codec(copy.form).decode_into(source, want.out)
-        return None
-    try:
-        record = unpack(memory[: copy.header])
-        _same(record, scope, want.ref.key, want.part)
-    except KVStoreError as error:
-        return error
-    groups = record.groups[first:end]
+        return
+    groups = _groups(memory[: copy.header], scope, want, layers)
     offsets = groups["offset"] - groups["offset"][0]
     digests = _native.copy_hash_many(want.out, source, offsets, groups["length"].copy())
-    if np.array_equal(digests, groups["xxh3"]):
-        return None
-    return Corrupt(f"chunk {want.ref.key.hex()} in DRAM does not match its checksums")
+    _check_digests(digests, groups, want.ref.key, "DRAM")
+
+
+def _groups(header: memoryview, scope: Scope, want: Want, layers: tuple[int, int]) -> npt.NDArray[Any]:
+    """The entries of some layer groups in a header that is checked first."""
+    record = unpack(header)
+    _same(record, scope, want.ref.key, want.part)
+    return record.groups[layers[0] : layers[1]]
+
+
+def _check_digests(digests: npt.NDArray[np.uint8], groups: npt.NDArray[Any], key: bytes, where: str) -> None:
+    if not np.array_equal(digests, groups["xxh3"]):
+        raise Corrupt(f"the payload of chunk {key.hex()} in {where} does not match its checksums")
 
 
 class StoreView:
@@ -335,7 +415,12 @@ class StoreView:
         self._core = core
         self._copy: Copy | None = copy
         self._header = core.dram.view(copy.location, 0, copy.header)
-        self.data = core.dram.view(copy.location, copy.header, copy.stored).toreadonly()
+        self._loan = Loan(core.dram.view(copy.location, copy.header, copy.stored), readonly=True)
+
+    @property
+    def data(self) -> memoryview:
+        """The part's bytes, until the view is closed."""
+        return self._loan.data
 
     @property
     def record(self) -> Record:
@@ -345,10 +430,10 @@ class StoreView:
         return unpack(self._header)
 
     def close(self) -> None:
-        """Let the bytes go. A second call does nothing."""
+        """Let the bytes go, as soon as no array stands on them. A second call does nothing."""
         copy, self._copy = self._copy, None
         if copy is not None:
-            self._core.let_go([copy])
+            self._core.end_loan(self._loan, partial(self._core.let_go, [copy]))
 
     def __enter__(self) -> Self:
         return self

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvstore.catalog import Scope
-from kvstore.core import NVME, Core, Removed, now_ms
+from kvstore.core import DRAM, NVME, Core, Removed, now_ms
 from kvstore.record import Record
 from kvstore.tiers.base import Tier, Verdict
+
+ROOMY = 0.5  # of the capacity; a segment that is at most half live can be moved
 
 
 class Reclaimer:
     """The store as a tier sees it; see `kvstore.tiers.base.Owner`.
 
-    A chunk is kept when it is leased, pinned or being read, or when it was used in the newer half of the time
-    between the least recently used chunk and now: whatever a segment holds of those is moved, the rest goes.
+    While less than half of the tier is live, its trouble is dead records and nothing else: all that live are moved.
+    Beyond that a chunk is kept when it is leased, pinned or being read, or when it was used in the newer half of
+    the time between the least recently used chunk and now; the rest goes.
     """
 
     def __init__(self, core: Core) -> None:
@@ -22,12 +25,15 @@ class Reclaimer:
 
     def judge(self, tier: Tier, records: Sequence[tuple[Record, int]]) -> Sequence[Verdict]:
         """A verdict on each (record, location)."""
-        del tier
         core, removed, verdicts = self._core, Removed(), []
+        tight = tier.used > ROOMY * tier.capacity
         with core.lock:
             for record, location in records:
-                verdicts.append(self._judge(record, location, removed))
-        # The tier that asks frees the whole segment: its own deletions are not journaled one by one.
+                verdicts.append(self._judge(record, location, tight, removed))
+        # The tier sees to what it is told to drop; parts elsewhere that went with it are deleted here.
+        told = {at for (_, at), verdict in zip(records, verdicts, strict=True) if verdict is Verdict.DROP}
+        removed.places = [each for each in removed.places if each[0] is not tier or each[1] not in told]
+        core.settle(removed)
         return verdicts
 
     def moved(self, tier: Tier, record: Record, old: int, new: int) -> bool:
@@ -41,7 +47,7 @@ class Reclaimer:
             core.index.set_loc(placement[1], new, record.stored)
             return True
 
-    def _judge(self, record: Record, location: int, removed: Removed) -> Verdict:
+    def _judge(self, record: Record, location: int, tight: bool, removed: Removed) -> Verdict:
         core = self._core
         found = self._placement(record, location)
         if found is None:
@@ -49,9 +55,11 @@ class Reclaimer:
         scope, placement, chunk = found
         if not core.index.chunk_evictable(chunk, now_ms()):
             return Verdict.KEEP
-        if core.index.chunk(chunk).hits and core.index.chunk(chunk).last_use > self._middle(scope):
+        if not tight or core.index.chunk(chunk).last_use > self._middle(scope):
             return Verdict.KEEP
-        core.withdraw(scope, placement, removed)
+        in_dram = core.index.find_placement(core.index.placement(placement).part, DRAM) >= 0
+        for each in [placement] if in_dram else list(core.placements(chunk)):
+            core.withdraw(scope, each, removed)  # half a chunk is of no use to anyone
         return Verdict.DROP
 
     def _placement(self, record: Record, location: int) -> tuple[Scope, int, int] | None:

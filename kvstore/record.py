@@ -182,9 +182,8 @@ def unpack(header: memoryview | bytes) -> Record:
     if _FIXED.size + count * GROUP_DTYPE.itemsize > length:
         raise Corrupt(f"{count} layer groups do not fit a header of {length} bytes")
     groups = np.frombuffer(bytes(block), GROUP_DTYPE, count, _FIXED.size)
-    ends = groups["offset"] + groups["length"]
-    starts = np.concatenate(([0], ends))
-    if int(starts[-1]) != stored or not np.array_equal(groups["offset"], starts[:-1]):
+    ends = np.cumsum(groups["length"], dtype=np.uint64)
+    if not count or int(ends[-1]) != stored or not np.array_equal(groups["offset"], ends - groups["length"]):
         raise Corrupt("the record's layer groups do not cover its payload")
     return Record(
         key, parent, spec, namespace, Part.unpack(part), position, tokens, logical, stored, groups,

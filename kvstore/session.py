@@ -13,7 +13,7 @@ from kvstore.catalog import Namespace, Scope
 from kvstore.core import Core, now_ms
 from kvstore.errors import Closed, InvalidArgument
 from kvstore.events import Watcher
-from kvstore.keys import KEY_BYTES, REF_BYTES, ChunkRef
+from kvstore.keys import REF_BYTES, ChunkRef, check_key
 from kvstore.reader import Reader, StoreView
 from kvstore.rows import REF_DTYPE
 from kvstore.spec import KVSpec, Part
@@ -22,6 +22,8 @@ from kvstore.writer import StoreReservation, Writer
 
 if TYPE_CHECKING:
     from kvstore.store import Store
+
+MAX_PIN_S = 366 * 86400
 
 
 class Session:
@@ -34,11 +36,12 @@ class Session:
         self._namespace = namespace
         self._number = number
         self._scopes: dict[bytes, Scope] = {}
-        self._reservations: weakref.WeakSet[StoreReservation] = weakref.WeakSet()
+        self._reservations: set[StoreReservation] = set()
         self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
         self._closed = False
 
     def describe(self) -> Description:
+        self._check_open()
         return self._store.describe(self._namespace)
 
     def register(self, spec: KVSpec) -> None:
@@ -57,27 +60,34 @@ class Session:
         exact = query.fidelity is Fidelity.EXACT
         with core.lock:
             rows, present, first_valid = core.index.lookup(scope.number, query.refs, packed, exact, 0)
-            present &= rows >= 0
-            reach = _reach(scope, refs, parts, present, first_valid)
-            used = rows[reach.used].astype(np.uint32)
+            if core.doomed:
+                present &= ~np.isin(rows, list(core.doomed))
+            whole = _all(present)
+            reach = _reach(scope, refs, parts, present, whole, first_valid)
             if query.lease:
-                self._take_lease(query, used)
-            if len(used):
+                self._take_lease(query, rows[reach.used].astype(np.uint32))
+            if len(reach.used):
                 core.counters["hit_tokens"] += reach.tokens
-        return Found(reach.tokens, reach.used.tolist(), _all(present).view(np.bool_).tolist(), bool(query.lease))
+        return Found(reach.tokens, reach.used.tolist(), whole.view(np.bool_).tolist(), bool(query.lease))
 
     def release(self, leases: Sequence[bytes]) -> None:
         core = self._core
         with core.lock:
             for lease in leases:
                 core.leases.release(self._number, lease)
+            core.room.notify_all()
 
     def get(
         self, spec: KVSpec, wants: Sequence[Want], *, fidelity: Fidelity = Fidelity.EXACT, verify: bool = False
     ) -> Sequence[Exception | None]:
+        for want in wants:
+            check_key(want.ref.key)
+            spec.check_part(want.part)
         return self._reader.get(self._scope(spec), wants, fidelity, verify)
 
     def view(self, spec: KVSpec, ref: ChunkRef, part: Part) -> StoreView:
+        check_key(ref.key)
+        spec.check_part(part)
         return self._reader.view(self._scope(spec), ref, part)
 
     def put(self, spec: KVSpec, offer: Offer, *, ack: Ack = Ack.STORED) -> bool:
@@ -85,7 +95,10 @@ class Session:
 
     def reserve(self, spec: KVSpec, ref: ChunkRef, part: Part, *, first_valid: int = 0) -> StoreReservation:
         reservation = self._writer.reserve(self._scope(spec), ref, part, first_valid)
-        self._reservations.add(reservation)
+        with self._core.lock:
+            self._reservations = {each for each in self._reservations if each.is_open} | {reservation}
+        if self._closed:
+            reservation.abort()
         return reservation
 
     def delete(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
@@ -93,6 +106,8 @@ class Session:
 
     def pin(self, spec: KVSpec, keys: Sequence[bytes], seconds: float) -> int:
         scope, core, count = self._scope(spec), self._core, 0
+        if not 0 <= seconds <= MAX_PIN_S:
+            raise InvalidArgument(f"a pin lasts up to {MAX_PIN_S} s, not {seconds}")
         until = now_ms() + int(seconds * 1000) if seconds > 0 else 0
         with core.lock:
             for key in _checked(keys):
@@ -107,8 +122,10 @@ class Session:
 
     def chunks(self, cursor: int = 0, limit: int = 1000) -> Page:
         self._check_open()
-        if cursor < 0 or not 1 <= limit <= 100_000:
-            raise InvalidArgument(f"a page starts at a cursor ≥ 0 and holds 1 to 100000 chunks, not {cursor}, {limit}")
+        if not 0 <= cursor <= 0x7FFFFFFF:
+            raise InvalidArgument(f"{cursor} is no cursor that a list gave")
+        if not 1 <= limit <= 100_000:
+            raise InvalidArgument(f"a page holds 1 to 100000 chunks, not {limit}")
         return self._store.chunks(self._namespace, cursor, limit)
 
     def stats(self) -> dict[str, Any]:
@@ -168,9 +185,9 @@ class OwnedSession(Session):
         self._store.close()
 
 
-def _reach(scope: Scope, refs: Any, parts: Sequence[Part], present: Flags, first_valid: Any) -> Reach:
+def _reach(scope: Scope, refs: Any, parts: Sequence[Part], present: Flags, whole: Flags, first_valid: Any) -> Reach:
     if not scope.windowed:
-        return walk(refs, present[0] if len(parts) == 1 else _all(present))
+        return walk(refs, whole)
     asked = sorted({part.group for part in parts})
     groups, full = [], np.ones(len(refs), np.uint8)
     for number in asked:
@@ -180,16 +197,17 @@ def _reach(scope: Scope, refs: Any, parts: Sequence[Part], present: Flags, first
             groups.append((scope.spec.groups[number], flags, valid))
         else:
             full &= flags
-    return within_windows(walk(refs, full), refs, groups)
+    return within_windows(walk(refs, full), refs, groups, all_used=len(groups) < len(asked))
 
 
 def _all(present: Flags) -> Flags:
     """Per ref: whether every part is there."""
+    if len(present) == 1:
+        return np.asarray(present[0])
     return np.asarray(present.all(axis=0)).view(np.uint8)
 
 
 def _checked(keys: Sequence[bytes]) -> Sequence[bytes]:
     for key in keys:
-        if len(key) != KEY_BYTES:
-            raise InvalidArgument(f"a key is {KEY_BYTES} bytes, not {len(key)}")
+        check_key(key)
     return keys

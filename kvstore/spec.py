@@ -126,6 +126,9 @@ class KVSpec:
             raise InvalidArgument("a layer belongs to one KV group only")
         if not self.pipeline:
             object.__setattr__(self, "pipeline", ((0, max(layers) + 1),))
+        for layer in layers:
+            if sum(start <= layer < end for start, end in self.pipeline) != 1:
+                raise InvalidArgument(f"layer {layer} is not in exactly one stage of the pipeline {self.pipeline}")
         if self.layout != OPAQUE and (self.layout[0] != "layer" or set(self.layout) != set(CANONICAL_AXES)):
             raise InvalidArgument(
                 f"layout must name {', '.join(CANONICAL_AXES)} once each with the layer first, or be "
@@ -196,7 +199,9 @@ class KVSpec:
             fields["pipeline"] = tuple((int(a), int(b)) for a, b in fields.get("pipeline", ()))
             fields["layout"] = tuple(fields.get("layout", CANONICAL_AXES))
             return cls(**fields)
-        except (KeyError, TypeError) as error:
+        except InvalidArgument:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidArgument(f"not a spec: {error}") from None
 
     def parts(self, group: int | None = None) -> Iterator[Part]:
@@ -216,7 +221,7 @@ class KVSpec:
 
     def check_part(self, part: Part) -> None:
         """Raise `InvalidArgument` unless `part` is one of this spec's."""
-        if part not in self._all_parts:
+        if part not in self._known_parts:
             raise InvalidArgument(
                 f"{part} is no part of this spec: it has {len(self.groups)} KV groups, tp_size {self.tp_size} "
                 f"and the layer ranges {self.pipeline}"
@@ -254,8 +259,13 @@ class KVSpec:
         return [(i * each, each) for i in range(count)]
 
     @cached_property
-    def _all_parts(self) -> frozenset[Part]:
-        return frozenset(self.parts())
+    def all_parts(self) -> tuple[Part, ...]:
+        """All parts of a chunk, in the order of `parts`."""
+        return tuple(self.parts())
+
+    @cached_property
+    def _known_parts(self) -> frozenset[Part]:
+        return frozenset(self.all_parts)
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from kvstore.api import ChunkInfo, Description, Page, PlacementInfo
 from kvstore.catalog import Namespace, Scope
 from kvstore.codecs import form_name
 from kvstore.config import Config
-from kvstore.core import DRAM, NVME, Core, Removed
+from kvstore.core import DRAM, NVME, ROWS_AT_ONCE, Core, Removed
 from kvstore.errors import KVStoreError
 from kvstore.mover import Mover
 from kvstore.reader import Reader
@@ -28,6 +29,7 @@ from kvstore.tiers.base import Tier
 from kvstore.tiers.dram import DramTier
 from kvstore.writer import Writer
 
+DELETE_PATIENCE_S = 0.25
 AnySession = TypeVar("AnySession", bound=Session)
 
 
@@ -90,9 +92,9 @@ class Store:
     def chunks(self, namespace: Namespace, cursor: int, limit: int) -> Page:
         """Some chunks of a namespace, from a cursor on."""
         core, found = self._core, list[ChunkInfo]()
-        with core.lock:
-            while cursor >= 0 and len(found) < limit:
-                rows, cursor = core.index.chunks(cursor, limit - len(found))
+        while cursor >= 0 and len(found) < limit:
+            with core.lock:  # for a few rows at a time: others wait for it
+                rows, cursor = core.index.chunks(cursor, min(ROWS_AT_ONCE, limit - len(found)))
                 found.extend(self._info(row) for row in rows.tolist() if self._is_of(row, namespace))
         return Page(tuple(found), max(cursor, 0))
 
@@ -140,16 +142,22 @@ class Store:
         }
 
     def delete(self, scope: Scope, keys: Sequence[bytes]) -> int:
-        """Forget chunks; how many there were."""
-        core, removed, count = self._core, Removed(), 0
+        """Forget chunks; how many there were.
+
+        One that is being read or moved just now is waited for, a little; one that is leased goes with its lease.
+        """
+        core, removed = self._core, Removed()
+        deadline = time.monotonic() + DELETE_PATIENCE_S
         with core.lock:
-            for key in keys:
-                chunk = core.index.find(scope.number, key)
-                if chunk >= 0 and chunk not in core.doomed:
-                    count += 1
-                    core.drop_chunk(chunk, removed, "deleted")
-        removed.settle()
-        return count
+            rows = [(key, core.index.find(scope.number, key)) for key in keys]
+            left = there = [key for key, row in rows if row >= 0 and row not in core.doomed]
+            while left:
+                left = [key for key in left if self._is_kept_by_readers(scope, key, removed)]
+                if left and not core.room.wait(deadline - time.monotonic()):
+                    break
+        for failure in removed.settle():
+            raise failure
+        return len(there)
 
     def close(self) -> None:
         """Stop in order. A second call does nothing."""
@@ -157,11 +165,12 @@ class Store:
         with self._closing:
             if core.closed:
                 return
-            self._reader.close()
-            self._mover.close(flush=core.config.flush_on_close)
-            with core.lock:
+            with core.lock:  # from now on nothing is taken in that would miss the flush
                 core.closed = True
                 core.room.notify_all()
+            self._reader.close()
+            self._mover.close(flush=core.config.flush_on_close)
+            core.sweep()
             core.events.close()
             try:
                 if core.nvme is not None:
@@ -169,6 +178,12 @@ class Store:
             finally:
                 for tier in reversed(core.tiers):
                     tier.close()
+
+    def _is_kept_by_readers(self, scope: Scope, key: bytes, removed: Removed) -> bool:
+        """Drop a chunk; whether nothing but readers is in the way, who are soon done. Needs the lock."""
+        core = self._core
+        chunk = core.index.find(scope.number, key)
+        return chunk >= 0 and not core.drop_chunk(chunk, removed, "deleted") and not core.index.chunk(chunk).leases
 
     def _session(self, namespace: str, kind: type[AnySession]) -> AnySession:
         self._core.check_open()
@@ -190,12 +205,9 @@ class Store:
                 return None
             copy = core.hold(placement, scope, place.part)
         try:
-            problem = self._reader.check(scope, info.key, place.part, copy)
+            return self._reader.check(scope, info.key, place.part, copy)
         finally:
-            core.let_go([copy])
-        if problem:
-            self._reader.quarantine(scope, info.key, place.part, copy)
-        return problem
+            self._reader.finish(scope, info.key, place.part, copy)
 
     def _is_of(self, row: int, namespace: Namespace) -> bool:
         return self._core.catalog.scopes[self._core.index.chunk(row).scope].namespace is namespace

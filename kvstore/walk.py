@@ -32,9 +32,9 @@ def walk(refs: npt.NDArray[Any], full: Flags) -> Reach:
     """
     if not len(refs):
         return Reach(0, np.zeros(0, np.uint32))
-    starts = refs["position"].astype(np.int64)
+    starts = refs["position"]
     ends = starts + refs["tokens"]
-    if np.array_equal(starts[1:], ends[:-1]):
+    if (starts[1:] == ends[:-1]).all():
         missing = full.tobytes().find(0)
         count = len(refs) if missing < 0 else missing
         return Reach(int(ends[count - 1]) if count else int(starts[0]), np.arange(count, dtype=np.uint32))
@@ -57,11 +57,14 @@ def within_windows(
     reach: Reach,
     refs: npt.NDArray[Any],
     groups: Sequence[tuple[KVGroup, Flags, npt.NDArray[np.uint32]]],
+    *,
+    all_used: bool,
 ) -> Reach:
     """Shorten a reach to the last chunk end at which every sliding-window group has all that its window needs.
 
-    `groups` gives each group asked for with, per ref, whether its parts are there and from which token inside the
-    chunk they are valid.
+    `groups` gives each sliding-window group asked for with, per ref, whether its parts are there and from which
+    token inside the chunk they are valid. `all_used` says that a full-attention group was asked for too: only then
+    are chunks before every window of use.
     """
     used = reach.used
     starts = refs["position"][used].astype(np.int64)
@@ -80,4 +83,8 @@ def within_windows(
     hits = np.flatnonzero(satisfied)
     count = int(hits[-1]) + 1 if len(hits) else 0
     first = int(refs["position"][0]) if len(refs) else 0
-    return Reach(int(ends[count - 1]) if count else first, used[:count])
+    tokens = int(ends[count - 1]) if count else first
+    kept = used[:count]
+    if not all_used and count:
+        kept = kept[ends[:count] > min(group.first_needed(tokens) for group, _, _ in groups)]
+    return Reach(tokens, kept)

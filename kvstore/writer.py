@@ -18,8 +18,9 @@ from kvstore import _native
 from kvstore.api import Ack, Offer
 from kvstore.catalog import Geometry, Namespace, Scope
 from kvstore.core import DRAM, NVME, Copy, Core, Removed, now_ms
-from kvstore.errors import Closed, Corrupt, InvalidArgument, Shed, StorageError, TooLarge
-from kvstore.keys import ChunkRef
+from kvstore.errors import Closed, Corrupt, InvalidArgument, KVStoreError, Shed, StorageError, TooLarge
+from kvstore.keys import ChunkRef, check_key
+from kvstore.loan import Loan
 from kvstore.record import GROUP_DTYPE, Record, unpack
 from kvstore.spec import Part
 from kvstore.tiers.base import Owner, Tier, TierFull
@@ -41,9 +42,11 @@ class Writer:
         geometry = self._check(scope, offer.ref, offer.part, offer.first_valid)
         if offer.data.nbytes != geometry.nbytes:
             raise InvalidArgument(f"{offer.data.nbytes} bytes were offered for a part of {geometry.nbytes}")
-        self._check_ack(ack)
-        if self._known(scope, offer.ref, offer.part, offer.first_valid):
-            self._ensure(scope, offer.ref, offer.part, ack)
+        self._check_ack(ack, geometry)
+        with self._core.lock:
+            known, copy = self.twin(scope, offer.ref, offer.part, offer.first_valid, ack)
+        if known:
+            self.ensure(scope, copy, ack)
             return False
         reservation = self._reserve(scope, offer.ref, offer.part, offer.first_valid, geometry)
         with reservation:
@@ -54,23 +57,32 @@ class Writer:
         """Memory for a part, to be filled in place."""
         return self._reserve(scope, ref, part, first_valid, self._check(scope, ref, part, first_valid))
 
-    def allocate(self, namespace: Namespace, nbytes: int, patience_s: float) -> int:
-        """Location of free memory; evicts what is clean and waits for the mover. `Shed` when that takes too long."""
+    def allocate(self, namespace: Namespace, nbytes: int, patience_s: float, *, wait_for_leases: bool = True) -> int:
+        """Location of free memory; evicts what is clean and waits for the mover. `Shed` when that takes too long.
+
+        Without `wait_for_leases` it is shed at once where the mover could not help either.
+        """
         core, deadline = self._core, time.monotonic() + patience_s
         while True:
             core.check_open()
             location = core.dram.reserve(namespace.digest, nbytes)
             if location >= 0:
                 return location
-            if core.dram.wait_for_memory(0.05) or self._evict_clean(namespace, nbytes):
+            growing = core.dram.is_growing
+            if core.dram.wait_for_memory(namespace.digest, 0.05):
+                continue
+            freed, dirty = self._evict_clean(namespace, nbytes)
+            if freed:
+                continue
+            if growing:  # the time it takes to populate memory at the start is nobody's pressure
+                deadline = time.monotonic() + patience_s
                 continue
             self.wake_mover(namespace)
             with core.lock:
-                if time.monotonic() >= deadline or not core.room.wait(min(0.05, patience_s)):
-                    if time.monotonic() < deadline:
-                        continue
+                if time.monotonic() >= deadline or not (dirty or wait_for_leases):
                     core.counters["shed_pressure"] += 1
                     raise Shed(f"no memory for {nbytes} bytes within {patience_s:g} s: all is leased, pinned or busy")
+                core.room.wait(min(0.05, patience_s))
 
     def persist(self, scope: Scope, copy: Copy, patience: int = 4) -> None:
         """Write a DRAM copy (with a reader on it) to the NVMe tier, making room there if need be."""
@@ -94,26 +106,40 @@ class Writer:
         raise Shed(f"{tier.name} has no room for {copy.total} bytes: {reason}", "no_space")
 
     def _write(self, tier: Tier, scope: Scope, record: Record, header: bytes, payload: memoryview) -> None:
-        core, location = self._core, tier.write(header, payload, record)
-        with core.lock:
-            placed = core.publish(scope, record, NVME, location)
-            if placed >= 0:
-                core.counters["demoted_bytes"] += record.stored
-                core.events.emit("moved", scope.namespace.name, record.key, record.spec, record.part, tier.name)
-        if placed < 0:
-            tier.delete(location, record.total_bytes)
+        core, removed, placed = self._core, Removed(), -1
+        location = tier.write(header, payload, record)
+        try:
+            with core.lock:
+                placed = core.publish(scope, record, NVME, location, removed)
+                if placed >= 0:
+                    core.counters["demoted_bytes"] += record.stored
+                    core.events.emit("moved", scope.namespace.name, record.key, record.spec, record.part, tier.name)
+        finally:
+            if placed < 0:
+                removed.places.append((tier, location, record.total_bytes))
+            core.settle(removed)
 
     def _open(self, copy: Copy) -> tuple[Record, bytes, memoryview]:
         view = self._core.dram.view(copy.location, 0, copy.total)
         header = bytes(view[: copy.header])
         return unpack(header), header, view[copy.header :]
 
-    def _check_ack(self, ack: Ack) -> None:
-        if ack is not Ack.STORED and self._core.nvme is None:
+    def _check_ack(self, ack: Ack, geometry: Geometry) -> None:
+        if ack is Ack.STORED:
+            return
+        nvme = self._core.nvme
+        if nvme is None:
             raise InvalidArgument(f"ack={ack.value!r} needs an NVMe tier; this store has none")
+        if geometry.total > nvme.max_record:
+            raise TooLarge(
+                f"a record of {geometry.total} bytes cannot be {ack.value}: {nvme.name} takes {nvme.max_record} at "
+                "most; raise [nvme] segment or lower chunk_tokens"
+            )
 
     def _check(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int) -> Geometry:
         self._core.check_open()
+        check_key(ref.key)
+        check_key(ref.parent)
         scope.spec.check_part(part)
         if not 1 <= ref.tokens <= scope.spec.chunk_tokens or not 0 <= ref.position <= 0xFFFFFFFF - ref.tokens:
             raise InvalidArgument(f"{ref.tokens} tokens at {ref.position} are no chunk of this spec")
@@ -127,45 +153,75 @@ class Writer:
             )
         return geometry
 
-    def _known(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int) -> bool:
+    def twin(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int, ack: Ack) -> tuple[bool, Copy | None]:
+        """Whether a part at least as good is there, and its DRAM copy, held, where `ack` needs it written down.
+
+        A chunk that is marked to go stays, now that somebody offers it again. Needs the lock.
+        """
         core = self._core
-        with core.lock:
-            chunk, row = core.find_part(scope, ref.key, part)
-            if chunk >= 0:
-                known = core.index.chunk(chunk)
-                if (known.position, known.tokens) != (ref.position, ref.tokens):
-                    raise InvalidArgument(
-                        f"key {ref.key.hex()} is known with {known.tokens} tokens at {known.position}, "
-                        f"not {ref.tokens} at {ref.position}"
-                    )
-            return row >= 0 and core.index.part(row).first_valid <= first_valid
+        chunk, row = core.find_part(scope, ref.key, part)
+        if chunk >= 0:
+            known = core.index.chunk(chunk)
+            if (known.position, known.tokens) != (ref.position, ref.tokens):
+                raise InvalidArgument(
+                    f"key {ref.key.hex()} is known with {known.tokens} tokens at {known.position}, "
+                    f"not {ref.tokens} at {ref.position}"
+                )
+        if row < 0 or core.index.part(row).first_valid > first_valid:
+            return False, None
+        core.doomed.discard(chunk)
+        if ack is Ack.STORED or core.index.find_placement(row, NVME) >= 0:
+            return True, None
+        return True, core.hold(core.index.find_placement(row, DRAM), scope, part)
+
+    def ensure(self, scope: Scope, copy: Copy | None, ack: Ack) -> None:
+        """Give a part that is there the durability that is asked for; `copy` is what has to be written for it."""
+        core = self._core
+        if copy is not None:
+            try:
+                self.persist(scope, copy)
+            finally:
+                core.let_go([copy])
+        if ack is Ack.SYNCED and core.nvme is not None:
+            core.nvme.sync()
 
     def _reserve(
         self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int, geometry: Geometry
     ) -> StoreReservation:
         self._keep_quota(scope.namespace, geometry.total)
-        location = self.allocate(scope.namespace, geometry.total, self._core.config.put_wait_s)
+        try:
+            location = self.allocate(scope.namespace, geometry.total, self._core.config.put_wait_s)
+        except KVStoreError:
+            with self._core.lock:
+                scope.namespace.promised -= geometry.total
+            raise
         return StoreReservation(self, scope, ref, part, first_valid, geometry, location)
 
     def _keep_quota(self, namespace: Namespace, nbytes: int) -> None:
-        if not namespace.quota or namespace.used + nbytes <= namespace.quota:
-            return
-        core, removed = self._core, Removed()
+        """Count `nbytes` as promised to a namespace, after letting go of its coldest chunks if need be."""
+        core, removed, quota = self._core, Removed(), namespace.quota
+        if quota and nbytes > quota:
+            raise TooLarge(f"{nbytes} bytes are more than the quota of {quota} of namespace {namespace.name!r}")
         with core.lock:
-            for tier in reversed(range(len(core.tiers))):
-                for row in core.policy(tier, namespace).victims():
-                    if namespace.used + nbytes <= namespace.quota:
-                        break
-                    if core.index.chunk_evictable(row, now_ms()):
-                        core.drop_chunk(row, removed)
-            fits = namespace.used + nbytes <= namespace.quota
+            if quota:
+                for tier in reversed(range(len(core.tiers))):
+                    for row in core.policy(tier, namespace).victims():
+                        if namespace.taken + nbytes <= quota:
+                            break
+                        if core.index.chunk_evictable(row, now_ms()):
+                            core.drop_chunk(row, removed)
+            fits = not quota or namespace.taken + nbytes <= quota
+            namespace.promised += nbytes * fits
             core.counters["shed_quota"] += not fits
-        removed.settle()
+        core.settle(removed)
         if not fits:
-            raise Shed(f"namespace {namespace.name!r} has used its quota of {namespace.quota} bytes", "quota")
+            raise Shed(f"namespace {namespace.name!r} has used its quota of {quota} bytes", "quota")
 
-    def _evict_clean(self, namespace: Namespace, nbytes: int) -> int:
-        """Drop DRAM copies that a lower tier has too (all of them where there is none); bytes freed."""
+    def _evict_clean(self, namespace: Namespace, nbytes: int) -> tuple[int, int]:
+        """Drop DRAM copies that a lower tier has too (all of them where there is none).
+
+        Bytes freed, and bytes passed over that could go once they are written down.
+        """
         core, removed, freed, passed = self._core, Removed(), 0, 0
         with core.lock:
             index, now = core.index, now_ms()
@@ -174,38 +230,14 @@ class Writer:
                     break
                 if not index.chunk_evictable(row, now):
                     continue
-                scope = core.catalog.scopes[index.chunk(row).scope]
                 copies = list(core.placements(row, DRAM))
-                size = sum(index.placement(each).stored for each in copies)
-                if core.nvme is not None and any(
-                    index.find_placement(index.placement(each).part, NVME) < 0 for each in copies
-                ):
-                    passed += size
+                if core.nvme is not None and any(core.only_in_dram(each) for each in copies):
+                    passed += sum(index.placement(each).stored for each in copies)
                     continue
-                for each in copies:
-                    core.withdraw(scope, each, removed)
-                freed += size
-        removed.settle()
-        return freed
-
-    def _ensure(self, scope: Scope, ref: ChunkRef, part: Part, ack: Ack) -> None:
-        """Give a part that is there already the durability that is asked for."""
-        if ack is Ack.STORED:
-            return
-        core = self._core
-        with core.lock:
-            _, row = core.find_part(scope, ref.key, part)
-            if row < 0:
-                return
-            in_dram = core.index.find_placement(row, DRAM)
-            copy = core.hold(in_dram, scope, part) if core.index.find_placement(row, NVME) < 0 <= in_dram else None
-        if copy is not None:
-            try:
-                self.persist(scope, copy)
-            finally:
-                core.let_go([copy])
-        if ack is Ack.SYNCED and core.nvme is not None:
-            core.nvme.sync()
+                core.drop_from_dram(row, removed)
+                freed = removed.bytes_in(core.dram)
+        core.settle(removed)
+        return freed, passed
 
 
 def _nobody(namespace: Namespace) -> None:
@@ -232,14 +264,19 @@ class StoreReservation:
         self._geometry = geometry
         self._location = location
         self._open = True
-        self.data = self._core.dram.view(location, geometry.header, geometry.nbytes)
+        self._loan = Loan(self._core.dram.view(location, geometry.header, geometry.nbytes))
+
+    @property
+    def data(self) -> memoryview:
+        """Memory to fill, of the exact length of the part."""
+        return self._loan.data
 
     def commit(self, ack: Ack = Ack.STORED, *, expect: bytes = b"") -> bool:
         """Hash what was written and publish it; see `kvstore.api.Reservation.commit`."""
         geometry = self._geometry
         if not self._open:
             raise Closed("this reservation was committed or aborted already")
-        self._writer._check_ack(ack)
+        self._writer._check_ack(ack, geometry)
         digests = _native.xxh3_128_many(self.data, geometry.offsets, geometry.lengths)
         if expect and digests.tobytes() != expect:
             self.abort()
@@ -247,39 +284,62 @@ class StoreReservation:
         return self.publish(digests, ack)
 
     def publish(self, digests: Digests, ack: Ack) -> bool:
-        """Write the header and make the part visible; then wait for what `ack` promises."""
-        if not self._open:
-            raise Closed("this reservation was committed or aborted already")
-        core, record = self._core, self._record(digests)
-        view = core.dram.view(self._location, 0, self._geometry.total)
-        view[: self._geometry.header] = record.pack()
-        zero_padding(view, self._geometry.header + self._geometry.nbytes)
-        removed, copy = Removed(), None
-        with core.lock:
-            core.check_open()
-            self._replace_shorter(removed)
-            placement = core.publish(self._scope, record, DRAM, self._location)
-            if placement >= 0:
-                self._open = False
-                core.counters["stored"] += 1
-                core.counters["stored_bytes"] += record.stored
-                core.events.emit(
-                    "stored", self._scope.namespace.name, record.key, record.spec, record.part, core.dram.name
-                )
-                copy = core.hold(placement, self._scope, self._part)
-        removed.settle()
-        if copy is None:
-            self.abort()
-        else:
-            core.let_go([copy]) if ack is Ack.STORED else None
-        return self._acknowledge(copy, ack)
+        """Write the header and make the part visible; then wait for what `ack` promises.
+
+        Whatever comes of it, the reservation is over.
+        """
+        self._take()
+        core, record, removed, placement = self._core, self._record(digests), Removed(), -1
+        try:
+            view = core.dram.view(self._location, 0, self._geometry.total)
+            view[: self._geometry.header] = record.pack()
+            zero_padding(view, self._geometry.header + self._geometry.nbytes)
+            with core.lock:
+                core.check_open()
+                self._replace_shorter(removed)
+                placement = core.publish(self._scope, record, DRAM, self._location, removed)
+                if placement >= 0:
+                    self._tell(record)
+                # Held until it is as durable as asked for, whether it came with this call or was there before.
+                _, copy = self._writer.twin(self._scope, self._ref, self._part, self._first_valid, ack)
+        finally:
+            core.settle(removed)
+            core.end_loan(self._loan, self._nothing if placement >= 0 else self._free)
+        self._writer.ensure(self._scope, copy, ack)
+        return placement >= 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was neither committed nor aborted."""
+        return self._open
 
     def abort(self) -> None:
         """Give the memory back unless it was published."""
-        if self._open:
+        try:
+            self._take()
+        except Closed:
+            return
+        self._core.end_loan(self._loan, self._free)
+
+    def _take(self) -> None:
+        """End the reservation, for one caller alone: what is done with its memory is up to that one."""
+        with self._core.lock:
+            if not self._open:
+                raise Closed("this reservation was committed or aborted already")
             self._open = False
-            self.data.release()
-            self._core.dram.delete(self._location, self._geometry.total)
+            self._scope.namespace.promised -= self._geometry.total
+
+    def _free(self) -> None:
+        self._core.dram.delete(self._location, self._geometry.total)
+
+    def _nothing(self) -> None:
+        """The memory belongs to a chunk now."""
+
+    def _tell(self, record: Record) -> None:
+        core = self._core
+        core.counters["stored"] += 1
+        core.counters["stored_bytes"] += record.stored
+        core.events.emit("stored", self._scope.namespace.name, record.key, record.spec, record.part, core.dram.name)
 
     def __enter__(self) -> Self:
         return self
@@ -288,19 +348,6 @@ class StoreReservation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abort()
-
-    def _acknowledge(self, copy: Copy | None, ack: Ack) -> bool:
-        core = self._core
-        if ack is not Ack.STORED and copy is not None:
-            try:
-                self._writer.persist(self._scope, copy)
-            finally:
-                core.let_go([copy])
-            if ack is Ack.SYNCED and core.nvme is not None:
-                core.nvme.sync()
-        elif copy is None:
-            self._writer._ensure(self._scope, self._ref, self._part, ack)
-        return copy is not None
 
     def _replace_shorter(self, removed: Removed) -> None:
         """A windowed part that starts earlier takes the place of one that starts later. Needs the lock."""

@@ -6,12 +6,11 @@ import threading
 import time
 from typing import ClassVar
 
-from kvstore.tiers.base import Speed, Tier, TierFull
-
 from kvstore import _native
 from kvstore.arena import Arena
 from kvstore.errors import Closed
 from kvstore.record import Record
+from kvstore.tiers.base import Speed, Tier, TierFull
 
 
 class DramTier(Tier):
@@ -60,9 +59,14 @@ class DramTier(Tier):
                 raise Closed("the DRAM tier is closed")
             return self._arena.alloc(namespace, nbytes)
 
-    def wait_for_memory(self, seconds: float) -> bool:
-        """True if an extent was being made and something changed within `seconds`."""
-        return self._arena.wait(seconds)
+    @property
+    def is_growing(self) -> bool:
+        """Whether extents are still being made."""
+        return self._arena.pending
+
+    def wait_for_memory(self, namespace: bytes, seconds: float) -> bool:
+        """True if there is an extent for a namespace to take; waits for one that is being made."""
+        return self._arena.wait(namespace, seconds)
 
     def view(self, location: int, start: int, nbytes: int) -> memoryview:
         """Memory of a reserved record, `start` bytes after its beginning."""
@@ -100,10 +104,10 @@ class DramTier(Tier):
         """Whether a record lies in an extent."""
         return self._arena.holds(extent, location)
 
-    def replace_extent(self, extent: int) -> bool:
-        """Destroy an emptied extent and make another in the background; False while something is in it."""
+    def replace_extent(self, extent: int, taker: bytes) -> bool:
+        """Destroy an emptied extent and make another for `taker` in the background; False while it is in use."""
         with self._lock:
-            return self._arena.replace(extent)
+            return self._arena.replace(extent, taker)
 
     def close(self) -> None:
         with self._lock:

@@ -129,10 +129,7 @@ class AgainstDictionaries(RuleBasedStateMachine):
             rows, present, _ = self.index.lookup(scope, refs, parts, True, 0)
             assert rows.tolist() == [-1 if chunk is None else chunk.row for chunk in found]
             for j, part in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
-                exact = [
-                    chunk is not None and any(e for _, e in chunk.parts.get(part, {}).values())
-                    for chunk in found
-                ]
+                exact = [chunk is not None and any(e for _, e in chunk.parts.get(part, {}).values()) for chunk in found]
                 assert present[j].astype(bool).tolist() == exact
 
 

@@ -7,11 +7,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from kvstore.tiers.nvme.durable import as_storage_error, replace_file
-
 from kvstore.errors import KVStoreError, StorageError
 from kvstore.namespace import namespace_digest
 from kvstore.spec import KVSpec
+from kvstore.tiers.nvme.durable import as_storage_error, replace_file
 
 VERSION = 1
 

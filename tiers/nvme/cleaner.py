@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from kvstore.errors import KVStoreError
+from kvstore.record import Record, seal
 from kvstore.tiers.base import Owner, Tier, Verdict
 from kvstore.tiers.nvme.claims import Claims
 from kvstore.tiers.nvme.io import Transfer
@@ -24,9 +26,6 @@ from kvstore.tiers.nvme.rows import pack_row, place_row
 from kvstore.tiers.nvme.scan import SegmentScan
 from kvstore.tiers.nvme.segment import Segment
 from kvstore.tiers.nvme.segments import SegmentTable
-
-from kvstore.errors import KVStoreError
-from kvstore.record import Record, seal
 
 _BATCH = 256
 _MOST_KEPT = 0.5

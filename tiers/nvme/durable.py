@@ -7,9 +7,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from kvstore.tiers.base import TierFull
-
 from kvstore.errors import KVStoreError, StorageError
+from kvstore.tiers.base import TierFull
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

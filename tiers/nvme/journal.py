@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from kvstore.tiers.base import RECOVERED_DTYPE
-from kvstore.tiers.nvme.durable import as_storage_error, sync_folder, write_all
-from kvstore.tiers.nvme.rows import NO_ROW, pick
 
 from kvstore import _native
 from kvstore.errors import StorageError
 from kvstore.record import BLOCK
+from kvstore.tiers.base import RECOVERED_DTYPE
+from kvstore.tiers.nvme.durable import as_storage_error, sync_folder, write_all
+from kvstore.tiers.nvme.rows import NO_ROW, pick
 
 MAGIC = b"KVJ1"
 VERSION = 1

@@ -13,12 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kvstore.errors import StorageError
 from kvstore.tiers.nvme.durable import as_storage_error, sync_folder
 from kvstore.tiers.nvme.journal import Entry, Journal, load_journal
 from kvstore.tiers.nvme.replay import replay
 from kvstore.tiers.nvme.snapshot import Snapshot, load_snapshot, save_snapshot
-
-from kvstore.errors import StorageError
 
 _AHEAD = 256
 _LEAST_BYTES = 4 << 20

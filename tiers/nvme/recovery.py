@@ -13,6 +13,9 @@ import os
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+
+from kvstore.errors import StorageError
+from kvstore.record import BLOCK
 from kvstore.tiers.base import RECOVERED_DTYPE
 from kvstore.tiers.nvme.io import IoPool, Transfer
 from kvstore.tiers.nvme.journal import Entry, JournalContent, Op, load_journal
@@ -24,9 +27,6 @@ from kvstore.tiers.nvme.scan import SegmentScan
 from kvstore.tiers.nvme.segment import Segment, State, unpack_header
 from kvstore.tiers.nvme.segments import SegmentTable
 from kvstore.tiers.nvme.snapshot import Life, Snapshot, load_snapshot
-
-from kvstore.errors import StorageError
-from kvstore.record import BLOCK
 
 
 @dataclass

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+
+from kvstore.record import BLOCK
 from kvstore.tiers.nvme.journal import ENTRY_DTYPE, JournalContent, Op
 from kvstore.tiers.nvme.location import BLOCK_BITS, segment_of
 from kvstore.tiers.nvme.rows import Table, column, join, pick, row_bytes
 from kvstore.tiers.nvme.snapshot import Life, Snapshot
-
-from kvstore.record import BLOCK
 
 Extents = npt.NDArray[np.int64]
 _BLOCK_MASK = np.uint64((1 << BLOCK_BITS) - 1)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from kvstore.tiers.base import RECOVERED_DTYPE
 
 from kvstore.record import BLOCK, Record
+from kvstore.tiers.base import RECOVERED_DTYPE
 
 Table = npt.NDArray[Any]
 _ROW = struct.Struct("<32s32s16s16s8sIIIHHBxHQQQq")

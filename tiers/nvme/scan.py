@@ -10,11 +10,11 @@ import mmap
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from kvstore.tiers.nvme.location import life_key, locate
 
 from kvstore import _native
 from kvstore.errors import Corrupt
 from kvstore.record import BLOCK, MAGIC, Record, header_length, sealed_at, unpack
+from kvstore.tiers.nvme.location import life_key, locate
 
 _WINDOW = 4 << 20
 _SMALL = 256 << 10

@@ -10,11 +10,10 @@ import struct
 from dataclasses import dataclass, field
 from enum import Enum
 
-from kvstore.tiers.nvme.location import life_key
-
 from kvstore import _native
 from kvstore.errors import StorageError
 from kvstore.record import BLOCK
+from kvstore.tiers.nvme.location import life_key
 
 MAGIC = b"KVS1"
 VERSION = 1

@@ -12,13 +12,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from kvstore.errors import NotFound
+from kvstore.record import BLOCK
 from kvstore.tiers.base import TierFull
 from kvstore.tiers.nvme.durable import as_storage_error, sync_folder
 from kvstore.tiers.nvme.location import key_of, next_generation, segment_of
 from kvstore.tiers.nvme.segment import Limits, Segment, State, pack_header
-
-from kvstore.errors import NotFound
-from kvstore.record import BLOCK
 
 
 class SegmentTable:

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from kvstore.tiers.base import RECOVERED_DTYPE
-from kvstore.tiers.nvme.durable import replace_file
-from kvstore.tiers.nvme.location import life_key
 
 from kvstore import _native
 from kvstore.errors import StorageError
+from kvstore.tiers.base import RECOVERED_DTYPE
+from kvstore.tiers.nvme.durable import replace_file
+from kvstore.tiers.nvme.location import life_key
 
 VERSION = 1
 _META = b"kvstore.snapshot"

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from kvstore.errors import ConfigError, Corrupt, KVStoreError, StorageError, TooLarge
+from kvstore.record import BLOCK, Record, padded, seal
+from kvstore.spec import KVSpec
 from kvstore.tiers.base import Owner, Recovered, Speed, Tier, TierFull
 from kvstore.tiers.nvme.calls import Calls
 from kvstore.tiers.nvme.catalog import Catalog
@@ -28,10 +31,6 @@ from kvstore.tiers.nvme.recovery import Opening
 from kvstore.tiers.nvme.rows import created_at, pack_row, place_row
 from kvstore.tiers.nvme.segment import Limits, Segment
 from kvstore.tiers.nvme.segments import SegmentTable
-
-from kvstore.errors import ConfigError, Corrupt, KVStoreError, StorageError, TooLarge
-from kvstore.record import BLOCK, Record, padded, seal
-from kvstore.spec import KVSpec
 
 MIB = 1 << 20
 _LEAST_LOG_BYTES = 256 << 10

@@ -107,20 +107,22 @@ class RegisterSpecResponse(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ...) -> None: ...
 
 class LookupRequest(_message.Message):
-    __slots__ = ("spec", "refs", "parts", "fidelity", "lease", "lease_ms")
+    __slots__ = ("spec", "refs", "parts", "fidelity", "lease", "lease_ms", "in_session")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     REFS_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
     FIDELITY_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    IN_SESSION_FIELD_NUMBER: _ClassVar[int]
     spec: bytes
     refs: bytes
     parts: bytes
     fidelity: Fidelity
     lease: bytes
     lease_ms: int
-    def __init__(self, spec: _Optional[bytes] = ..., refs: _Optional[bytes] = ..., parts: _Optional[bytes] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., lease: _Optional[bytes] = ..., lease_ms: _Optional[int] = ...) -> None: ...
+    in_session: bool
+    def __init__(self, spec: _Optional[bytes] = ..., refs: _Optional[bytes] = ..., parts: _Optional[bytes] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., lease: _Optional[bytes] = ..., lease_ms: _Optional[int] = ..., in_session: _Optional[bool] = ...) -> None: ...
 
 class LookupResponse(_message.Message):
     __slots__ = ("tokens", "used", "present", "leased")
@@ -195,18 +197,20 @@ class GetRequest(_message.Message):
 class GetResponse(_message.Message):
     __slots__ = ("head", "data")
     class Head(_message.Message):
-        __slots__ = ("item", "status", "message", "record", "bytes")
+        __slots__ = ("item", "status", "message", "record", "bytes", "error")
         ITEM_FIELD_NUMBER: _ClassVar[int]
         STATUS_FIELD_NUMBER: _ClassVar[int]
         MESSAGE_FIELD_NUMBER: _ClassVar[int]
         RECORD_FIELD_NUMBER: _ClassVar[int]
         BYTES_FIELD_NUMBER: _ClassVar[int]
+        ERROR_FIELD_NUMBER: _ClassVar[int]
         item: int
         status: str
         message: str
         record: Record
         bytes: int
-        def __init__(self, item: _Optional[int] = ..., status: _Optional[str] = ..., message: _Optional[str] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., bytes: _Optional[int] = ...) -> None: ...
+        error: str
+        def __init__(self, item: _Optional[int] = ..., status: _Optional[str] = ..., message: _Optional[str] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., bytes: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
     HEAD_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     head: GetResponse.Head
@@ -361,3 +365,13 @@ class VerifyResponse(_message.Message):
     placement: Placement
     problem: str
     def __init__(self, chunk: _Optional[_Union[Chunk, _Mapping]] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class SessionRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SessionEvent(_message.Message):
+    __slots__ = ("opened",)
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    opened: bool
+    def __init__(self, opened: _Optional[bool] = ...) -> None: ...

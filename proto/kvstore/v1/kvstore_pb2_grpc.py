@@ -104,6 +104,11 @@ class KVStoreStub:
                 request_serializer=kvstore_dot_v1_dot_kvstore__pb2.VerifyRequest.SerializeToString,
                 response_deserializer=kvstore_dot_v1_dot_kvstore__pb2.VerifyResponse.FromString,
                 _registered_method=True)
+        self.Session = channel.unary_stream(
+                '/kvstore.v1.KVStore/Session',
+                request_serializer=kvstore_dot_v1_dot_kvstore__pb2.SessionRequest.SerializeToString,
+                response_deserializer=kvstore_dot_v1_dot_kvstore__pb2.SessionEvent.FromString,
+                _registered_method=True)
 
 
 class KVStoreServicer:
@@ -193,6 +198,15 @@ class KVStoreServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Session(self, request, context):
+        """Kept open by a client that takes leases: 32 hexadecimal digits of its choice in the metadata `kvstore-session`
+        of this call and of every other. The leases taken under them end when this stream does. Without a session a
+        lease ends by Release or by its time limit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KVStoreServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -265,6 +279,11 @@ def add_KVStoreServicer_to_server(servicer, server):
                     servicer.Verify,
                     request_deserializer=kvstore_dot_v1_dot_kvstore__pb2.VerifyRequest.FromString,
                     response_serializer=kvstore_dot_v1_dot_kvstore__pb2.VerifyResponse.SerializeToString,
+            ),
+            'Session': grpc.unary_stream_rpc_method_handler(
+                    servicer.Session,
+                    request_deserializer=kvstore_dot_v1_dot_kvstore__pb2.SessionRequest.FromString,
+                    response_serializer=kvstore_dot_v1_dot_kvstore__pb2.SessionEvent.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -645,6 +664,33 @@ class KVStore:
             '/kvstore.v1.KVStore/Verify',
             kvstore_dot_v1_dot_kvstore__pb2.VerifyRequest.SerializeToString,
             kvstore_dot_v1_dot_kvstore__pb2.VerifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Session(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvstore.v1.KVStore/Session',
+            kvstore_dot_v1_dot_kvstore__pb2.SessionRequest.SerializeToString,
+            kvstore_dot_v1_dot_kvstore__pb2.SessionEvent.FromString,
             options,
             channel_credentials,
             insecure,

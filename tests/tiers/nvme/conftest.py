@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from kvstore.tiers.nvme import NvmeTier
 
 MIB = 1 << 20

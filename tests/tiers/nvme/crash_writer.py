@@ -13,13 +13,12 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvstore.tiers.base import Tier, TierFull, Verdict
-from kvstore.tiers.nvme import NvmeTier
-
 from kvstore.gate import Gate
 from kvstore.record import Record
 from kvstore.testing import BookOwner, Sample, make_sample, make_spec
 from kvstore.testing.records import NAMESPACE
+from kvstore.tiers.base import Tier, TierFull, Verdict
+from kvstore.tiers.nvme import NvmeTier
 
 THREADS = 3
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kvstore.tiers.base import Recovered, Tier
-from kvstore.tiers.nvme import NvmeTier
 
 from kvstore.testing import PersistentTierConformance
+from kvstore.tiers.base import Recovered, Tier
+from kvstore.tiers.nvme import NvmeTier
 
 
 class TestNvme(PersistentTierConformance):

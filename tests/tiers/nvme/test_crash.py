@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from kvstore.tiers.nvme import NvmeTier
 
 from kvstore import _native
 from kvstore.record import unpack
 from kvstore.testing import aligned_memory
+from kvstore.tiers.nvme import NvmeTier
 
 ROUNDS = 6
 WRITER = Path(__file__).with_name("crash_writer.py")

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from kvstore.tiers.base import TierFull
-from kvstore.tiers.nvme import NvmeTier, journal
 
 from kvstore.errors import Closed, ConfigError, StorageError, TooLarge
 from kvstore.testing import BookOwner, make_sample
+from kvstore.tiers.base import TierFull
+from kvstore.tiers.nvme import NvmeTier, journal
 
 MIB = 1 << 20
 Opener = Callable[..., NvmeTier]

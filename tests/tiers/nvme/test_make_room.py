@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kvstore.tiers.base import Tier, TierFull, Verdict
-from kvstore.tiers.nvme import NvmeTier
-from kvstore.tiers.nvme.location import key_of
 
 from kvstore.errors import Closed, NotFound
 from kvstore.gate import Gate
 from kvstore.record import Record
 from kvstore.testing import BookOwner, aligned_memory, make_sample
+from kvstore.tiers.base import Tier, TierFull, Verdict
+from kvstore.tiers.nvme import NvmeTier
+from kvstore.tiers.nvme.location import key_of
 
 MIB = 1 << 20
 Opener = Callable[..., NvmeTier]

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kvstore.tiers.base import Recovered, TierFull
-from kvstore.tiers.nvme import NvmeTier, log
-from kvstore.tiers.nvme.journal import ENTRY_BYTES
-from kvstore.tiers.nvme.location import key_of, offset_of, segment_of
 
 from kvstore.errors import StorageError
 from kvstore.record import BLOCK
 from kvstore.testing import BookOwner, Sample, aligned_memory, make_sample
+from kvstore.tiers.base import Recovered, TierFull
+from kvstore.tiers.nvme import NvmeTier, log
+from kvstore.tiers.nvme.journal import ENTRY_BYTES
+from kvstore.tiers.nvme.location import key_of, offset_of, segment_of
 
 MIB = 1 << 20
 Book = dict[int, Sample]

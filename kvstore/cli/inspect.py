@@ -1,0 +1,87 @@
+"""`kvstore stats` and `kvstore ls`."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from kvstore.api import ChunkInfo, PlacementInfo
+from kvstore.cli.output import print_json, print_table, size
+from kvstore.cli.target import open_client
+
+
+def stats(args: Namespace) -> int:
+    """Counters and gauges."""
+    with open_client(args) as client:
+        found = client.stats()
+    if args.json:
+        print_json(found)
+    else:
+        print_table(("name", "value"), list(_flat(found)))
+    return 0
+
+
+def ls(args: Namespace) -> int:
+    """Stored chunks."""
+    with open_client(args) as client:
+        chunks = list(islice(client.list(), args.limit))
+    if args.json:
+        print_json({"chunks": [chunk_dict(chunk) for chunk in chunks]})
+        return 0
+    columns = ("key", "spec", "position", "tokens", "parts", "tiers", "stored", "hits", "pinned")
+    print_table(columns, [_row(chunk) for chunk in chunks])
+    return 0
+
+
+def chunk_dict(chunk: ChunkInfo) -> dict[str, Any]:
+    """A chunk as plain data."""
+    return {
+        "key": chunk.key.hex(),
+        "parent": chunk.parent.hex(),
+        "spec": chunk.spec.hex(),
+        "position": chunk.position,
+        "tokens": chunk.tokens,
+        "hits": chunk.hits,
+        "leases": chunk.leases,
+        "pinned_until_ms": chunk.pinned_until_ms,
+        "last_use_ms": chunk.last_use_ms,
+        "placements": [placement_dict(each) for each in chunk.placements],
+    }
+
+
+def placement_dict(placement: PlacementInfo) -> dict[str, Any]:
+    """A placement as plain data."""
+    part = placement.part
+    return {
+        "group": part.group,
+        "rank": part.rank,
+        "layers": list(part.layers),
+        "tier": placement.tier,
+        "form": placement.form,
+        "level": placement.level,
+        "exact": placement.exact,
+        "logical": placement.logical,
+        "stored": placement.stored,
+    }
+
+
+def _row(chunk: ChunkInfo) -> tuple[object, ...]:
+    tiers = "+".join(dict.fromkeys(each.tier for each in chunk.placements))
+    parts = len({each.part for each in chunk.placements})
+    left = chunk.pinned_until_ms / 1000 - time.time()
+    pinned = f"{left:.0f} s" if left > 0 else ""
+    stored = size(sum(each.stored for each in chunk.placements))
+    return (
+        chunk.key.hex(), chunk.spec.hex()[:8], chunk.position, chunk.tokens, parts, tiers, stored, chunk.hits, pinned,
+    )  # fmt: skip
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -1,0 +1,159 @@
+"""What the command line accepts. Nothing heavy is imported here: a command's module is when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+from kvstore import __version__
+from kvstore.schema import scalar_keys
+
+# Short spellings of the flags that are set most.
+ALIASES = {"server.listen": "--listen", "dram.capacity": "--dram", "nvme.path": "--nvme"}
+SETTING = "set:"
+_FILES = """\
+FILE.npy holds the part's array of all chunks chosen, joined along the token axis (bfloat16 and fp8 as unsigned
+integers of the same width); any other FILE holds the raw bytes of the chunks, one after the other.
+SPEC is the JSON of KVSpec.to_dict(), TOKENS a JSON list of token ids."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"kvstore: {message} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; `args.module` and `args.function` say what to run."""
+    parser = _Parser(prog="kvstore", description="A tiered KV-cache store for LLM serving.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"kvstore {__version__}")
+    common = _Parser(add_help=False, allow_abbrev=False)
+    common.add_argument("--json", action="store_true", help="print one JSON object on standard output, nothing else")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+    _server_commands(commands, common)
+    _object_commands(commands, common)
+    _bench_commands(commands, common)
+    return parser
+
+
+class _Commands:
+    """Makes commands that share parents."""
+
+    def __init__(self, commands: argparse._SubParsersAction[_Parser], *parents: _Parser) -> None:
+        self._commands, self._parents = commands, list(parents)
+
+    def add(self, name: str, module: str, function: str, text: str, epilog: str = "") -> _Parser:
+        made = self._commands.add_parser(
+            name, help=text, description=text, epilog=epilog, parents=self._parents, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        made.set_defaults(module=module, function=function)
+        return made
+
+
+def _server_commands(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:
+    made = _Commands(commands, common, _settings())
+    made.add("serve", "serve", "serve", "Run a server until SIGTERM or SIGINT; then store what DRAM holds and stop.")
+    made.add("config", "settings", "show", "Print the configuration in force as TOML, tokens masked.")
+    demo = _Commands(commands, common).add(
+        "demo", "demo", "demo", "Prefill a document, restart the store, load the KV back: the whole job."
+    )
+    demo.add_argument("--out", metavar="FOLDER", default="demo-out", help="where chart and JSON go (%(default)s)")
+
+
+def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:
+    made = _Commands(commands, common, _target())
+    made.add("stats", "inspect", "stats", "Print counters and gauges.")
+    listed = made.add("ls", "inspect", "ls", "List the stored chunks of the namespace.")
+    listed.add_argument("--limit", type=_positive, metavar="N", help="stop after so many chunks")
+    made.add("verify", "verify", "verify", "Read everything back against its checksums; exit 6 if any is corrupt.")
+    put = made.add("put", "objects", "put", "Store a part of one chunk, or of all chunks of a prompt.", _FILES)
+    _choice(put)
+    put.add_argument("--token-count", type=_positive, metavar="N", help="tokens of the chunk named by --key")
+    put.add_argument("--ack", choices=("stored", "persisted", "synced"), default="stored",
+                     help="when to count it as done: visible, survives kill -9, survives power loss")  # fmt: skip
+    put.add_argument("file", metavar="FILE")
+    get = made.add("get", "objects", "get", "Read a part of one chunk, or of a prompt's longest stored prefix.", _FILES)
+    _choice(get)
+    get.add_argument("-o", "--output", required=True, metavar="FILE")
+    _choice(made.add("rm", "objects", "remove", "Delete chunks wherever they lie."), many=True)
+    pin = made.add("pin", "objects", "pin", "Keep chunks from eviction for a time.")
+    _choice(pin, many=True)
+    pin.add_argument("--for", dest="seconds", default="1h", metavar="TIME", help='like "10m" (%(default)s)')
+    _choice(made.add("unpin", "objects", "unpin", "End pins."), many=True)
+
+
+def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:
+    bench = commands.add_parser("bench", help="Measure, each time against a baseline of the same run.")
+    made = _Commands(bench.add_subparsers(title="benchmarks", metavar="NAME", required=True), common)
+    local = made.add("local", "bench", "local", "The embedded store in DRAM against memcpy.")
+    grpc = made.add("grpc", "bench", "grpc", "A server over gRPC on loopback against a raw TCP stream.")
+    for each in (local, grpc):
+        each.add_argument("--rounds", type=_positive, default=60, metavar="N", help="timed rounds (%(default)s)")
+    nvme = made.add("nvme", "bench", "nvme", "The NVMe tier against raw O_DIRECT on the same files.")
+    nvme.add_argument("--path", metavar="FOLDER", help="a folder on the disk to measure (a temporary one)")
+    index = made.add("index", "bench", "index", "The metadata of a million chunks: memory, pauses, growth.")
+    index.add_argument("--chunks", type=_positive, default=1_000_000, metavar="N", help="(%(default)s)")
+    index.add_argument("--soak", type=_positive, default=1_000_000, metavar="N",
+                       help="insertions and evictions of the soak (%(default)s)")  # fmt: skip
+    torture = made.add("torture", "bench", "torture", "kill -9 at random moments under load, then check everything.")
+    torture.add_argument("--rounds", type=_positive, default=100, metavar="N", help="kills (%(default)s)")
+    torture.add_argument("--path", metavar="FOLDER", help="where the store lies (a temporary folder)")
+    torture.add_argument("--seed", type=int, metavar="N", help="of the load and of the moments (random)")
+
+
+def _settings() -> _Parser:
+    """`--config` and one flag per key of the configuration."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    group = parser.add_argument_group(
+        "configuration", "a kvstore.toml, overridden by KVSTORE_… variables, overridden by these"
+    )
+    group.add_argument("--config", metavar="FILE", help="(KVSTORE_CONFIG, else ./kvstore.toml where there is one)")
+    for key in scalar_keys():
+        names = [ALIASES[key.dotted]] if key.dotted in ALIASES else []
+        group.add_argument(
+            *names, key.flag, dest=SETTING + key.dotted, metavar="VALUE", help=key.accepts.replace("%", "%%")
+        )
+    return parser
+
+
+def _target() -> _Parser:
+    """Which store: a server's address, or a folder opened here."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    group = parser.add_argument_group("which store", "a server (--url), or a folder that no server has open")
+    group.add_argument("--url", help="HOST:PORT of a server (KVSTORE_URL)")
+    group.add_argument("--token", help="(KVSTORE_TOKEN; better --token-file, which no process list shows)")
+    group.add_argument("--token-file", metavar="FILE", help="a file that holds the token (KVSTORE_TOKEN_FILE)")
+    group.add_argument("--ca", metavar="FILE", help="the certificate that signed the server's (KVSTORE_CA)")
+    group.add_argument("--namespace", metavar="NAME", help="(KVSTORE_NAMESPACE, default)")
+    group.add_argument("--config", metavar="FILE", help="open the store of this kvstore.toml here (KVSTORE_CONFIG)")
+    group.add_argument("--nvme", dest=SETTING + "nvme.path", metavar="FOLDER", help="open the store in this folder")
+    group.add_argument("--dram", dest=SETTING + "dram.capacity", metavar="SIZE", help="its DRAM while it is open")
+    return parser
+
+
+def _choice(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
+    """Which chunks, and which part of them."""
+    parser.add_argument("--spec", required=True, metavar="SPEC", help="what the bytes mean")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--tokens", metavar="TOKENS", help="the prompt that the chunks belong to")
+    which.add_argument("--key", metavar="HEX", action="append" if many else "store",
+                       help="a chunk's key" + (", repeatable" if many else ""))  # fmt: skip
+    parser.add_argument("--chunk", type=_natural, metavar="N", help="only the prompt's N-th chunk, from 0")
+    if not many:
+        for name, text in (("group", "KV group"), ("rank", "tensor-parallel rank"), ("stage", "pipeline stage")):
+            parser.add_argument(f"--{name}", type=_natural, default=0, metavar="N", help=f"{text} of the part (0)")
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)

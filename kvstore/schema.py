@@ -1,0 +1,167 @@
+"""The configuration's keys and what each may hold, read off the dataclasses of `kvstore.config`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
+from functools import cache
+from math import isfinite
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from kvstore.config import Config, DramConfig, NamespaceConfig, NvmeConfig, Quantity, ServerConfig
+from kvstore.errors import ConfigError, InvalidArgument
+
+# The table of the file that each dataclass is written in; a store's own scalar fields are `[store]`.
+TABLES: Mapping[str, type[Any]] = {
+    "store": Config,
+    "dram": DramConfig,
+    "nvme": NvmeConfig,
+    "server": ServerConfig,
+    "namespace": NamespaceConfig,
+}
+_SIZES: Mapping[str, float] = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
+          "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
+_TIMES: Mapping[str, float] = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS = {"bytes": _SIZES, "seconds": _TIMES, "": {"": 1.0}}
+_NUMBER = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*\Z")
+_A_TIME = 'a time like 60, "500ms", "60s", "5m" or "1h"'
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: its table, name, plain type, unit and default."""
+
+    table: str
+    name: str
+    kind: type[Any]
+    quantity: Quantity | None
+    required: bool
+    default: Any
+
+    @property
+    def dotted(self) -> str:
+        """`table.name`, as in error messages."""
+        return f"{self.table}.{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that overrides it."""
+        return f"KVSTORE_{self.table}_{self.name}".upper()
+
+    @property
+    def flag(self) -> str:
+        """The command-line flag that overrides it."""
+        return "--" + f"{self.table}-{self.name}".replace("_", "-")
+
+    @property
+    def accepts(self) -> str:
+        """What a value may be, in words."""
+        unit = self.quantity.unit if self.quantity else ""
+        if unit == "bytes":
+            return 'a size like 1073741824, "512MiB" or "4GiB"'
+        if unit == "seconds":
+            return _A_TIME
+        named = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a list of strings"}
+        return named.get(self.kind, "a string")
+
+    def parse(self, value: Any) -> Any:
+        """The value as the dataclass wants it; `ConfigError` says what was given and what is accepted."""
+        parsed: Any
+        if self.kind is bool:
+            parsed = _boolean(value)
+        elif self.kind in (int, float):
+            parsed = self._number(value)
+        elif self.kind is tuple:
+            listed = isinstance(value, list) and all(isinstance(each, str) and each for each in value)
+            parsed = tuple(value) if listed else None
+        else:
+            parsed = self.kind(value) if isinstance(value, str) and value else None
+        if parsed is None:
+            raise ConfigError(f"{self.dotted} = {_shown(value)} is not {self.accepts}")
+        return parsed
+
+    def _number(self, value: Any) -> int | float | None:
+        quantity = self.quantity or Quantity()
+        amount = _amount(value, _UNITS[quantity.unit])
+        if amount is None or (self.kind is int and amount != int(amount)):
+            return None
+        if amount < quantity.least or (quantity.positive and amount <= quantity.least):
+            bound = f"more than {quantity.least:g}" if quantity.positive else f"at least {quantity.least:g}"
+            raise ConfigError(f"{self.dotted} = {_shown(value)} is too small: {bound}")
+        return self.kind(amount)  # type: ignore[no-any-return]
+
+
+@cache
+def keys(table: str) -> Mapping[str, Key]:
+    """The keys of one table by name."""
+    owner = TABLES[table]
+    hints = get_type_hints(owner, include_extras=True)
+    found: dict[str, Key] = {}
+    for each in fields(owner):
+        if owner is Config and each.name in ("dram", "nvme", "server", "namespaces"):
+            continue
+        kind, quantity = _plain(hints[each.name])
+        required = each.default is MISSING and each.default_factory is MISSING
+        default = None if each.default is MISSING else each.default
+        found[each.name] = Key(table, each.name, kind, quantity, required, default)
+    return found
+
+
+def scalar_keys() -> list[Key]:
+    """Every key that a variable or a flag can set: all but those of `[[namespace]]`."""
+    return [key for table in TABLES if table != "namespace" for key in keys(table).values()]
+
+
+def parse_seconds(text: str) -> float:
+    """A time such as `"10m"` in seconds."""
+    amount = _amount(text, _TIMES)
+    if amount is None:
+        raise InvalidArgument(f"{_shown(text)} is not {_A_TIME}")
+    return float(amount)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`; did you mean …?`, or what there is when nothing is near."""
+    close = get_close_matches(name.lower(), [each.lower() for each in known], 1, 0.6)
+    if close:
+        right = next(each for each in known if each.lower() == close[0])
+        return f"; did you mean {right!r}?"
+    return f"; known are {', '.join(sorted(known))}"
+
+
+def _plain(hint: Any) -> tuple[type[Any], Quantity | None]:
+    """The class behind an annotation, and its `Quantity`."""
+    if get_origin(hint) is Annotated:
+        base, quantity = get_args(hint)[:2]
+        return base, quantity
+    if get_origin(hint) is UnionType:
+        (hint,) = (each for each in get_args(hint) if each is not NoneType)
+    return (tuple if get_origin(hint) is tuple else hint), None
+
+
+def _amount(value: Any, units: Mapping[str, float]) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if not isinstance(value, str):
+        return value if isfinite(value) else None
+    match = _NUMBER.match(value)
+    if match is None or match[2].lower() not in units:
+        return None
+    digits = match[1].replace("_", "")
+    return (float(digits) if "." in digits else int(digits)) * units[match[2].lower()]
+
+
+def _boolean(value: Any) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    word = value.lower() if isinstance(value, str) else ""
+    return True if word in _TRUE else False if word in _FALSE else None
+
+
+def _shown(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str | Path) else repr(value)

@@ -1,0 +1,223 @@
+"""What a server does with a request, whatever way it came in: messages and a `Session` in, messages out.
+
+No gRPC in here. A front authenticates the caller, finds its session, and calls one method; calls block and may be
+made from any thread. Payload is handed over as memory (`Outgoing.data`, `Incoming.data`), for the front to move.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from kvstore import wire
+from kvstore.api import Backend, Query
+from kvstore.errors import InvalidArgument, KVStoreError, LeaseExpired, Shed
+from kvstore.spec import KVSpec
+from kvstore.transfer import GetPlan, Incoming, Outgoing, open_item, plan_get, start_put
+from kvstore.v1 import kvstore_pb2 as pb
+
+SESSION_BYTES = 16
+MAX_SESSIONS = 4096
+MAX_SPECS = 4096
+MAX_PAGE = 1000
+
+
+class SessionSource(Protocol):
+    """What the service needs of a store."""
+
+    def session(self, namespace: str) -> Backend:
+        """A backend bound to one namespace; `UnknownNamespace` if there is none of that name."""
+
+
+@dataclass
+class Session:
+    """Who is calling: the namespace, the backend whose end ends the leases, and the specs seen so far.
+
+    `shared` tells the session that all callers of a namespace use who have not opened one of their own.
+    """
+
+    namespace: str
+    backend: Backend
+    specs: dict[bytes, KVSpec] = field(repr=False)
+    shared: bool = False
+
+    def spec(self, digest: bytes) -> KVSpec:
+        """The spec of this digest, or `UnknownSpec`."""
+        if len(digest) != 16:
+            raise InvalidArgument(f"a spec digest is 16 bytes, not {len(digest)}")
+        try:
+            return self.specs[digest]
+        except KeyError:
+            raise wire.UnknownSpec(
+                f"this server has not seen the spec {digest.hex()}; call RegisterSpec with it and ask again"
+            ) from None
+
+
+class Service:
+    """Answers requests from one store. Specs are kept per namespace: a tenant cannot see another's."""
+
+    def __init__(self, store: SessionSource, *, apart: bool = False) -> None:
+        """`apart` keeps figures of the whole store from the callers, who are tenants that must not see each other."""
+        self._store = store
+        self._apart = apart
+        self._lock = threading.Lock()
+        self._sessions: dict[tuple[str, bytes], Session] = {}
+        self._shared: dict[str, Session] = {}
+        self._specs: dict[str, dict[bytes, KVSpec]] = {}
+
+    def session(self, namespace: str, session_id: bytes = b"") -> Session:
+        """The session that was opened under this id, or the namespace's shared one."""
+        found = self._sessions.get((namespace, session_id)) or self._shared.get(namespace)
+        if found is not None:
+            return found
+        backend = self._store.session(namespace)
+        with self._lock:
+            shared = self._shared.get(namespace)
+            if shared is None:
+                specs = self._specs.setdefault(namespace, {})
+                shared = self._shared[namespace] = Session(namespace, backend, specs, shared=True)
+                return shared
+        backend.close()
+        return shared
+
+    def open_session(self, namespace: str, session_id: bytes) -> Session:
+        """A session of the caller's own. It must be closed."""
+        if len(session_id) != SESSION_BYTES:
+            raise InvalidArgument(f"a session id is {SESSION_BYTES} bytes, not {len(session_id)}")
+        backend = self._store.session(namespace)
+        session = Session(namespace, backend, self._specs.setdefault(namespace, {}))
+        with self._lock:
+            if len(self._sessions) < MAX_SESSIONS and (namespace, session_id) not in self._sessions:
+                self._sessions[namespace, session_id] = session
+                return session
+            full = len(self._sessions) >= MAX_SESSIONS
+        backend.close()
+        if full:
+            raise Shed(f"{MAX_SESSIONS} sessions are open already; close some clients", "sessions")
+        raise InvalidArgument(f"the session {session_id.hex()} is open already; choose a random id for each client")
+
+    def close_session(self, session_id: bytes, session: Session) -> None:
+        """End a session and every lease that was taken in it."""
+        with self._lock:
+            self._sessions.pop((session.namespace, session_id), None)
+        session.backend.close()
+
+    def close(self) -> None:
+        """End every session."""
+        with self._lock:
+            ended = [*self._sessions.values(), *self._shared.values()]
+            self._sessions.clear()
+            self._shared.clear()
+        for session in ended:
+            session.backend.close()
+
+    def describe(self, session: Session, request: Any) -> Any:
+        """Who answers."""
+        del request
+        told = session.backend.describe()
+        return pb.DescribeResponse(
+            version=told.version,
+            namespace=told.namespace,
+            tiers=told.tiers,
+            max_part_bytes=told.max_part_bytes,
+            chunks=told.chunks,
+            extra=dict(told.extra),
+        )
+
+    def register_spec(self, session: Session, request: Any) -> Any:
+        """Make a spec known."""
+        spec = wire.spec_from_message(request.spec)
+        if spec.digest not in session.specs:
+            if len(session.specs) >= MAX_SPECS:
+                raise Shed(f"this namespace has registered {MAX_SPECS} specs already", "specs")
+            session.backend.register(spec)
+            session.specs[spec.digest] = spec
+        return pb.RegisterSpecResponse(digest=spec.digest)
+
+    def lookup(self, session: Session, request: Any) -> Any:
+        """The longest prefix that is there."""
+        if request.lease and session.shared and request.in_session:
+            raise LeaseExpired("the session of this lease is not open (any more); open it with Session and ask again")
+        spec = session.spec(request.spec)
+        query = Query(
+            spec,
+            wire.checked_refs(request.refs, spec),
+            wire.parts_from_bytes(request.parts, spec),
+            wire.fidelity_from_number(request.fidelity),
+            request.lease,
+            request.lease_ms / 1000,
+        )
+        found = session.backend.lookup(query)
+        return pb.LookupResponse(
+            tokens=found.tokens,
+            used=wire.numbers_to_bytes(found.used),
+            present=bytes(map(bool, found.present)),
+            leased=found.leased,
+        )
+
+    def release(self, session: Session, request: Any) -> Any:
+        """End leases."""
+        session.backend.release(wire.leases_from_bytes(request.leases))
+        return pb.ReleaseResponse()
+
+    def delete(self, session: Session, request: Any) -> Any:
+        """Forget chunks."""
+        count = session.backend.delete(session.spec(request.spec), wire.keys_from_bytes(request.keys))
+        return pb.CountResponse(count=count)
+
+    def pin(self, session: Session, request: Any) -> Any:
+        """Keep chunks from eviction."""
+        if not request.ttl_ms:
+            raise InvalidArgument("a pin needs ttl_ms of at least 1; use Unpin to end it")
+        keys = wire.keys_from_bytes(request.keys)
+        return pb.CountResponse(count=session.backend.pin(session.spec(request.spec), keys, request.ttl_ms / 1000))
+
+    def unpin(self, session: Session, request: Any) -> Any:
+        """End pins."""
+        keys = wire.keys_from_bytes(request.keys)
+        return pb.CountResponse(count=session.backend.pin(session.spec(request.spec), keys, 0.0))
+
+    def prefetch(self, session: Session, request: Any) -> Any:
+        """Bring chunks into DRAM in the background."""
+        keys = wire.keys_from_bytes(request.keys)
+        return pb.CountResponse(count=session.backend.prefetch(session.spec(request.spec), keys))
+
+    def list(self, session: Session, request: Any) -> Any:
+        """A page of the namespace's chunks."""
+        try:
+            page = session.backend.chunks(request.cursor, min(request.limit or MAX_PAGE, MAX_PAGE))
+        except (IndexError, TypeError):  # outside the index, or of more bits than it counts with
+            raise InvalidArgument(f"{request.cursor} is no cursor that a list gave") from None
+        return pb.ListResponse(chunks=[wire.chunk_to_message(each) for each in page.chunks], cursor=page.cursor)
+
+    def stats(self, session: Session, request: Any) -> Any:
+        """Counters: of the whole store, or where tenants are kept apart, of the namespace alone."""
+        del request
+        stats = session.backend.stats()
+        if self._apart:
+            stats = {name: stats[name] for name in ("version", "namespace") if name in stats}
+        return pb.StatsResponse(json=json.dumps(stats))
+
+    def plan_get(self, session: Session, request: Any) -> GetPlan:
+        """Check a get and say what it asks for."""
+        return plan_get(session.spec(request.spec), request)
+
+    def open_item(self, session: Session, plan: GetPlan, index: int) -> Outgoing:
+        """One item of a get: its head and its bytes. A failure becomes the item's head and is not raised."""
+        try:
+            return open_item(session.backend, plan, index)
+        except KVStoreError as error:
+            head = pb.GetResponse.Head(item=index, status=error.status, error=error_name(error), message=str(error))
+            return Outgoing(pb.GetResponse(head=head).SerializeToString(), memoryview(b""))
+
+    def start_put(self, session: Session, head: Any) -> Incoming:
+        """Memory for a put that was announced."""
+        return start_put(session.backend, session.spec(head.spec), head)
+
+
+def error_name(error: KVStoreError) -> str:
+    """The public class of an error, as it travels: subclasses that only this process knows count as their parent."""
+    public = wire.error_classes()
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in public)

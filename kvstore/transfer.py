@@ -1,0 +1,163 @@
+"""Payload on its way out of a store and into it, as plain memory: what a `Service` hands to its fronts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kvstore import _native, wire
+from kvstore.api import Ack, Backend, Fidelity, Reservation, View, Want
+from kvstore.errors import InvalidArgument, KVStoreError, NotFound, SpecMismatch
+from kvstore.keys import ChunkRef
+from kvstore.record import RAW, Record
+from kvstore.spec import KVSpec, Part
+from kvstore.v1 import kvstore_pb2 as pb
+
+
+@dataclass(frozen=True)
+class GetPlan:
+    """A get that was checked: what, how good, and which layer groups of each."""
+
+    spec: KVSpec
+    items: list[tuple[ChunkRef, Part]]
+    layers: list[tuple[int, int] | None]
+    fidelity: Fidelity
+    verify: bool
+    forms: frozenset[int]
+
+
+@dataclass
+class Outgoing:
+    """One part on its way out: the encoded head, the payload's memory, and what gives that memory back."""
+
+    head: bytes
+    data: memoryview
+    dispose: Callable[[], None] | None = None
+
+    def close(self) -> None:
+        """Give the memory back."""
+        dispose, self.dispose = self.dispose, None
+        if dispose is not None:
+            self.data = memoryview(b"")
+            dispose()
+
+
+def plan_get(spec: KVSpec, request: Any) -> GetPlan:
+    """Check a `GetRequest`."""
+    items = wire.items_from_bytes(request.items, spec)
+    layers = wire.layers_from_message(request.layers, len(items))
+    fidelity = wire.fidelity_from_number(request.fidelity)
+    return GetPlan(spec, items, layers, fidelity, request.verify, frozenset(request.accept_forms) | {RAW})
+
+
+def open_item(backend: Backend, plan: GetPlan, index: int) -> Outgoing:
+    """The view of one item, cut to its layers. Raises what the backend raises."""
+    ref, part = plan.items[index]
+    view = backend.view(plan.spec, ref, part)
+    handed_over = False
+    try:
+        record = view.record
+        if plan.fidelity is Fidelity.EXACT and not record.exact:
+            raise NotFound(f"only a lossy copy of {ref.key.hex()} is here, and an exact one was asked for")
+        if record.form not in plan.forms:
+            raise InvalidArgument(f"this part is stored in form {record.form}, which accept_forms does not name")
+        if plan.verify and not _intact(view):
+            nbytes = len(view.data)
+            view.close()
+            raise _quarantine(backend, plan, index, nbytes)
+        outgoing = _cut(record, view.data, plan.layers[index], index, view.close)
+        handed_over = True
+        return outgoing
+    finally:
+        if not handed_over:
+            view.close()
+
+
+def _cut(
+    record: Record, data: memoryview, layers: tuple[int, int] | None, index: int, dispose: Callable[[], None]
+) -> Outgoing:
+    groups = record.groups
+    if layers is not None:
+        if not 0 <= layers[0] < layers[1] <= len(groups):
+            raise InvalidArgument(f"layers {layers} are outside the part's {len(groups)} layer groups")
+        groups = groups[layers[0] : layers[1]]
+    start, end = int(groups["offset"][0]), int(groups["offset"][-1] + groups["length"][-1])
+    head = pb.GetResponse.Head(item=index, record=wire.record_to_message(record, groups), bytes=end - start)
+    return Outgoing(pb.GetResponse(head=head).SerializeToString(), data[start:end], dispose)
+
+
+def _intact(view: View) -> bool:
+    groups = view.record.groups
+    found = _native.xxh3_128_many(view.data, groups["offset"].astype(np.uint64), groups["length"].astype(np.uint64))
+    return np.array_equal(found, groups["xxh3"])
+
+
+def _quarantine(backend: Backend, plan: GetPlan, index: int, nbytes: int) -> KVStoreError:
+    """Have the store itself find damaged bytes, which it then takes out; nobody may be looking at them meanwhile."""
+    ref, part = plan.items[index]
+    scratch = memoryview(bytearray(nbytes))
+    (outcome,) = backend.get(plan.spec, [Want(ref, part, scratch)], fidelity=plan.fidelity, verify=True)
+    if isinstance(outcome, KVStoreError):
+        return outcome
+    return NotFound(f"the copy of {ref.key.hex()} was damaged and has been replaced meanwhile; ask again")
+
+
+class Incoming:
+    """One part on its way in: fill it with `write` in any pieces, then `finish`; or `abort`."""
+
+    def __init__(self, reservation: Reservation, ack: Ack, expect: bytes) -> None:
+        self._reservation = reservation
+        self._ack = ack
+        self._expect = expect
+        self._filled = 0
+        self._announced = len(reservation.data)
+
+    def write(self, data: memoryview) -> None:
+        """Take the next piece; `InvalidArgument` if it is more than was announced."""
+        end = self._filled + len(data)
+        if end > self._announced:
+            raise InvalidArgument(f"the payload is longer than announced: {end} bytes and more, not {self._announced}")
+        self._reservation.data[self._filled : end] = data
+        self._filled = end
+
+    def finish(self) -> Any:
+        """Publish what came, if it is all and undamaged."""
+        if self._filled != self._announced:
+            raise InvalidArgument(f"the payload is shorter than announced: {self._filled} bytes, not {self._announced}")
+        return pb.PutResponse(stored=self._reservation.commit(self._ack, expect=self._expect))
+
+    def abort(self) -> None:
+        """Give the memory back. After `finish` it does nothing."""
+        self._reservation.abort()
+
+
+def start_put(backend: Backend, spec: KVSpec, head: Any) -> Incoming:
+    """Check a put's head and reserve memory for it."""
+    record = head.record
+    ref = wire.ref_from_record(record, spec)
+    parts = wire.parts_from_bytes(record.part, spec)
+    if len(parts) != 1:
+        raise InvalidArgument(f"a record names one part in 8 bytes, not {len(parts)}")
+    part = parts[0]
+    if record.spec and record.spec != head.spec:
+        raise SpecMismatch(f"the record is of spec {record.spec.hex()}, the put of spec {head.spec.hex()}")
+    if record.form != RAW:
+        raise InvalidArgument(f"puts take raw bytes (form 0), not form {record.form}: the store chooses the codec")
+    nbytes = spec.part_bytes(part, ref.tokens)
+    if {record.logical, record.stored} - {0, nbytes}:
+        raise SpecMismatch(
+            f"{part} of {ref.tokens} tokens has {nbytes} bytes in this spec; the record announces "
+            f"{record.logical} logical and {record.stored} stored"
+        )
+    _check_first_valid(record.first_valid, spec, part, ref.tokens)
+    ack = wire.ack_from_number(head.ack)
+    expect = wire.digests_from_bytes(record.groups, spec.layer_ranges(part, ref.tokens)) if record.groups else b""
+    return Incoming(backend.reserve(spec, ref, part, first_valid=record.first_valid), ack, expect)
+
+
+def _check_first_valid(first_valid: int, spec: KVSpec, part: Part, tokens: int) -> None:
+    if first_valid and not (spec.groups[part.group].window and first_valid < tokens):
+        raise InvalidArgument(f"first_valid={first_valid} is for sliding-window groups and below {tokens} tokens")

@@ -1,0 +1,318 @@
+"""Between the project's values and protobuf messages, both ways, with every number checked on its way in."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError
+
+from kvstore import errors
+from kvstore.api import Ack, ChunkInfo, Event, Fidelity, PlacementInfo
+from kvstore.errors import InvalidArgument, KVStoreError, SpecMismatch
+from kvstore.keys import KEY_BYTES, REF_BYTES, ChunkRef, check_key, pack_refs, unpack_keys, unpack_refs
+from kvstore.record import GROUP_DTYPE, Record
+from kvstore.rows import REF_DTYPE
+from kvstore.spec import CANONICAL_AXES, KVGroup, KVSpec, Part
+from kvstore.v1 import kvstore_pb2 as pb
+
+ITEM_BYTES = 48
+MAX_PARTS = 1 << 16
+MAX_POSITION = 0xFFFFFFFF
+NO_PARENT = bytes(KEY_BYTES)
+_PART_BYTES = 8
+_ACKS = (Ack.STORED, Ack.PERSISTED, Ack.SYNCED)
+
+
+class UnknownSpec(SpecMismatch):
+    """The server has not seen this spec (or forgot it when it was started again): register it and ask again."""
+
+
+def error_classes() -> dict[str, type[KVStoreError]]:
+    """Every class of error that keeps its name on the wire."""
+    public = {kind.__name__: kind for kind in vars(errors).values() if isinstance(kind, type)}
+    return {**public, UnknownSpec.__name__: UnknownSpec}
+
+
+def parse(message: Any, data: bytes) -> Any:
+    """The message of class `message` that `data` encodes, or `InvalidArgument`."""
+    try:
+        return message.FromString(data)
+    except DecodeError as error:
+        raise InvalidArgument(f"not a {message.DESCRIPTOR.full_name}: {error}") from None
+
+
+def spec_to_message(spec: KVSpec) -> Any:
+    """A `Spec` message."""
+    fields = spec.to_dict()
+    return pb.Spec(
+        model=spec.model,
+        revision=spec.revision,
+        dtype=spec.dtype,
+        groups=[pb.KVGroup(**group) for group in fields["groups"]],
+        rope_json=json.dumps(fields["rope"]),
+        chunk_tokens=spec.chunk_tokens,
+        tp_size=spec.tp_size,
+        pipeline=[pb.LayerRange(start=start, end=end) for start, end in spec.pipeline],
+        layout=spec.layout,
+    )
+
+
+def spec_from_message(message: Any) -> KVSpec:
+    """The spec that a `Spec` message holds; its sizes are bounded before anything is counted out."""
+    parts = max(1, len(message.groups)) * max(1, message.tp_size) * max(1, len(message.pipeline))
+    layers = sum(len(group.layers) for group in message.groups)
+    if parts > MAX_PARTS or layers > MAX_PARTS:
+        raise InvalidArgument(f"a spec of {parts} parts and {layers} layers is more than this wire takes: {MAX_PARTS}")
+    try:
+        rope = json.loads(message.rope_json or "{}")
+    except ValueError as error:
+        raise InvalidArgument(f"Spec.rope_json is not JSON: {error}") from None
+    if not isinstance(rope, dict):
+        raise InvalidArgument("Spec.rope_json must be a JSON object")
+    spec = KVSpec(
+        message.model,
+        message.revision,
+        message.dtype,
+        tuple(
+            KVGroup(tuple(group.layers), group.kv_heads, group.head_dim, group.window, group.latent_dim)
+            for group in message.groups
+        ),
+        rope,
+        message.chunk_tokens,
+        message.tp_size,
+        tuple((each.start, each.end) for each in message.pipeline),
+        tuple(message.layout) or CANONICAL_AXES,
+    )
+    for part in spec.parts():
+        part.pack()
+    return spec
+
+
+def parts_from_bytes(data: bytes, spec: KVSpec) -> tuple[Part, ...]:
+    """Packed parts, each checked against the spec."""
+    if len(data) % _PART_BYTES:
+        raise InvalidArgument(f"parts have {_PART_BYTES} bytes each; {len(data)} is no multiple")
+    parts = tuple(Part.unpack(data[i : i + _PART_BYTES]) for i in range(0, len(data), _PART_BYTES))
+    for part in parts:
+        spec.check_part(part)
+    return parts
+
+
+def checked_refs(data: bytes, spec: KVSpec) -> bytes:
+    """Packed look-up records as they are, every position and token count checked."""
+    if len(data) % REF_BYTES:
+        raise InvalidArgument(f"look-up records have {REF_BYTES} bytes each; {len(data)} is no multiple")
+    refs = np.frombuffer(data, REF_DTYPE)
+    tokens, ends = refs["tokens"], refs["position"].astype(np.uint64) + refs["tokens"]
+    if len(refs) and not (tokens.min() >= 1 and tokens.max() <= spec.chunk_tokens and ends.max() <= MAX_POSITION):
+        wrong = refs[(tokens < 1) | (tokens > spec.chunk_tokens) | (ends > MAX_POSITION)][0]
+        raise InvalidArgument(
+            f"a chunk of this spec has 1 to {spec.chunk_tokens} tokens that end by {MAX_POSITION}, not "
+            f"{wrong['tokens']} at {wrong['position']}"
+        )
+    return data
+
+
+def check_tokens(tokens: int, spec: KVSpec) -> None:
+    """Raise `InvalidArgument` unless a chunk of this spec can have so many tokens."""
+    if not 1 <= tokens <= spec.chunk_tokens:
+        raise InvalidArgument(f"a chunk of this spec has 1 to {spec.chunk_tokens} tokens, not {tokens}")
+
+
+def items_to_bytes(items: Iterable[tuple[ChunkRef, Part]]) -> bytes:
+    """Packed (ref, part) pairs of 48 bytes each."""
+    return b"".join(pack_refs((ref,)) + part.pack() for ref, part in items)
+
+
+def items_from_bytes(data: bytes, spec: KVSpec) -> list[tuple[ChunkRef, Part]]:
+    """The inverse of `items_to_bytes`, checked against the spec."""
+    if not data or len(data) % ITEM_BYTES:
+        raise InvalidArgument(f"items have {ITEM_BYTES} bytes each; {len(data)} is no multiple or none at all")
+    found = []
+    for start in range(0, len(data), ITEM_BYTES):
+        middle, end = start + ITEM_BYTES - _PART_BYTES, start + ITEM_BYTES
+        ((key, position, tokens),) = unpack_refs(checked_refs(data[start:middle], spec))
+        (part,) = parts_from_bytes(data[middle:end], spec)
+        found.append((ChunkRef(key, NO_PARENT, position, tokens), part))
+    return found
+
+
+def layers_from_message(ranges: Sequence[Any], items: int) -> list[tuple[int, int] | None]:
+    """One range of layer groups per item from `GetRequest.layers`: none, one for all, or one each."""
+    if not ranges:
+        return [None] * items
+    if len(ranges) not in (1, items):
+        raise InvalidArgument(f"{len(ranges)} layer ranges for {items} items; give none, one, or one each")
+    found: list[tuple[int, int] | None] = [(each.start, each.end) for each in ranges]
+    return found * items if len(found) == 1 else found
+
+
+def groups_from_bytes(data: bytes) -> npt.NDArray[Any]:
+    """Packed layer groups as rows of `GROUP_DTYPE`."""
+    if len(data) % GROUP_DTYPE.itemsize:
+        raise InvalidArgument(f"layer groups have {GROUP_DTYPE.itemsize} bytes each; {len(data)} is no multiple")
+    return np.frombuffer(data, GROUP_DTYPE)
+
+
+def record_to_message(record: Record, groups: npt.NDArray[Any]) -> Any:
+    """A `Record` message with the rows of `groups`, those that are sent."""
+    return pb.Record(
+        key=record.key,
+        parent=record.parent,
+        part=record.part.pack(),
+        position=record.position,
+        tokens=record.tokens,
+        first_valid=record.first_valid,
+        logical=record.logical,
+        stored=record.stored,
+        form=record.form,
+        level=record.level,
+        exact=record.exact,
+        artefact=record.artefact,
+        groups=groups.tobytes(),
+        spec=record.spec,
+    )
+
+
+def ref_from_record(message: Any, spec: KVSpec) -> ChunkRef:
+    """The chunk that a put's `Record` message names."""
+    check_key(message.key)
+    check_key(message.parent)
+    check_tokens(message.tokens, spec)
+    return ChunkRef(message.key, message.parent, message.position, message.tokens)
+
+
+def digests_from_bytes(data: bytes, ranges: Sequence[tuple[int, int]]) -> bytes:
+    """The sender's xxh3-128 of every layer group, after checking that its groups are the spec's."""
+    groups = groups_from_bytes(data)
+    if list(zip(groups["offset"].tolist(), groups["length"].tolist(), strict=True)) != list(ranges):
+        raise InvalidArgument(
+            f"the record's {len(groups)} layer groups are not the {len(ranges)} that its spec gives; "
+            "offsets and lengths follow from the part's shape, or leave `groups` empty"
+        )
+    return groups["xxh3"].tobytes()
+
+
+def keys_from_bytes(data: bytes) -> list[bytes]:
+    """Packed keys, at least one."""
+    if not data:
+        raise InvalidArgument("no keys were given")
+    return unpack_keys(data)
+
+
+def leases_from_bytes(data: bytes) -> list[bytes]:
+    """Packed lease ids of 16 bytes each."""
+    if len(data) % 16:
+        raise InvalidArgument(f"leases have 16 bytes each; {len(data)} is no multiple")
+    return [data[i : i + 16] for i in range(0, len(data), 16)]
+
+
+def ack_from_number(number: int) -> Ack:
+    """The acknowledgement that the wire's number means."""
+    if not 0 <= number < len(_ACKS):
+        raise InvalidArgument(f"unknown acknowledgement {number}; 0 stored, 1 persisted, 2 synced")
+    return _ACKS[number]
+
+
+def ack_to_number(ack: Ack) -> Any:
+    """The inverse of `ack_from_number`."""
+    return _ACKS.index(ack)
+
+
+def fidelity_from_number(number: int) -> Fidelity:
+    """The fidelity that the wire's number means."""
+    if number not in Fidelity.__members__.values():
+        raise InvalidArgument(f"unknown fidelity {number}; 0 exact, 1 lossy")
+    return Fidelity(number)
+
+
+def fidelity_to_number(fidelity: Fidelity) -> Any:
+    """The inverse of `fidelity_from_number`."""
+    return int(fidelity)
+
+
+def numbers_to_bytes(numbers: Sequence[int]) -> bytes:
+    """Packed u32."""
+    return struct.pack(f"<{len(numbers)}I", *numbers)
+
+
+def numbers_from_bytes(data: bytes) -> tuple[int, ...]:
+    """The inverse of `numbers_to_bytes`."""
+    if len(data) % 4:
+        raise InvalidArgument(f"packed u32 have 4 bytes each; {len(data)} is no multiple")
+    return struct.unpack(f"<{len(data) // 4}I", data)
+
+
+def placement_to_message(info: PlacementInfo) -> Any:
+    """A `Placement` message."""
+    return pb.Placement(
+        part=info.part.pack(),
+        tier=info.tier,
+        form=info.form,
+        level=info.level,
+        exact=info.exact,
+        logical=info.logical,
+        stored=info.stored,
+    )
+
+
+def placement_from_message(message: Any) -> PlacementInfo:
+    """The inverse of `placement_to_message`."""
+    part = Part.unpack(message.part)
+    return PlacementInfo(
+        part, message.tier, message.form, message.level, message.exact, message.logical, message.stored
+    )
+
+
+def chunk_to_message(info: ChunkInfo) -> Any:
+    """A `Chunk` message."""
+    return pb.Chunk(
+        key=info.key,
+        parent=info.parent,
+        spec=info.spec,
+        position=info.position,
+        tokens=info.tokens,
+        hits=info.hits,
+        leases=info.leases,
+        pinned_until_ms=info.pinned_until_ms,
+        last_use_ms=info.last_use_ms,
+        placements=[placement_to_message(each) for each in info.placements],
+    )
+
+
+def chunk_from_message(message: Any) -> ChunkInfo:
+    """The inverse of `chunk_to_message`."""
+    return ChunkInfo(
+        message.key,
+        message.parent,
+        message.spec,
+        message.position,
+        message.tokens,
+        message.hits,
+        message.leases,
+        message.pinned_until_ms,
+        message.last_use_ms,
+        tuple(placement_from_message(each) for each in message.placements),
+    )
+
+
+def event_to_message(event: Event) -> Any:
+    """An `Event` message."""
+    return pb.Event(
+        kind=event.kind,
+        key=event.key,
+        spec=event.spec,
+        part=event.part.pack(),
+        tier=event.tier,
+        at_ms=event.at_ms,
+    )
+
+
+def event_from_message(message: Any) -> Event:
+    """The inverse of `event_to_message`."""
+    return Event(message.kind, message.key, message.spec, Part.unpack(message.part), message.tier, message.at_ms)
