@@ -32,10 +32,12 @@ class Calls:
             if self._closed and self._inside == 0:
                 self._changed.notify_all()
 
-    def check_closed(self) -> None:
-        """Raise `Closed` if it is."""
+    def check_unopened(self) -> None:
+        """Raise `Closed` if it is, `StorageError` if it was opened before."""
         if self._closed:
             raise self._refusal()
+        if self._open:
+            raise StorageError(f"tier {self._name} was recovered already; that is done once after opening")
 
     def open(self) -> None:
         """Let calls in."""

@@ -18,7 +18,7 @@ from kvstore.record import Record, seal
 from kvstore.tiers.base import Owner, Tier, Verdict
 from kvstore.tiers.nvme.claims import Claims
 from kvstore.tiers.nvme.io import Transfer
-from kvstore.tiers.nvme.journal import Entry, Op
+from kvstore.tiers.nvme.journal import GROWTH_BYTES, Entry, Op
 from kvstore.tiers.nvme.location import locate, offset_of
 from kvstore.tiers.nvme.log import Log
 from kvstore.tiers.nvme.meter import Meter
@@ -27,6 +27,8 @@ from kvstore.tiers.nvme.scan import SegmentScan
 from kvstore.tiers.nvme.segment import Segment
 from kvstore.tiers.nvme.segments import SegmentTable
 
+ROW_ON_DISK = 176
+SNAPSHOT_HEAD = 16 << 10
 _BATCH = 256
 _MOST_KEPT = 0.5
 Placed = tuple[Record, int]
@@ -56,7 +58,8 @@ class Cleaner:
 
     def log_is_full(self) -> bool:
         """Whether journal and snapshot would outgrow their share of the capacity."""
-        return self._log.nbytes + (self._table.records + 1) * ROW_ON_DISK > self._log_budget
+        snapshot = (self._table.records + 1) * ROW_ON_DISK + SNAPSHOT_HEAD
+        return self._log.nbytes + snapshot + GROWTH_BYTES > self._log_budget
 
     def make_room(self, nbytes: int, owner: Owner) -> bool:
         """Free segments until `nbytes` can be appended; False when nothing is left that could be freed."""
@@ -73,6 +76,7 @@ class Cleaner:
 
     def _clean(self, nbytes: int, owner: Owner) -> bool:
         tried: set[int] = set()
+        may_close = True
         while True:
             if self.log_is_full():
                 self._log.fold(self._table.keys)
@@ -80,8 +84,9 @@ class Cleaner:
                 return True
             victim = next((s for s in self._table.victims() if s.key not in tried), None)
             if victim is None:
-                if not self._table.close_active():
+                if not may_close or not self._table.close_active():
                     return False
+                may_close = False  # once: others may open the next one and go on
                 continue
             tried.add(victim.key)
             if self._empty(victim, owner):
@@ -195,7 +200,3 @@ class Cleaner:
         self._table.retire(victim)
         self._table.free(victim)
         self._meter.count("segments_cleaned")
-
-
-ROW_ON_DISK = 176
-"""Bytes that a record adds to a snapshot, at most."""

@@ -24,7 +24,8 @@ def sync_folder(path: Path) -> None:
 
 def write_all(fd: int, data: memoryview | bytes, offset: int) -> None:
     """`pwrite` until every byte is written; `OSError` as the system gives it."""
-    view = memoryview(data)
+    done = os.pwrite(fd, data, offset)
+    view, offset = memoryview(data)[done:], offset + done
     while view:
         done = os.pwrite(fd, view, offset)
         view, offset = view[done:], offset + done

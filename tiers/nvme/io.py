@@ -194,10 +194,12 @@ class _Batch:
 
     def drain(self) -> None:
         for index in self._next:
-            self._work(index)
-            self._finished.append(index)
-            if len(self._finished) == self._count:
-                self.done.set()
+            try:
+                self._work(index)
+            finally:
+                self._finished.append(index)
+                if len(self._finished) == self._count:
+                    self.done.set()
 
 
 def probe_direct(folder: str) -> bool:

@@ -112,12 +112,14 @@ class Journal:
         """
         with self._lock:
             number = self._next
-            if self._end is not None and number + len(entries) > self._end:
+            following = number + len(entries)
+            if self._end is not None and following > self._end:
                 return False
-            self._next = number + len(entries)
+            self._next = following
             self._users += 1
         try:
-            self._allocate(number + len(entries))
+            if self._offset(following) > self._allocated:
+                self._allocate(following)
             data = b"".join([_pack(number + i, entry) for i, entry in enumerate(entries)])
             write_all(self._fd, data, self._offset(number))
         except OSError as error:

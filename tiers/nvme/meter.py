@@ -9,60 +9,57 @@ from collections import Counter
 from kvstore.tiers.base import Speed
 
 _WEIGHT = 0.1
-_BULK_BYTES = 256 << 10
+_LATENCY_BYTES = 256 << 10
 _FOLD_BYTES = 8 << 20
+_FOLD_WEIGHT = 0.3
 
 
-class _Rate:
-    """Bytes per second of busy time: time in which at least one transfer was under way."""
+class Flow:
+    """Transfers in one direction: how many, and bytes per second of the time in which any was under way."""
 
-    def __init__(self, estimate: float) -> None:
-        self.bytes_per_s = estimate
-        self._bytes = self._active = 0
+    def __init__(self, bytes_per_s: float, latency_s: float) -> None:
+        self.bytes_per_s, self.latency_s = bytes_per_s, latency_s
+        self.nbytes = self.records = 0
+        self._lock = threading.Lock()
+        self._active = self._folded = 0
         self._busy = self._since = 0.0
 
-    def begin(self, now: float) -> None:
-        if self._active == 0:
-            self._since = now
-        self._active += 1
+    def begin(self) -> float:
+        """A transfer starts. Hand the result to `end`."""
+        now = time.perf_counter()
+        with self._lock:
+            if self._active == 0:
+                self._since = now
+            self._active += 1
+        return now
 
-    def end(self, now: float, nbytes: int) -> None:
-        self._active -= 1
-        self._bytes += nbytes
-        self._busy += now - self._since
-        self._since = now
-        if self._bytes >= _FOLD_BYTES and self._busy > 0:
-            self.bytes_per_s += 3 * _WEIGHT * (self._bytes / self._busy - self.bytes_per_s)
-            self._bytes, self._busy = 0, 0.0
+    def end(self, start: float, nbytes: int, records: int = 1) -> None:
+        """A transfer of so many records ended with so many bytes moved (0: it failed)."""
+        now = time.perf_counter()
+        with self._lock:
+            self._active -= 1
+            self._busy += now - self._since
+            self._since = now
+            if not nbytes:
+                return
+            self.nbytes += nbytes
+            self.records += records
+            if nbytes <= _LATENCY_BYTES:
+                first_byte = max(0.0, now - start - nbytes / self.bytes_per_s)
+                self.latency_s += _WEIGHT * (first_byte - self.latency_s)
+            moved = self.nbytes - self._folded
+            if moved >= _FOLD_BYTES and self._busy > 0:
+                self.bytes_per_s += _FOLD_WEIGHT * (moved / self._busy - self.bytes_per_s)
+                self._folded, self._busy = self.nbytes, 0.0
 
 
 class Meter:
-    """Thread-safe counters and rates."""
+    """Thread-safe counters, and the flow either way (estimates until 8 MiB were moved)."""
 
     def __init__(self) -> None:
+        self.reads, self.writes = Flow(1e9, 2e-4), Flow(1e9, 2e-4)
         self._lock = threading.Lock()
-        self._rates = {"read": _Rate(1e9), "written": _Rate(1e9)}
-        self._latency = 2e-4
         self._counts: Counter[str] = Counter()
-
-    def begin(self, way: str) -> float:
-        """A transfer starts; `way` is ``read`` or ``written``. Hand the result to `end`."""
-        now = time.perf_counter()
-        with self._lock:
-            self._rates[way].begin(now)
-        return now
-
-    def end(self, way: str, start: float, nbytes: int, records: int = 1) -> None:
-        """A transfer ended with so many bytes moved (0: it failed)."""
-        now = time.perf_counter()
-        with self._lock:
-            rate = self._rates[way]
-            rate.end(now, nbytes)
-            self._counts[f"bytes_{way}"] += nbytes
-            self._counts[f"records_{way}"] += records if nbytes else 0
-            if 0 < nbytes <= _BULK_BYTES and way == "read":
-                first_byte = max(0.0, now - start - nbytes / rate.bytes_per_s)
-                self._latency += _WEIGHT * (first_byte - self._latency)
 
     def count(self, name: str, by: int = 1) -> None:
         """Raise a counter."""
@@ -72,10 +69,12 @@ class Meter:
     @property
     def speed(self) -> Speed:
         """Moving averages."""
-        with self._lock:
-            return Speed(self._rates["read"].bytes_per_s, self._rates["written"].bytes_per_s, self._latency)
+        return Speed(self.reads.bytes_per_s, self.writes.bytes_per_s, self.reads.latency_s)
 
     def counts(self) -> Counter[str]:
         """A copy of all counters; one that was never raised reads 0."""
         with self._lock:
-            return Counter(self._counts)
+            counts = Counter(self._counts)
+        for name, flow in (("read", self.reads), ("written", self.writes)):
+            counts[f"bytes_{name}"], counts[f"records_{name}"] = flow.nbytes, flow.records
+        return counts

@@ -19,7 +19,7 @@ from kvstore.record import BLOCK
 from kvstore.tiers.base import RECOVERED_DTYPE
 from kvstore.tiers.nvme.io import IoPool, Transfer
 from kvstore.tiers.nvme.journal import Entry, JournalContent, Op, load_journal
-from kvstore.tiers.nvme.location import BLOCK_BITS, locate
+from kvstore.tiers.nvme.location import BLOCK_BITS, MAX_SEGMENTS, locate
 from kvstore.tiers.nvme.log import Log
 from kvstore.tiers.nvme.replay import Replayed, gaps, known_rows, offsets, replay
 from kvstore.tiers.nvme.rows import Table, join, pack_row, pick, place_row, row_bytes
@@ -38,12 +38,15 @@ class Opening:
     transfer: Transfer
     pool: IoPool
     notes: list[str] = field(default_factory=list)
+    _segments: dict[int, Segment] = field(default_factory=dict)
 
     def run(self) -> tuple[Table, bool]:
         """Live rows, and whether the last stop was clean. Fills the table and starts the log."""
         snapshot, problem = load_snapshot(self.log.snapshot_path)
         journals = [j for p in (self.log.journal_path, self.log.next_path) if (j := load_journal(p)) is not None]
-        segments = self._find_segments()
+        segments = self._segments
+        self._sweep()
+        self._find_segments()
         if snapshot is None and not journals and not segments:
             self.log.restart(Snapshot())
             return np.zeros(0, RECOVERED_DTYPE), True
@@ -61,17 +64,29 @@ class Opening:
         self._start_log(rows, told, journals[0] if intact else None)
         return rows, clean
 
-    def _find_segments(self) -> dict[int, Segment]:
-        found = {}
+    def abandon(self) -> None:
+        """Close what was opened, after `run` failed."""
+        for segment in self._segments.values():
+            if segment.number not in self.table.segments and segment.fd >= 0:
+                os.close(segment.fd)
+
+    def _sweep(self) -> None:
+        """Remove what a process left behind that was killed while it wrote a file."""
+        folder = self.table.folder.parent
+        for path in (*folder.glob("*.tmp"), *folder.glob("catalog/*.tmp"), *self.table.folder.glob(".probe-*")):
+            path.unlink()
+
+    def _find_segments(self) -> None:
         for name in sorted(os.listdir(self.table.folder)):
             stem, dot, suffix = name.partition(".")
-            if dot and suffix == "seg" and stem.isdigit():
-                found[int(stem)] = self._inspect(int(stem))
-        return found
+            if dot and suffix == "seg" and stem.isdecimal() and int(stem) < MAX_SEGMENTS:
+                number = int(stem)
+                segment = self._segments[number] = Segment(number, self.table.limits.segment_bytes)
+                self._inspect(segment)
 
-    def _inspect(self, number: int) -> Segment:
-        path = self.table.path(number)
-        segment = Segment(number, self.table.limits.segment_bytes)
+    def _inspect(self, segment: Segment) -> None:
+        """Say of a file what it is: ours, empty, or something to leave alone."""
+        number, path = segment.number, self.table.path(segment.number)
         try:
             segment.fd = self.table.open_file(number)
             length = os.fstat(segment.fd).st_size
@@ -82,26 +97,25 @@ class Opening:
         except StorageError as error:
             raise StorageError(f"{path}: {error}") from error
         except OSError as error:
-            return self._lost(segment, f"{path.name} cannot be read ({error.strerror}); its records are dropped")
+            self._lose(segment, f"{path.name} cannot be read ({error.strerror}); its records are dropped")
+            return
         if head is not None and head[0] == number and length >= head[2]:
             segment.generation, segment.size = head[1], head[2]
-            return segment
-        if blank or (head is not None and head[0] == number):
+        elif blank or (head is not None and head[0] == number):
             if not blank:
                 self.notes.append(f"{path.name} is cut off at {length} bytes; its records are dropped")
             os.close(segment.fd)
             segment.fd, segment.generation = -1, head[1] if head is not None else 0
-            return segment
-        segment.size = length
-        return self._lost(segment, f"{path.name} has a foreign header; left alone, its records are dropped")
+        else:
+            segment.size = length
+            self._lose(segment, f"{path.name} has a foreign header; left alone, its records are dropped")
 
-    def _lost(self, segment: Segment, note: str) -> Segment:
+    def _lose(self, segment: Segment, note: str) -> None:
         self.notes.append(note)
         segment.state = State.LOST
         if segment.fd >= 0:
             os.close(segment.fd)
             segment.fd = -1
-        return segment
 
     def _rows_in_place(self, rows: Table, lives: dict[int, Life], segments: dict[int, Segment]) -> Table:
         """The rows whose life is the one that their segment's header names, and which end inside it."""
@@ -117,7 +131,7 @@ class Opening:
         sizes = np.zeros(max(segments, default=0) + 1, np.int64)
         for number, segment in segments.items():
             sizes[number] = segment.size
-        numbers = (kept["location"] >> np.uint64(BLOCK_BITS)) & np.uint64((1 << 20) - 1)
+        numbers = (kept["location"] >> np.uint64(BLOCK_BITS)) & np.uint64(MAX_SEGMENTS - 1)
         inside = offsets(kept) + row_bytes(kept).astype(np.int64) <= sizes[numbers.astype(np.int64)]
         if len(rows) > int(inside.sum()):
             self.notes.append(f"{len(rows) - int(inside.sum())} records were dropped with their segments")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from kvstore.errors import ConfigError, Corrupt, KVStoreError, StorageError, TooLarge
+from kvstore.errors import ConfigError, Corrupt, InvalidArgument, KVStoreError, StorageError, TooLarge
 from kvstore.record import BLOCK, Record, padded, seal
 from kvstore.spec import KVSpec
 from kvstore.tiers.base import Owner, Recovered, Speed, Tier, TierFull
@@ -33,7 +33,7 @@ from kvstore.tiers.nvme.segment import Limits, Segment
 from kvstore.tiers.nvme.segments import SegmentTable
 
 MIB = 1 << 20
-_LEAST_LOG_BYTES = 256 << 10
+_LEAST_LOG_BYTES = 384 << 10
 _LEAST_SEGMENT_BYTES = 64 << 10
 
 
@@ -115,12 +115,13 @@ class NvmeTier(Tier):
         Payload is not verified here. After power loss rows may be among them whose payload never reached the disk,
         if it was not synced. Where the journal was damaged, deleted records may be back.
         """
-        self._calls.check_closed()
+        self._calls.check_unopened()
         names, specs, notes = self._catalog.load()
         opening = Opening(self._table, self._log, self._transfer, self._pool, notes)
         try:
             rows, clean = opening.run()
         except OSError as error:
+            opening.abandon()
             if isinstance(error, KVStoreError):
                 raise
             raise as_storage_error(error, f"cannot recover {self.path}") from error
@@ -137,7 +138,10 @@ class NvmeTier(Tier):
         Memory that begins on a 4 KiB boundary is written as it is. Raises `TierFull`, `StorageError`, and
         `TooLarge` for a record longer than `max_record`.
         """
-        total = len(header) + padded(record.stored)
+        stored = record.stored
+        if payload.nbytes < stored or not payload.c_contiguous:
+            raise InvalidArgument(f"a record of {stored} bytes needs as many in one piece, not {payload.nbytes}")
+        total = len(header) + padded(stored)
         if total > self.max_record:
             raise TooLarge(f"a record of {total} bytes; tier {self.name} takes {self.max_record} at most")
         with self._calls:
@@ -149,11 +153,13 @@ class NvmeTier(Tier):
             except TierFull:
                 self._meter.count("full")
                 raise
+            if payload.itemsize != 1:
+                payload = payload.cast("B")
             return self._write_at(segment, offset, header, payload, record)
 
     def _write_at(self, segment: Segment, offset: int, header: bytes, payload: memoryview, record: Record) -> int:
         location, total = locate(segment.key, offset), len(header) + padded(record.stored)
-        start, done = self._meter.begin("written"), 0
+        start, done = self._meter.writes.begin(), 0
         try:
             sealed = seal(header, segment.generation, location)
             self._transfer.write(segment.fd, offset, sealed, payload, record.stored)
@@ -166,7 +172,7 @@ class NvmeTier(Tier):
                 raise
             raise as_storage_error(error, f"cannot write {self._table.path(segment.number)}") from error
         finally:
-            self._meter.end("written", start, done)
+            self._meter.writes.end(start, done)
             if not done:
                 self._void(segment, location, total)
             self._table.written(segment, dead=total - done)
@@ -182,12 +188,12 @@ class NvmeTier(Tier):
     def read_into(self, location: int, offset: int, out: memoryview) -> None:
         """Fill `out` from the record at `location`; `NotFound` if its segment has been freed since."""
         with self._calls:
-            start, done = self._meter.begin("read"), 0
+            start, done = self._meter.reads.begin(), 0
             try:
                 self._read(location, offset, out)
                 done = len(out)
             finally:
-                self._meter.end("read", start, done)
+                self._meter.reads.end(start, done)
 
     def read_many(self, requests: Sequence[tuple[int, int, memoryview]]) -> Sequence[Exception | None]:
         outcomes: list[Exception | None] = [None] * len(requests)
@@ -201,16 +207,18 @@ class NvmeTier(Tier):
         if not requests:
             return outcomes
         with self._calls:
-            start = self._meter.begin("read")
+            start = self._meter.reads.begin()
             self._pool.run(len(requests), read)
             done = [len(out) for (_, _, out), error in zip(requests, outcomes, strict=True) if error is None]
-            self._meter.end("read", start, sum(done), len(done))
+            self._meter.reads.end(start, sum(done), len(done))
         return outcomes
 
     def _read(self, location: int, offset: int, out: memoryview) -> None:
-        segment = self._table.hold(location)
+        if out.readonly or not out.c_contiguous:
+            raise InvalidArgument("what is read into must be writable memory in one piece")
         if out.itemsize != 1:
             out = out.cast("B")
+        segment = self._table.hold(location)
         try:
             start = offset_of(location) + offset
             if offset < 0 or start + len(out) > segment.head:

@@ -20,7 +20,7 @@ from kvstore.record import unpack
 from kvstore.testing import aligned_memory
 from kvstore.tiers.nvme import NvmeTier
 
-ROUNDS = 6
+ROUNDS = 5
 WRITER = Path(__file__).with_name("crash_writer.py")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.errors import Closed, ConfigError, StorageError, TooLarge
+from kvstore.errors import Closed, ConfigError, InvalidArgument, StorageError, TooLarge
 from kvstore.testing import BookOwner, make_sample
 from kvstore.tiers.base import TierFull
 from kvstore.tiers.nvme import NvmeTier, journal
@@ -121,6 +121,28 @@ def test_a_read_only_folder(opener: Opener, folder: Path) -> None:
 def test_use_before_recover_is_refused(opener: Opener) -> None:
     with pytest.raises(StorageError, match="recover"):
         make_sample(1, 10).write_to(opener())
+
+
+def test_a_second_recover_is_refused(opener: Opener) -> None:
+    tier = opener()
+    tier.recover()
+    with pytest.raises(StorageError, match="recovered already"):
+        tier.recover()
+
+
+def test_memory_that_cannot_serve(opener: Opener) -> None:
+    tier = opener()
+    tier.recover()
+    sample = make_sample(1, 9000)
+    location = sample.write_to(tier)
+    with pytest.raises(InvalidArgument, match="9000 bytes"):
+        tier.write(sample.header, sample.payload[:8999], sample.record)
+    with pytest.raises(InvalidArgument, match="writable"):
+        tier.read_into(location, 0, memoryview(bytes(4096)))
+    assert isinstance(tier.read_many([(location, 0, memoryview(bytes(10)))] * 9)[8], InvalidArgument)
+    wide = memoryview(bytearray(4096)).cast("I")
+    tier.read_into(location, sample.record.header_bytes, wide)
+    assert wide.tobytes() == sample.content[:4096]
 
 
 def test_everything_is_closed_after_close(opener: Opener) -> None:

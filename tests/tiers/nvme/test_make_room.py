@@ -148,7 +148,7 @@ def test_random_life(tmp_path_factory: pytest.TempPathFactory, seed: int, keep: 
     """Writes, deletes, room, checkpoints, restarts and kills in any order against a book."""
     choose, number = random.Random(seed), 0
     folder = tmp_path_factory.mktemp("life") / "nvme"
-    options = {"capacity": segments * MIB // 4 + 300_000, "segment_bytes": MIB // 4, "reserve_bytes": 0}
+    options = {"capacity": segments * MIB // 4 + 450_000, "segment_bytes": MIB // 4, "reserve_bytes": 0}
     owner = BookOwner(lambda record: choose.random() < keep)
     tier = NvmeTier(folder, **options)
     tier.recover()

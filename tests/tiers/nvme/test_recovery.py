@@ -11,9 +11,10 @@ import pytest
 
 from kvstore.errors import StorageError
 from kvstore.record import BLOCK
-from kvstore.testing import BookOwner, Sample, aligned_memory, make_sample
+from kvstore.testing import BookOwner, Sample, aligned_memory, make_sample, make_spec
+from kvstore.testing.records import NAMESPACE
 from kvstore.tiers.base import Recovered, TierFull
-from kvstore.tiers.nvme import NvmeTier, log
+from kvstore.tiers.nvme import NvmeTier, log, snapshot
 from kvstore.tiers.nvme.journal import ENTRY_BYTES
 from kvstore.tiers.nvme.location import key_of, offset_of, segment_of
 
@@ -95,7 +96,7 @@ def test_the_journal_may_be_cut_or_flipped_anywhere(opener: Opener, killed: Kill
         tier.checkpoint()
         book |= write_some(tier, 60, first=60)
     length = BLOCK + 60 * ENTRY_BYTES
-    for attempt in range(24):
+    for attempt in range(16):
         path = killed()
         journal = path / "journal"
         data = bytearray(journal.read_bytes())
@@ -133,14 +134,14 @@ def test_a_damaged_snapshot_is_noticed_and_made_up_for(opener: Opener, killed: K
     tier.checkpoint()
     length = len((killed() / "snapshot.arrow").read_bytes())
     noticed = 0
-    for _ in range(24):
+    for _ in range(16):
         path = killed()
-        snapshot = path / "snapshot.arrow"
-        data = bytearray(snapshot.read_bytes())
+        file = path / "snapshot.arrow"
+        data = bytearray(file.read_bytes())
         data[choose.randrange(length)] ^= 1 << choose.randrange(8)
-        snapshot.write_bytes(data)
+        file.write_bytes(data)
         noticed += any("snapshot" in note for note in recover_and_check(opener, path, book).notes)
-    assert noticed > 12
+    assert noticed > 8
 
 
 def test_an_old_snapshot_is_no_danger(opener: Opener, killed: Killer) -> None:
@@ -295,6 +296,40 @@ def test_a_version_from_the_future_is_left_alone(opener: Opener, killed: Killer,
     with pytest.raises(StorageError, match=r"version 9.*newer kvstore"):
         opener_recover(opener, path)
     assert before == {each: each.read_bytes() for each in path.rglob("*") if each.is_file() and each.name != "LOCK"}
+
+
+def test_a_snapshot_from_the_future_is_left_alone(
+    opener: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = opener()
+    tier.recover()
+    write_some(tier, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot, "VERSION", 9)
+        tier.checkpoint()
+    tier.close()
+    before = (folder / "snapshot.arrow").read_bytes()
+    with pytest.raises(StorageError, match=r"snapshot.arrow is of version 9; use a newer kvstore"):
+        opener_recover(opener, folder)
+    assert (folder / "snapshot.arrow").read_bytes() == before
+
+
+def test_a_catalog_file_that_cannot_be_read_is_noted(opener: Opener, folder: Path) -> None:
+    tier = opener()
+    tier.recover()
+    tier.describe(NAMESPACE, make_spec())
+    tier.close()
+    (folder / "catalog" / f"spec-{make_spec().digest.hex()}.json").write_text("{")
+    (folder / "catalog" / "left.tmp").write_text("")
+    again = opener()
+    found = again.recover()
+    assert list(found.namespaces.values()) == [NAMESPACE]
+    assert not found.specs
+    assert any("spec-" in note for note in found.notes)
+    assert not (folder / "catalog" / "left.tmp").exists()
+    again.describe(NAMESPACE, make_spec())
+    again.close()
+    assert opener_recover(opener, folder).specs == {make_spec().digest: make_spec()}
 
 
 def test_a_smaller_capacity_drops_whole_segments(opener: Opener, folder: Path) -> None:
