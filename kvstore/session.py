@@ -203,7 +203,7 @@ def _reach(scope: Scope, refs: Any, parts: Sequence[Part], present: Flags, whole
 def _all(present: Flags) -> Flags:
     """Per ref: whether every part is there."""
     if len(present) == 1:
-        return present[0]
+        return np.asarray(present[0])
     return np.asarray(present.all(axis=0)).view(np.uint8)
 
 
