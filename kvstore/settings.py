@@ -22,7 +22,8 @@ from kvstore.schema import TABLES, Key, keys, nearest, scalar_keys
 PREFIX = "KVSTORE_"
 # Variables of the command line, not of the configuration.
 CLIENT_VARIABLES = (
-    "KVSTORE_CONFIG", "KVSTORE_URL", "KVSTORE_TOKEN", "KVSTORE_TOKEN_FILE", "KVSTORE_CA", "KVSTORE_NAMESPACE"
+    "KVSTORE_CONFIG", "KVSTORE_URL", "KVSTORE_TOKEN", "KVSTORE_TOKEN_FILE", "KVSTORE_CA", "KVSTORE_NAMESPACE",
+    "KVSTORE_CACHE",
 )  # fmt: skip
 MASK = "********"
 TomlPath = tuple[str | int, ...]

@@ -36,7 +36,7 @@ def nvme(args: Namespace) -> int:
     from kvstore.bench import nvme as bench
 
     with progress("bench nvme", None):
-        rows = bench.run(Path(args.path) if args.path else None)
+        rows = bench.run(Path(args.path or "."))
     return _show(args, "nvme", rows)
 
 
@@ -51,14 +51,14 @@ def index(args: Namespace) -> int:
 
 
 def torture(args: Namespace) -> int:
-    """`bench torture`; exit 6 if anything is corrupt, phantom or lost."""
+    """`bench torture`; exit 6 if anything is corrupt, phantom, lost or undeleted."""
     from kvstore.bench.torture import torture as bench
 
     folder = Path(args.path) if args.path else None
     with progress("bench torture", args.rounds) as advance:
         row = bench(args.rounds, folder=folder, seed=args.seed, advance=advance)
     _show(args, "torture", [row], ("rounds", "acknowledged", "corrupt", "phantom", "lost", "undeleted", "seed"))
-    return Corrupt.exit_code if row["corrupt"] or row["phantom"] or row["lost"] else 0
+    return Corrupt.exit_code if any(row[broken] for broken in ("corrupt", "phantom", "lost", "undeleted")) else 0
 
 
 def _show(args: Namespace, name: str, rows: Sequence[Row], facts: Sequence[str] = ()) -> int:

@@ -54,8 +54,8 @@ def warm(model: Any, ids: Sequence[int], client: Client, spec: KVSpec) -> FirstT
 
 
 def warm_up(model: Any, ids: Sequence[int]) -> None:
-    """Have libraries and weights in place, as in a process that has served before."""
-    first = cold(model, ids[:256])
+    """Have libraries, weights and memory in place, as in a process that has served such prompts before."""
+    first = cold(model, ids)
     continuation(model, first, 4)
 
 

@@ -54,7 +54,7 @@ def run(out_dir: Path, *, tokens: int = 2000, generate: int = 32, server: bool =
     made = models.folder_of(models.SMOLLM2).is_dir()
     with step(f"Model: {models.SMOLLM2.name}, converted once, kept in {models.cache_root()}", spinner=made):
         folder = models.convert(models.SMOLLM2)
-    with tempfile.TemporaryDirectory(prefix=".store-", dir=out_dir) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".store-", dir=out_dir.resolve()) as scratch:
         cold, cases = _measure(folder, Path(scratch), tokens, generate, server)
     rows = [_cold_row(cold), *(_row(name, case, cold) for name, case in cases.items())]
     facts = {

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from kvstore import settings
+from kvstore.config import Config
 from kvstore.demo import main, models
 from kvstore.errors import InvalidArgument
 
@@ -66,8 +69,9 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("server", [False, True], ids=["embedded", "server"])
-def test_it_restarts_and_goes_on(tmp_path, capfd, server):
-    main.run(tmp_path, tokens=400, generate=6, server=server, json_only=True)
+def test_it_restarts_and_goes_on(tmp_path, monkeypatch, capfd, server):
+    monkeypatch.chdir(tmp_path.parent)
+    main.run(Path(tmp_path.name), tokens=400, generate=6, server=server, json_only=True)
     said = json.loads(capfd.readouterr().out)
     assert said == json.loads((tmp_path / "demo.json").read_text())
     assert (said["bench"], said["rows"][0]["case"]) == ("demo", "cold")
@@ -78,3 +82,7 @@ def test_it_restarts_and_goes_on(tmp_path, capfd, server):
     assert all(row["from_tier_as_named"] and row["bytes"] == 399 * 46080 for row in rows.values())
     assert (tmp_path / "ttft.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["demo.json", "ttft.png"]
+
+
+def test_a_server_takes_the_variable_that_says_where_models_are_kept():
+    assert settings.load(env={"KVSTORE_CACHE": "/tmp/models"}) == Config()

@@ -15,10 +15,11 @@ class Calls:
         self._name = name
         self._inside = 0
         self._open = self._closed = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
 
     def __enter__(self) -> None:
-        with self._changed:
+        with self._lock:
             if not self._open or self._closed:
                 raise self._refusal()
             self._inside += 1
@@ -26,7 +27,7 @@ class Calls:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._changed:
+        with self._lock:
             self._inside -= 1
             if self._closed and self._inside == 0:
                 self._changed.notify_all()
@@ -42,7 +43,7 @@ class Calls:
 
     def close(self) -> bool:
         """Refuse calls from now on and wait for those inside; False if it was closed before."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 return False
             self._closed = True

@@ -16,16 +16,17 @@ class Claims:
         self._claimed: set[int] = set()
         self._watched: frozenset[int] = frozenset()
         self._dead: set[int] = set()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
 
     def watch(self, locations: frozenset[int]) -> None:
         """Remember which of these are deleted from now on."""
-        with self._changed:
+        with self._lock:
             self._watched, self._dead = locations, set()
 
     def claim(self, location: int) -> bool:
         """Wait until nobody else has it. False if it was deleted while it was watched."""
-        with self._changed:
+        with self._lock:
             while location in self._claimed:
                 self._changed.wait()
             self._claimed.add(location)
@@ -33,7 +34,7 @@ class Claims:
 
     def release(self, location: int, *, dead: bool = False) -> None:
         """The other end of `claim`, saying whether the record is gone."""
-        with self._changed:
+        with self._lock:
             self._claimed.discard(location)
             if dead and location in self._watched:
                 self._dead.add(location)

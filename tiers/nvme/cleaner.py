@@ -24,7 +24,8 @@ from kvstore.tiers.nvme.log import Log
 from kvstore.tiers.nvme.meter import Meter
 from kvstore.tiers.nvme.rows import pack_row, place_row
 from kvstore.tiers.nvme.scan import SegmentScan
-from kvstore.tiers.nvme.segments import Segment, SegmentTable
+from kvstore.tiers.nvme.segment import Segment
+from kvstore.tiers.nvme.segments import SegmentTable
 
 _BATCH = 256
 _MOST_KEPT = 0.5
@@ -55,8 +56,7 @@ class Cleaner:
 
     def log_is_full(self) -> bool:
         """Whether journal and snapshot would outgrow their share of the capacity."""
-        _, records, _ = self._table.totals()
-        return self._log.nbytes + (records + 1) * ROW_ON_DISK > self._log_budget
+        return self._log.nbytes + (self._table.records + 1) * ROW_ON_DISK > self._log_budget
 
     def make_room(self, nbytes: int, owner: Owner) -> bool:
         """Free segments until `nbytes` can be appended; False when nothing is left that could be freed."""

@@ -8,6 +8,7 @@ into many requests and has them in flight together, and cutting it in Python was
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import threading
@@ -26,6 +27,8 @@ _ZEROS = memoryview(bytes(BLOCK))
 
 def address(view: memoryview) -> int:
     """Where a contiguous buffer begins in memory."""
+    if view.nbytes and not view.readonly:
+        return ctypes.addressof(ctypes.c_char.from_buffer(view))
     return int(np.frombuffer(view, np.uint8).__array_interface__["data"][0])
 
 
@@ -56,10 +59,13 @@ class Transfer:
 
     def read(self, fd: int, offset: int, out: memoryview) -> None:
         """Fill `out` from `offset`, any alignment. `OSError` from the system, `EOFError` when the file ends."""
+        nbytes = len(out)
         if not self.direct:
             _read_fully(fd, [out], offset)
-            return
-        if (address(out) - offset) % BLOCK == 0:
+        elif not (offset | nbytes | address(out)) % BLOCK:
+            if os.preadv(fd, [out], offset) != nbytes:
+                _read_fully(fd, [out], offset)
+        elif (address(out) - offset) % BLOCK == 0:
             self._read_matching(fd, offset, out)
         else:
             self._read_bounced(fd, offset, out)
@@ -112,9 +118,6 @@ class Transfer:
     def _read_matching(self, fd: int, offset: int, out: memoryview) -> None:
         head, end = -offset % BLOCK, offset + len(out)
         tail = end % BLOCK
-        if head == 0 and tail == 0:
-            _read_fully(fd, [out], offset)
-            return
         if head + tail >= len(out):
             self._read_bounced(fd, offset, out)
             return

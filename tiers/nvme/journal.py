@@ -76,7 +76,8 @@ class Journal:
         self._allocated = os.fstat(fd).st_size
         self._closed = False
         self._users = 0
-        self._idle = threading.Condition()
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
 
     @classmethod
     def create(cls, path: Path, first: int) -> Journal:
@@ -109,7 +110,7 @@ class Journal:
 
         False, and nothing written, if the file has come to the end that `limit` or `seal` gave it.
         """
-        with self._idle:
+        with self._lock:
             number = self._next
             if self._end is not None and number + len(entries) > self._end:
                 return False
@@ -127,26 +128,26 @@ class Journal:
 
     def limit(self, more: int) -> int:
         """Let the file end `more` entries from now; the number after its last slot. The slots exist from now on."""
-        with self._idle:
+        with self._lock:
             self._end = end = self._next + more
         self._allocate(end)
         return end
 
     def unlimit(self) -> None:
         """Take back what `limit` said."""
-        with self._idle:
+        with self._lock:
             self._end = None
 
     def seal(self) -> None:
         """Take no more entries and return when all that were begun are written."""
-        with self._idle:
+        with self._lock:
             self._end = self._next
             while self._users:
                 self._idle.wait()
 
     def sync(self) -> None:
         """fdatasync; nothing to do once closed. `StorageError` if the disk refuses."""
-        with self._idle:
+        with self._lock:
             if self._closed:
                 return
             self._users += 1
@@ -159,7 +160,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the file when nobody uses it any more."""
-        with self._idle:
+        with self._lock:
             self._closed = True
             while self._users:
                 self._idle.wait()
@@ -176,7 +177,7 @@ class Journal:
             self._allocated = max(self._allocated, wanted)
 
     def _leave(self) -> None:
-        with self._idle:
+        with self._lock:
             self._users -= 1
             if self._users == 0:
                 self._idle.notify_all()

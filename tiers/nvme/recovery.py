@@ -27,7 +27,8 @@ from kvstore.tiers.nvme.log import Log
 from kvstore.tiers.nvme.replay import Replayed, gaps, known_rows, offsets, replay
 from kvstore.tiers.nvme.rows import pack_row, place_row, row_bytes
 from kvstore.tiers.nvme.scan import SegmentScan
-from kvstore.tiers.nvme.segments import Segment, SegmentTable, State, unpack_header
+from kvstore.tiers.nvme.segment import Segment, State, unpack_header
+from kvstore.tiers.nvme.segments import SegmentTable
 from kvstore.tiers.nvme.snapshot import Life, Snapshot, load_snapshot
 
 

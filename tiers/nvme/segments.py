@@ -1,99 +1,30 @@
-"""Segment files: preallocated, appended to by several writers at once, freed whole and used again.
+"""The segments of a tier: appended to by several writers at once, freed whole and used again.
 
-The first 4 KiB block of a segment says whose life it is in; it is rewritten before a new life's first record.
-Space is handed out under a short lock and no I/O happens under it.
+A segment's header is rewritten before a new life's first record. Space is handed out under a short lock and no I/O
+happens under it.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import struct
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 
-from kvstore import _native
-from kvstore.errors import NotFound, StorageError
+from kvstore.errors import NotFound
 from kvstore.record import BLOCK
 from kvstore.tiers.base import TierFull
 from kvstore.tiers.nvme.durable import as_storage_error, sync_folder
-from kvstore.tiers.nvme.location import key_of, life_key, next_generation, segment_of
-
-MAGIC = b"KVS1"
-VERSION = 1
-_HEADER = struct.Struct("<4sHxxIIQQ")
-_CHECKSUM = struct.Struct("<Q")
-
-
-class State(Enum):
-    """What a segment is good for."""
-
-    FREE = "free"
-    OPEN = "open"
-    CLOSED = "closed"
-    LOST = "lost"  # not ours, or unreadable: left alone
-
-
-@dataclass(eq=False, slots=True)
-class Segment:
-    """One file. `head` is the end of what was handed out, `live` the bytes of records not deleted."""
-
-    number: int
-    size: int
-    fd: int = -1
-    generation: int = 0
-    state: State = State.FREE
-    head: int = BLOCK
-    live: int = 0
-    records: int = 0
-    readers: int = 0
-    writers: int = 0
-    dirty: bool = False
-
-    @property
-    def key(self) -> int:
-        """The segment's present life."""
-        return life_key(self.number, self.generation)
-
-
-@dataclass(slots=True)
-class Limits:
-    """How far the segments may grow: bytes of all files, and bytes left free on their file system."""
-
-    segment_bytes: int
-    total_bytes: int
-    reserve_bytes: int
-    spare: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.spare = 1 if self.total_bytes // self.segment_bytes >= 4 else 0
-
-
-def pack_header(number: int, generation: int, size: int) -> bytes:
-    """A segment's first block without the zeros that follow."""
-    head = _HEADER.pack(MAGIC, VERSION, number, 0, generation, size)
-    return head + _CHECKSUM.pack(_native.xxh3_64(head))
-
-
-def unpack_header(block: memoryview) -> tuple[int, int, int] | None:
-    """(segment number, generation, size), or None if this is no segment's header.
-
-    `StorageError` for a version from the future.
-    """
-    magic, version, number, _, generation, size = _HEADER.unpack_from(block)
-    if magic != MAGIC:
-        return None
-    if version > VERSION:
-        raise StorageError(f"version {version} of a segment; this build knows {VERSION}: use a newer kvstore")
-    (checksum,) = _CHECKSUM.unpack_from(block, _HEADER.size)
-    return (number, generation, size) if checksum == _native.xxh3_64(block[: _HEADER.size]) else None
+from kvstore.tiers.nvme.location import key_of, next_generation, segment_of
+from kvstore.tiers.nvme.segment import Limits, Segment, State, pack_header
 
 
 class SegmentTable:
-    """All segments of a tier: who may append where, who is being read, what is free."""
+    """All segments of a tier: who may append where, who is being read, what is free.
+
+    `live` and `records` count the bytes and the number of all records that are not deleted.
+    """
 
     def __init__(self, folder: Path, limits: Limits, direct: bool) -> None:
         self.folder, self.limits = folder, limits
@@ -102,7 +33,9 @@ class SegmentTable:
         self._active: Segment | None = None
         self._free: list[Segment] = []
         self._opening = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self.live = self.records = 0
         self.on_complete: Callable[[Segment], None] = lambda segment: None
 
     def path(self, number: int) -> Path:
@@ -116,6 +49,8 @@ class SegmentTable:
     def adopt(self, segment: Segment) -> None:
         """Take in a segment found when the tier is opened; one that is OPEN becomes the one to append to."""
         self.segments[segment.number] = segment
+        self.live += segment.live
+        self.records += segment.records
         if segment.state is State.FREE:
             self._free.append(segment)
         elif segment.state is State.OPEN:
@@ -127,7 +62,7 @@ class SegmentTable:
         The last free segment is kept for records that are moved while room is made.
         """
         while True:
-            with self._changed:
+            with self._lock:
                 segment = self._active
                 if segment is not None and segment.head + nbytes <= segment.size:
                     return self._take(segment, nbytes)
@@ -141,8 +76,7 @@ class SegmentTable:
     def _take(self, segment: Segment, nbytes: int) -> tuple[Segment, int]:
         offset = segment.head
         segment.head += nbytes
-        segment.live += nbytes
-        segment.records += 1
+        self._count(segment, nbytes, 1)
         segment.writers += 1
         return segment, offset
 
@@ -163,10 +97,10 @@ class SegmentTable:
         try:
             self._begin_life(segment)
         except OSError as error:
-            with self._changed:
+            with self._lock:
                 self._give_up(segment)
             raise as_storage_error(error, f"cannot start {self.path(segment.number)}") from error
-        with self._changed:
+        with self._lock:
             previous, self._active, self._opening = self._active, segment, False
             segment.state = State.OPEN
             self._changed.notify_all()
@@ -180,7 +114,7 @@ class SegmentTable:
 
     def close_active(self) -> bool:
         """Append no more to the segment in use; False if there is none."""
-        with self._changed:
+        with self._lock:
             segment = self._active
             if segment is None or self._opening:
                 return False
@@ -210,30 +144,29 @@ class SegmentTable:
         with mmap.mmap(-1, BLOCK) as block:
             block.write(pack_header(segment.number, generation, segment.size))
             os.pwrite(segment.fd, block, 0)
-        segment.generation, segment.head, segment.live, segment.records = generation, BLOCK, 0, 0
+        segment.generation, segment.head = generation, BLOCK
         segment.dirty = True
 
     def written(self, segment: Segment, *, dead: int = 0) -> None:
         """A writer is done; `dead` is the length of its record if that is to be forgotten."""
-        with self._changed:
+        with self._lock:
             segment.writers -= 1
             segment.dirty = True
             if dead:
-                segment.live -= dead
-                segment.records -= 1
+                self._count(segment, -dead, -1)
             complete = segment.writers == 0 and segment.state is State.CLOSED
         if complete:
             self.on_complete(segment)
 
     def keys(self) -> list[int]:
         """The lives that the segments are in."""
-        with self._changed:
+        with self._lock:
             return [segment.key for segment in self.segments.values()]
 
     def hold(self, location: int) -> Segment:
         """The segment of a location, kept from being used again until `release`; `NotFound` if it was."""
         key = key_of(location)
-        with self._changed:
+        with self._lock:
             segment = self._at(key)
             if segment is None:
                 raise NotFound(f"nothing lies at {location:#x} any more: its segment was freed")
@@ -242,19 +175,18 @@ class SegmentTable:
 
     def release(self, segment: Segment) -> None:
         """The other end of `hold`."""
-        with self._changed:
+        with self._lock:
             segment.readers -= 1
             if segment.readers == 0 and segment.state is State.FREE:
                 self._changed.notify_all()
 
     def forget(self, location: int, nbytes: int) -> int | None:
         """Count a record as dead. The generation of its segment, None if that was freed already."""
-        with self._changed:
+        with self._lock:
             segment = self._at(key_of(location))
             if segment is None:
                 return None
-            segment.live -= nbytes
-            segment.records -= 1
+            self._count(segment, -nbytes, -1)
             return segment.generation
 
     def _at(self, key: int) -> Segment | None:
@@ -265,21 +197,21 @@ class SegmentTable:
 
     def victims(self) -> list[Segment]:
         """Closed segments that nobody writes to, those with the fewest live bytes first, then the oldest."""
-        with self._changed:
+        with self._lock:
             found = [s for s in self.segments.values() if s.state is State.CLOSED and s.writers == 0]
             return sorted(found, key=lambda s: (s.live, s.generation & 0xFFFFF, s.number))
 
     def retire(self, segment: Segment) -> None:
         """Take no new readers and wait for those there are."""
-        with self._changed:
+        with self._lock:
             segment.state = State.FREE
             while segment.readers:
                 self._changed.wait()
 
     def free(self, segment: Segment) -> None:
         """Let a retired segment be used again; one of another size than new ones have is removed."""
-        with self._changed:
-            segment.live = segment.records = 0
+        with self._lock:
+            self._count(segment, -segment.live, -segment.records)
             segment.head = BLOCK
             if segment.size == self.limits.segment_bytes:
                 self._free.append(segment)
@@ -291,12 +223,12 @@ class SegmentTable:
         if segment.fd >= 0:
             os.close(segment.fd)
         self.path(segment.number).unlink(missing_ok=True)
-        with self._changed:
+        with self._lock:
             self.segments.pop(segment.number, None)
 
     def room(self, *, moving: bool = False) -> int:
         """Bytes that can be appended right now."""
-        with self._changed:
+        with self._lock:
             tail = self._active.size - self._active.head if self._active is not None else 0
             whole = len(self._free) + self._creatable() - (0 if moving else self.limits.spare)
             return tail + max(0, whole) * (self.limits.segment_bytes - BLOCK)
@@ -305,7 +237,7 @@ class SegmentTable:
         """Whether `nbytes` can be appended, in one piece if a segment can hold that."""
         usable = self.limits.segment_bytes - BLOCK
         room = self.room(moving=moving)
-        with self._changed:
+        with self._lock:
             tail = self._active.size - self._active.head if self._active is not None else 0
         return tail >= nbytes or room - tail >= max(nbytes, usable) or room >= nbytes > usable
 
@@ -319,15 +251,20 @@ class SegmentTable:
         spare_bytes = system.f_bavail * system.f_frsize - self.limits.reserve_bytes
         return max(0, min(left, spare_bytes // self.limits.segment_bytes))
 
-    def totals(self) -> tuple[int, int, int]:
-        """Live bytes, live records, bytes of all files."""
-        with self._changed:
-            every = self.segments.values()
-            return sum(s.live for s in every), sum(s.records for s in every), sum(s.size for s in every)
+    def _count(self, segment: Segment, nbytes: int, records: int) -> None:
+        segment.live += nbytes
+        segment.records += records
+        self.live += nbytes
+        self.records += records
+
+    def file_bytes(self) -> int:
+        """Bytes of all files."""
+        with self._lock:
+            return sum(segment.size for segment in self.segments.values())
 
     def flush(self) -> None:
         """fdatasync every segment that was written to since the last time. `OSError` from the system."""
-        with self._changed:
+        with self._lock:
             dirty = [s for s in self.segments.values() if s.dirty and s.fd >= 0]
             for segment in dirty:
                 segment.dirty = False

@@ -29,7 +29,8 @@ from kvstore.tiers.nvme.log import Log
 from kvstore.tiers.nvme.meter import Meter
 from kvstore.tiers.nvme.recovery import Opening
 from kvstore.tiers.nvme.rows import created_at, pack_row, place_row
-from kvstore.tiers.nvme.segments import Limits, Segment, SegmentTable
+from kvstore.tiers.nvme.segment import Limits, Segment
+from kvstore.tiers.nvme.segments import SegmentTable
 
 MIB = 1 << 20
 _LEAST_LOG_BYTES = 256 << 10
@@ -88,7 +89,7 @@ class NvmeTier(Tier):
 
     @property
     def used(self) -> int:
-        return self._table.totals()[0]
+        return self._table.live
 
     @property
     def speed(self) -> Speed:
@@ -208,6 +209,8 @@ class NvmeTier(Tier):
 
     def _read(self, location: int, offset: int, out: memoryview) -> None:
         segment = self._table.hold(location)
+        if out.itemsize != 1:
+            out = out.cast("B")
         try:
             start = offset_of(location) + offset
             if offset < 0 or start + len(out) > segment.head:
@@ -270,7 +273,6 @@ class NvmeTier(Tier):
     def stats(self) -> dict[str, float | int | str]:
         """Counters since the tier was opened, and what it holds now."""
         counts = self._meter.counts()
-        live, records, taken = self._table.totals()
         written, moved = counts["bytes_written"], counts["moved_bytes"]
         names = (
             "bytes_read", "bytes_written", "records_read", "records_written", "moved_bytes", "segments_cleaned",
@@ -278,10 +280,10 @@ class NvmeTier(Tier):
         )  # fmt: skip
         return {
             **{each: counts[each] for each in names},
-            "live_bytes": live,
-            "live_records": records,
+            "live_bytes": self._table.live,
+            "live_records": self._table.records,
             "segments": len(self._table.segments),
-            "file_bytes": taken + self._log.nbytes,
+            "file_bytes": self._table.file_bytes() + self._log.nbytes,
             "journal_bytes": self.journal_bytes,
             "write_amplification": (written + moved) / written if written else 1.0,
             "direct": "yes" if self._transfer.direct else "no",

@@ -95,6 +95,13 @@ def test_a_tail_is_cut_to_whole_blocks_if_asked(open_store, model, tiny):
     assert load(client, spec, TOKENS, config=model.config, block_tokens=16).tokens == 320
 
 
+def test_the_cache_is_placed_where_the_model_is(open_store, tiny, model):
+    spec, client = spec_of(model), open_store()
+    save(client, spec, tiny.prefilled(model, TOKENS), TOKENS)
+    layer = load(client, spec, TOKENS, config=model.config, device="meta").cache.layers[-1]
+    assert (layer.keys.device.type, layer.values.device.type, layer.device.type) == ("meta", "meta", "meta")
+
+
 def test_what_is_there_is_not_stored_again(open_store, model, tiny):
     spec, cache, client = spec_of(model), tiny.prefilled(model, TOKENS), open_store()
     save(client, spec, cache, TOKENS)

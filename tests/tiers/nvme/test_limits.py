@@ -60,9 +60,7 @@ def fill_up(path: Path) -> None:
     try:
         while os.write(fd, bytes(4096)):
             pass
-    except OSError as error:
-        assert error.errno == errno.ENOSPC
-    finally:
+    except OSError:
         os.close(fd)
 
 
