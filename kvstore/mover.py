@@ -151,7 +151,7 @@ class Mover:
         for placement in list(core.placements(row, DRAM)):
             place = index.placement(placement)
             sweep.passed += place.stored
-            if core.only_in_dram(placement) and (flush or not place.readers):
+            if placement not in core.bad and core.only_in_dram(placement) and (flush or not place.readers):
                 yield self._hold(chunk, placement)
 
     def _hold(self, chunk: Chunk, placement: int) -> _Dirty:
@@ -250,6 +250,9 @@ class Mover:
         core, removed, now = self._core, Removed(), now_ms()
         with core.lock:
             core.counters["leases_expired"] += core.leases.expire(now)
+            for placement in list(core.bad):
+                scope = core.catalog.scopes[core.index.chunk(core.chunk_of(placement)).scope]
+                core.condemn(scope, placement, removed)
             for row in list(core.doomed):
                 core.doomed.discard(row)
                 core.drop_chunk(row, removed, "deleted")
