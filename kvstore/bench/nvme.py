@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore import _native
+from kvstore.bench.measure import Bar, Row, percentile
 from kvstore.bench.nvme_recover import recover_rows
 from kvstore.bench.raw_disk import RawFile, in_threads
 from kvstore.errors import Corrupt, StorageError
@@ -38,6 +39,7 @@ from kvstore.tiers.nvme import NvmeTier
 MIB = 1 << 20
 SIZES = (256 << 10, MIB, 4 * MIB, 16 * MIB)
 THREADS = (1, 2, 4, 8)
+BAR = Bar(ratio=0.9)
 _WORKING_SET = 1 << 30
 _BATCH = 64 * MIB
 _SPEC = KVSpec.dense("bench", layers=1, kv_heads=1, head_dim=64)
@@ -52,14 +54,14 @@ def run(
     rounds: int = 16,
     recover_records: int = 100_000,
     progress: Callable[[str], None] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Rows for `raw-write`, `write`, `raw-read` and `read` at each of `sizes` (bytes), then recovery.
 
     `rounds` batches are measured of each. Works in a new folder in `path` and removes it. `recover_records` of 0
     leaves recovery out. `StorageError` if the file system has too little room.
     """
     say = progress or (lambda text: None)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     with _folder(path) as folder:
         working_set = min(_WORKING_SET, _free(folder) // 4 // (128 * MIB) * 128 * MIB)
         if working_set < 256 * MIB:
@@ -104,7 +106,7 @@ class _Contest:
         self._serial = 0
         self._written = {"raw": 0, "ours": 0}
 
-    def measure(self, size: int, rounds: int) -> list[dict[str, Any]]:
+    def measure(self, size: int, rounds: int) -> list[Row]:
         """The four rows of one record size."""
         nbytes = max(_BATCH, 8 * size)
         places = self._working_set // nbytes
@@ -193,7 +195,7 @@ class _Contest:
         self._tier.close()
 
 
-def _two_rows(case: str, size: int, times: Times) -> list[dict[str, Any]]:
+def _two_rows(case: str, size: int, times: Times) -> list[Row]:
     """The best raw row and the tier's best, both by their medians."""
     best = {
         who: min((key for key in times if key[0] == who), key=lambda key: statistics.median(times[key]))
@@ -201,16 +203,26 @@ def _two_rows(case: str, size: int, times: Times) -> list[dict[str, Any]]:
     }
     raw = _row(f"raw-{case}", size, best["raw"][1], times[best["raw"]])
     ours = _row(case, size, best["ours"][1], times[best["ours"]])
-    return [raw, ours | {"baseline": raw["case"], "ratio": raw["p50_s"] / ours["p50_s"]}]
+    ours |= {"baseline": raw["case"], "ratio": raw["p50_s"] / ours["p50_s"]}
+    return [raw, ours | {"bar": str(BAR), "met": BAR.met(ours)}]
 
 
-def _row(case: str, size: int, threads: int, seconds: Sequence[float]) -> dict[str, Any]:
-    p50, p99 = (float(np.quantile(seconds, q)) for q in (0.5, 0.99))
-    mode = f"{threads} threads" if threads else "read_many"
+def _row(case: str, size: int, threads: int, seconds: Sequence[float]) -> Row:
+    p50 = statistics.median(seconds)
     return {
-        "case": case, "mode": mode, "bytes": size, "p50_s": p50, "p99_s": p99, "gbps": size / p50 / 1e9,
-        "baseline": case, "ratio": 1.0, "batches": len(seconds), "cached": "nothing here; maybe on the disk's host",
-    }  # fmt: skip
+        "case": case,
+        "mode": f"{threads} threads" if threads else "read_many",
+        "bytes": size,
+        "p50_s": p50,
+        "p99_s": percentile(seconds, 0.99),
+        "gbps": size / p50 / 1e9,
+        "baseline": None,
+        "ratio": None,
+        "rounds": len(seconds),
+        "note": "nothing cached on this machine, maybe on the disk's host; time per record of a batch",
+        "bar": None,
+        "met": None,
+    }
 
 
 def _record(digest: npt.NDArray[np.uint8], size: int) -> Record:

@@ -31,7 +31,7 @@ from kvstore.errors import StorageError
 from kvstore.record import BLOCK
 from kvstore.tiers.base import RECOVERED_DTYPE
 from kvstore.tiers.nvme.durable import as_storage_error, sync_folder, write_all
-from kvstore.tiers.nvme.rows import NO_ROW
+from kvstore.tiers.nvme.rows import NO_ROW, pick
 
 MAGIC = b"KVJ1"
 VERSION = 1
@@ -226,7 +226,7 @@ def load_journal(path: Path) -> JournalContent | None:
     damage = f"{path.name} has {bad} damaged entries" if bad else ""
     if len(data) % GROWTH_BYTES:
         damage = damage or f"{path.name} is cut off at {len(data)} bytes"
-    entries = slots[good]
+    entries = pick(slots, good)
     following = int(entries["sequence"][-1]) + 1 if len(entries) else first
     return JournalContent(first, following, first + count, entries, damage)
 

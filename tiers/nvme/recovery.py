@@ -3,19 +3,16 @@
 That is all after a clean stop and after kill -9, because what the journal does not have was never acknowledged. Where
 journal or snapshot is damaged, whatever part of a segment they do not account for is searched for records sealed for
 that life of that place: a journal that lost its end, its middle or all of it costs time and nothing that was
-persisted. After anything but a clean stop a fresh snapshot and journal are written.
+persisted. Then, and only then, a fresh snapshot and journal are written.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from kvstore.errors import StorageError
 from kvstore.record import BLOCK
@@ -25,7 +22,7 @@ from kvstore.tiers.nvme.journal import Entry, JournalContent, Op, load_journal
 from kvstore.tiers.nvme.location import BLOCK_BITS, locate
 from kvstore.tiers.nvme.log import Log
 from kvstore.tiers.nvme.replay import Replayed, gaps, known_rows, offsets, replay
-from kvstore.tiers.nvme.rows import pack_row, place_row, row_bytes
+from kvstore.tiers.nvme.rows import Table, join, pack_row, pick, place_row, row_bytes
 from kvstore.tiers.nvme.scan import SegmentScan
 from kvstore.tiers.nvme.segment import Segment, State, unpack_header
 from kvstore.tiers.nvme.segments import SegmentTable
@@ -42,7 +39,7 @@ class Opening:
     pool: IoPool
     notes: list[str] = field(default_factory=list)
 
-    def run(self) -> tuple[npt.NDArray[Any], bool]:
+    def run(self) -> tuple[Table, bool]:
         """Live rows, and whether the last stop was clean. Fills the table and starts the log."""
         snapshot, problem = load_snapshot(self.log.snapshot_path)
         journals = [j for p in (self.log.journal_path, self.log.next_path) if (j := load_journal(p)) is not None]
@@ -57,10 +54,11 @@ class Opening:
         clean = told.stopped and snapshot is not None
         rows = self._rows_in_place(told.state.rows, told.state.lives, segments)
         if told.damage:
-            rows = self._without_copies(np.concatenate([rows, self._search(told, segments)]))
+            rows = self._without_copies(join([rows, self._search(told, segments)]))
         rows = self._fit_capacity(rows, segments)
         self._settle_states(rows, told, segments)
-        self._start_log(rows, told, journals, clean)
+        intact = snapshot is not None and not told.damage and len(journals) == 1
+        self._start_log(rows, told, journals[0] if intact else None)
         return rows, clean
 
     def _find_segments(self) -> dict[int, Segment]:
@@ -105,9 +103,7 @@ class Opening:
             segment.fd = -1
         return segment
 
-    def _rows_in_place(
-        self, rows: npt.NDArray[Any], lives: dict[int, Life], segments: dict[int, Segment]
-    ) -> npt.NDArray[Any]:
+    def _rows_in_place(self, rows: Table, lives: dict[int, Life], segments: dict[int, Segment]) -> Table:
         """The rows whose life is the one that their segment's header names, and which end inside it."""
         present = [
             key
@@ -117,7 +113,7 @@ class Opening:
         for life in lives.values():
             if life.segment not in segments and not life.freed:
                 self.notes.append(f"{life.segment:06d}.seg is missing; its records are dropped")
-        kept = rows[known_rows(rows, present)]
+        kept = pick(rows, known_rows(rows, present))
         sizes = np.zeros(max(segments, default=0) + 1, np.int64)
         for number, segment in segments.items():
             sizes[number] = segment.size
@@ -125,9 +121,9 @@ class Opening:
         inside = offsets(kept) + row_bytes(kept).astype(np.int64) <= sizes[numbers.astype(np.int64)]
         if len(rows) > int(inside.sum()):
             self.notes.append(f"{len(rows) - int(inside.sum())} records were dropped with their segments")
-        return kept[inside]
+        return pick(kept, inside)
 
-    def _search(self, told: Replayed, segments: dict[int, Segment]) -> npt.NDArray[Any]:
+    def _search(self, told: Replayed, segments: dict[int, Segment]) -> Table:
         """Rows of the records that no journal accounts for."""
         jobs: list[tuple[Segment, list[tuple[int, int]]]] = []
         for segment in segments.values():
@@ -155,7 +151,7 @@ class Opening:
             self.notes.append(f"{len(found)} records were found in their segments and not in the journal")
         return np.frombuffer(b"".join(found), RECOVERED_DTYPE)
 
-    def _without_copies(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _without_copies(self, rows: Table) -> Table:
         """One row of each record: a move that was interrupted leaves two."""
         mixed = np.zeros(len(rows), np.uint64)
         for name in ("key", "namespace", "spec"):
@@ -168,7 +164,7 @@ class Opening:
         last = {identity[index].tobytes(): index for index in range(len(rows))}
         return rows[sorted(last.values())]
 
-    def _fit_capacity(self, rows: npt.NDArray[Any], segments: dict[int, Segment]) -> npt.NDArray[Any]:
+    def _fit_capacity(self, rows: Table, segments: dict[int, Segment]) -> Table:
         """Drop the emptiest segments of a folder that is larger than the capacity now asked for."""
         limits = self.table.limits
         keys, live = _live_bytes(rows)
@@ -180,12 +176,12 @@ class Opening:
                 continue
             if segment.key in left:
                 self.notes.append(f"{segment.number:06d}.seg is over the capacity; its records are dropped")
-                rows = rows[~known_rows(rows, [segment.key])]
+                rows = pick(rows, ~known_rows(rows, [segment.key]))
             excess -= segment.size
             self.table.remove(segments.pop(segment.number))
         return rows
 
-    def _settle_states(self, rows: npt.NDArray[Any], told: Replayed, segments: dict[int, Segment]) -> None:
+    def _settle_states(self, rows: Table, told: Replayed, segments: dict[int, Segment]) -> None:
         """Say of each segment whether it is free, complete, or the one to append to."""
         ends = _ends(rows)
         live = dict(zip(*_live_bytes(rows), strict=True))
@@ -210,18 +206,17 @@ class Opening:
             else:
                 self.table.adopt(segment)
 
-    def _start_log(
-        self, rows: npt.NDArray[Any], told: Replayed, journals: Sequence[JournalContent], clean: bool
-    ) -> None:
+    def _start_log(self, rows: Table, told: Replayed, journal: JournalContent | None) -> None:
+        """Go on with `journal`, or begin anew if there is none to go on with or rows had to be dropped."""
         lives = {}
         for segment in self.table.segments.values():
             if segment.generation:
                 closed, freed = segment.state is State.CLOSED, segment.state is State.FREE
                 lives[segment.key] = Life(segment.number, segment.generation, segment.head, closed, freed)
-        if not clean or len(journals) != 1 or len(rows) != len(told.state.rows):
+        if journal is None or len(rows) != len(told.state.rows):
             self.log.restart(replace(told.state, rows=rows, lives=lives))
             return
-        self.log.resume(journals[0].first, journals[0].following)
+        self.log.resume(journal.first, journal.following)
         for key, life in lives.items():
             before = told.state.lives.get(key)
             row = place_row(locate(key, 0), 0)
@@ -231,18 +226,18 @@ class Opening:
                 self.log.append(Entry(Op.FREE, life.generation, row))
 
 
-def _live_bytes(rows: npt.NDArray[Any]) -> tuple[list[int], list[int]]:
+def _live_bytes(rows: Table) -> tuple[list[int], list[int]]:
     keys, inverse = np.unique(rows["location"] >> np.uint64(BLOCK_BITS), return_inverse=True)
     total = np.bincount(inverse, row_bytes(rows).astype(np.float64), len(keys))
     return [int(key) for key in keys], [int(each) for each in total]
 
 
-def _counts(rows: npt.NDArray[Any]) -> tuple[list[int], list[int]]:
+def _counts(rows: Table) -> tuple[list[int], list[int]]:
     keys, counts = np.unique(rows["location"] >> np.uint64(BLOCK_BITS), return_counts=True)
     return [int(key) for key in keys], [int(each) for each in counts]
 
 
-def _ends(rows: npt.NDArray[Any]) -> dict[int, int]:
+def _ends(rows: Table) -> dict[int, int]:
     keys, inverse = np.unique(rows["location"] >> np.uint64(BLOCK_BITS), return_inverse=True)
     ends = np.zeros(len(keys), np.int64)
     np.maximum.at(ends, inverse, offsets(rows) + row_bytes(rows).astype(np.int64))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from kvstore.record import BLOCK
 from kvstore.tiers.nvme.journal import ENTRY_DTYPE, JournalContent, Op
 from kvstore.tiers.nvme.location import BLOCK_BITS, segment_of
-from kvstore.tiers.nvme.rows import row_bytes
+from kvstore.tiers.nvme.rows import Table, column, join, pick, row_bytes
 from kvstore.tiers.nvme.snapshot import Life, Snapshot
 
 Extents = npt.NDArray[np.int64]
@@ -37,26 +36,26 @@ def replay(snapshot: Snapshot, journals: Sequence[JournalContent]) -> Replayed:
     """
     entries, following, damage = _entries_after(snapshot.sequence, journals)
     op = entries["op"]
-    puts = entries[op == Op.PUT]
-    rows = np.concatenate([snapshot.rows, puts["row"]])
-    rows = rows[~np.isin(rows["location"], entries["row"]["location"][op == Op.DELETE])]
-    lives = _lives(snapshot, entries, trust_closes=not damage)
+    told = column(entries, "row")
+    rows = join([snapshot.rows, pick(told, op == Op.PUT)])
+    rows = pick(rows, ~np.isin(rows["location"], told["location"][op == Op.DELETE]))
+    lives = _lives(snapshot, entries, told["location"], trust_closes=not damage)
     freed = np.array([key for key, life in lives.items() if life.freed], np.uint64)
-    rows = rows[~np.isin(rows["location"] >> np.uint64(BLOCK_BITS), freed)]
-    extents = _extents(entries[(op == Op.PUT) | (op == Op.VOID)]["row"], lives)
+    rows = pick(rows, ~np.isin(rows["location"] >> np.uint64(BLOCK_BITS), freed))
+    extents = _extents(pick(told, (op == Op.PUT) | (op == Op.VOID)), lives)
     resolved = {key: _resolve(life, extents.get(key)) for key, life in lives.items()}
     stopped = bool(len(op)) and int(op[-1]) == Op.STOP and not damage
     state = Snapshot(following - 1, rows, resolved)
     return Replayed(state, extents, stopped, damage)
 
 
-def known_rows(rows: npt.NDArray[Any], keys: Sequence[int]) -> npt.NDArray[np.bool_]:
+def known_rows(rows: Table, keys: Sequence[int]) -> npt.NDArray[np.bool_]:
     """Which rows lie in one of these lives."""
     lives = rows["location"] >> np.uint64(BLOCK_BITS)
     return np.isin(lives, np.array(keys, np.uint64))
 
 
-def offsets(rows: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def offsets(rows: Table) -> npt.NDArray[np.int64]:
     """Where in its segment each row's record begins."""
     found: npt.NDArray[np.int64] = (rows["location"] & _BLOCK_MASK).astype(np.int64) * BLOCK
     return found
@@ -72,34 +71,36 @@ def gaps(life: Life, extents: Extents | None, size: int) -> list[tuple[int, int]
     return [*found, (at, size)] if at < size else found
 
 
-def _entries_after(sequence: int, journals: Sequence[JournalContent]) -> tuple[npt.NDArray[Any], int, list[str]]:
+def _entries_after(sequence: int, journals: Sequence[JournalContent]) -> tuple[Table, int, list[str]]:
     following, damage, kept = sequence + 1, [j.damage for j in journals if j.damage], [np.zeros(0, ENTRY_DTYPE)]
     for journal in sorted(journals, key=lambda j: j.first):
         if journal.first > following:
             damage.append(f"journal entries {following} to {journal.first - 1} are missing")
-        kept.append(journal.entries[journal.entries["sequence"] > sequence])
+        kept.append(pick(journal.entries, journal.entries["sequence"] > sequence))
         following = max(following, journal.end)
     if not journals:
         damage.append("the journal is missing")
-    return np.concatenate(kept), following, damage
+    return join(kept), following, damage
 
 
-def _lives(snapshot: Snapshot, entries: npt.NDArray[Any], *, trust_closes: bool) -> dict[int, Life]:
-    lives = dict(snapshot.lives)
-    placed = entries[(entries["op"] != Op.STOP)]
-    keys = placed["row"]["location"] >> np.uint64(BLOCK_BITS)
+def _lives(
+    snapshot: Snapshot, entries: Table, locations: npt.NDArray[np.uint64], *, trust_closes: bool
+) -> dict[int, Life]:
+    lives, ops = dict(snapshot.lives), entries["op"]
+    placed = ops != Op.STOP
+    keys, ops, generations = locations[placed] >> np.uint64(BLOCK_BITS), ops[placed], entries["generation"][placed]
     for key, index in zip(*np.unique(keys, return_index=True), strict=True):
-        number, generation = segment_of(int(key)), int(placed["generation"][index])
+        number, generation = segment_of(int(key)), int(generations[index])
         lives.setdefault(int(key), Life(number, generation, BLOCK))
     for op, field in ((Op.CLOSE, "closed"), (Op.FREE, "freed")):
         if op is Op.CLOSE and not trust_closes:
             continue
-        for key in np.unique(keys[placed["op"] == op]):
+        for key in np.unique(keys[ops == op]):
             lives[int(key)] = replace(lives[int(key)], **{field: True})
     return lives
 
 
-def _extents(rows: npt.NDArray[Any], lives: dict[int, Life]) -> dict[int, Extents]:
+def _extents(rows: Table, lives: dict[int, Life]) -> dict[int, Extents]:
     """What the journal's rows cover, by life, in order; freed lives left out."""
     keys = rows["location"] >> np.uint64(BLOCK_BITS)
     order = np.argsort(rows["location"], kind="stable")
