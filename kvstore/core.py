@@ -96,7 +96,8 @@ class Core:
         self.leases = Leases(self.index)
         self.events = EventHub()
         self.counters: Counter[str] = Counter()
-        self.doomed: set[int] = set()
+        self.doomed: set[int] = set()  # chunks that go when their leases and readers have
+        self.bad: set[int] = set()  # placements that go when their readers have, and that nobody is given
         self.loads = 0
         self.gate = Gate()
         self.closed = False
@@ -152,7 +153,7 @@ class Core:
                 self.counters["shed_index_full"] += 1
                 raise Shed(f"the index holds its {self.config.max_chunks} chunks", "index_full") from None
         if placement >= 0:
-            self.policy(tier, scope.namespace).admit(self.index.part(self.index.placement(placement).part).chunk)
+            self.policy(tier, scope.namespace).admit(self.chunk_of(placement))
             scope.namespace.used += record.total_bytes
         return placement
 
@@ -199,6 +200,7 @@ class Core:
         part = Part(part_row.group, part_row.rank, (part_row.layer_start, part_row.layer_end))
         total = header_bytes(scope.layer_groups(part)) + padded(place.stored)
         gone = index.remove_placement(placement)
+        self.bad.discard(placement)
         scope.namespace.used -= total
         tier = self.tiers[place.tier]
         removed.places.append((tier, place.loc, total))
@@ -246,6 +248,28 @@ class Core:
             lingering, self._lingering = self._lingering, []
         for loan, give_back in lingering:
             self.end_loan(loan, give_back)
+
+    def best(self, part_row: int, exact: bool) -> int:
+        """The placement of a part to read from, -1 if there is none that is good. Needs the lock."""
+        found = self.index.best_placement(part_row, exact, ANY_TIER)
+        if found in self.bad:
+            found = self.index.best_placement(part_row, exact, bytes([NVME]))
+        return -1 if found in self.bad else found
+
+    def bad_chunks(self) -> set[int]:
+        """Chunks with a bad placement, which look-ups pass over. Needs the lock."""
+        return {self.chunk_of(each) for each in self.bad}
+
+    def chunk_of(self, placement: int) -> int:
+        """The row of the chunk that a placement belongs to. Needs the lock."""
+        return self.index.part(self.index.placement(placement).part).chunk
+
+    def condemn(self, scope: Scope, placement: int, removed: Removed) -> None:
+        """Take a bad placement out, at once or when its readers have gone. Needs the lock."""
+        if self.index.placement(placement).readers:
+            self.bad.add(placement)
+        else:
+            self.withdraw(scope, placement, removed, "quarantined")
 
     def drop_chunk(self, chunk: int, removed: Removed, kind: str = "evicted") -> bool:
         """Withdraw every placement of a chunk, or mark it to go when its leases and readers have.

@@ -151,7 +151,7 @@ class Mover:
         for placement in list(core.placements(row, DRAM)):
             place = index.placement(placement)
             sweep.passed += place.stored
-            if core.only_in_dram(placement) and (flush or not place.readers):
+            if placement not in core.bad and core.only_in_dram(placement) and (flush or not place.readers):
                 yield self._hold(chunk, placement)
 
     def _hold(self, chunk: Chunk, placement: int) -> _Dirty:
@@ -213,30 +213,27 @@ class Mover:
         extent = core.dram.donor(namespace.digest)
         if extent is None:
             return
-        if core.nvme is not None:
+        start = 0 if core.nvme is not None else -1
+        while start >= 0:
             with core.lock:
-                dirty = [
-                    self._hold(core.index.chunk(row), each)
-                    for row, each in self._inside(extent)
-                    if core.only_in_dram(each)
-                ]
+                rows, start = core.index.chunks(start, ROWS_AT_ONCE)
+                inside = [(row, each) for row in rows.tolist() for each in self._inside(row, extent)]
+                dirty = [self._hold(core.index.chunk(row), each) for row, each in inside if core.only_in_dram(each)]
             self._write_all(dirty)
-        with core.lock:
-            for row in {row for row, _ in self._inside(extent)}:
-                core.drop_from_dram(row, removed)
+        start = 0
+        while start >= 0:
+            with core.lock:
+                rows, start = core.index.chunks(start, ROWS_AT_ONCE)
+                for row in rows.tolist():
+                    if self._inside(row, extent):
+                        core.drop_from_dram(row, removed)
         core.settle(removed)
         core.dram.replace_extent(extent, namespace.digest)
 
-    def _inside(self, extent: int) -> list[tuple[int, int]]:
-        """(chunk row, placement) of all that lies in an extent. Needs the lock."""
-        core, start, found = self._core, 0, list[tuple[int, int]]()
-        while start >= 0:
-            rows, start = core.index.chunks(start, 10_000)
-            for row in rows.tolist():
-                for placement in core.placements(row, DRAM):
-                    if core.dram.holds(extent, core.index.placement(placement).loc):
-                        found.append((row, placement))
-        return found
+    def _inside(self, row: int, extent: int) -> list[int]:
+        """A chunk's placements that lie in an extent. Needs the lock."""
+        core = self._core
+        return [each for each in core.placements(row, DRAM) if core.dram.holds(extent, core.index.placement(each).loc)]
 
     def _forget_doomed(self) -> None:
         """At the end: what was deleted under a reader must not come back when the store is opened again."""
@@ -253,6 +250,9 @@ class Mover:
         core, removed, now = self._core, Removed(), now_ms()
         with core.lock:
             core.counters["leases_expired"] += core.leases.expire(now)
+            for placement in list(core.bad):
+                scope = core.catalog.scopes[core.index.chunk(core.chunk_of(placement)).scope]
+                core.condemn(scope, placement, removed)
             for row in list(core.doomed):
                 core.doomed.discard(row)
                 core.drop_chunk(row, removed, "deleted")

@@ -21,7 +21,7 @@ from kvstore import _native
 from kvstore.api import Fidelity, Want
 from kvstore.catalog import Scope
 from kvstore.codecs import Raw, codec
-from kvstore.core import ANY_TIER, DRAM, Copy, Core, Removed
+from kvstore.core import DRAM, Copy, Core, Removed
 from kvstore.errors import Closed, Corrupt, InvalidArgument, KVStoreError, NotFound, Shed, SpecMismatch, StorageError
 from kvstore.keys import ChunkRef
 from kvstore.loan import Loan
@@ -111,15 +111,13 @@ class Reader:
             self.quarantine(scope, key, part, source)
 
     def quarantine(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> None:
-        """Take a bad copy out, unless somebody still reads it (the next reader will come here too)."""
+        """Take a bad copy out; nobody is given it any more, even while somebody still reads it."""
         core, removed = self._core, Removed()
         with core.lock:
             _, row = core.find_part(scope, key, part)
             here = -1 if row < 0 else core.index.find_placement(row, copy.tier)
-            if here == copy.placement:
-                place = core.index.placement(here)
-                if place.loc == copy.location and not place.readers:
-                    core.withdraw(scope, here, removed, "quarantined")
+            if here == copy.placement and core.index.placement(here).loc == copy.location:
+                core.condemn(scope, here, removed)
         core.settle(removed)
 
     def close(self) -> None:
@@ -168,7 +166,7 @@ class Reader:
         known = index.chunk(chunk)
         if (known.position, known.tokens) != (ref.position, ref.tokens):
             return chunk, -1
-        return chunk, index.best_placement(row, fidelity is Fidelity.EXACT, ANY_TIER)
+        return chunk, self._core.best(row, fidelity is Fidelity.EXACT)
 
     def _fill(self, scope: Scope, want: Want, copy: Copy, verify: bool) -> Exception | None:
         """Copy what is wanted out of a DRAM copy."""
@@ -203,6 +201,8 @@ class Reader:
                 row = core.index.placement(placement)
                 if row.tier == DRAM:
                     return core.hold(placement, scope, part)
+                if core.index.find_placement(row.part, DRAM) >= 0:
+                    raise Shed(f"a damaged copy of chunk {ref.key.hex()} is still being read in DRAM", "leased")
                 joined = self._loading.get(row.part)
                 if joined is None:
                     mine: Future[None] = Future()

@@ -60,8 +60,8 @@ class Session:
         exact = query.fidelity is Fidelity.EXACT
         with core.lock:
             rows, present, first_valid = core.index.lookup(scope.number, query.refs, packed, exact, 0)
-            if core.doomed:
-                present &= ~np.isin(rows, list(core.doomed))
+            if core.doomed or core.bad:
+                present &= ~np.isin(rows, list(core.doomed | core.bad_chunks()))
             whole = _all(present)
             reach = _reach(scope, refs, parts, present, whole, first_valid)
             if query.lease:

@@ -238,6 +238,12 @@ class KVSpec:
         Canonical: `[layer, 2, token, kv_head, dim]`; for MLA `[layer, token, latent]`; for an opaque layout one
         axis of elements.
         """
+        known = self._shapes.get((part, tokens))
+        if known is None:
+            known = self._shapes[part, tokens] = self._part_shape(part, tokens)
+        return known
+
+    def _part_shape(self, part: Part, tokens: int) -> tuple[int, ...]:
         group, layers = self.groups[part.group], len(self.part_layers(part))
         if group.latent_dim:
             shape: tuple[int, ...] = (layers, tokens, group.latent_dim)
@@ -262,6 +268,10 @@ class KVSpec:
     def all_parts(self) -> tuple[Part, ...]:
         """All parts of a chunk, in the order of `parts`."""
         return tuple(self.parts())
+
+    @cached_property
+    def _shapes(self) -> dict[tuple[Part, int], tuple[int, ...]]:
+        return {}
 
     @cached_property
     def _known_parts(self) -> frozenset[Part]:

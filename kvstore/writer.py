@@ -169,6 +169,9 @@ class Writer:
                 )
         if row < 0 or core.index.part(row).first_valid > first_valid:
             return False, None
+        if core.bad and not core.bad.isdisjoint(core.index.part_placements(row)):
+            core.counters["shed_leased"] += 1
+            raise Shed(f"a damaged copy of chunk {ref.key.hex()} is still being read; put it again later", "leased")
         core.doomed.discard(chunk)
         if ack is Ack.STORED or core.index.find_placement(row, NVME) >= 0:
             return True, None
@@ -212,7 +215,8 @@ class Writer:
                             core.drop_chunk(row, removed)
             fits = not quota or namespace.taken + nbytes <= quota
             namespace.promised += nbytes * fits
-            core.counters["shed_quota"] += not fits
+            if not fits:
+                core.counters["shed_quota"] += 1
         core.settle(removed)
         if not fits:
             raise Shed(f"namespace {namespace.name!r} has used its quota of {quota} bytes", "quota")

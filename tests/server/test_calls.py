@@ -160,6 +160,7 @@ def test_bytes_damaged_in_memory_are_corrupt_then_a_miss(running: Any, client: C
     with session.view(kit.small, ref, kit.small.part()) as view:
         memory = np.frombuffer(view.data, np.uint8)
         flip(memory)
+        del memory  # an array on a view keeps its bytes in use
     with pytest.raises(kvstore.Corrupt, match=ref.key.hex()):
         client.get(kit.small, ref)
     with pytest.raises(kvstore.NotFound):

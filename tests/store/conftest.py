@@ -220,7 +220,7 @@ class Box:
             time.sleep(0.02)
         with core.lock:
             assert core.loads == 0
-            assert core.doomed == set()
+            assert (core.doomed, core.bad) == (set(), set())
             rows = core.index.chunks(0, 1_000_000)[0].tolist()
             places = [core.index.placement(each) for row in rows for each in core.placements(row)]
             assert [each.readers for each in places] == [0] * len(places)
@@ -240,7 +240,7 @@ class Box:
         with core.lock:
             rows = core.index.chunks(0, 1_000_000)[0].tolist()
             readers = sum(core.index.placement(p).readers for row in rows for p in core.placements(row))
-        return not (readers or core.loads or core.doomed)
+        return not (readers or core.loads or core.doomed or core.bad)
 
     def close(self) -> None:
         """Close every store that a test left open."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kvstore.core import DRAM, Removed
-from kvstore.errors import Corrupt, NotFound, SpecMismatch
+from kvstore.errors import Corrupt, NotFound, Shed, SpecMismatch
 from kvstore.keys import ChunkRef
 from kvstore.record import unpack
 from tests.store.conftest import LARGE, Box, MiB, content, prompt
@@ -169,3 +169,27 @@ def test_a_record_that_was_moved_while_it_was_read_is_no_corruption(box: Box) ->
             assert [problem for _, _, problem in client.verify()] == [""] * 2
     assert len(moved) == 2
     assert "quarantined_nvme" not in client.stats()["counters"]
+
+
+@pytest.mark.parametrize("nvme", [0, 64 * MiB], ids=["dram", "dram+nvme"])
+def test_nobody_is_given_a_bad_copy_while_somebody_still_reads_it(box: Box, nvme: int) -> None:
+    client, chain = box.open(nvme=nvme), prompt(LARGE, 1)
+    ref = chain.refs[0]
+    box.fill(client, LARGE, [ref], "persisted" if nvme else "stored")
+    with client.view(LARGE, ref):
+        flip_in_dram(box, client, ref, PAYLOAD_AT)
+        with pytest.raises(Corrupt):
+            client.get(LARGE, ref, verify=True)
+        assert client.lookup(LARGE, chain).tokens == 0
+        if nvme:
+            box.check(client, LARGE, [ref])
+        else:
+            with pytest.raises(NotFound):
+                client.get(LARGE, ref)
+        with pytest.raises(Shed, match="damaged"):
+            box.fill(client, LARGE, [ref])
+    box.settled(client)
+    assert client.stats()["counters"]["quarantined_dram"] == 1
+    box.fill(client, LARGE, [ref])
+    box.check(client, LARGE, [ref], verify=True)
+    assert client.lookup(LARGE, chain).tokens == 64
