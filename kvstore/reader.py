@@ -92,7 +92,7 @@ class Reader:
         core = self._core
         try:
             if copy.tier == DRAM:
-                _verify(core.dram.view(copy.location, 0, copy.total), scope, key, part)
+                _verify(core.dram.view(copy.location, 0, copy.total), scope, key, part, core.dram.name)
             else:
                 self._fetch(scope, key, part, copy, memoryview(mmap.mmap(-1, copy.total)))
         except (Corrupt, SpecMismatch) as error:
@@ -265,7 +265,7 @@ class Reader:
 
         def read(location: int) -> Record:
             tier.read_into(location, 0, memory)
-            return _verify(memory, scope, key, part)
+            return _verify(memory, scope, key, part, tier.name)
 
         return self._wherever(source, read)
 
@@ -349,7 +349,7 @@ def _miss(ref: ChunkRef, part: Part) -> NotFound:
     return NotFound(f"no chunk {ref.key.hex()} of {ref.tokens} tokens at {ref.position} with {part} is stored")
 
 
-def _verify(memory: memoryview, scope: Scope, key: bytes, part: Part) -> Record:
+def _verify(memory: memoryview, scope: Scope, key: bytes, part: Part, where: str) -> Record:
     """Check a whole record in memory: header, identity, every layer group."""
     record = unpack(memory[: header_length(memory)])
     _same(record, scope, key, part)
@@ -357,7 +357,7 @@ def _verify(memory: memoryview, scope: Scope, key: bytes, part: Part) -> Record:
         raise Corrupt(f"the record of chunk {key.hex()} says {record.total_bytes} bytes but takes {len(memory)}")
     payload = memory[record.header_bytes : record.header_bytes + record.stored]
     digests = _native.xxh3_128_many(payload, record.groups["offset"].copy(), record.groups["length"].copy())
-    _check_digests(digests, record.groups, key, "a slower tier or DRAM")
+    _check_digests(digests, record.groups, key, where)
     return record
 
 
@@ -393,7 +393,7 @@ def _fill_from(memory: memoryview, scope: Scope, want: Want, copy: Copy, verify:
     groups = _groups(memory[: copy.header], scope, want, layers)
     offsets = groups["offset"] - groups["offset"][0]
     digests = _native.copy_hash_many(want.out, source, offsets, groups["length"].copy())
-    _check_digests(digests, groups, want.ref.key, "DRAM")
+    _check_digests(digests, groups, want.ref.key, "dram")
 
 
 def _groups(header: memoryview, scope: Scope, want: Want, layers: tuple[int, int]) -> npt.NDArray[Any]:

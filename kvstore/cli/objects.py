@@ -26,7 +26,7 @@ def put(args: Namespace) -> int:
         raise InvalidArgument("--key needs --token-count: how many tokens the chunk has")
     refs = [ChunkRef(_key(args.key), bytes(KEY_BYTES), 0, args.token_count)] if args.key else _refs(spec, args)
     parts = read_parts(args.file, spec, part, refs)
-    with open_client(args) as client:
+    with open_client(args, make=True) as client:
         new = [client.put(spec, ref, array, part=part, ack=args.ack) for ref, array in zip(refs, parts, strict=True)]
     nbytes = sum(array.nbytes for array in parts)
     result = {

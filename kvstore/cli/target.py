@@ -17,8 +17,11 @@ from kvstore.namespace import DEFAULT
 COMMAND_DRAM = "256MiB"
 
 
-def open_client(args: Namespace) -> Client:
-    """Connect or open as `--url`, `--config` and `--nvme` say. Close the client when done."""
+def open_client(args: Namespace, *, make: bool = False) -> Client:
+    """Connect or open as `--url`, `--config` and `--nvme` say. Close the client when done.
+
+    With `make` a folder that is not there is made; without, it is taken for a slip of the pen.
+    """
     flags = overrides(args)
     local = bool(args.config or "nvme.path" in flags)
     if args.url and local:
@@ -33,8 +36,8 @@ def open_client(args: Namespace) -> Client:
     config = settings.load(file, overrides=flags)
     if config.nvme is None:
         raise InvalidArgument("which store? give --url HOST:PORT, --nvme FOLDER or --config FILE with an [nvme] path")
-    if not config.nvme.path.is_dir():
-        raise InvalidArgument(f"there is no store in {config.nvme.path}: no such folder (mkdir makes an empty one)")
+    if not make and not config.nvme.path.is_dir():
+        raise InvalidArgument(f"there is no store in {config.nvme.path}: no such folder (`kvstore put` makes one)")
     return kvstore.open(config, namespace=namespace)
 
 
