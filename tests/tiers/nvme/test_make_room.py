@@ -59,6 +59,33 @@ def test_what_the_owner_keeps_is_moved_and_stays_readable(opener: Opener, killed
     owner.check(again)
 
 
+def test_killed_in_the_middle_of_moving(opener: Opener, killed: Killer) -> None:
+    """Each record is there once, at the place that the owner was told of last."""
+    states: list[tuple[Path, dict[bytes, int]]] = []
+
+    class Watcher(BookOwner):
+        def moved(self, tier: Tier, record: Record, old: int, new: int) -> bool:
+            followed = super().moved(tier, record, old, new)
+            if len(states) < 3:
+                places = {sample.record.key: location for location, sample in self.book.items()}
+                states.append((killed(apart=True), places))
+            return followed
+
+    tier = opener()
+    tier.recover()
+    owner = Watcher(lambda record: record.key[0] < 60)
+    number = 0
+    while len(states) < 3:
+        number += 1
+        assert put(tier, owner, number, 60_000)
+    for path, places in states:
+        again = opener(path)
+        rows = again.recover().rows
+        there = [row["key"].tobytes() for row in rows]
+        assert len(there) == len(set(there))
+        assert places.items() <= {row["key"].tobytes(): int(row["location"]) for row in rows}.items()
+
+
 def test_nothing_can_be_freed_if_all_is_kept(opener: Opener) -> None:
     tier = opener()
     tier.recover()
