@@ -51,7 +51,7 @@ class NvmeConfig:
     capacity: Size = 64 * GiB
     segment: Size = 256 * MiB
     reserve: SizeOrNone = 1 * GiB
-    io_threads: Count = 4
+    io_threads: Count = 7
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def demo(args: Namespace) -> int:
-    """Run the demonstration; 1 if a continuation differs or a bar is missed."""
+    """Run the demonstration; 1 if a continuation differs, KV is not what was saved, or a hit is slower than none."""
     from kvstore.demo.main import run
 
     return run(Path(args.out), json_only=args.json)

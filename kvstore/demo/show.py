@@ -42,6 +42,8 @@ def show(result: Mapping[str, Any], out_dir: Path, *, json_only: bool) -> None:
     console.print(Text(f"All go on with the same {result['generated']} tokens: {result['text']!r}" if _same(result)
                        else "The continuations differ."))  # fmt: skip
     console.print(Text(f"Chart and figures: {out_dir / 'ttft.png'}, {out_dir / 'demo.json'}"))
+    for miss in result["slow"]:
+        console.print(Text(f"SLOW {miss}", style="bold yellow"))
     for problem in result["problems"]:
         console.print(Text(f"FAILED {problem}", style="bold red"))
 

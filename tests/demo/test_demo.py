@@ -37,7 +37,7 @@ def test_a_row_that_holds_has_no_problems():
         ({"identical": False}, "continuation differs"),
         ({"kv_equal": False}, "not the KV saved"),
         ({"hit_tokens": 98}, "98 tokens hit, not 99"),
-        ({"ratio": 9.9}, "9.9 × faster"),
+        ({"ratio": 0.9}, "slower than the cold prefill"),
         ({"from_tier_as_named": False}, "another tier"),
         ({"failures": ["damaged"]}, "damaged"),
     ],
@@ -45,6 +45,11 @@ def test_a_row_that_holds_has_no_problems():
 def test_what_does_not_hold_is_named(change, message):
     (problem,) = main.problems({**GOOD, **change}, 100)
     assert message in problem
+
+
+def test_a_bar_that_is_missed_is_told():
+    assert main.slow(GOOD) == []
+    assert "9.9 ×" in main.slow({**GOOD, "ratio": 9.9})[0]
 
 
 def test_a_model_whose_package_is_missing_is_named():
