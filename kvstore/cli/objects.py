@@ -35,7 +35,8 @@ def put(args: Namespace) -> int:
         "present": len(new) - sum(new),
         "bytes": nbytes,
     }
-    _report(args, result, f"stored {sum(new)} of {len(new)} chunks ({size(nbytes)}); the others were there already")
+    known = "" if all(new) else "; the others were there already"
+    _report(args, result, f"stored {sum(new)} of {len(new)} chunks ({size(nbytes)}){known}")
     return 0
 
 
