@@ -62,6 +62,7 @@ class Scope:
     packed_parts: bytes = field(init=False)
     windowed: bool = field(init=False)
     _geometry: dict[tuple[Part, int], Geometry] = field(default_factory=dict)
+    _headers: dict[Part, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.parts = tuple(self.spec.parts())
@@ -71,6 +72,13 @@ class Scope:
     def layer_groups(self, part: Part) -> int:
         """How many layer groups a part has."""
         return 1 if self.spec.layout == OPAQUE else len(self.spec.part_layers(part))
+
+    def header_bytes(self, part: Part) -> int:
+        """Length of the header of a part's record."""
+        known = self._headers.get(part)
+        if known is None:
+            known = self._headers[part] = header_bytes(self.layer_groups(part))
+        return known
 
     def geometry(self, part: Part, tokens: int) -> Geometry:
         """Lengths and layer groups of a part of a chunk of `tokens` tokens."""

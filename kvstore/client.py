@@ -117,7 +117,7 @@ class Client:
             refs = (*refs[: found.tokens // chain.chunk_tokens], *tails)
             if tails:
                 found = self._backend.lookup(Query(spec, pack_refs(refs), parts, fidelity, lease, lease_s))
-        used = tuple(map(refs.__getitem__, found.used))
+        used = refs[: len(found.used)] if isinstance(found.used, range) else tuple(map(refs.__getitem__, found.used))
         return Hit(spec, found.tokens, used, lease if found.leased else b"", self._backend)
 
     def contains(self, spec: KVSpec, refs: Sequence[ChunkRef], *, parts: Sequence[Part] = ()) -> list[bool]:

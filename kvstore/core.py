@@ -26,7 +26,7 @@ from kvstore.gate import Gate
 from kvstore.leases import Leases
 from kvstore.loan import Loan
 from kvstore.policy import Lru, Policy
-from kvstore.record import Record, header_bytes, padded
+from kvstore.record import Record, padded
 from kvstore.spec import Part
 from kvstore.tiers.base import Tier
 from kvstore.tiers.dram import DramTier
@@ -127,7 +127,7 @@ class Core:
         """Put a reader on a placement. Needs the lock."""
         row = self.index.placement(placement)
         self.index.add_reader(placement)
-        header = header_bytes(scope.layer_groups(part))
+        header = scope.header_bytes(part)
         return Copy(placement, row.tier, row.loc, row.stored, row.codec, header)
 
     def let_go(self, copies: Sequence[Copy]) -> None:
@@ -198,7 +198,7 @@ class Core:
         part_row = index.part(place.part)
         chunk = index.chunk(part_row.chunk)
         part = Part(part_row.group, part_row.rank, (part_row.layer_start, part_row.layer_end))
-        total = header_bytes(scope.layer_groups(part)) + padded(place.stored)
+        total = scope.header_bytes(part) + padded(place.stored)
         gone = index.remove_placement(placement)
         self.bad.discard(placement)
         scope.namespace.used -= total

@@ -65,10 +65,10 @@ class Session:
             whole = _all(present)
             reach = _reach(scope, refs, parts, present, whole, first_valid)
             if query.lease:
-                self._take_lease(query, rows[reach.used].astype(np.uint32))
+                self._take_lease(query, reach.take(rows).astype(np.uint32))
             if len(reach.used):
                 core.counters["hit_tokens"] += reach.tokens
-        return Found(reach.tokens, reach.used.tolist(), whole.view(np.bool_).tolist(), bool(query.lease))
+        return Found(reach.tokens, reach.indexes(), whole.view(np.bool_).tolist(), bool(query.lease))
 
     def release(self, leases: Sequence[bytes]) -> None:
         core = self._core

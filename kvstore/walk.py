@@ -19,10 +19,18 @@ Flags = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """`tokens` reached, and the indexes of the refs that lead there."""
+    """`tokens` reached, and the indexes of the refs that lead there: a range where these are the first ones."""
 
     tokens: int
-    used: npt.NDArray[np.uint32]
+    used: range | npt.NDArray[np.uint32]
+
+    def take(self, column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What a column says of the refs used."""
+        return column[: len(self.used)] if isinstance(self.used, range) else column[self.used]
+
+    def indexes(self) -> Sequence[int]:
+        """`used` as plain numbers."""
+        return self.used if isinstance(self.used, range) else self.used.tolist()
 
 
 def walk(refs: npt.NDArray[Any], full: Flags) -> Reach:
@@ -31,13 +39,13 @@ def walk(refs: npt.NDArray[Any], full: Flags) -> Reach:
     Of several refs at one position the longest that is there is taken.
     """
     if not len(refs):
-        return Reach(0, np.zeros(0, np.uint32))
+        return Reach(0, range(0))
     starts = refs["position"]
     ends = starts + refs["tokens"]
-    if (starts[1:] == ends[:-1]).all():
+    if (starts[1:] == ends[:-1]).tobytes().find(0) < 0:
         missing = full.tobytes().find(0)
         count = len(refs) if missing < 0 else missing
-        return Reach(int(ends[count - 1]) if count else int(starts[0]), np.arange(count, dtype=np.uint32))
+        return Reach(int(ends[count - 1]) if count else int(starts[0]), range(count))
     return _walk_alternatives(starts.tolist(), ends.tolist(), full.tolist())
 
 
@@ -66,7 +74,7 @@ def within_windows(
     token inside the chunk they are valid. `all_used` says that a full-attention group was asked for too: only then
     are chunks before every window of use.
     """
-    used = reach.used
+    used = np.asarray(reach.used, np.uint32)
     starts = refs["position"][used].astype(np.int64)
     ends = starts + refs["tokens"][used]
     satisfied = np.ones(len(used), bool)
