@@ -117,7 +117,7 @@ class _Contest:
         for number in range(-warm, rounds):
             self._write_round(number, places, size, nbytes, raw, ours, writes if number >= 0 else Times())
         for number in range(rounds):
-            self._read_round(number, number % places, size, nbytes, raw, ours, reads)
+            self._read_round(number, places, size, nbytes, raw, ours, reads)
         for batch in ours.values():
             self._forget(batch)
         return [*_two_rows("write", size, writes), *_two_rows("read", size, reads)]
@@ -157,11 +157,14 @@ class _Contest:
         return _Batch(digests, locations, records), seconds + time.perf_counter() - start
 
     def _read_round(
-        self, number: int, place: int, size: int, nbytes: int, raw: dict[int, _Batch], ours: dict[int, _Batch],
+        self, number: int, places: int, size: int, nbytes: int, raw: dict[int, _Batch], ours: dict[int, _Batch],
         times: Times,
     ) -> None:  # fmt: skip
         pieces, count = _cut(self._target, size, nbytes), nbytes // size
-        for who, threads in _order(number, (("raw", n) for n in THREADS), [("ours", 0)]):
+        contenders = _order(number, (("raw", n) for n in THREADS), [("ours", 0)])
+        for turn, (who, threads) in enumerate(contenders):
+            # A place of its own for each: the disk's host may keep what was just read.
+            place = (number * (len(THREADS) + 1) + turn) % places
             self._target[:nbytes:4096] = bytes(nbytes // 4096)
             if who == "raw":
                 seconds, batch = self._raw.read(threads, place * nbytes, pieces), raw[place]

@@ -23,6 +23,7 @@ from kvstore.record import BLOCK, padded
 
 SCRATCH_BYTES = 4 << 20
 _ZEROS = memoryview(bytes(BLOCK))
+IN_FLIGHT_BYTES = 8 << 20  # of one batch; two transfers at least
 
 
 def address(view: memoryview) -> int:
@@ -160,13 +161,18 @@ class IoPool:
         for thread in self._threads:
             thread.start()
 
-    def run(self, count: int, work: Callable[[int], None]) -> None:
-        """Call `work`, which must not raise, with 0 … count-1; return when all calls have."""
+    def run(self, count: int, work: Callable[[int], None], nbytes: int = 0) -> None:
+        """Call `work`, which must not raise, with 0 … count-1; return when all calls have.
+
+        `nbytes` is what all calls transfer together: large transfers, which the kernel splits by itself, are given
+        fewer threads, since more of them only stand in each other's way.
+        """
         if count == 1:
             work(0)
             return
         batch = _Batch(count, work)
-        for _ in range(min(len(self._threads), count - 1)):
+        helpers = max(1, IN_FLIGHT_BYTES * count // nbytes - 1) if nbytes else count - 1
+        for _ in range(min(len(self._threads), count - 1, helpers)):
             self._batches.put(batch)
         batch.drain()
         batch.done.wait()

@@ -208,7 +208,7 @@ class NvmeTier(Tier):
             return outcomes
         with self._calls:
             start = self._meter.reads.begin()
-            self._pool.run(len(requests), read)
+            self._pool.run(len(requests), read, sum(len(out) for _, _, out in requests))
             done = [len(out) for (_, _, out), error in zip(requests, outcomes, strict=True) if error is None]
             self._meter.reads.end(start, sum(done), len(done))
         return outcomes
