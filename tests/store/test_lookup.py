@@ -178,7 +178,7 @@ def test_a_walk_takes_the_longest_chunk_at_each_position(several: list[tuple[int
         best = max(here, key=lambda i: (several[i][1], -i))
         used.append(best)
         at += several[best][1]
-    assert (reach.tokens, reach.used.tolist()) == (at, used)
+    assert (reach.tokens, list(reach.indexes())) == (at, used)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3)), min_size=1, max_size=9), st.integers(1, 20))
@@ -198,7 +198,7 @@ def test_a_window_is_satisfied_when_every_token_it_reaches_is_there(
         and present[end // 4 - 1]
     ]  # fmt: skip
     assert reach.tokens == max(good, default=0)
-    for i in reach.used.tolist():
+    for i in list(reach.indexes()):
         assert present[i]
         assert 4 * i + 4 > reach.tokens - window + 1
 
