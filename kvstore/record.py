@@ -39,7 +39,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -203,8 +203,3 @@ def sealed_at(header: memoryview | bytes, generation: int, location: int) -> boo
     """Whether `header` was sealed for this generation of this location."""
     checksum, found, mark = struct.unpack_from("<QQQ", header, _CHECKSUM_AT)
     return bool(found == generation) and mark == _native.xxh3_64(_SEAL.pack(checksum, generation, location))
-
-
-def with_payload(record: Record, groups: npt.NDArray[Any]) -> Record:
-    """The same record with the checksums of its payload filled in."""
-    return replace(record, groups=groups, stored=int(groups["length"].sum()))
