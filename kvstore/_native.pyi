@@ -42,6 +42,12 @@ def copy_hash_many(dst: Buffer, src: Buffer, offsets: Buffer, lengths: Buffer) -
     ValueError otherwise, or if the buffers overlap or differ in length.
     """
 
+def write_header(header: Buffer, fixed: Buffer, offsets: Buffer, lengths: Buffer, digests: Buffer) -> None:
+    """Write a record's header in place: the fixed part, n layer groups, zeros, and its checksum (`kvstore.record`).
+
+    `offsets` and `lengths` are uint64 [n], `digests` 16 bytes each. ValueError if they do not fit.
+    """
+
 def simd_level() -> Literal["avx512", "avx2", "portable"]:
     """The instruction set in use, by default the best that the processor has."""
 
@@ -201,6 +207,33 @@ class Index:
     ) -> int:
         """The part's row, added if it is new; a known part is left as it is."""
 
+    def insert(
+        self,
+        scope: int,
+        key: bytes,
+        parent: bytes,
+        position: int,
+        tokens: int,
+        now_ms: int,
+        group: int,
+        rank: int,
+        layer_start: int,
+        layer_end: int,
+        first_valid: int,
+        logical: int,
+        tier: int,
+        codec: int,
+        level: int,
+        exact: bool,
+        loc: int,
+        stored: int,
+    ) -> tuple[int, int, int]:
+        """`insert_chunk`, `add_part` and `add_placement` in one: the chunk, the part's first_valid, the placement.
+
+        The placement is -1, and nothing was added, where the part has one in that tier already or is known with
+        another first_valid. When the index is full nothing is left of it.
+        """
+
     def find_part(self, chunk: int, group: int, rank: int, layer_start: int, layer_end: int) -> int:
         """The part's row, or -1."""
 
@@ -266,6 +299,37 @@ class Index:
         get `now_ms` as their last use unless it is 0; hits are counted by `touch` alone.
         """
 
+    def find_items(
+        self,
+        scope: int,
+        items: Buffer,
+        parts: Buffer,
+        headers: Buffer,
+        exact_only: bool,
+        tier_order: bytes,
+        skip: Buffer,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], bytes, int]:
+        """The chunk, the best placement and the place of each of n items, and how many lie in the first tier.
+
+        `items` are packed records of 48 bytes, a chunk of 40 as for `lookup` and a part of 8. `parts` are the
+        parts there may be and `headers` (uint32) the length of the header before each one's payload. Chunk [n] and
+        placement [n] are -1 where no tier of `tier_order` has an acceptable placement: of this chunk, of one of
+        these parts, exact if `exact_only`, and none of the rows in `skip`. The places are n records of
+        `kvstore.places.PLACE_DTYPE`, `NOWHERE` for what is not in the first tier.
+        """
+
+    def places(self, rows: Buffer, parts: Buffer, headers: Buffer, exact_only: bool, tier: int, skip: Buffer) -> bytes:
+        """Where each of p parts of n chunks lies in a tier: n times p records of `kvstore.places.PLACE_DTYPE`."""
+
+    def add_readers(self, placements: Buffer) -> None:
+        """Add a reader to each placement. All or nothing."""
+
+    def drop_readers(self, placements: Buffer) -> None:
+        """Take a reader from each placement. ValueError, and nothing changed, if one has fewer than are taken."""
+
+    def touch_unleased(self, rows: Buffer, now_ms: int) -> NDArray[np.uint32]:
+        """`touch` those chunks that nobody has leased: their rows, in order."""
+
     def export(self, tier: int) -> NDArray[np.uint8]:
         """Every placement of a tier with its part and chunk: records to `view(kvstore.rows.EXPORT_DTYPE)`."""
 
@@ -299,8 +363,8 @@ class LruList:
     def push(self, handle: int) -> None:
         """Make a handle the most recent, adding it if it is not there."""
 
-    def touch_many(self, rows: Buffer) -> None:
-        """Make those of these handles that are there the most recent, the last one most of all."""
+    def touch_many(self, rows: Buffer, reverse: bool = False) -> None:
+        """Make those of these handles that are there the most recent, the last one (the first) most of all."""
 
     def remove(self, handle: int) -> bool:
         """False if it was not there."""
