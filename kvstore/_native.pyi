@@ -266,6 +266,37 @@ class Index:
         get `now_ms` as their last use unless it is 0; hits are counted by `touch` alone.
         """
 
+    def find_items(
+        self,
+        scope: int,
+        items: Buffer,
+        parts: Buffer,
+        headers: Buffer,
+        exact_only: bool,
+        tier_order: bytes,
+        skip: Buffer,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], bytes, int]:
+        """The chunk, the best placement and the place of each of n items, and how many lie in the first tier.
+
+        `items` are packed records of 48 bytes, a chunk of 40 as for `lookup` and a part of 8. `parts` are the
+        parts there may be and `headers` (uint32) the length of the header before each one's payload. Chunk [n] and
+        placement [n] are -1 where no tier of `tier_order` has an acceptable placement: of this chunk, of one of
+        these parts, exact if `exact_only`, and none of the rows in `skip`. The places are n records of
+        `kvstore.places.PLACE_DTYPE`, `NOWHERE` for what is not in the first tier.
+        """
+
+    def places(self, rows: Buffer, parts: Buffer, headers: Buffer, exact_only: bool, tier: int, skip: Buffer) -> bytes:
+        """Where each of p parts of n chunks lies in a tier: n times p records of `kvstore.places.PLACE_DTYPE`."""
+
+    def add_readers(self, placements: Buffer) -> None:
+        """Add a reader to each placement. All or nothing."""
+
+    def drop_readers(self, placements: Buffer) -> None:
+        """Take a reader from each placement. ValueError, and nothing changed, if one has fewer than are taken."""
+
+    def touch_unleased(self, rows: Buffer, now_ms: int) -> NDArray[np.uint32]:
+        """`touch` those chunks that nobody has leased: their rows, in order."""
+
     def export(self, tier: int) -> NDArray[np.uint8]:
         """Every placement of a tier with its part and chunk: records to `view(kvstore.rows.EXPORT_DTYPE)`."""
 
@@ -299,8 +330,8 @@ class LruList:
     def push(self, handle: int) -> None:
         """Make a handle the most recent, adding it if it is not there."""
 
-    def touch_many(self, rows: Buffer) -> None:
-        """Make those of these handles that are there the most recent, the last one most of all."""
+    def touch_many(self, rows: Buffer, reverse: bool = False) -> None:
+        """Make those of these handles that are there the most recent, the last one (the first) most of all."""
 
     def remove(self, handle: int) -> bool:
         """False if it was not there."""

@@ -11,13 +11,15 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from kvstore import _native
+from kvstore.api import Fidelity
 from kvstore.catalog import Catalog, Namespace, Scope
 from kvstore.config import Config
 from kvstore.errors import Closed, InvalidArgument, KVStoreError, Shed
@@ -25,7 +27,7 @@ from kvstore.events import EventHub
 from kvstore.gate import Gate
 from kvstore.leases import Leases
 from kvstore.loan import Loan
-from kvstore.policy import Lru, Policy
+from kvstore.policy import Lru, Policy, Rows
 from kvstore.record import Record, padded
 from kvstore.spec import Part
 from kvstore.tiers.base import Tier
@@ -35,10 +37,10 @@ DRAM, NVME = 0, 1
 ANY_TIER = bytes([DRAM, NVME])
 CHUNK_GONE = 2  # flag of Index.remove_placement
 ROWS_AT_ONCE = 64  # chunks let go when the index is full
+_NO_ROWS = np.empty(0, np.uint32)
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(NamedTuple):
     """A placement as it was found, with a reader on it that keeps it where it is."""
 
     placement: int
@@ -52,6 +54,15 @@ class Copy:
     def total(self) -> int:
         """Length of the whole record."""
         return self.header + padded(self.stored)
+
+
+class FoundItems(NamedTuple):
+    """What the index has of some items: see `kvstore._native.Index.find_items`."""
+
+    chunks: npt.NDArray[np.int64]
+    placements: npt.NDArray[np.int64]
+    places: bytes
+    in_dram: int
 
 
 @dataclass
@@ -97,7 +108,7 @@ class Core:
         self.events = EventHub()
         self.counters: Counter[str] = Counter()
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have
-        self.bad: set[int] = set()  # placements that go when their readers have, and that nobody is given
+        self.bad: set[int] = set()  # placements that go when readers and leases have, and that nobody is given
         self.loads = 0
         self.gate = Gate()
         self.closed = False
@@ -123,6 +134,19 @@ class Core:
             return -1, -1
         return chunk, self.index.find_part(chunk, part.group, part.rank, *part.layers)
 
+    def find_items(self, scope: Scope, items: bytes, fidelity: Fidelity) -> FoundItems:
+        """The best placements of packed items (`kvstore.places`), and where those in DRAM lie. Needs the lock."""
+        exact = fidelity is Fidelity.EXACT
+        return FoundItems(
+            *self.index.find_items(
+                scope.number, items, scope.packed_parts, scope.packed_headers, exact, ANY_TIER, self.bad_rows()
+            )
+        )
+
+    def bad_rows(self) -> Rows:
+        """The bad placements, for the index to pass over. Needs the lock."""
+        return np.fromiter(self.bad, np.uint32) if self.bad else _NO_ROWS
+
     def hold(self, placement: int, scope: Scope, part: Part) -> Copy:
         """Put a reader on a placement. Needs the lock."""
         row = self.index.placement(placement)
@@ -130,7 +154,7 @@ class Core:
         header = scope.header_bytes(part)
         return Copy(placement, row.tier, row.loc, row.stored, row.codec, header)
 
-    def let_go(self, copies: Sequence[Copy]) -> None:
+    def let_go(self, copies: Iterable[Copy]) -> None:
         """Take readers off."""
         with self.lock:
             for copy in copies:
@@ -265,8 +289,12 @@ class Core:
         return self.index.part(self.index.placement(placement).part).chunk
 
     def condemn(self, scope: Scope, placement: int, removed: Removed) -> None:
-        """Take a bad placement out, at once or when its readers have gone. Needs the lock."""
-        if self.index.placement(placement).readers:
+        """Take a bad placement out, at once or when its readers have gone. Needs the lock.
+
+        Whoever holds a lease on the chunk may be reading it in DRAM as well.
+        """
+        place = self.index.placement(placement)
+        if place.readers or (place.tier == DRAM and self.index.chunk(self.chunk_of(placement)).leases):
             self.bad.add(placement)
         else:
             self.withdraw(scope, placement, removed, "quarantined")
@@ -304,8 +332,30 @@ class Core:
         """Whether no lower tier has the part that a DRAM placement holds. Needs the lock."""
         return self.index.find_placement(self.index.placement(placement).part, NVME) < 0
 
-    def used_rows(self, rows: npt.NDArray[np.uint32], namespace: Namespace) -> None:
+    def used_rows(self, rows: Rows, namespace: Namespace) -> None:
         """Tell index and policies that chunks of one prefix, root first, were used. Needs the lock."""
         self.index.touch(rows, now_ms())
+        self._tell_policies(rows, namespace)
+
+    def used_unleased(self, rows: Rows, namespace: Namespace) -> None:
+        """`used_rows`, but for chunks under a lease: its look-up has told of these. Needs the lock."""
+        touched = self.index.touch_unleased(rows, now_ms())
+        if len(touched):
+            self._tell_policies(touched, namespace)
+
+    def count_found(self, scope: Scope, found: FoundItems) -> None:
+        """Count hits and misses of items that a reader asked for, and tell of their use. Needs the lock."""
+        count = len(found.chunks)
+        if found.in_dram:
+            self.counters["hits_dram"] += found.in_dram
+        if found.in_dram == count:
+            self.used_unleased(found.chunks, scope.namespace)
+            return
+        there = found.chunks[found.chunks >= 0]
+        if len(there) < count:
+            self.counters["misses"] += count - len(there)
+        self.used_unleased(there, scope.namespace)
+
+    def _tell_policies(self, rows: Rows, namespace: Namespace) -> None:
         for tier in range(len(self.tiers)):
             self.policy(tier, namespace).hit(rows)

@@ -76,6 +76,7 @@ class Mover:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
+        core.dram.stop_reserving()
         with core.lock:
             core.leases.end_all()
         self._expire()
@@ -218,7 +219,11 @@ class Mover:
             with core.lock:
                 rows, start = core.index.chunks(start, ROWS_AT_ONCE)
                 inside = [(row, each) for row in rows.tolist() for each in self._inside(row, extent)]
-                dirty = [self._hold(core.index.chunk(row), each) for row, each in inside if core.only_in_dram(each)]
+                dirty = [
+                    self._hold(core.index.chunk(row), each)
+                    for row, each in inside
+                    if core.only_in_dram(each) and each not in core.bad
+                ]
             self._write_all(dirty)
         start = 0
         while start >= 0:

@@ -59,23 +59,92 @@ nb::object find_many(const Index& index, std::uint32_t scope, nb::handle object)
     return rows.release();
 }
 
+// Packed records need not be aligned; x86-64 and AArch64 read them all the same, the language does not.
+template <typename Record>
+std::vector<Record> aligned(nb::handle object, const char* name) {
+    const BufferView buffer(object, name);
+    std::vector<Record> records(record_count(buffer, sizeof(Record), name));
+    if (!records.empty()) std::memcpy(records.data(), buffer.data(), buffer.bytes());
+    return records;
+}
+
 nb::object lookup(Index& index, std::uint32_t scope, nb::handle refs_object, nb::handle parts_object,
                   bool exact_only, std::int64_t now_ms) {
-    const BufferView refs(refs_object, "refs");
-    const BufferView parts(parts_object, "parts");
-    const std::size_t ref_count = record_count(refs, sizeof(ChunkRef), "refs");
-    const std::size_t part_count = record_count(parts, sizeof(PartId), "parts");
-    NewArray rows("i8", ref_count);
-    NewArray present("u1", part_count, ref_count);
-    NewArray first_valid("u4", part_count, ref_count);
-    // Packed records need not be aligned; x86-64 and AArch64 read them all the same, the language does not.
-    std::vector<ChunkRef> aligned_refs(ref_count);
-    std::vector<PartId> aligned_parts(part_count);
-    if (ref_count > 0) std::memcpy(aligned_refs.data(), refs.data(), refs.bytes());
-    if (part_count > 0) std::memcpy(aligned_parts.data(), parts.data(), parts.bytes());
-    index.lookup({scope, aligned_refs.data(), ref_count, aligned_parts.data(), part_count, exact_only, now_ms},
+    const std::vector<ChunkRef> refs = aligned<ChunkRef>(refs_object, "refs");
+    const std::vector<PartId> parts = aligned<PartId>(parts_object, "parts");
+    NewArray rows("i8", refs.size());
+    NewArray present("u1", parts.size(), refs.size());
+    NewArray first_valid("u4", parts.size(), refs.size());
+    index.lookup({scope, refs.data(), refs.size(), parts.data(), parts.size(), exact_only, now_ms},
                  rows.data<std::int64_t>(), present.data<std::uint8_t>(), first_valid.data<std::uint32_t>());
     return nb::make_tuple(rows.release(), present.release(), first_valid.release());
+}
+
+PartTable part_table(nb::handle parts, nb::handle headers) {
+    PartTable table{aligned<PartId>(parts, "parts"), aligned<std::uint32_t>(headers, "headers")};
+    if (table.parts.size() != table.headers.size())
+        throw nb::value_error((std::to_string(table.parts.size()) + " parts have " +
+                               std::to_string(table.headers.size()) + " header lengths")
+                                  .c_str());
+    return table;
+}
+
+Acceptable acceptable(bool exact_only, nb::handle skip_object) {
+    const Rows skip(skip_object, "skip");
+    Acceptable made{exact_only, std::vector<std::uint32_t>(skip.size())};
+    for (std::size_t i = 0; i < skip.size(); ++i) made.skip[i] = static_cast<std::uint32_t>(skip[i]);
+    return made;
+}
+
+nb::object find_items(const Index& index, std::uint32_t scope, nb::handle items, nb::handle parts,
+                      nb::handle headers, bool exact_only, const nb::bytes& tier_order, nb::handle skip) {
+    const std::vector<ItemRef> refs = aligned<ItemRef>(items, "items");
+    NewArray chunks("i8", refs.size());
+    NewArray placements("i8", refs.size());
+    std::vector<Place> places(refs.size());
+    const std::string tiers(tier_order.c_str(), tier_order.size());
+    const std::size_t in_place =
+        index.find_items({scope, refs.data(), refs.size()}, part_table(parts, headers), acceptable(exact_only, skip),
+                         tiers, chunks.data<std::int64_t>(), placements.data<std::int64_t>(), places.data());
+    return nb::make_tuple(chunks.release(), placements.release(),
+                          nb::bytes(places.data(), places.size() * sizeof(Place)), in_place);
+}
+
+nb::bytes places(const Index& index, nb::handle rows_object, nb::handle parts, nb::handle headers, bool exact_only,
+                 std::uint8_t tier, nb::handle skip) {
+    const Rows rows(rows_object, "rows");
+    const PartTable table = part_table(parts, headers);
+    const Acceptable wanted = acceptable(exact_only, skip);
+    const std::size_t width = table.parts.size();
+    std::vector<Place> found(rows.size() * width);
+    for (std::size_t i = 0; i < rows.size(); ++i)
+        index.places(index.checked_chunk(rows[i]), table, wanted, tier, found.data() + i * width);
+    return nb::bytes(found.data(), found.size() * sizeof(Place));
+}
+
+std::vector<std::uint64_t> checked_placements(const Index& index, nb::handle object) {
+    const Rows rows(object, "placements");
+    std::vector<std::uint64_t> placements(rows.size());
+    for (std::size_t i = 0; i < placements.size(); ++i) {
+        index.placement(rows[i]);
+        placements[i] = rows[i];
+    }
+    return placements;
+}
+
+void add_readers(Index& index, nb::handle placements) {
+    for (const std::uint64_t placement : checked_placements(index, placements)) index.add_reader(placement);
+}
+
+void drop_readers(Index& index, nb::handle object) {
+    const std::vector<std::uint64_t> placements = checked_placements(index, object);
+    std::size_t done = 0;
+    try {
+        for (; done < placements.size(); ++done) index.drop_reader(placements[done]);
+    } catch (const std::invalid_argument&) {
+        while (done-- > 0) index.add_reader(placements[done]);
+        throw;
+    }
 }
 
 std::vector<std::uint32_t> checked_chunks(const Index& index, nb::handle object) {
@@ -106,6 +175,16 @@ std::vector<std::uint32_t> unlease(Index& index, nb::handle rows) {
 
 void touch(Index& index, nb::handle rows, std::int64_t now_ms) {
     for (const std::uint32_t chunk : checked_chunks(index, rows)) index.touch(chunk, now_ms);
+}
+
+nb::object touch_unleased(Index& index, nb::handle object, std::int64_t now_ms) {
+    std::vector<std::uint32_t> touched;
+    for (const std::uint32_t chunk : checked_chunks(index, object))
+        if (!index.is_leased(chunk)) touched.push_back(chunk);
+    for (const std::uint32_t chunk : touched) index.touch(chunk, now_ms);
+    NewArray rows("u4", touched.size());
+    std::copy(touched.begin(), touched.end(), rows.data<std::uint32_t>());
+    return rows.release();
 }
 
 nb::object live_chunks(const Index& index, Row start_row, std::size_t limit) {
@@ -232,6 +311,12 @@ void bind_index(nb::module_& m) {
         .def("unlease", unlease, "rows"_a)
         .def("touch", touch, "rows"_a, "now_ms"_a)
         .def("lookup", lookup, "scope"_a, "refs"_a, "parts"_a, "exact_only"_a, "now_ms"_a)
+        .def("find_items", find_items, "scope"_a, "items"_a, "parts"_a, "headers"_a, "exact_only"_a, "tier_order"_a,
+             "skip"_a)
+        .def("places", places, "rows"_a, "parts"_a, "headers"_a, "exact_only"_a, "tier"_a, "skip"_a)
+        .def("add_readers", add_readers, "placements"_a)
+        .def("drop_readers", drop_readers, "placements"_a)
+        .def("touch_unleased", touch_unleased, "rows"_a, "now_ms"_a)
         .def("export", export_tier, "tier"_a)
         .def("bulk_insert", bulk_insert, "records"_a, "tier"_a)
         .def("chunks", live_chunks, "start_row"_a, "limit"_a)

@@ -8,6 +8,7 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace kvstore {
@@ -92,6 +93,36 @@ struct ChunkRef {
 };
 static_assert(sizeof(ChunkRef) == 40);
 
+// One part of a chunk that somebody asks for, as it is packed on the wire.
+struct ItemRef {
+    ChunkRef chunk;
+    PartId part;
+};
+static_assert(sizeof(ItemRef) == 48);
+
+// Where a payload lies: its first byte, behind the header. kvstore/places.py describes the same bytes.
+struct Place {
+    static constexpr std::uint64_t kNowhere = ~std::uint64_t{0};
+
+    std::uint64_t location = kNowhere;
+    std::uint64_t stored = 0;
+    std::uint32_t form = 0;
+    std::uint32_t first_valid = 0;
+};
+static_assert(sizeof(Place) == 24);
+
+// Parts that are asked for, and the length of the header in front of each one's payload.
+struct PartTable {
+    std::vector<PartId> parts;
+    std::vector<std::uint32_t> headers;
+};
+
+// What a reader takes: how exact, and which placements nobody is given.
+struct Acceptable {
+    bool exact_only;
+    std::vector<std::uint32_t> skip;
+};
+
 // A placement with its part and chunk, for snapshots and recovery. kvstore/rows.py describes the same bytes.
 struct ExportRecord {
     Key key;
@@ -161,6 +192,7 @@ public:
     void drop_lease(std::uint32_t chunk);
     bool remove_if_empty(std::uint32_t chunk);
     void touch(std::uint32_t chunk, std::int64_t now_ms);
+    bool is_leased(std::uint32_t chunk) const { return chunks_[chunk].leases > 0; }
     bool evictable(std::uint64_t chunk, std::int64_t now_ms) const;
     bool is_live_chunk(std::uint32_t row) const { return chunks_.is_live(row); }
     std::uint32_t checked_chunk(std::uint64_t row) const { return chunks_.checked(row); }
@@ -176,6 +208,18 @@ public:
         std::int64_t now_ms;
     };
     void lookup(const Lookup& query, std::int64_t* rows, std::uint8_t* present, std::uint32_t* first_valid);
+    struct Items {
+        std::uint32_t scope;
+        const ItemRef* refs;
+        std::size_t count;
+    };
+    // Gives how many lie in the first of the tiers; only these have a place.
+    std::size_t find_items(const Items& items, const PartTable& table, const Acceptable& acceptable,
+                           const std::string& tiers, std::int64_t* chunks, std::int64_t* placements,
+                           Place* places) const;
+    // Where each part of a chunk lies in one tier.
+    void places(std::uint32_t chunk, const PartTable& table, const Acceptable& acceptable, std::uint8_t tier,
+                Place* places) const;
 
     std::size_t count_in_tier(std::uint8_t tier) const;
     void export_tier(std::uint8_t tier, ExportRecord* records) const;
@@ -197,6 +241,8 @@ private:
     std::uint32_t part_of(std::uint32_t chunk, const PartId& id) const;
     bool has_placement(const PartRow& part, bool exact_only) const;
     std::uint32_t placement_in(const PartRow& part, std::uint8_t tier) const;
+    std::uint32_t good_placement(const PartRow& part, const Acceptable& acceptable, std::uint8_t tier) const;
+    Place place_of(const PartRow& part, std::uint32_t placement, std::uint32_t header) const;
     void unlink_part(std::uint32_t part);
     void remove_chunk(std::uint32_t chunk);
     std::uint32_t add_chunk(std::uint64_t hash, std::uint32_t scope, const Key& key, const Key& parent,
