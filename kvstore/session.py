@@ -70,6 +70,15 @@ class Session:
                 core.counters["hit_tokens"] += reach.tokens
         return Found(reach.tokens, reach.indexes(), whole.view(np.bool_).tolist(), bool(query.lease))
 
+    def open_shared_index(self) -> tuple[int, int]:
+        """A descriptor of the namespace's index in shared memory (the caller closes it), and its length in bytes.
+
+        For `kvstore.shared_index.SharedIndex`. The first call makes the index: 16 to 32 bytes a chunk of
+        `max_chunks`. `StorageError` where there is no memory for it.
+        """
+        self._check_open()
+        return self._core.shared.share(self._namespace)
+
     def release(self, leases: Sequence[bytes]) -> None:
         core = self._core
         with core.lock:
