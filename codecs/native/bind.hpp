@@ -11,5 +11,6 @@ void bind_hash(nanobind::module_& m);
 void bind_index(nanobind::module_& m);
 void bind_lru(nanobind::module_& m);
 void bind_populate(nanobind::module_& m);
+void bind_shared(nanobind::module_& m);
 
 }  // namespace kvstore

@@ -9,4 +9,5 @@ NB_MODULE(_native, m) {
     kvstore::bind_index(m);
     kvstore::bind_lru(m);
     kvstore::bind_populate(m);
+    kvstore::bind_shared(m);
 }
