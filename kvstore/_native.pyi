@@ -51,6 +51,16 @@ def set_simd_level(name: str) -> None:
 def populate(buffer: Buffer) -> None:
     """Bring each page of a writable mapping into being, keeping what it holds. OSError if memory ends."""
 
+def populate_read(buffer: Buffer) -> None:
+    """Enter the pages of a mapped file into this process's page table ahead of use."""
+
+def map_file(fd: int, nbytes: int, writable: bool = False) -> NDArray[np.uint8]:
+    """A file's first `nbytes` bytes, shared: uint8 [nbytes], read-only unless `writable`.
+
+    It needs no descriptor, and is unmapped when neither the array nor a view of it is left. OSError if the file
+    cannot be mapped.
+    """
+
 @final
 class Xxh3_128:
     """XXH3-128 of bytes that arrive in pieces."""
