@@ -42,6 +42,12 @@ def copy_hash_many(dst: Buffer, src: Buffer, offsets: Buffer, lengths: Buffer) -
     ValueError otherwise, or if the buffers overlap or differ in length.
     """
 
+def write_header(header: Buffer, fixed: Buffer, offsets: Buffer, lengths: Buffer, digests: Buffer) -> None:
+    """Write a record's header in place: the fixed part, n layer groups, zeros, and its checksum (`kvstore.record`).
+
+    `offsets` and `lengths` are uint64 [n], `digests` 16 bytes each. ValueError if they do not fit.
+    """
+
 def simd_level() -> Literal["avx512", "avx2", "portable"]:
     """The instruction set in use, by default the best that the processor has."""
 
@@ -210,6 +216,33 @@ class Index:
         logical: int,
     ) -> int:
         """The part's row, added if it is new; a known part is left as it is."""
+
+    def insert(
+        self,
+        scope: int,
+        key: bytes,
+        parent: bytes,
+        position: int,
+        tokens: int,
+        now_ms: int,
+        group: int,
+        rank: int,
+        layer_start: int,
+        layer_end: int,
+        first_valid: int,
+        logical: int,
+        tier: int,
+        codec: int,
+        level: int,
+        exact: bool,
+        loc: int,
+        stored: int,
+    ) -> tuple[int, int, int]:
+        """`insert_chunk`, `add_part` and `add_placement` in one: the chunk, the part's first_valid, the placement.
+
+        The placement is -1, and nothing was added, where the part has one in that tier already or is known with
+        another first_valid. When the index is full nothing is left of it.
+        """
 
     def find_part(self, chunk: int, group: int, rank: int, layer_start: int, layer_end: int) -> int:
         """The part's row, or -1."""

@@ -88,9 +88,15 @@ class Scope:
         return b"".join(part.pack() for part in parts), headers.tobytes()
 
     def geometry(self, part: Part, tokens: int) -> Geometry:
-        """Lengths and layer groups of a part of a chunk of `tokens` tokens."""
+        """Lengths and layer groups of a part of a chunk of `tokens` tokens.
+
+        `InvalidArgument` unless the spec has such parts and chunks.
+        """
         known = self._geometry.get((part, tokens))
         if known is None:
+            self.spec.check_part(part)
+            if not 1 <= tokens <= self.spec.chunk_tokens:
+                raise InvalidArgument(f"a chunk of this spec has 1 to {self.spec.chunk_tokens} tokens, not {tokens}")
             ranges = np.array(self.spec.layer_ranges(part, tokens), np.uint64)
             nbytes, header = self.spec.part_bytes(part, tokens), header_bytes(len(ranges))
             offsets, lengths = ranges[:, 0].copy(), ranges[:, 1].copy()

@@ -28,7 +28,7 @@ from kvstore.gate import Gate
 from kvstore.leases import Leases
 from kvstore.loan import Loan
 from kvstore.policy import Lru, Policy, Rows
-from kvstore.record import Record, padded
+from kvstore.record import Entry, Record, padded
 from kvstore.shared_tables import SharedTables
 from kvstore.spec import Part
 from kvstore.tiers.base import Tier
@@ -163,50 +163,45 @@ class Core:
                 self.index.drop_reader(copy.placement)
             self.room.notify_all()
 
-    def publish(self, scope: Scope, record: Record, tier: int, location: int, removed: Removed) -> int:
+    def publish(self, scope: Scope, record: Record | Entry, tier: int, location: int, removed: Removed) -> int:
         """Make a written record visible and return its placement, or -1 if one at least as good is there.
 
         Needs the lock. A full index lets go of its coldest chunks. `Shed` when it cannot, or when a copy that lacks
         more of its first tokens cannot be replaced just now.
         """
         try:
-            placement = self._insert(scope, record, tier, location)
+            chunk, placement = self._insert(scope, record, tier, location)
         except OverflowError:
             try:
                 self._make_rows(removed)
-                placement = self._insert(scope, record, tier, location)
+                chunk, placement = self._insert(scope, record, tier, location)
             except OverflowError:
                 self.counters["shed_index_full"] += 1
                 raise Shed(f"the index holds its {self.config.max_chunks} chunks", "index_full") from None
         if placement >= 0:
-            self.policy(tier, scope.namespace).admit(self.chunk_of(placement))
+            self.policy(tier, scope.namespace).admit(chunk)
             scope.namespace.used += record.total_bytes
         return placement
 
-    def _insert(self, scope: Scope, record: Record, tier: int, location: int) -> int:
-        index, part, chunk = self.index, record.part, -1
+    def _insert(self, scope: Scope, record: Record | Entry, tier: int, location: int) -> tuple[int, int]:
+        """(chunk row, placement), the placement -1 if one at least as good is there."""
+        part = record.part
         try:
-            chunk = index.insert_chunk(
-                scope.number, record.key, record.parent, record.position, record.tokens, now_ms()
-            )
-            row = index.add_part(chunk, part.group, part.rank, *part.layers, record.first_valid, record.logical)
-            first_valid = index.part(row).first_valid
-            if first_valid > record.first_valid:
-                self.counters["shed_leased"] += 1
-                raise Shed(
-                    f"chunk {record.key.hex()} is stored from its token {first_valid} on and is leased, pinned or "
-                    f"being read: it cannot be replaced just now by one from token {record.first_valid} on",
-                    "leased",
-                )
-            if first_valid < record.first_valid or index.find_placement(row, tier) >= 0:
-                return -1
-            return index.add_placement(row, tier, record.form, record.level, record.exact, location, record.stored)
-        except OverflowError:
-            if chunk >= 0:
-                index.prune(chunk)
-            raise
+            chunk, first_valid, placement = self.index.insert(
+                scope.number, record.key, record.parent, record.position, record.tokens, now_ms(),
+                part.group, part.rank, *part.layers, record.first_valid, record.logical,
+                tier, record.form, record.level, record.exact, location, record.stored,
+            )  # fmt: skip
         except ValueError as error:  # known with another position or length
             raise InvalidArgument(f"key {record.key.hex()}: {error}") from None
+        if first_valid > record.first_valid:
+            self.counters["shed_leased"] += 1
+            raise Shed(
+                f"chunk {record.key.hex()} is stored from its token {first_valid} on and is leased, pinned or "
+                f"being read: it cannot be replaced just now by one from token {record.first_valid} on",
+                "leased",
+            )
+        return chunk, placement
 
     def _make_rows(self, removed: Removed) -> None:
         """Let go of some of the coldest chunks of whoever has most of them. Needs the lock."""

@@ -270,6 +270,19 @@ void bind_index(nb::module_& m) {
                             std::uint64_t logical) {
                 return index.add_part(chunk, {group, rank, layer_start, layer_end}, first_valid, logical);
             }, "chunk"_a, "group"_a, "rank"_a, "layer_start"_a, "layer_end"_a, "first_valid"_a, "logical"_a)
+        .def("insert", [](Index& index, std::uint32_t scope, const nb::bytes& key, const nb::bytes& parent,
+                          std::uint32_t position, std::uint32_t tokens, std::int64_t now_ms, std::uint16_t group,
+                          std::uint16_t rank, std::uint16_t layer_start, std::uint16_t layer_end,
+                          std::uint32_t first_valid, std::uint64_t logical, std::uint8_t tier, std::uint16_t codec,
+                          std::uint16_t level, bool exact, std::uint64_t loc, std::uint64_t stored) {
+                const Index::Inserted done = index.insert(
+                    {to_key(key, "key"), to_key(parent, "parent"), scope, position, tokens,
+                     {group, rank, layer_start, layer_end}, first_valid, codec, level, exact, tier, 0, logical, loc,
+                     stored, now_ms, 0});
+                return nb::make_tuple(done.chunk, done.first_valid, done.placement);
+            }, "scope"_a, "key"_a, "parent"_a, "position"_a, "tokens"_a, "now_ms"_a, "group"_a, "rank"_a,
+            "layer_start"_a, "layer_end"_a, "first_valid"_a, "logical"_a, "tier"_a, "codec"_a, "level"_a, "exact"_a,
+            "loc"_a, "stored"_a)
         .def("find_part", [](const Index& index, Row chunk, std::uint16_t group, std::uint16_t rank,
                              std::uint16_t layer_start, std::uint16_t layer_end) {
                 return index.find_part(chunk, {group, rank, layer_start, layer_end});

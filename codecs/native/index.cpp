@@ -113,6 +113,23 @@ std::int64_t Index::best_placement(std::uint64_t part_row, bool exact_only, cons
     return -1;
 }
 
+Index::Inserted Index::insert(const ExportRecord& record) {
+    const std::uint32_t chunk = insert_chunk(record.scope, record.key, record.parent, record.position, record.tokens,
+                                             record.last_use);
+    try {
+        const std::uint32_t part = add_part(chunk, record.part, record.first_valid, record.logical);
+        const std::uint32_t first_valid = parts_[part].first_valid;
+        if (first_valid != record.first_valid || placement_in(parts_[part], record.tier) != kNone)
+            return {chunk, first_valid, -1};
+        const std::uint32_t placement = add_placement(
+            part, {record.tier, record.codec, record.level, record.exact != 0, record.loc, record.stored});
+        return {chunk, first_valid, placement};
+    } catch (const std::overflow_error&) {
+        prune(chunk);
+        throw;
+    }
+}
+
 void Index::unlink_part(std::uint32_t row) {
     std::uint32_t* link = &chunks_[parts_[row].chunk].first_part;
     while (*link != row) link = &parts_[*link].next;

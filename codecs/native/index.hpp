@@ -187,6 +187,13 @@ public:
     std::vector<std::uint32_t> part_placements(std::uint64_t part) const;
     std::vector<std::uint32_t> live_chunks(std::uint32_t start, std::size_t limit, std::int64_t& next) const;
 
+    struct Inserted {
+        std::uint32_t chunk;
+        std::uint32_t first_valid;
+        std::int64_t placement;
+    };
+    // A placement with its part and chunk, as far as they are new; nothing of it where a table is full.
+    Inserted insert(const ExportRecord& record);
     void set_loc(std::uint64_t placement, std::uint64_t loc, std::uint64_t stored);
     void add_reader(std::uint64_t placement);
     void drop_reader(std::uint64_t placement);
