@@ -57,6 +57,16 @@ def set_simd_level(name: str) -> None:
 def populate(buffer: Buffer) -> None:
     """Bring each page of a writable mapping into being, keeping what it holds. OSError if memory ends."""
 
+def populate_read(buffer: Buffer) -> None:
+    """Enter the pages of a mapped file into this process's page table ahead of use."""
+
+def map_file(fd: int, nbytes: int, writable: bool = False) -> NDArray[np.uint8]:
+    """A file's first `nbytes` bytes, shared: uint8 [nbytes], read-only unless `writable`.
+
+    It needs no descriptor, and is unmapped when neither the array nor a view of it is left. OSError if the file
+    cannot be mapped.
+    """
+
 @final
 class Xxh3_128:
     """XXH3-128 of bytes that arrive in pieces."""
@@ -270,7 +280,9 @@ class Index:
         """ValueError if the placement has no reader."""
 
     def set_first_valid(self, part: int, first_valid: int) -> None: ...
-    def set_flags(self, chunk: int, flags: int) -> None: ...
+    def set_flags(self, chunk: int, flags: int) -> None:
+        """Flags are gone with the chunk. `HIDDEN` keeps it out of the shared table; the rest is the caller's."""
+
     def pin(self, chunk: int, until_ms: int) -> None:
         """Hold off eviction until then; 0 unpins."""
 
@@ -330,6 +342,16 @@ class Index:
     def touch_unleased(self, rows: Buffer, now_ms: int) -> NDArray[np.uint32]:
         """`touch` those chunks that nobody has leased: their rows, in order."""
 
+    def publish_to(self, scope: int, table: SharedTable, spec: bytes, parts: int) -> None:
+        """Keep in a table, from now on, the chunks of a scope that have so many parts in exact copies.
+
+        Those with the flag `HIDDEN` are left out. `spec` is the spec's digest, `parts` the number of its parts.
+        ValueError if the scope is published already.
+        """
+
+    def publish_rows(self, start_row: int, limit: int) -> int:
+        """Enter what was there before: at most `limit` live chunks, and the row to go on from (-1 at the end)."""
+
     def export(self, tier: int) -> NDArray[np.uint8]:
         """Every placement of a tier with its part and chunk: records to `view(kvstore.rows.EXPORT_DTYPE)`."""
 
@@ -351,6 +373,57 @@ class Index:
 
     def chunk_evictable(self, row: int, now_ms: int) -> bool:
         """True without leases, an active pin, or a placement with readers."""
+
+HIDDEN: int
+"""The flag of a chunk that readers of a shared table do not see."""
+
+@final
+class SharedTable:
+    """The whole chunks of one namespace in a sealed memfd that its clients map; see `SharedTableReader`.
+
+    Readers ask elsewhere until `open`, after `close`, and when the last `beat` is 2 seconds old.
+    """
+
+    def __init__(self, entries: int) -> None:
+        """Room for so many chunks, 16 to 32 bytes each, taken at once. OSError if memory ends."""
+
+    def open(self) -> None:
+        """From now on the table says all."""
+
+    def close(self) -> None:
+        """From now on the table says nothing."""
+
+    def beat(self) -> None:
+        """Note that the server is alive."""
+
+    def fileno(self) -> int:
+        """The memfd, open as long as this object is."""
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the memfd."""
+
+    @property
+    def overflowed(self) -> int:
+        """Chunks that found no free slot. While there are any, readers ask elsewhere about what they miss."""
+
+@final
+class SharedTableReader:
+    """A shared table in another process (or this one). The descriptor may be closed once this is made."""
+
+    def __init__(self, fd: int, nbytes: int) -> None:
+        """ValueError for a descriptor that is no shared table of this length, OSError if it cannot be mapped."""
+
+    def lookup(self, spec: bytes, refs: bytes) -> tuple[int, range | list[int], list[bool]] | None:
+        """How far a prompt reaches: (token, indexes of the refs used, one flag per ref), as `kvstore.walk` says it.
+
+        None where only the server can say: it is gone or about to begin, a ref is missing while the table is
+        overflowed, `refs` is no multiple of 40 bytes, or this reader is closed. ValueError for a digest that has
+        not 16 bytes.
+        """
+
+    def close(self) -> None:
+        """Unmap the table, when calls in other threads have returned."""
 
 @final
 class LruList:

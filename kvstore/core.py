@@ -29,6 +29,7 @@ from kvstore.leases import Leases
 from kvstore.loan import Loan
 from kvstore.policy import Lru, Policy, Rows
 from kvstore.record import Entry, Record, padded
+from kvstore.shared_tables import SharedTables
 from kvstore.spec import Part
 from kvstore.tiers.base import Tier
 from kvstore.tiers.dram import DramTier
@@ -104,6 +105,7 @@ class Core:
         self.room = threading.Condition(self.lock)
         self.index = _native.Index(config.max_chunks, secrets.randbits(64))
         self.catalog = Catalog()
+        self.shared = SharedTables(self.index, self.catalog, self.lock, config.max_chunks)
         self.leases = Leases(self.index)
         self.events = EventHub()
         self.counters: Counter[str] = Counter()
@@ -227,6 +229,8 @@ class Core:
             self.policy(place.tier, scope.namespace).remove(part_row.chunk)
         if gone & CHUNK_GONE or not self.index.chunk_parts(part_row.chunk):
             self.doomed.discard(part_row.chunk)
+        if chunk.flags and not gone & CHUNK_GONE:
+            self._veil(part_row.chunk)
         self.counters[f"{kind}_{tier.name}"] += 1
         self.events.emit(kind, scope.namespace.name, chunk.key, scope.spec.digest, part, tier.name)
 
@@ -291,6 +295,7 @@ class Core:
         place = self.index.placement(placement)
         if place.readers or (place.tier == DRAM and self.index.chunk(self.chunk_of(placement)).leases):
             self.bad.add(placement)
+            self._veil(self.chunk_of(placement))
         else:
             self.withdraw(scope, placement, removed, "quarantined")
 
@@ -302,11 +307,31 @@ class Core:
         scope = self.catalog.scopes[self.index.chunk(chunk).scope]
         self.index.pin(chunk, 0)
         if not self.index.chunk_evictable(chunk, now_ms()):
-            self.doomed.add(chunk)  # look-ups pass it over from now on
+            self._doom(chunk)
             return False
         for placement in list(self.placements(chunk)):
             self.withdraw(scope, placement, removed, kind)
         return True
+
+    def _doom(self, chunk: int) -> None:
+        """Mark a chunk to go; look-ups pass it over from now on. Needs the lock.
+
+        One of which nothing but a lease is left goes with that, and its row must not be remembered here.
+        """
+        if self.index.chunk_parts(chunk):
+            self.doomed.add(chunk)
+            self._veil(chunk)
+
+    def spare(self, chunk: int) -> None:
+        """Let a chunk that is marked to go stay after all. Needs the lock."""
+        if chunk in self.doomed:
+            self.doomed.discard(chunk)
+            self._veil(chunk)
+
+    def _veil(self, chunk: int) -> None:
+        """Tell the index whether look-ups pass a chunk over. Needs the lock."""
+        hidden = chunk in self.doomed or any(each in self.bad for each in self.placements(chunk))
+        self.index.set_flags(chunk, _native.HIDDEN if hidden else 0)
 
     def drop_from_dram(self, chunk: int, removed: Removed) -> bool:
         """Withdraw a chunk from DRAM; all of it from everywhere if a part of it is nowhere else.

@@ -90,6 +90,7 @@ class Mover:
         while not self._stop.is_set():
             self._wake.wait(TICK_S)
             self._wake.clear()
+            self._core.shared.beat()
             pressed, self._pressed = self._pressed, set()
             try:
                 self._round(pressed)
@@ -163,6 +164,7 @@ class Mover:
         return scope, chunk.key, which, core.hold(placement, scope, which)
 
     def _write_all(self, dirty: list[_Dirty]) -> None:
+        self._core.shared.beat()  # a round may take long
         for move in [self._pool.submit(self._write_down, *each) for each in dirty]:
             move.result()
 
@@ -259,7 +261,6 @@ class Mover:
                 scope = core.catalog.scopes[core.index.chunk(core.chunk_of(placement)).scope]
                 core.condemn(scope, placement, removed)
             for row in list(core.doomed):
-                core.doomed.discard(row)
                 core.drop_chunk(row, removed, "deleted")
             for namespace in core.catalog.namespaces.values():
                 if namespace.ttl_s:

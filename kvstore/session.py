@@ -149,6 +149,15 @@ class Session:
         """Grows whenever an extent of any namespace was handed out or destroyed."""
         return self._core.dram.extents_epoch
 
+    def open_shared_index(self) -> tuple[int, int]:
+        """A descriptor of the namespace's index in shared memory (the caller closes it), and its length in bytes.
+
+        For `kvstore.shared_index.SharedIndex`. The first call makes the index: 16 to 32 bytes a chunk of
+        `max_chunks`. `StorageError` where there is no memory for it.
+        """
+        self._check_open()
+        return self._core.shared.share(self._namespace)
+
     def release(self, leases: Sequence[bytes]) -> None:
         core = self._core
         with core.lock:

@@ -247,7 +247,7 @@ class Writer:
         if core.bad and not core.bad.isdisjoint(core.index.part_placements(row)):
             core.counters["shed_leased"] += 1
             raise Shed(f"a damaged copy of chunk {ref.key.hex()} is still being read; put it again later", "leased")
-        core.doomed.discard(chunk)
+        core.spare(chunk)
         if ack is Ack.STORED or core.index.find_placement(row, NVME) >= 0:
             return True, None
         return True, core.hold(core.index.find_placement(row, DRAM), scope, part)

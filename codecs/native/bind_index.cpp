@@ -2,6 +2,7 @@
 #include "bind.hpp"
 #include "buffer.hpp"
 #include "index.hpp"
+#include "shared_table.hpp"
 
 #include <nanobind/stl/vector.h>
 
@@ -15,14 +16,7 @@ namespace {
 // Row numbers arrive signed: a miss (-1) is then an IndexError like any other row that is not there.
 using Row = std::int64_t;
 
-Key to_key(const nb::bytes& bytes, const char* name) {
-    Key key;
-    if (bytes.size() != key.size())
-        throw nb::value_error(
-            (std::string(name) + " must have 32 bytes, not " + std::to_string(bytes.size())).c_str());
-    std::memcpy(key.data(), bytes.data(), key.size());
-    return key;
-}
+Key to_key(const nb::bytes& bytes, const char* name) { return fixed_bytes<Key>(bytes, name); }
 
 nb::bytes to_bytes(const Key& key) { return nb::bytes(key.data(), key.size()); }
 
@@ -187,11 +181,14 @@ nb::object touch_unleased(Index& index, nb::handle object, std::int64_t now_ms) 
     return rows.release();
 }
 
+std::uint32_t checked_start(Row row) {
+    if (row < 0 || row > kMaxRows) throw nb::index_error(("no chunk " + std::to_string(row)).c_str());
+    return static_cast<std::uint32_t>(row);
+}
+
 nb::object live_chunks(const Index& index, Row start_row, std::size_t limit) {
-    if (start_row < 0 || start_row > kMaxRows)
-        throw nb::index_error(("no chunk " + std::to_string(start_row)).c_str());
     std::int64_t next = -1;
-    const auto found = index.live_chunks(static_cast<std::uint32_t>(start_row), limit, next);
+    const auto found = index.live_chunks(checked_start(start_row), limit, next);
     NewArray rows("u4", found.size());
     std::copy(found.begin(), found.end(), rows.data<std::uint32_t>());
     return nb::make_tuple(rows.release(), next);
@@ -330,6 +327,13 @@ void bind_index(nb::module_& m) {
         .def("add_readers", add_readers, "placements"_a)
         .def("drop_readers", drop_readers, "placements"_a)
         .def("touch_unleased", touch_unleased, "rows"_a, "now_ms"_a)
+        .def("publish_to", [](Index& index, std::uint32_t scope, SharedTable& table, const nb::bytes& spec,
+                              std::uint32_t parts) {
+                index.publish_to(scope, &table, fixed_bytes<SpecDigest>(spec, "spec"), parts);
+            }, "scope"_a, "table"_a, "spec"_a, "parts"_a, nb::keep_alive<1, 3>())
+        .def("publish_rows", [](Index& index, Row start_row, std::size_t limit) {
+                return index.publish_rows(checked_start(start_row), limit);
+            }, "start_row"_a, "limit"_a)
         .def("export", export_tier, "tier"_a)
         .def("bulk_insert", bulk_insert, "records"_a, "tier"_a)
         .def("chunks", live_chunks, "start_row"_a, "limit"_a)

@@ -99,6 +99,7 @@ std::uint32_t Index::add_placement(std::uint64_t part_row, const PlacementFields
     placements_[row] = {part,         parts_[part].first_placement, fields.tier, fields.exact, fields.codec,
                         fields.level, 0,                            fields.loc,  fields.stored};
     parts_[part].first_placement = row;
+    republish(parts_[part].chunk);
     return row;
 }
 
@@ -156,8 +157,9 @@ int Index::remove_placement(std::uint64_t placement_row) {
     while (*link != row) link = &placements_[*link].next;
     *link = placements_[row].next;
     placements_.give_back(row);
-    if (parts_[part].first_placement != kNone) return 0;
     const std::uint32_t chunk = parts_[part].chunk;
+    republish(chunk);
+    if (parts_[part].first_placement != kNone) return 0;
     unlink_part(part);
     return kPartRemoved | (remove_if_empty(chunk) ? kChunkRemoved : 0);
 }
@@ -200,7 +202,10 @@ void Index::set_first_valid(std::uint64_t row, std::uint32_t first_valid) {
     parts_[parts_.checked(row)].first_valid = first_valid;
 }
 
-void Index::set_flags(std::uint64_t row, std::uint32_t flags) { chunks_[chunks_.checked(row)].flags = flags; }
+void Index::set_flags(std::uint64_t row, std::uint32_t flags) {
+    chunks_[chunks_.checked(row)].flags = flags;
+    republish(static_cast<std::uint32_t>(row));
+}
 
 void Index::pin(std::uint64_t row, std::int64_t until_ms) { chunks_[chunks_.checked(row)].pin_until = until_ms; }
 

@@ -14,10 +14,14 @@
 namespace kvstore {
 
 using Key = std::array<std::uint8_t, 32>;
+using SpecDigest = std::array<std::uint8_t, 16>;
+
+class SharedTable;
 
 // What a look-up reads lies in the first cache line.
 struct alignas(64) ChunkRow {
     static constexpr std::uint32_t kFree = 0xFFFFFFFEU;
+    static constexpr std::uint32_t kHidden = 1;  // of flags: readers of a shared table do not see the chunk
 
     Key key;
     std::uint32_t scope;
@@ -30,6 +34,7 @@ struct alignas(64) ChunkRow {
     Key parent;
     std::int64_t pin_until;
     std::uint32_t flags;
+    std::uint32_t published;  // whether its tag is in the shared table of its scope, or counted there as overflowed
 
     bool is_free() const { return first_part == kFree; }
     std::uint32_t free_link() const { return position; }
@@ -232,6 +237,11 @@ public:
     void export_tier(std::uint8_t tier, ExportRecord* records) const;
     void bulk_insert(const std::uint8_t* records, std::size_t count, std::uint8_t tier, std::uint32_t* placements);
 
+    // Keeps in `table` the chunks of a scope that have all `parts` in exact copies and are not hidden.
+    void publish_to(std::uint32_t scope, SharedTable* table, const SpecDigest& spec, std::uint32_t parts);
+    // Enters those that were there before, some rows at a time: the row to go on from, -1 at the end.
+    std::int64_t publish_rows(std::uint32_t start, std::size_t limit);
+
     std::uint32_t chunk_count() const { return chunks_.live(); }
     std::uint32_t part_count() const { return parts_.live(); }
     std::uint32_t placement_count() const { return placements_.live(); }
@@ -239,6 +249,21 @@ public:
 
 private:
     static constexpr std::size_t kBatch = 64;
+
+    struct Publication {
+        SharedTable* table = nullptr;
+        SpecDigest spec{};
+        std::uint32_t parts = 0;
+    };
+
+    // After every change to what is_whole() or the flags say of a chunk, and before its row is given back.
+    void republish(std::uint32_t chunk) {
+        const std::uint32_t scope = chunks_[chunk].scope;
+        if (scope < publications_.size() && publications_[scope].table != nullptr)
+            republish_in(publications_[scope], chunk);
+    }
+    void republish_in(const Publication& publication, std::uint32_t chunk);
+    bool is_whole(const ChunkRow& chunk, std::uint32_t parts) const;
 
     std::int64_t find_hashed(std::uint64_t hash, std::uint32_t scope, const Key& key) const;
     void find_batch(std::uint32_t scope, const std::uint8_t* keys, std::size_t stride, std::size_t count,
@@ -263,6 +288,7 @@ private:
     RowTable<PlacementRow> placements_;
     KeyTable table_;
     SipHash hash_;
+    std::vector<Publication> publications_;
 };
 
 }  // namespace kvstore
