@@ -227,13 +227,22 @@ def test_nothing_is_said_before_the_table_is_open_nor_after() -> None:
     assert present(reader, pack(key)) is None
 
 
-def test_the_end_of_the_owner_is_seen() -> None:
-    index, table, reader = opened(16)
-    key = os.urandom(32)
-    store(index, key)
-    assert present(reader, pack(key)) == [True]
-    del index, table
-    assert present(reader, pack(key)) is None
+FORKS = """
+import os, sys
+from kvstore._native import SharedTable, SharedTableReader
+table = SharedTable(16)
+table.open()
+reader = SharedTableReader(table.fileno(), table.nbytes)
+if (child := os.fork()) == 0:
+    del table
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+sys.exit(reader.lookup(bytes(16), bytes(40)) is None)
+"""
+
+
+def test_the_end_of_a_forked_child_is_not_the_owners() -> None:
+    subprocess.run([sys.executable, "-c", FORKS], check=True)
 
 
 def test_a_reader_that_is_closed_says_nothing_even_in_the_middle_of_a_call() -> None:
