@@ -53,6 +53,7 @@ std::uint32_t Index::add_chunk(std::uint64_t hash, std::uint32_t scope, const Ke
     chunk.first_part = kNone;
     chunk.last_use = now_ms;
     table_.insert(hash, row);
+    prefetch_published(row);
     return row;
 }
 

@@ -262,8 +262,11 @@ private:
         if (scope < publications_.size() && publications_[scope].table != nullptr)
             republish_in(publications_[scope], chunk);
     }
+    // For a new chunk, whose tag is likely to be entered soon.
+    void prefetch_published(std::uint32_t chunk) const;
     void republish_in(const Publication& publication, std::uint32_t chunk);
     bool is_whole(const ChunkRow& chunk, std::uint32_t parts) const;
+    static std::uint64_t tag_of(const Publication& publication, const ChunkRow& chunk);
 
     std::int64_t find_hashed(std::uint64_t hash, std::uint32_t scope, const Key& key) const;
     void find_batch(std::uint32_t scope, const std::uint8_t* keys, std::size_t stride, std::size_t count,

@@ -25,13 +25,23 @@ bool Index::is_whole(const ChunkRow& chunk, std::uint32_t parts) const {
     return exact == parts;
 }
 
+void Index::prefetch_published(std::uint32_t row) const {
+    const ChunkRow& chunk = chunks_[row];
+    if (chunk.scope < publications_.size() && publications_[chunk.scope].table != nullptr)
+        publications_[chunk.scope].table->prefetch(tag_of(publications_[chunk.scope], chunk));
+}
+
+std::uint64_t Index::tag_of(const Publication& publication, const ChunkRow& chunk) {
+    const ChunkRef ref{chunk.key, chunk.position, chunk.tokens};
+    return chunk_tag(publication.spec, reinterpret_cast<const std::uint8_t*>(&ref));
+}
+
 void Index::republish_in(const Publication& publication, std::uint32_t row) {
     ChunkRow& chunk = chunks_[row];
     const bool visible = (chunk.flags & ChunkRow::kHidden) == 0 && is_whole(chunk, publication.parts);
     if (visible == (chunk.published != 0)) return;
     chunk.published = visible;
-    const ChunkRef ref{chunk.key, chunk.position, chunk.tokens};
-    const std::uint64_t tag = chunk_tag(publication.spec, reinterpret_cast<const std::uint8_t*>(&ref));
+    const std::uint64_t tag = tag_of(publication, chunk);
     if (visible) {
         publication.table->insert(tag);
     } else {

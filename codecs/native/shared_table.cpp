@@ -85,7 +85,7 @@ void SharedTable::map() {
 }
 
 SharedTable::~SharedTable() {
-    set_state(TableState::closed);
+    // Readers learn of an end that was not told them by the heartbeat: here it could be that of a forked child.
     munmap(header_, bytes_);
     close(fd_);
 }

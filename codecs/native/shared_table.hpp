@@ -90,6 +90,7 @@ public:
     SharedTable(const SharedTable&) = delete;
     SharedTable& operator=(const SharedTable&) = delete;
 
+    void prefetch(std::uint64_t tag) const { buckets_.prefetch(tag); }
     void insert(std::uint64_t tag);
     void remove(std::uint64_t tag);
     void beat();

@@ -27,7 +27,7 @@ from kvstore.keys import ChunkRef
 from kvstore.places import unpack_places
 from kvstore.session import Session
 from kvstore.spec import KVSpec, Part
-from tests.store.conftest import SHARDED, SMALL, MiB, content, prompt
+from tests.store.conftest import SHARDED, SMALL, MiB, content, prompt, says_the_same, shared_index
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 CHAINS = [(SMALL, prompt(SMALL, 4, 1, tail=5)), (SMALL, prompt(SMALL, 3, 2)), (SHARDED, prompt(SHARDED, 3, 3))]
@@ -79,6 +79,7 @@ class StoreMachine(RuleBasedStateMachine):
                 put_wait_s=0.05,
             )
         )
+        self.shared = shared_index(self.client.backend)  # type: ignore[arg-type]
 
     # Writing
 
@@ -323,6 +324,13 @@ class StoreMachine(RuleBasedStateMachine):
             stored = [core.index.placement(each).stored for row in rows for each in core.placements(row)]
             used = core.catalog.namespaces["default"].used
         assert used == sum(4096 + -(-each // 4096) * 4096 for each in stored)
+
+    @invariant()
+    def shared_index_is_right(self) -> None:
+        """What clients read in shared memory is what the store answers."""
+        if hasattr(self, "client"):
+            for spec, chain in CHAINS:
+                assert says_the_same(self.client.backend, self.shared, spec, chain.packed)  # type: ignore[arg-type]
 
     def teardown(self) -> None:
         """Nothing is left behind."""
