@@ -46,16 +46,21 @@ def local_listener(config: ServerConfig, address: str) -> socket.socket | None:
 
 
 def bulk_listener(config: ServerConfig, address: str) -> socket.socket | None:
-    """A TCP socket; None where the channel is off. The automatic port is the one after gRPC's."""
+    """A TCP socket; None where the channel is off.
+
+    The automatic port is the one after gRPC's, or where that is taken any other: clients are told over gRPC.
+    """
     if config.bulk == OFF or (config.bulk == AUTO and config.listen.startswith("unix:")):
         return None
     host, port = _split(address if config.bulk == AUTO else config.bulk)
     if config.bulk == AUTO:
         port = 0 if config.listen.rpartition(":")[2] == "0" else port + 1
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
+        if config.bulk == AUTO and port:
+            return socket.create_server((host, 0), family=family, backlog=BACKLOG)
         what = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"server.bulk: cannot listen on {host}:{port}: {what}; set server.bulk to another HOST:PORT or to {OFF!r}"
