@@ -66,6 +66,7 @@ class Service:
         self._store = store
         self._apart = apart
         self._lock = threading.Lock()
+        self._joining = threading.Lock()  # the first and the last connection of a session, one after the other
         self._sessions: dict[tuple[str, bytes], Session] = {}
         self._shared: dict[str, Session] = {}
         self._specs: dict[str, dict[bytes, KVSpec]] = {}
@@ -104,22 +105,20 @@ class Service:
 
     def join_session(self, namespace: str, session_id: bytes) -> Session:
         """The session that all connections of one client share, opened by the first; `leave_session` for each."""
-        with self._lock:
-            session = self._sessions.get((namespace, session_id))
-            if session is not None and session.users:
-                session.users += 1
-                return session
-        session = self.open_session(namespace, session_id)
-        session.users = 1
-        return session
+        with self._joining:
+            with self._lock:
+                session = self._sessions.get((namespace, session_id))
+            if session is None or not session.users:
+                session = self.open_session(namespace, session_id)
+            session.users += 1
+            return session
 
     def leave_session(self, session_id: bytes, session: Session) -> None:
         """One connection less; with the last one the session ends."""
-        with self._lock:
+        with self._joining:
             session.users -= 1
-            if session.users:
-                return
-        self.close_session(session_id, session)
+            if not session.users:
+                self.close_session(session_id, session)
 
     def close_session(self, session_id: bytes, session: Session) -> None:
         """End a session and every lease that was taken in it."""

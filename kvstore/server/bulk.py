@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvstore import wire
-from kvstore.channels.stream import BadFrame, Frame
-from kvstore.errors import KVStoreError
+from kvstore.channels.stream import Frame
+from kvstore.errors import InvalidArgument
 from kvstore.server.streams import Connection, Handler
 from kvstore.v1 import kvstore_pb2 as pb
 
@@ -31,16 +31,12 @@ def get(connection: Connection, frame: Frame) -> None:
 def put(connection: Connection, frame: Frame) -> None:
     """Take the payload straight into the store's memory."""
     service, session, stream = connection.service, connection.session, connection.stream
-    try:
-        request = wire.parse(pb.PutRequest, frame.message)
-        incoming = service.start_put(session, request.head)
-    except KVStoreError:
-        stream.skip(frame.payload)
-        raise
+    incoming = service.start_put(session, wire.parse(pb.PutRequest, frame.message).head)
     try:
         if incoming.announced != frame.payload:
-            raise BadFrame(f"{frame.payload} bytes follow a head that announces {incoming.announced}")
+            raise InvalidArgument(f"{frame.payload} bytes follow a head that announces {incoming.announced}")
         incoming.fill(stream.read_into)
-        connection.answer(frame, incoming.finish())
+        done = incoming.finish()
     finally:
         incoming.abort()
+    connection.answer(frame, done)
