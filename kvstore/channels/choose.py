@@ -32,7 +32,8 @@ def connect_remote(url: str, **options: Any) -> Client:
     `ca` (a path or PEM bytes) is the authority that signed the server's certificate and turns TLS on; `cert` and
     `key` are the client's own, for mutual TLS. The token decides the namespace; `namespace` counts on servers
     without tokens. Every call ends within `timeout` seconds; those that find the server unavailable are made up to
-    `retries` times more, after growing pauses. Nothing is sent before the first call.
+    `retries` times more, after growing pauses. A batch of many MiB comes over up to `streams` connections of the bulk
+    channel at once (0: as suits this host's cores). Nothing is sent before the first call.
     """
     given = Options(**options)
     scheme, mark, rest = url.partition("://")
@@ -74,7 +75,7 @@ def bulk_backend(address: str, options: Options, *, secure: bool) -> Backend:
         raise InvalidArgument(f"{address!r} is no bulk channel; use bulk://HOST:PORT")
     name = f"bulk://{address}"
     dial = dial_tcp(host, int(port), tls_context(options) if secure else None, name)
-    return BulkBackend(open_lines(dial, options, name))
+    return BulkBackend(open_lines(dial, options, name), options.connections)
 
 
 def local_backend(path: str, options: Options) -> Backend:
