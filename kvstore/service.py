@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from kvstore import wire
 from kvstore.api import Backend, Query
 from kvstore.errors import InvalidArgument, KVStoreError, LeaseExpired, Shed
 from kvstore.spec import KVSpec
-from kvstore.transfer import GetPlan, Incoming, Outgoing, open_item, plan_get, start_put
+from kvstore.transfer import GetPlan, Incoming, Outgoing, failed_item, open_item, open_run, plan_get, start_put
 from kvstore.v1 import kvstore_pb2 as pb
 
 SESSION_BYTES = 16
@@ -246,10 +246,11 @@ class Service:
         try:
             return open_item(session.backend, plan, index)
         except KVStoreError as error:
-            head = pb.GetResponse.Head(
-                item=index, status=error.status, error=wire.error_name(error), message=str(error)
-            )
-            return Outgoing(pb.GetResponse(head=head).SerializeToString(), memoryview(b""))
+            return failed_item(index, error)
+
+    def open_run(self, session: Session, plan: GetPlan, first: int) -> Sequence[Outgoing]:
+        """As `open_item`, together with those that follow and are of the same part, such as its other layers."""
+        return open_run(session.backend, plan, first)
 
     def start_put(self, session: Session, head: Any) -> Incoming:
         """Memory for a put that was announced."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from kvstore import pieces, wire
 from kvstore.api import Want
 from kvstore.channels.arriving import Arriving, Groups
@@ -88,21 +86,18 @@ class _Item:
                 f"the server sends {head.bytes} bytes in form {record.form} for {want.part} of {want.ref.tokens} "
                 f"tokens; the destination has {want.out.nbytes} raw bytes"
             )
-        table = wire.groups_from_bytes(record.groups)
-        first = (want.layers or (0, 0))[0]
-        start = first * int(groups.lengths[0])
-        if not np.array_equal(table["offset"], groups.offsets + start) or not np.array_equal(
-            table["length"], groups.lengths
-        ):
+        expected = groups.expected(record.groups)
+        if expected is None:
             raise SpecMismatch("the layer groups that the server announced are not those that were asked for")
         self.index = index
         self.arriving = Arriving(want.out, groups)
         self._key = want.ref.key
-        self._expected = table["xxh3"]
+        self._expected = expected
 
     def problem(self) -> KVStoreError | None:
         """`Corrupt` if a layer group did not match its checksum."""
-        damaged = np.flatnonzero((self.arriving.digests != self._expected).any(axis=1))
-        if not len(damaged):
+        found, expected = self.arriving.digests, self._expected
+        if found == expected:
             return None
-        return Corrupt(f"layer groups {damaged.tolist()} of {self._key.hex()} do not match their checksums")
+        damaged = [i // 16 for i in range(0, len(expected), 16) if found[i : i + 16] != expected[i : i + 16]]
+        return Corrupt(f"layer groups {damaged} of {self._key.hex()} do not match their checksums")

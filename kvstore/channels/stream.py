@@ -93,6 +93,7 @@ class Stream:
         self._name = name
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._unix = sock.family == socket.AF_UNIX
+        self._wait_all = 0 if self._tls else socket.MSG_WAITALL  # which OpenSSL does not have
         self._memory = memoryview(bytearray(_BUFFER))
         self._start = self._end = 0
         self._descriptors: list[int] = []
@@ -211,7 +212,7 @@ class Stream:
             out[:have] = self._memory[self._start : self._start + have]
             self._start += have
         while have < len(out):
-            read = self._read(out[have:])
+            read = self._read(out[have:], self._wait_all)
             if not read:
                 raise self._cut_off()
             have += read
@@ -224,17 +225,19 @@ class Stream:
             left = self._end - self._start
             self._memory[:left] = bytes(self._memory[self._start : self._end])
             self._start, self._end = 0, left
-        read = self._read(self._memory[self._end :], idle)
+        read = self._read(self._memory[self._end :], idle=idle)
         self._end += read
         return read
 
-    def _read(self, out: memoryview, idle: bool = False) -> int:
+    def _read(self, out: memoryview, flags: int = 0, *, idle: bool = False) -> int:
         """Read some bytes; 0 at the end of the stream."""
         act = self._read_with_descriptors if self._unix else self._sock.recv_into
-        return self._within(act, out, idle=idle)
+        return self._within(act, out, 0, flags, idle=idle)
 
-    def _read_with_descriptors(self, out: memoryview) -> int:
-        read, ancillary, _, _ = self._sock.recvmsg_into((out,), _DESCRIPTOR_SPACE, socket.MSG_CMSG_CLOEXEC)
+    def _read_with_descriptors(self, out: memoryview, nbytes: int, flags: int) -> int:
+        del nbytes
+        flags |= socket.MSG_CMSG_CLOEXEC
+        read, ancillary, _, _ = self._sock.recvmsg_into((out,), _DESCRIPTOR_SPACE, flags)
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 self._descriptors += struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4])
