@@ -13,8 +13,9 @@ from kvstore import wire
 from kvstore.api import Ack, ChunkInfo, Event, Fidelity, Offer, PlacementInfo, View, Want
 from kvstore.channels.control import Control, get_request, put_head
 from kvstore.channels.lines import Lines
+from kvstore.channels.patience import Hopeless
 from kvstore.channels.receive import Receiver
-from kvstore.channels.stream import Stream
+from kvstore.channels.stream import Stream, keep_alive
 from kvstore.errors import Corrupt, InvalidArgument, Unavailable
 from kvstore.keys import ChunkRef
 from kvstore.spec import KVSpec, Part
@@ -158,11 +159,16 @@ def dial_tcp(host: str, port: int, context: ssl.SSLContext | None, name: str) ->
             raise Unavailable(f"{name}: {error.strerror or error}; is the server running?") from None
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_alive(sock)
             if context is not None:
+                sock.settimeout(max(0.001, deadline - time.monotonic()))
                 sock = context.wrap_socket(sock, server_hostname=host)
+        except ssl.SSLCertVerificationError as error:
+            sock.close()
+            raise Hopeless(f"{name}: its certificate is not to be trusted: {error.verify_message}; see `ca`") from None
         except OSError as error:
             sock.close()
-            raise Unavailable(f"{name}: no TLS with this server: {error}") from None
+            raise Unavailable(f"{name}: no TLS with this server: {error.strerror or error}") from None
         return Stream(sock, seconds, name)
 
     return dial

@@ -71,13 +71,14 @@ def tls_context(options: Options) -> ssl.SSLContext:
     ca, cert, key = pem_bytes(options.ca), pem_bytes(options.cert), pem_bytes(options.key)
     try:
         context = ssl.create_default_context(cadata=None if ca is None else ca.decode())
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
         if cert is not None and key is not None:
             with tempfile.TemporaryDirectory() as folder:  # OpenSSL reads a certificate of one's own from files alone
                 pair = Path(folder) / "pair.pem"
                 descriptor = os.open(pair, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(key.rstrip() + b"\n" + cert)
-                context.load_cert_chain(pair)
+                context.load_cert_chain(pair, password=lambda: "")  # or it would ask a terminal
     except (OSError, ValueError) as error:
         raise InvalidArgument(f"ca, cert or key cannot be used for TLS: {error}") from None
     return context

@@ -16,7 +16,18 @@ from typing import Any
 
 from kvstore import wire
 from kvstore.channels.lines import NUMBERS
-from kvstore.channels.stream import FAILED, MORE, ONE_WAY, PROTOCOL, BadFrame, DamagedFrame, Frame, Stream, shut
+from kvstore.channels.stream import (
+    FAILED,
+    MORE,
+    ONE_WAY,
+    PROTOCOL,
+    BadFrame,
+    DamagedFrame,
+    Frame,
+    Stream,
+    keep_alive,
+    shut,
+)
 from kvstore.config import ServerConfig
 from kvstore.errors import ConfigError, InvalidArgument, KVStoreError, Shed
 from kvstore.server.access import Access
@@ -128,10 +139,7 @@ class StreamServer:
     def _greeted(self, sock: socket.socket) -> socket.socket:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+            keep_alive(sock)
         sock.settimeout(HELLO_S)
         if self._greet is None:
             return sock
@@ -277,7 +285,7 @@ def tls_greeter(config: ServerConfig) -> Greet:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
-        context.load_cert_chain(str(config.tls_cert), config.tls_key)
+        context.load_cert_chain(str(config.tls_cert), config.tls_key, password=lambda: "")  # or it would ask a terminal
         if config.client_ca is not None:
             context.load_verify_locations(config.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
