@@ -67,7 +67,7 @@ class Frame:
     payload: int
 
 
-def encode(method: int, message: bytes, flags: int = 0, payload: int = 0) -> bytes:
+def encode(method: int, message: bytes = b"", flags: int = 0, payload: int = 0) -> bytes:
     """Head and message of a frame that `payload` bytes follow."""
     head = HEAD.pack(_native.xxh3_64(message), len(message), method, flags, payload, 0)[:_SUMMED]
     return head + _HEAD_SUM.pack(_native.xxh3_64(head)) + message

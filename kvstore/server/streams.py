@@ -153,6 +153,7 @@ class StreamServer:
         try:
             session_id, session = self._hello(stream)
         except KVStoreError as error:
+            stream.deadline = None
             fail(stream, pb.METHOD_HELLO, error)
             return
         connection = Connection(stream, session, self._service)
