@@ -8,8 +8,8 @@ load.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -68,6 +68,29 @@ class Reader:
             except CancelledError:
                 outcomes[i] = Closed("the store was closed before the load began")
         return outcomes
+
+    def get_each(
+        self, scope: Scope, wants: Sequence[Want], fidelity: Fidelity, verify: bool
+    ) -> Iterator[tuple[int, Exception | None]]:
+        """Fill every destination and tell each one's outcome: misses and DRAM copies, then loads as they end."""
+        outcomes = list[Exception | None]([None] * len(wants))
+        held, cold = self._hold_all(scope, wants, fidelity, outcomes)
+        copies = {each.number: each.copy(scope, wants[each.number].part) for each in held.items}
+        loads = dict[Future[Exception | None], int]()
+        try:
+            for i in cold:
+                loads[self.submit(self._get_cold, scope, wants[i], fidelity)] = i
+            for i in sorted({*range(len(wants))}.difference(cold)):
+                yield i, self._fill_and_let_go(scope, wants[i], copies.pop(i), verify) if i in copies else outcomes[i]
+            for load in as_completed(loads):
+                yield loads[load], load.result()
+        except CancelledError:
+            raise Closed("the store was closed before the load began") from None
+        finally:
+            self._core.let_go(list(copies.values()))
+            for load in loads:
+                load.cancel()
+            wait(loads)  # nobody writes to the destinations once this has ended
 
     def view(self, scope: Scope, ref: ChunkRef, part: Part) -> StoreView:
         """A part where it lies in DRAM, loaded first if need be."""
@@ -192,6 +215,16 @@ class Reader:
         except KVStoreError as error:
             return error
         return None
+
+    def _fill_and_let_go(self, scope: Scope, want: Want, copy: Copy, verify: bool) -> Exception | None:
+        """Copy what is wanted out of a DRAM copy that is held, and take it out if it is bad."""
+        try:
+            outcome = self._fill(scope, want, copy, verify)
+        finally:
+            self._core.let_go([copy])
+        if isinstance(outcome, Corrupt | SpecMismatch):
+            self.quarantine(scope, want.ref.key, want.part, copy)
+        return outcome
 
     def _get_cold(self, scope: Scope, want: Want, fidelity: Fidelity) -> Exception | None:
         try:

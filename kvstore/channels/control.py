@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
 from kvstore import _native, wire
-from kvstore.api import Ack, Description, Fidelity, Found, Offer, Page, Query, Want
+from kvstore.api import Ack, Description, Fidelity, Found, Offer, Page, Query, Want, in_batches
 from kvstore.errors import Corrupt, InvalidArgument
 from kvstore.keys import ChunkRef, pack_keys
 from kvstore.record import group_table
@@ -43,6 +43,18 @@ class Control(ABC):
     @abstractmethod
     def put(self, spec: KVSpec, offer: Offer, *, ack: Ack = Ack.STORED) -> bool:
         """Store a part."""
+
+    @abstractmethod
+    def get(
+        self, spec: KVSpec, wants: Sequence[Want], *, fidelity: Fidelity = Fidelity.EXACT, verify: bool = False
+    ) -> Sequence[Exception | None]:
+        """Read parts."""
+
+    def get_each(
+        self, spec: KVSpec, wants: Sequence[Want], *, fidelity: Fidelity = Fidelity.EXACT, verify: bool = False
+    ) -> Iterator[tuple[int, Exception | None]]:
+        """Read parts, a batch at a time."""
+        return in_batches(lambda some: self.get(spec, some, fidelity=fidelity, verify=verify), wants)
 
     def describe(self) -> Description:
         """Ask the server who it is."""
