@@ -24,7 +24,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     panels = [[_panel(rows, cases, nbytes) for cases in (("get", "get-leased"), ("put",))] for nbytes in sizes]
     heights = [max(len(panel) for panel in line) + 2.2 for line in panels]
     figure, grid = plt.subplots(
-        len(sizes), 2, figsize=(11, 0.29 * sum(heights) + 0.9), layout="constrained", squeeze=False,
+        len(sizes), 2, figsize=(11, 0.25 * sum(heights) + 0.9), layout="constrained", squeeze=False,
         height_ratios=heights,
     )  # fmt: skip
     for nbytes, line, axes_of_line in zip(sizes, panels, grid, strict=True):
@@ -54,7 +54,9 @@ def _bars(axes: Any, panel: Sequence[Row], memcpy: float, title: str) -> None:
         range(len(panel)), [row["gbps"] for row in panel], color=[OURS if each else THEIRS for each in ours],
         height=0.7,
     )  # fmt: skip
-    axes.bar_label(bars, [f"{row['gbps']:.2f}  ({row['ratio']:.2f} ×)" for row in panel], padding=4, fontsize=8)
+    texts = axes.bar_label(bars, [f"{row['gbps']:.2f}  ({row['ratio']:.2f} ×)" for row in panel], padding=4, fontsize=8)
+    for text in texts:  # readable where the line of memcpy passes behind it
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8})
     axes.axvline(memcpy, color=LINE, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
     axes.set_yticks(range(len(panel)), labels, fontsize=9)
     for tick, mine in zip(axes.get_yticklabels(), ours, strict=True):

@@ -1,7 +1,7 @@
 """Servers that a driver starts: they end with it, whatever ends it.
 
-Run as a program (`python -m drivers.children COMMAND …`) it becomes the command, after it has asked the kernel to end
-it with its parent: doing that between fork and exec is not safe in a process that has threads.
+Run as a program (`python -m drivers.children PARENT COMMAND …`) it becomes the command, after it has asked the kernel
+to end it with its parent: doing that between fork and exec is not safe in a process that has threads.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def spawn(
     stack: ExitStack, command: Sequence[str], *, env: Mapping[str, str] | None = None, stdout: int = 2
 ) -> subprocess.Popen[bytes]:
     """Start a server whose output goes where the driver's errors go. It is stopped when `stack` closes."""
-    leashed = [sys.executable, "-P", "-m", "drivers.children", *command]
+    leashed = [sys.executable, "-P", "-m", "drivers.children", str(os.getpid()), *command]
     process = subprocess.Popen(leashed, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, stdout=stdout)
     stack.callback(_stop, process)
     return process
@@ -48,7 +48,7 @@ def wait_for(process: subprocess.Popen[bytes], address: str | tuple[str, int], s
     """Return when something accepts connections on a TCP address or a Unix socket's path."""
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     assert isinstance(process.args, list)
-    name = os.path.basename(process.args[4])
+    name = os.path.basename(process.args[5])
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -71,4 +71,5 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 if __name__ == "__main__":
     die_with_parent()
-    os.execvp(sys.argv[1], sys.argv[1:])
+    if os.getppid() == int(sys.argv[1]):  # else it ended before we asked
+        os.execvp(sys.argv[2], sys.argv[2:])
