@@ -82,7 +82,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def stub(folder: Path, does: str, after: int = 0) -> System:
-    return System("stub", "stub", {"does": does, "after": after}, folders=(DRIVERS, folder))
+    return System("stub", "stub", options={"does": does, "after": after}, folders=(DRIVERS, folder))
 
 
 def small(*systems: System, rounds: int = 3) -> Result:
@@ -125,6 +125,7 @@ def test_every_system_has_its_rows() -> None:
         assert row["mode"]
         assert row["note"]
         assert row["p50_s"] > 0
+        assert (row["baseline"] is None) == (row["ratio"] is None)
         assert (row["ratio"] is None) == (row["system"] == "memcpy" or row["case"] == "exists-100")
         assert (row["cpu_s_per_gb"] is None) == (row["case"] == "exists-100")
 

@@ -209,21 +209,23 @@ class _Group:
             self._result.skipped.append(line)
 
     def _row(self, player: Player, case: str) -> Row:
-        name, baseline = player.system.name, BASELINE if case != "exists" else ""
+        name = player.system.name
         track = self._tracks[name, case]
         p50 = median(track.seconds)
         moved = 0 if case == "exists" else self._nbytes
+        compared = bool(moved) and name != BASELINE
         base = self._tracks[BASELINE, "put" if case == "put" else "get"]
         row: Row = {
             "case": f"exists-{EXISTS}" if case == "exists" else case,
             "system": name,
+            "reach": player.system.reach,
             "mode": player.mode,
             "bytes": moved,
             "p50_s": p50,
             "p99_s": percentile(track.seconds, 0.99),
             "gbps": moved / p50 / 1e9 if moved else None,
-            "baseline": baseline if name != BASELINE else None,
-            "ratio": median(base.seconds) / p50 if moved and name != BASELINE else None,
+            "baseline": BASELINE if compared else None,
+            "ratio": median(base.seconds) / p50 if compared else None,
             "operations": len(track.seconds),
             "cpu": None,
             "cpu_s_per_gb": None,

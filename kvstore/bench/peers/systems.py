@@ -13,6 +13,8 @@ from kvstore.errors import InvalidArgument
 
 BASELINE = "memcpy"
 DRIVERS = Path(__file__).parent
+PROCESS, HOST, NETWORK = "in the caller's process", "outside it, on the same host", "over TCP"
+REACHES = (PROCESS, HOST, NETWORK)
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,13 @@ class System:
     """One system in one mode.
 
     `module` is run as a program by the Python of the environment `env` (ours where that is empty), with `folders`
-    to import from; `options` are the driver's own.
+    to import from; `options` are the driver's own. `reach` says where the chunks are, seen from the caller: only
+    systems of one reach do the same job.
     """
 
     name: str
     module: str
+    reach: str = PROCESS
     options: dict[str, Any] = field(default_factory=dict)
     env: str = ""
     folders: tuple[Path, ...] = (DRIVERS,)
@@ -33,27 +37,22 @@ class System:
         """The interpreter that runs it."""
         return envs / self.env / "bin" / "python" if self.env else Path(sys.executable)
 
-    @property
-    def ours(self) -> bool:
-        """Whether it is kvstore."""
-        return self.name.startswith("kvstore-")
-
 
 SYSTEMS: tuple[System, ...] = (
     System(BASELINE, "drivers.memcpy"),
-    System("kvstore-embedded", "drivers.ours", {"at": "embedded"}),
-    System("kvstore-local", "drivers.ours", {"at": "local"}),
-    System("kvstore-remote", "drivers.ours", {"at": "remote"}),
-    System("lmcache-embedded", "drivers.lmcache", env="lmcache"),
-    System("lmcache-daemon", "drivers.lmcache_daemon", env="lmcache"),
-    System("mooncake-embedded", "drivers.mooncake", {"at": "embedded"}, "mooncake"),
-    System("mooncake-host", "drivers.mooncake", {"at": "host"}, "mooncake"),
-    System("mooncake-tcp", "drivers.mooncake", {"at": "tcp"}, "mooncake"),
-    System("redis-unix", "drivers.redis", {"over": "unix"}),
-    System("redis-tcp", "drivers.redis", {"over": "tcp"}),
-    System("redis-py", "drivers.redis_py", {"over": "unix"}, "redis"),
-    System("files-disk", "drivers.files", {"where": "disk"}),
-    System("files-tmpfs", "drivers.files", {"where": "tmpfs"}),
+    System("kvstore-embedded", "drivers.ours", PROCESS, {"at": "embedded"}),
+    System("kvstore-local", "drivers.ours", HOST, {"at": "local"}),
+    System("kvstore-remote", "drivers.ours", NETWORK, {"at": "remote"}),
+    System("lmcache-embedded", "drivers.lmcache", PROCESS, env="lmcache"),
+    System("lmcache-daemon", "drivers.lmcache_daemon", HOST, env="lmcache"),
+    System("mooncake-embedded", "drivers.mooncake", PROCESS, {"at": "embedded"}, "mooncake"),
+    System("mooncake-host", "drivers.mooncake", HOST, {"at": "host"}, "mooncake"),
+    System("mooncake-tcp", "drivers.mooncake", NETWORK, {"at": "tcp"}, "mooncake"),
+    System("redis-unix", "drivers.redis", HOST, {"over": "unix"}),
+    System("redis-tcp", "drivers.redis", NETWORK, {"over": "tcp"}),
+    System("redis-py", "drivers.redis_py", HOST, {"over": "unix"}, "redis"),
+    System("files-disk", "drivers.files", HOST, {"where": "disk"}),
+    System("files-tmpfs", "drivers.files", HOST, {"where": "tmpfs"}),
 )
 
 
