@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from kvstore.bench import corpus
-from kvstore.bench.peers import conductor, player
+from kvstore.bench.peers import conductor, install, player
 from kvstore.bench.peers.conductor import Result, run
 from kvstore.bench.peers.drivers.driver import content
 from kvstore.bench.peers.systems import DRIVERS, SYSTEMS, System, choose
@@ -270,6 +270,29 @@ def test_a_missing_environment_is_no_error(tmp_path: Path, capsys: pytest.Captur
     ]
     assert [row["case"] for row in told["rows"]] == ["get", "put"]
     assert json.loads((tmp_path / "out" / "bench-peers.json").read_text()) == told
+
+
+def test_an_environment_that_cannot_be_made_is_told_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "none.txt").write_text("./nowhere\n")
+    monkeypatch.setattr(install, "HERE", tmp_path)
+    monkeypatch.setattr(install, "PACKAGES", {})
+    monkeypatch.setattr(install, "ENVIRONMENTS", {"nothing": [["none.txt"]]})
+    assert install.install(tmp_path / "envs") == ["nothing could not be installed; its systems will be skipped"]
+    assert not (tmp_path / "envs" / "nothing").exists()
+
+
+def test_an_environment_that_is_there_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install, "PACKAGES", {})
+    for name, steps in install.ENVIRONMENTS.items():
+        wanted = "\n".join((install.HERE / step[-1]).read_text() for step in steps)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / install.READY).write_text(wanted)
+    assert install.install(tmp_path) == []
+    assert all(
+        [entry.name for entry in (tmp_path / name).iterdir()] == [install.READY] for name in install.ENVIRONMENTS
+    )
 
 
 def test_the_picture_has_every_panel(tmp_path: Path) -> None:

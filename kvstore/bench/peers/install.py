@@ -38,13 +38,21 @@ def install(folder: Path) -> list[str]:
         if ready.exists() and ready.read_text(encoding="utf-8") == wanted:
             continue
         print(f"installing {name} into {made}", file=sys.stderr, flush=True)
-        venv.EnvBuilder(with_pip=True, clear=True).create(made)
-        if all(_pip(made, step) for step in steps):
+        if _venv(made) and all(_pip(made, step) for step in steps):
             ready.write_text(wanted, encoding="utf-8")
         else:
-            shutil.rmtree(made)
+            shutil.rmtree(made, ignore_errors=True)
             troubles.append(f"{name} could not be installed; its systems will be skipped")
     return troubles
+
+
+def _venv(made: Path) -> bool:
+    try:
+        venv.EnvBuilder(with_pip=True, clear=True).create(made)
+    except (subprocess.CalledProcessError, OSError) as error:  # a Python without ensurepip, a folder not ours
+        print(error, file=sys.stderr)
+        return False
+    return True
 
 
 def _pip(made: Path, step: list[str]) -> bool:
