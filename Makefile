@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 NATIVE := CMakeLists.txt $(wildcard codecs/native/*)
 PYTEST := $(RUN) -m pytest
 
-.PHONY: setup demo test check torture proto clean
+.PHONY: setup demo test check torture bench-peers proto clean
 
 setup: $(VENV)/.ready
 
@@ -37,6 +37,11 @@ check: setup
 # kill -9 at random moments, a hundred times.
 torture: setup
 	$(RUN) -m kvstore bench torture
+
+# kvstore beside LMCache, Mooncake, Redis and plain files: installs what can be, runs for some minutes, draws.
+bench-peers: setup
+	$(RUN) -m kvstore.bench.peers.install
+	$(RUN) -m kvstore bench peers --out bench-out
 
 # The generated code is checked in; a test compares it.
 proto: setup
