@@ -67,9 +67,9 @@ def run(
     """
     rows: list[Row] = []
     for corpus in _corpora(sizes, model, working_set, targets):
-        with _open(capacity_for(corpus)) as client:
+        with open_store(capacity_for(corpus)) as client:
             rows += _copies(client, client, corpus, "embedded", rounds, advance)
-    with _open(64 * MiB) as client:
+    with open_store(64 * MiB) as client:
         rows += lookups(client, "embedded", rounds=rounds * 5)
     return _judged(rows, "embedded", model)
 
@@ -146,7 +146,7 @@ def _judged(rows: list[Row], mode: str, model: KVSpec | None) -> list[Row]:
 
 
 @contextmanager
-def _open(capacity: int) -> Iterator[Client]:
+def open_store(capacity: int) -> Iterator[Client]:
     """A store in this process, in DRAM alone."""
     config = Config(dram=DramConfig(capacity=capacity, extent=capacity), lease_limit_s=LEASE_S, put_wait_s=PUT_WAIT_S)
     with kvstore.open(config) as client:

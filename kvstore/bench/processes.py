@@ -64,7 +64,7 @@ def server(dram: int, *flags: str, **options: Any) -> Iterator[Server]:
 
 @contextmanager
 def child(command: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """A process, by the first line that it prints and its number. `Unavailable`, with its last words, if it ends before."""
+    """A process: the first line that it prints, its number. `Unavailable`, with its last words, if it ends before."""
     with tempfile.TemporaryFile() as errors, subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=errors, text=True
     ) as process:  # fmt: skip
