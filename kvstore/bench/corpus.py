@@ -47,7 +47,7 @@ def specs_of(sizes: Sequence[int], model: KVSpec | None) -> list[KVSpec]:
 
 def shape_facts(model: KVSpec | None) -> dict[str, Any]:
     """What a row says of the model whose chunks were moved."""
-    return {} if model is None else {"model": model.model, "tokens": model.chunk_tokens, "tp": model.tp_size}
+    return {} if model is None else {"model": model.model, "chunk_tokens": model.chunk_tokens, "tp": model.tp_size}
 
 
 def layout(spec: KVSpec, tokens: int = 0) -> list[tuple[Part, slice]]:

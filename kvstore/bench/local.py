@@ -15,7 +15,7 @@ from kvstore.bench.copies import LEASE_S, Copies, capacity_for, store_corpus
 from kvstore.bench.corpus import Corpus, chunk_bytes, shape_facts, specs_of
 from kvstore.bench.lookups import lookups
 from kvstore.bench.measure import Bar, Row, measure
-from kvstore.bench.processes import Connect, Server, server
+from kvstore.bench.processes import PUT_WAIT_S, Connect, Server, server
 from kvstore.client import Client
 from kvstore.config import Config, DramConfig
 from kvstore.spec import KVSpec
@@ -24,7 +24,6 @@ MiB = 1 << 20
 SIZES = (1 * MiB, 16 * MiB)
 WORKING_SET = 512 * MiB
 TARGETS = 256 * MiB
-PUT_WAIT_S = 60.0  # the first put waits until its extent is populated
 LEAST = 4  # chunks in rotation, however large they are
 BARS: Mapping[str, Mapping[tuple[str, int], Bar]] = {
     "embedded": {

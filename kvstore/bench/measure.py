@@ -78,6 +78,7 @@ class Bar:
     def judge(self, row: Row) -> None:
         """Write into a row what it must reach and whether it does."""
         row["bar"], row["met"] = str(self), self.met(row)
+        row["bar_ratio"], row["bar_p50_s"] = self.ratio or None, self.p50_s or None
 
 
 @dataclass

@@ -17,6 +17,7 @@ from kvstore.errors import InvalidArgument, Unavailable
 
 TIMEOUT_S = 60.0
 LEASE_LIMIT_S = 3600.0
+PUT_WAIT_S = 60.0  # the first put waits until its extent is populated
 STOP_S = 30.0
 MODES = ("local", "bulk", "grpc")
 
@@ -53,11 +54,11 @@ Connect = Callable[[Server, str], Client]
 
 
 @contextmanager
-def server(dram: int, *flags: str, **options: Any) -> Iterator[Server]:
+def server(dram: int, *flags: str, put_wait_s: float = PUT_WAIT_S, **options: Any) -> Iterator[Server]:
     """`kvstore serve` in a process of its own, its DRAM in one extent; `options` are for clients of it."""
     command = [sys.executable, "-m", "kvstore", "serve", "--json", "--listen", "127.0.0.1:0"]
     command += ["--dram", str(dram), "--dram-extent", str(dram), "--store-lease-limit-s", str(LEASE_LIMIT_S)]
-    command += ["--store-put-wait-s", "60", *flags]  # the first put waits until its extent is populated
+    command += ["--store-put-wait-s", str(put_wait_s), *flags]
     with child(command) as (first_line, _):
         yield Server(json.loads(first_line), options)
 
