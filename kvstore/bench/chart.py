@@ -11,7 +11,7 @@ from kvstore.errors import InvalidArgument
 Row = Mapping[str, Any]
 COLORS = ("#2a7de1", "#1b9e77", "#e08214", "#8073ac", "#c51b7d", "#5c6570")
 GOAL, BASE = "#d7301f", "#5c6570"
-NARROW, WIDE = 0.26, 0.62  # inches a bar, inches around a group
+NARROW, GAP = 0.24, 0.2  # inches a bar, between groups
 
 
 def draw(name: str, rows: Sequence[Row], machine: Row, path: Path) -> None:
@@ -23,12 +23,14 @@ def draw(name: str, rows: Sequence[Row], machine: Row, path: Path) -> None:
     panels = [(kind, shown) for kind, shown in (("ratio", ratios), ("p50_s", times)) if shown]
     if not panels:
         raise InvalidArgument(f"bench {name} has no rows that a picture could show")
+    labels = dict.fromkeys(label for _, shown in panels for label in _series(shown) if label)
+    colors = {"": COLORS[0] if not labels else BASE, **dict(zip(labels, COLORS * len(labels), strict=False))}
     heights = [_height(shown) for _, shown in panels]
     figure, axes = plt.subplots(
-        len(panels), 1, figsize=(9, sum(heights) + 1.1), height_ratios=heights, layout="constrained", squeeze=False
+        len(panels), 1, figsize=(9, sum(heights) + 0.9), height_ratios=heights, layout="constrained", squeeze=False
     )
     for panel, (kind, shown) in zip(axes[:, 0], panels, strict=True):
-        _panel(panel, kind, shown)
+        _panel(panel, kind, shown, colors)
     about = f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, Python {machine['python']}"
     figure.suptitle(f"kvstore bench {name}", x=0.01, ha="left", fontsize=13, fontweight="bold")
     figure.supxlabel(about, x=0.01, ha="left", fontsize=8, color=BASE)
@@ -51,76 +53,87 @@ def pyplot() -> Any:
 
 
 def _height(rows: Sequence[Row]) -> float:
-    groups = len({row["case"] for row in rows})
-    return 0.8 + NARROW * len(rows) + (WIDE - NARROW) * groups * 0.5
+    return 0.75 + NARROW * len(rows) + GAP * len({_group(row, rows) for row in rows})
 
 
-def _panel(axes: Any, kind: str, rows: Sequence[Row]) -> None:
-    """One group of bars a case, one colour for each size, way in or number of clients that differs."""
-    scale, unit = (1.0, "") if kind == "ratio" else (1e6, " µs")
+def _panel(axes: Any, kind: str, rows: Sequence[Row], colors: Mapping[str, str]) -> None:
+    """One group of bars a case, one colour for each size or way in."""
     series = _series(rows)
-    colors = dict(zip(dict.fromkeys(series), COLORS * 4, strict=False))
-    at, ticks, labelled = 0.0, [], set()
-    most = max(row[kind] for row in rows) * scale
-    for case in dict.fromkeys(row["case"] for row in rows):
-        group = [(row, label) for row, label in zip(rows, series, strict=True) if row["case"] == case]
-        for offset, (row, label) in enumerate(group):
-            value, y = row[kind] * scale, at + offset * NARROW
-            shown = label if label and label not in labelled else None
+    at, ticks = 0.0, []
+    labelled = {""}
+    for group in dict.fromkeys(_group(row, rows) for row in rows):
+        members = [(row, label) for row, label in zip(rows, series, strict=True) if _group(row, rows) == group]
+        for offset, (row, label) in enumerate(members):
+            _bar(axes, kind, row, at + offset * NARROW, colors[label], "" if label in labelled else label)
             labelled.add(label)
-            axes.barh(y, value, NARROW * 0.88, color=colors[label], label=shown)
-            goal = row.get("bar_ratio" if kind == "ratio" else "bar_p50_s")
-            if goal:
-                axes.plot([goal * scale] * 2, [y - NARROW / 2, y + NARROW / 2], color=GOAL, lw=2, solid_capstyle="butt")
-            axes.annotate(
-                f"{value:.3g}{unit}{_verdict(row)}", (value, y), xytext=(4, 0), textcoords="offset points",
-                va="center", fontsize=7.5, color=GOAL if row.get("met") is False else "black",
-            )  # fmt: skip
-        ticks.append((at + (len(group) - 1) * NARROW / 2, case))
-        at += len(group) * NARROW + (WIDE - NARROW) * 0.5
-    axes.set_yticks([y for y, _ in ticks], [case for _, case in ticks], fontsize=9)
-    axes.set_ylim(at - 0.05, -NARROW)
+        ticks.append((at + (len(members) - 1) * NARROW / 2, group))
+        at += len(members) * NARROW + GAP
+    axes.set_yticks([y for y, _ in ticks], [group for _, group in ticks], fontsize=9)
+    axes.set_ylim(at - GAP - NARROW * 0.2, -NARROW * 0.8)
+    values = [row[kind] for row in rows]
     if kind == "ratio":
         axes.axvline(1, color=BASE, lw=1, ls="--", zorder=0)
-        axes.set_xlim(0, max(1.1, most * 1.14))
+        axes.set_xlim(0, max(1.1, *values) * 1.14)
         bases = ", ".join(dict.fromkeys(str(row["baseline"]) for row in rows))
         axes.set_xlabel(
             f"times the speed of {bases} in the same run (dashed: 1); red: what it must reach", fontsize=8.5
         )
     else:
         axes.set_xscale("log")
-        axes.set_xlim(min(row[kind] for row in rows) * scale / 2, most * 4)
-        axes.set_xlabel("median time, µs (logarithmic); red: what it must stay below", fontsize=8.5)
+        axes.set_xlim(min(values) / 2, max(values) * 4)
+        axes.xaxis.set_major_formatter(lambda seconds, _: duration(seconds))
+        axes.set_xlabel("median time (logarithmic); red: what it must stay below", fontsize=8.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    if labelled - {""}:
-        axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=6, borderaxespad=0.2)
+    axes.tick_params(axis="x", labelsize=8)
+    if len(labelled) > 1:
+        axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=5, borderaxespad=0.2)
+
+
+def _bar(axes: Any, kind: str, row: Row, y: float, color: str, label: str) -> None:
+    axes.barh(y, row[kind], NARROW * 0.88, color=color, label=label or None)
+    goal = row.get("bar_ratio" if kind == "ratio" else "bar_p50_s")
+    if goal:
+        axes.plot([goal] * 2, [y - NARROW / 2, y + NARROW / 2], color=GOAL, lw=2, solid_capstyle="butt", zorder=3)
+    text = f"{row[kind]:.2f}" if kind == "ratio" else duration(row[kind])
+    if row.get("met") is not None and (not goal or "," in str(row["bar"])):
+        text += f"  ({row['bar']}: {'yes' if row['met'] else 'NO'})"
+    axes.annotate(
+        text, (row[kind], y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5, zorder=4,
+        color=GOAL if row.get("met") is False else "black",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+    )  # fmt: skip
+
+
+def _group(row: Row, rows: Sequence[Row]) -> str:
+    """The case, and how many clients were at it at once where that differs."""
+    at_once = row.get("clients", 1)
+    if len({each.get("clients", 1) for each in rows}) < 2:
+        return str(row["case"])
+    return f"{row['case']}, {at_once} client{'s' * (at_once > 1)}"
 
 
 def _series(rows: Sequence[Row]) -> list[str]:
-    """What tells apart the bars of one case: those of mode, size and clients that are not the same for all rows."""
-    told: dict[str, Callable[[Row], str]] = {
-        "mode": lambda row: str(row.get("mode", "")),
-        "bytes": lambda row: _size(row.get("bytes") or 0),
-        "clients": lambda row: f"{row['clients']} clients" if "clients" in row else "",
-    }
-    by_case: dict[str, list[Row]] = {}
+    """What tells apart the bars of one group: mode and size, as far as they are not the same for all."""
+    told: list[Callable[[Row], str]] = [lambda row: str(row.get("mode", "")), lambda row: _size(row.get("bytes") or 0)]
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        by_case.setdefault(row["case"], []).append(row)
-    # A name that varies only from case to case says nothing that the case's own name does not.
-    differing = [
-        tell for tell in told.values() if any(len({tell(row) for row in same}) > 1 for same in by_case.values())
-    ]
+        groups.setdefault(_group(row, rows), []).append(row)
+    differing = [tell for tell in told if any(len({tell(row) for row in same}) > 1 for same in groups.values())]
     return [" · ".join(filter(None, (tell(row) for tell in differing))) for row in rows]
 
 
-def _verdict(row: Row) -> str:
-    if row.get("met") is None or row.get("bar_ratio") or row.get("bar_p50_s"):
-        return ""
-    return f"  ({row['bar']}: {'yes' if row['met'] else 'NO'})"
+def duration(seconds: float) -> str:
+    """A time for people: `12.3 µs`."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
 
 
 def _size(nbytes: float) -> str:
+    if not nbytes:
+        return ""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if nbytes < 1024:
             return f"{nbytes:.3g} {unit}"

@@ -79,7 +79,7 @@ def run(plan: Plan, *, model: KVSpec | None = None, clients: Sequence[int] = (4,
             clock = CpuClock(pid)
             used = clock.seconds()
             answers = crew.phase(["replay"] * number, float("inf"))
-            row = _row(workload, mode, answers, clock.seconds() - used if pid else None)
+            row = _row(workload, chunk_bytes(spec), mode, answers, clock.seconds() - used if pid else None)
             row.update({**shape_facts(model), "dram_bytes": plan.dram, "nvme": plan.nvme is not None})
             rows.append(row)
     return rows
@@ -110,7 +110,7 @@ def _crew(
     return stack.enter_context(processes("replay", configs, share=[descriptor])), running.pid
 
 
-def _row(workload: Workload, mode: str, answers: Sequence[Answer], server_cpu_s: float | None) -> Row:
+def _row(workload: Workload, nbytes: int, mode: str, answers: Sequence[Answer], server_cpu_s: float | None) -> Row:
     def total(name: str) -> Any:
         return sum(answer[name] for answer in answers)
 
@@ -122,12 +122,13 @@ def _row(workload: Workload, mode: str, answers: Sequence[Answer], server_cpu_s:
     get_rate = total("got") / sum(gets) if gets else None
     copy_rate = total("copied") / total("copy_s") if total("copy_s") else None
     row: Row = {
-        "case": workload.name, "mode": mode, "clients": len(answers), "bytes": moved,
+        "case": workload.name, "mode": mode, "clients": len(answers), "bytes": nbytes,
         "p50_s": median(gets) if gets else None, "p99_s": percentile(gets, 0.99) if gets else None,
         "gbps": sum((a["got"] + a["put"]) / (a["elapsed_s"] - a["untimed_s"]) for a in answers) / 1e9,
         "baseline": "memcpy" if copy_rate else None, "ratio": get_rate / copy_rate if get_rate and copy_rate else None,
         "requests": len(workload.requests), "hit_ratio": total("hit_tokens") / total("tokens"),
-        "hit_tokens": total("hit_tokens"), "tokens": total("tokens"), "get_gbps": get_rate and get_rate / 1e9,
+        "hit_tokens": total("hit_tokens"), "tokens": total("tokens"), "moved_bytes": moved,
+        "get_gbps": get_rate and get_rate / 1e9,
         **cpu_facts(total("cpu_s"), server_cpu_s, 1, moved),
         "sheds": sheds, "lost": total("lost"), "checked": total("checked"), "bar": None, "met": None,
         "note": "p50, p99: a get of up to 16 chunks; GB/s: read and stored by all clients, over their time",

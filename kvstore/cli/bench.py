@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kvstore.bench.chart import duration
 from kvstore.bench.measure import Row, machine, report
 from kvstore.cli.output import print_json, print_table, progress, size
 from kvstore.errors import Corrupt, InvalidArgument, StorageError
@@ -157,7 +158,8 @@ def _show(args: Namespace, name: str, rows: Sequence[Row], facts: Sequence[str] 
 
 def _cell(row: Row, column: str) -> str:
     if column in ("p50", "p99"):
-        return _time(row.get(f"{column}_s"))
+        seconds = row.get(f"{column}_s")
+        return "" if seconds is None else duration(seconds)
     value = row.get("gbps" if column == "GB/s" else column)
     if value is None:
         return ""
@@ -166,15 +168,6 @@ def _cell(row: Row, column: str) -> str:
     if column == "met":
         return "yes" if value else "NO"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    for unit, factor in (("s", 1.0), ("ms", 1e3)):
-        if seconds * factor >= 1:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
 
 
 def _prepare(args: Namespace) -> None:
