@@ -59,14 +59,14 @@ class Crew:
     """Members that are given orders together."""
 
     def __init__(self, members: Sequence[Member]) -> None:
-        self._members = members
+        self.members = members
 
     def phase(self, do: Sequence[str], seconds: float) -> list[Answer]:
         """Each member does what stands in its place (empty: nothing), all for the same `seconds`; then all check.
 
         `seconds` of infinity lets every member finish its own work.
         """
-        busy = [(member, each) for member, each in zip(self._members, do, strict=False) if each]
+        busy = [(member, each) for member, each in zip(self.members, do, strict=False) if each]
         start = time.monotonic() + LEAD_S
         until = start + seconds
         for member, each in busy:
@@ -96,6 +96,11 @@ class ProcessMember:
 
     def __init__(self, process: subprocess.Popen[bytes], errors_file: Any) -> None:
         self._process, self._errors, self._rest = process, errors_file, b""
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
 
     def order(self, order: Mapping[str, Any]) -> None:
         """One line on its standard input."""

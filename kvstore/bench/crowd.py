@@ -55,7 +55,7 @@ def run(spec: KVSpec, plan: Plan, *, mode: str) -> list[Row]:
     corpus = Corpus(nbytes, max(4, plan.working_set // nbytes), 1, spec)
     dram = (corpus.count + 8) * (nbytes + 32768) + max(plan.room, 4 * plan.writers * nbytes)
     members = max(*plan.readers, 1 + plan.writers)
-    with server(-(-dram // (2 * MiB)) * 2 * MiB) as running, _shared(corpus) as descriptor:
+    with server(-(-dram // (2 * MiB)) * 2 * MiB) as running, shared(corpus) as descriptor:
         url = running.url(mode)
         with kvstore.connect(url, timeout=TIMEOUT_S, **running.options) as client:
             store_corpus(client, corpus)
@@ -162,7 +162,7 @@ def _alternate(
 
 
 @contextmanager
-def _shared(corpus: Corpus) -> Iterator[int]:
+def shared(corpus: Corpus) -> Iterator[int]:
     """The corpus's content in memory that processes can share: its descriptor."""
     descriptor = os.memfd_create("kvstore-bench")
     try:

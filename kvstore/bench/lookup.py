@@ -63,7 +63,7 @@ def run(
     if "embedded" in modes:
         with open_store(capacity) as client:
             _fill(client, spec, prompts)
-            with threads([_Asker(client, spec, prompts, seed) for seed in range(max(clients))]) as crew:
+            with threads([Asker(client, spec, prompts, seed) for seed in range(max(clients))]) as crew:
                 rows += _rows(crew, "embedded", entries, clients, seconds, 0, advance)
     served = [mode for mode in modes if mode != "embedded"]
     if served:
@@ -168,13 +168,13 @@ def _row(length: int, what: str, mode: str, answers: Sequence[Answer], server_cp
     }  # fmt: skip
 
 
-def role(config: Mapping[str, Any]) -> _Asker:
+def role(config: Mapping[str, Any]) -> Asker:
     """What `kvstore.bench.crew` runs in a process of its own."""
     client = kvstore.connect(config["url"], timeout=TIMEOUT_S)
-    return _Asker(client, KVSpec.from_dict(config["spec"]), dict(config["prompts"]), config["seed"], own=True)
+    return Asker(client, KVSpec.from_dict(config["spec"]), dict(config["prompts"]), config["seed"], own=True)
 
 
-class _Asker:
+class Asker:
     """Looks prompts up and compares how far they reach with how far they should."""
 
     def __init__(

@@ -23,7 +23,7 @@ from kvstore.bench.cpu import CpuClock
 from kvstore.bench.crew import Answer, Crew, processes, threads
 from kvstore.bench.measure import Row, cpu_facts, percentile
 from kvstore.bench.processes import MODES, server
-from kvstore.bench.replay import BATCH, POOL, Replayer
+from kvstore.bench.replay import POOL, Replayer
 from kvstore.bench.workloads import Workload, trace, zipf
 from kvstore.config import Config, DramConfig, NvmeConfig
 from kvstore.errors import InvalidArgument
@@ -70,11 +70,11 @@ def run(plan: Plan, *, model: KVSpec | None = None, clients: Sequence[int] = (4,
     base = model or KVSpec.dense("bench-mix", layers=16, kv_heads=1, head_dim=64, chunk_tokens=TOKENS)
     workload = plan.workload(base.chunk_tokens, chunk_bytes(base) // base.chunk_tokens)
     spec = KVSpec.from_dict({**base.to_dict(), "chunk_tokens": workload.chunk_tokens})
-    if plan.dram < 2 * max(clients) * BATCH * chunk_bytes(spec, 1):
+    if plan.dram < 4 * chunk_bytes(spec):
         raise InvalidArgument(f"a DRAM of {plan.dram} bytes is too little for chunks of {chunk_bytes(spec)} bytes")
     rows = []
     for number in clients:
-        with _pool(spec) as descriptor, ExitStack() as stack:
+        with pool(spec) as descriptor, ExitStack() as stack:
             crew, pid = _crew(stack, plan, spec, workload, number, mode, descriptor)
             clock = CpuClock(pid)
             used = clock.seconds()
@@ -141,7 +141,7 @@ def _row(workload: Workload, nbytes: int, mode: str, answers: Sequence[Answer], 
 
 
 @contextmanager
-def _pool(spec: KVSpec) -> Iterator[int]:
+def pool(spec: KVSpec) -> Iterator[int]:
     """Shared memory that every content is a piece of: its descriptor."""
     descriptor = os.memfd_create("kvstore-bench")
     try:
