@@ -14,15 +14,15 @@ GOAL, BASE = "#d7301f", "#5c6570"
 NARROW, GAP = 0.24, 0.2  # inches a bar, between groups
 
 
-def draw(name: str, rows: Sequence[Row], machine: Row, path: Path) -> None:
-    """Write a PNG. `InvalidArgument` where matplotlib is not installed."""
+def draw(name: str, rows: Sequence[Row], machine: Row, path: Path) -> bool:
+    """Write a PNG; False if no row has a ratio or a time. `InvalidArgument` where matplotlib is not installed."""
     plt = pyplot()
     named = {row["baseline"] for row in rows}
     ratios = [row for row in rows if row.get("ratio") is not None]
     times = [row for row in rows if row.get("ratio") is None and row["case"] not in named and row.get("p50_s")]
     panels = [(kind, shown) for kind, shown in (("ratio", ratios), ("p50_s", times)) if shown]
     if not panels:
-        raise InvalidArgument(f"bench {name} has no rows that a picture could show")
+        return False
     labels = dict.fromkeys(label for _, shown in panels for label in _series(shown) if label)
     colors = {"": COLORS[0] if not labels else BASE, **dict(zip(labels, COLORS * len(labels), strict=False))}
     heights = [_height(shown) for _, shown in panels]
@@ -36,6 +36,7 @@ def draw(name: str, rows: Sequence[Row], machine: Row, path: Path) -> None:
     figure.supxlabel(about, x=0.01, ha="left", fontsize=8, color=BASE)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+    return True
 
 
 def pyplot() -> Any:

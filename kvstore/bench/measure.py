@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -79,6 +79,12 @@ class Bar:
         """Write into a row what it must reach and whether it does."""
         row["bar"], row["met"] = str(self), self.met(row)
         row["bar_ratio"], row["bar_p50_s"] = self.ratio or None, self.p50_s or None
+
+
+def bar_for(bars: Mapping[int, Bar], nbytes: int) -> Bar | None:
+    """The bar of a size among bars by their least sizes."""
+    due = [least for least in bars if least <= nbytes]
+    return bars[max(due)] if due else None
 
 
 @dataclass

@@ -16,7 +16,7 @@ from pathlib import Path
 from kvstore.bench.certificate import make_certificate
 from kvstore.bench.copies import capacity_for, store_corpus
 from kvstore.bench.corpus import Corpus, chunk_bytes, shape_facts, specs_of
-from kvstore.bench.measure import Bar, Row, measure
+from kvstore.bench.measure import Bar, Row, bar_for, measure
 from kvstore.bench.processes import Connect, Server, server
 from kvstore.bench.redis_peer import PROGRAM, redis_peer
 from kvstore.bench.tcp_peer import cipher_of, raw_stream
@@ -70,7 +70,7 @@ def run(
 def _judge(row: Row, nbytes: int, tls: bool, redis: Row | None) -> None:
     if row["case"] != "get":
         return
-    bar = BARS.get(nbytes)
+    bar = bar_for(BARS, nbytes)
     if bar:
         (TLS_BAR if tls else bar).judge(row)
     if redis is not None:

@@ -13,7 +13,22 @@ from kvstore.cli.output import print_json, print_table, progress, size
 from kvstore.errors import Corrupt, InvalidArgument, StorageError
 from kvstore.spec import KVSpec
 
-SHOWN = ("case", "mode", "bytes", "p50", "p99", "GB/s", "baseline", "ratio", "bar", "met")
+SHOWN = (
+    "case",
+    "mode",
+    "bytes",
+    "p50",
+    "p99",
+    "GB/s",
+    "baseline",
+    "ratio",
+    "p99 ratio",
+    "bar",
+    "met",
+    "CPU s/GB",
+    "its server's",
+)
+FIELDS = {"GB/s": "gbps", "p99 ratio": "p99_ratio", "CPU s/GB": "cpu_s_per_gb", "its server's": "server_cpu_s_per_gb"}
 
 
 def local(args: Namespace) -> int:
@@ -136,11 +151,16 @@ def _shape(args: Namespace, sizes: Sequence[int]) -> dict[str, Any]:
 
 def _show(args: Namespace, name: str, rows: Sequence[Row], facts: Sequence[str] = ()) -> int:
     told = report(name, rows)
-    if getattr(args, "out", None):
-        _write(Path(args.out), name, told)
     if args.json:
         print_json(told)
-        return 0
+    else:
+        _table(name, rows, facts)
+    if getattr(args, "out", None):
+        _write(Path(args.out), name, told)
+    return 0
+
+
+def _table(name: str, rows: Sequence[Row], facts: Sequence[str]) -> None:
     columns = tuple(column for column in SHOWN if any(_cell(row, column) != "" for row in rows))
     on = machine()
     notes = dict.fromkeys(f"{row['case']}: {row['note']}" for row in rows if row.get("note"))
@@ -153,14 +173,13 @@ def _show(args: Namespace, name: str, rows: Sequence[Row], facts: Sequence[str] 
     for row in rows:
         for detail in row.get("details", ()):
             print(detail)
-    return 0
 
 
 def _cell(row: Row, column: str) -> str:
     if column in ("p50", "p99"):
         seconds = row.get(f"{column}_s")
         return "" if seconds is None else duration(seconds)
-    value = row.get("gbps" if column == "GB/s" else column)
+    value = row.get(FIELDS.get(column, column))
     if value is None:
         return ""
     if column == "bytes":
