@@ -50,9 +50,9 @@ def open(config: Any = None, *, namespace: str = "default") -> Client:
 def connect(url: str, **options: Any) -> Client:
     """Connect to a server: `connect("127.0.0.1:7420", token=…, ca=…, namespace=…, timeout=…)`.
 
-    See `kvstore.remote.connect_remote` for the options.
+    See `kvstore.channels.choose.connect_remote` for the options and for how to force a channel.
     """
-    from kvstore.remote import connect_remote
+    from kvstore.channels.choose import connect_remote
 
     return connect_remote(url, **options)
 

@@ -44,6 +44,10 @@ class AsyncClient:
         """See `Client.want`."""
         return self._client.want(spec, ref, out, **options)
 
+    def buffer(self, shape: int | Sequence[int], dtype: Any = "uint8") -> Any:
+        """See `Client.buffer`."""
+        return self._client.buffer(shape, dtype)
+
     async def describe(self) -> Description:
         """See `Client.describe`."""
         return await self._run(self._client.describe)

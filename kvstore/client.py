@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from kvstore import arrays
 from kvstore.api import (
     Ack,
@@ -82,6 +84,21 @@ class Client:
     def backend(self) -> Backend:
         """What the client talks through."""
         return self._backend
+
+    def use(self, backend: Backend) -> None:
+        """Talk through another backend from now on."""
+        self._backend = backend
+
+    def buffer(self, shape: int | Sequence[int], dtype: Any = np.uint8) -> np.ndarray[Any, Any]:
+        """An array to fill and put, in memory that the server can read where it lies.
+
+        Over the local channel a put of such an array, or of a contiguous piece of it, is not copied on this side.
+        Elsewhere it is an ordinary array. `dtype` is NumPy's or a spec's name for it (bfloat16 as uint16).
+        """
+        make = getattr(self._backend, "buffer", None)
+        kind = arrays.numpy_dtype(dtype) if isinstance(dtype, str) else np.dtype(dtype)
+        found: np.ndarray[Any, Any] = np.empty(shape, kind) if make is None else make(shape, kind)
+        return found
 
     def describe(self) -> Description:
         """Version, namespace, tiers and limits of what answers."""

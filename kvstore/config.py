@@ -71,13 +71,20 @@ class NamespaceConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Where and for whom the server listens. Beyond the host it needs a certificate and tokens."""
+    """Where and for whom the server listens. Beyond the host it needs a certificate and tokens.
+
+    `local` is the path of the local channel's Unix socket, `bulk` the address of the bulk channel; `auto` derives
+    them from `listen`, `off` leaves a channel out.
+    """
 
     listen: str = "127.0.0.1:7420"
+    local: str = "auto"
+    bulk: str = "auto"
     tls_cert: Path | None = None
     tls_key: Path | None = None
     client_ca: Path | None = None
     max_workers: Count = 16
+    max_connections: Count = 1024
 
 
 @dataclass(frozen=True)

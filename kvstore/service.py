@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,13 +36,15 @@ class SessionSource(Protocol):
 class Session:
     """Who is calling: the namespace, the backend whose end ends the leases, and the specs seen so far.
 
-    `shared` tells the session that all callers of a namespace use who have not opened one of their own.
+    `shared` tells the session that all callers of a namespace use who have not opened one of their own; `users`
+    counts the connections of one that several share.
     """
 
     namespace: str
     backend: Backend
     specs: dict[bytes, KVSpec] = field(repr=False)
     shared: bool = False
+    users: int = 0
 
     def spec(self, digest: bytes) -> KVSpec:
         """The spec of this digest, or `UnknownSpec`."""
@@ -66,6 +69,7 @@ class Service:
         self._sessions: dict[tuple[str, bytes], Session] = {}
         self._shared: dict[str, Session] = {}
         self._specs: dict[str, dict[bytes, KVSpec]] = {}
+        self.facts: dict[str, str] = {}  # about this server, for `describe`
 
     def session(self, namespace: str, session_id: bytes = b"") -> Session:
         """The session that was opened under this id, or the namespace's shared one."""
@@ -98,6 +102,25 @@ class Service:
             raise Shed(f"{MAX_SESSIONS} sessions are open already; close some clients", "sessions")
         raise InvalidArgument(f"the session {session_id.hex()} is open already; choose a random id for each client")
 
+    def join_session(self, namespace: str, session_id: bytes) -> Session:
+        """The session that all connections of one client share, opened by the first; `leave_session` for each."""
+        with self._lock:
+            session = self._sessions.get((namespace, session_id))
+            if session is not None and session.users:
+                session.users += 1
+                return session
+        session = self.open_session(namespace, session_id)
+        session.users = 1
+        return session
+
+    def leave_session(self, session_id: bytes, session: Session) -> None:
+        """One connection less; with the last one the session ends."""
+        with self._lock:
+            session.users -= 1
+            if session.users:
+                return
+        self.close_session(session_id, session)
+
     def close_session(self, session_id: bytes, session: Session) -> None:
         """End a session and every lease that was taken in it."""
         with self._lock:
@@ -113,6 +136,21 @@ class Service:
         for session in ended:
             session.backend.close()
 
+    def unary(self) -> dict[str, tuple[Any, Callable[[Session, Any], Any]]]:
+        """Every call of one message and one answer, by name: the class of the message, and what answers it."""
+        return {
+            "Describe": (pb.DescribeRequest, self.describe),
+            "RegisterSpec": (pb.RegisterSpecRequest, self.register_spec),
+            "Lookup": (pb.LookupRequest, self.lookup),
+            "Release": (pb.ReleaseRequest, self.release),
+            "Delete": (pb.KeysRequest, self.delete),
+            "Pin": (pb.PinRequest, self.pin),
+            "Unpin": (pb.KeysRequest, self.unpin),
+            "Prefetch": (pb.KeysRequest, self.prefetch),
+            "List": (pb.ListRequest, self.list),
+            "Stats": (pb.StatsRequest, self.stats),
+        }
+
     def describe(self, session: Session, request: Any) -> Any:
         """Who answers."""
         del request
@@ -123,7 +161,7 @@ class Service:
             tiers=told.tiers,
             max_part_bytes=told.max_part_bytes,
             chunks=told.chunks,
-            extra=dict(told.extra),
+            extra={**told.extra, **self.facts},
         )
 
     def register_spec(self, session: Session, request: Any) -> Any:
@@ -209,15 +247,11 @@ class Service:
         try:
             return open_item(session.backend, plan, index)
         except KVStoreError as error:
-            head = pb.GetResponse.Head(item=index, status=error.status, error=error_name(error), message=str(error))
+            head = pb.GetResponse.Head(
+                item=index, status=error.status, error=wire.error_name(error), message=str(error)
+            )
             return Outgoing(pb.GetResponse(head=head).SerializeToString(), memoryview(b""))
 
     def start_put(self, session: Session, head: Any) -> Incoming:
         """Memory for a put that was announced."""
         return start_put(session.backend, session.spec(head.spec), head)
-
-
-def error_name(error: KVStoreError) -> str:
-    """The public class of an error, as it travels: subclasses that only this process knows count as their parent."""
-    public = wire.error_classes()
-    return next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in public)

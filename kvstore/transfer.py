@@ -123,6 +123,16 @@ class Incoming:
         self._reservation.data[self._filled : end] = data
         self._filled = end
 
+    @property
+    def announced(self) -> int:
+        """How many bytes are to come."""
+        return self._announced
+
+    def fill(self, read_into: Callable[[memoryview], None]) -> None:
+        """Have all of it read straight into the store's memory."""
+        read_into(self._reservation.data)
+        self._filled = self._announced
+
     def finish(self) -> Any:
         """Publish what came, if it is all and undamaged."""
         if self._filled != self._announced:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from kvstore import errors
 from kvstore.api import Ack, ChunkInfo, Event, Fidelity, PlacementInfo
-from kvstore.errors import InvalidArgument, KVStoreError, SpecMismatch
+from kvstore.errors import InvalidArgument, KVStoreError, Shed, SpecMismatch
 from kvstore.keys import KEY_BYTES, REF_BYTES, ChunkRef, check_key, pack_refs, unpack_keys, unpack_refs
 from kvstore.record import GROUP_DTYPE, Record
 from kvstore.rows import REF_DTYPE
@@ -23,6 +24,7 @@ from kvstore.v1 import kvstore_pb2 as pb
 ITEM_BYTES = 48
 MAX_PARTS = 1 << 16
 MAX_POSITION = 0xFFFFFFFF
+MAX_ERROR_CHARACTERS = 2000
 NO_PARENT = bytes(KEY_BYTES)
 _PART_BYTES = 8
 _ACKS = (Ack.STORED, Ack.PERSISTED, Ack.SYNCED)
@@ -32,6 +34,7 @@ class UnknownSpec(SpecMismatch):
     """The server has not seen this spec (or forgot it when it was started again): register it and ask again."""
 
 
+@cache
 def error_classes() -> dict[str, type[KVStoreError]]:
     """Every class of error that keeps its name on the wire."""
     public = {kind.__name__: kind for kind in vars(errors).values() if isinstance(kind, type)}
@@ -316,3 +319,33 @@ def event_to_message(event: Event) -> Any:
 def event_from_message(message: Any) -> Event:
     """The inverse of `event_to_message`."""
     return Event(message.kind, message.key, message.spec, Part.unpack(message.part), message.tier, message.at_ms)
+
+
+def verified_to_message(chunk: ChunkInfo, placement: PlacementInfo, problem: str) -> Any:
+    """A `VerifyResponse` message."""
+    return pb.VerifyResponse(chunk=chunk_to_message(chunk), placement=placement_to_message(placement), problem=problem)
+
+
+def verified_from_bytes(data: bytes) -> tuple[ChunkInfo, PlacementInfo, str]:
+    """The inverse of `verified_to_message`, from the encoded message."""
+    found = pb.VerifyResponse.FromString(data)
+    return chunk_from_message(found.chunk), placement_from_message(found.placement), found.problem
+
+
+def error_name(error: KVStoreError) -> str:
+    """The public class of an error, as it travels: subclasses that only this process knows count as their parent."""
+    public = error_classes()
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in public)
+
+
+def failure_to_message(error: KVStoreError) -> Any:
+    """A `Failure` message."""
+    reason = error.reason if isinstance(error, Shed) else ""
+    text = str(error)[:MAX_ERROR_CHARACTERS]
+    return pb.Failure(status=error.status, error=error_name(error), message=text, reason=reason)
+
+
+def failure_from_message(message: Any) -> KVStoreError:
+    """The exception that a `Failure` stands for."""
+    kind = error_classes().get(message.error, KVStoreError)
+    return Shed(message.message, message.reason or "pressure") if kind is Shed else kind(message.message)

@@ -8,12 +8,16 @@ import sys
 import threading
 from argparse import Namespace
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from kvstore.cli.output import print_json
 from kvstore.cli.settings import configuration
 from kvstore.config import Config
 from kvstore.errors import Unavailable
 from kvstore.settings import size_text
+
+if TYPE_CHECKING:
+    from kvstore.server import Server
 
 GRACE_S = 5.0
 
@@ -31,7 +35,7 @@ def serve(args: Namespace) -> int:
     try:
         server = start(store, config)
         try:
-            _ready(args, server.address, config)
+            _ready(args, server, config)
             while not stop.wait(1.0):
                 if server.wait(0):
                     raise Unavailable(f"the server on {server.address} ended by itself")
@@ -56,13 +60,14 @@ def _stop_on_signals() -> threading.Event:
     return stop
 
 
-def _ready(args: Namespace, address: str, config: Config) -> None:
+def _ready(args: Namespace, server: Server, config: Config) -> None:
     tiers = {"dram": size_text(config.dram.capacity)}
     if config.nvme is not None:
         tiers["nvme"] = f"{size_text(config.nvme.capacity)} in {config.nvme.path}"
     if args.json:
-        print_json({"address": address, "pid": os.getpid(), "tiers": tiers})
+        where = {"address": server.address, "local": server.local, "bulk": server.bulk}
+        print_json({**where, "pid": os.getpid(), "tiers": tiers})
     else:
         held = ", ".join(f"{name} {text}" for name, text in tiers.items())
-        print(f"kvstore: ready on {address} ({held})")
+        print(f"kvstore: ready on {server.address} ({held})")
     sys.stdout.flush()

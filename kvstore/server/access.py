@@ -49,17 +49,21 @@ class Access:
 
     def caller(self, metadata: Mapping[str, str]) -> Caller:
         """Who asks. Raises `PermissionDenied`, `UnknownNamespace`, `InvalidArgument`."""
-        asked = metadata.get("kvstore-namespace", "")
-        namespace = self._by_token(metadata, asked) if self._tokens else check_name(asked or DEFAULT)
+        given = metadata.get("authorization", "")
+        token = given[len(_SCHEME) :] if given.startswith(_SCHEME) else ""
+        return Caller(self.namespace(token, metadata.get("kvstore-namespace", "")), _session_id(metadata))
+
+    def namespace(self, token: str, asked: str) -> str:
+        """The namespace that a token (empty: none) opens. Raises `PermissionDenied`, `UnknownNamespace`."""
+        namespace = self._by_token(token, asked) if self._tokens else check_name(asked or DEFAULT)
         if namespace not in self._names:
             raise UnknownNamespace(f"there is no namespace {namespace!r} here; add it to the server's configuration")
-        return Caller(namespace, _session_id(metadata))
+        return namespace
 
-    def _by_token(self, metadata: Mapping[str, str], asked: str) -> str:
-        given = metadata.get("authorization", "")
-        if not given.startswith(_SCHEME):
+    def _by_token(self, token: str, asked: str) -> str:
+        if not token:
             raise PermissionDenied("this server wants a token: send the metadata `authorization: Bearer TOKEN`")
-        mine, found = _digest(given[len(_SCHEME) :]), ""
+        mine, found = _digest(token), ""
         for digest, namespace in self._tokens.items():
             if hmac.compare_digest(digest, mine):
                 found = namespace
@@ -70,13 +74,13 @@ class Access:
         return found
 
 
-def check_exposure(config: ServerConfig, access: Access) -> None:
+def check_exposure(config: ServerConfig, access: Access, listen: str) -> None:
     """Refuse to listen beyond this host without certificate and tokens."""
-    if _on_host(config.listen) or (config.tls_cert and access.guarded):
+    if _on_host(listen) or (config.tls_cert and access.guarded):
         return
     missing = [name for name, there in (("TLS", config.tls_cert), ("tokens", access.guarded)) if not there]
     raise ConfigError(
-        f"listening on {config.listen!r} opens the store beyond this host, without {' and '.join(missing)}; set "
+        f"listening on {listen!r} opens the store beyond this host, without {' and '.join(missing)}; set "
         "server.tls_cert and server.tls_key and give every namespace a token, or listen on 127.0.0.1 or unix:PATH"
     )
 

@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 import grpc
 
 from kvstore.errors import DeadlineExceeded, KVStoreError, Shed
-from kvstore.service import error_name
+from kvstore.wire import MAX_ERROR_CHARACTERS, error_name
 
 STALL_S = 60.0
-_MAX_DETAILS = 2000
 T = TypeVar("T")
 
 
@@ -28,7 +27,7 @@ async def reported(context: Any) -> AsyncIterator[None]:
         if isinstance(error, Shed):
             trailing.append(("kvstore-reason", error.reason))
         code = getattr(grpc.StatusCode, error.status)
-        await context.abort(code, str(error)[:_MAX_DETAILS], trailing_metadata=tuple(trailing))
+        await context.abort(code, str(error)[:MAX_ERROR_CHARACTERS], trailing_metadata=tuple(trailing))
 
 
 @asynccontextmanager

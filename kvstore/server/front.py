@@ -42,23 +42,10 @@ class Front:
 
     def handler(self) -> Any:
         """What a gRPC server is given. Messages stay encoded: each handler parses and serializes its own."""
-        service = self._service
-        unary: dict[str, tuple[Any, Callable[[Session, Any], Any]]] = {
-            "Describe": (pb.DescribeRequest, service.describe),
-            "RegisterSpec": (pb.RegisterSpecRequest, service.register_spec),
-            "Lookup": (pb.LookupRequest, service.lookup),
-            "Release": (pb.ReleaseRequest, service.release),
-            "Delete": (pb.KeysRequest, service.delete),
-            "Pin": (pb.PinRequest, service.pin),
-            "Unpin": (pb.KeysRequest, service.unpin),
-            "Prefetch": (pb.KeysRequest, service.prefetch),
-            "List": (pb.ListRequest, service.list),
-            "Stats": (pb.StatsRequest, service.stats),
-        }
         inline = {"Lookup", "Release"}
         methods = {
             name: grpc.unary_unary_rpc_method_handler(self._unary(message, act, name in inline))
-            for name, (message, act) in unary.items()
+            for name, (message, act) in self._service.unary().items()
         }
         streams = {"Get": self.get, "Watch": self.watch, "Verify": self.verify, "Session": self.session}
         for name, stream in streams.items():
@@ -131,12 +118,7 @@ class Front:
                 if found is _END:
                     return
                 chunk, placement, problem = found
-                response = pb.VerifyResponse(
-                    chunk=wire.chunk_to_message(chunk),
-                    placement=wire.placement_to_message(placement),
-                    problem=problem,
-                )
-                await context.write(_encoded(response))
+                await context.write(_encoded(wire.verified_to_message(chunk, placement, problem)))
 
     async def session(self, data: bytes, context: Any) -> None:
         """Hold a session open until its client goes away, then end its leases."""

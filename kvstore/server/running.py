@@ -18,6 +18,7 @@ from kvstore.errors import ConfigError
 from kvstore.pieces import PIECE_BYTES, keep_freed_memory
 from kvstore.server.access import Access, check_exposure, server_credentials
 from kvstore.server.calls import Workers
+from kvstore.server.channels import Channels
 from kvstore.server.front import SERVICE_NAME, Front
 from kvstore.service import Service, SessionSource
 
@@ -41,9 +42,10 @@ class Server:
         keep_freed_memory()
         self._config = config.server
         self._access = Access(config)
-        check_exposure(self._config, self._access)
+        check_exposure(self._config, self._access, self._config.listen)
         self._credentials = server_credentials(self._config)
         self._service = Service(store, apart=self._access.guarded and len(config.namespaces) > 1)
+        self._channels = Channels(self._config, self._service, self._access)
         self._grace = 0.0
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -52,9 +54,25 @@ class Server:
         self._thread = threading.Thread(target=self._run, args=(started,), name="kvstore-server", daemon=True)
         self._thread.start()
         self.address = started.result()
+        try:
+            self._channels.start(self.address)
+        except BaseException:
+            self.stop(0.0)
+            raise
+
+    @property
+    def local(self) -> str:
+        """The path of the local channel's socket; empty where it is off."""
+        return self._channels.local
+
+    @property
+    def bulk(self) -> str:
+        """HOST:PORT of the bulk channel; empty where it is off."""
+        return self._channels.bulk
 
     def stop(self, grace: float = 2.0) -> None:
         """Take no more calls, give those under way `grace` seconds, end sessions. A second call does nothing."""
+        self._channels.stop()
         loop, stop = self._loop, self._stop
         if loop is not None and stop is not None and not self._ended.is_set():
             self._grace = grace

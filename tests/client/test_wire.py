@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import kvstore
 from kvstore import KVGroup, KVSpec, Part, pieces, wire
 from kvstore.api import ChunkInfo, Event, PlacementInfo
-from kvstore.link import Address
+from kvstore.channels.link import Address
 from kvstore.v1 import kvstore_pb2 as pb
 
 PROTO = Path(__file__).parents[2] / "proto"

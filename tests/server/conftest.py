@@ -72,7 +72,7 @@ def running(start: Callable[..., Running]) -> Running:
 
 @pytest.fixture
 def client(running: Running) -> Iterator[Client]:
-    with kvstore.connect(running.server.address, timeout=10) as made:
+    with kvstore.connect("grpc://" + running.server.address, timeout=10) as made:
         yield made
 
 

@@ -73,14 +73,17 @@ def test_one_token_opens_one_namespace() -> None:
 def test_tokens(start: Callable[..., Any]) -> None:
     address = start(namespaces=TENANTS).server.address
     for token, name in (("red-1", "red"), ("red-2", "red"), ("blue-1", "blue")):
-        with kvstore.connect(address, token=token) as client:
+        with kvstore.connect("grpc://" + address, token=token) as client:
             assert client.describe().namespace == name
-    with kvstore.connect(address, token="green") as client, pytest.raises(kvstore.PermissionDenied, match="not known"):
+    with (
+        kvstore.connect("grpc://" + address, token="green") as client,
+        pytest.raises(kvstore.PermissionDenied, match="not known"),
+    ):
         client.describe()
-    with kvstore.connect(address) as client, pytest.raises(kvstore.PermissionDenied, match="Bearer"):
+    with kvstore.connect("grpc://" + address) as client, pytest.raises(kvstore.PermissionDenied, match="Bearer"):
         client.describe()
     with (
-        kvstore.connect(address, token="red-1", namespace="blue") as client,
+        kvstore.connect("grpc://" + address, token="red-1", namespace="blue") as client,
         pytest.raises(kvstore.UnknownNamespace, match="'blue'"),
     ):
         client.describe()
@@ -89,7 +92,7 @@ def test_tokens(start: Callable[..., Any]) -> None:
 def test_streams_are_guarded_too(start: Callable[..., Any], kit: Any) -> None:
     address = start(namespaces=TENANTS).server.address
     ref = kvstore.ChunkRef(bytes(32), bytes(32), 0, 64)
-    with kvstore.connect(address, token="green") as client:
+    with kvstore.connect("grpc://" + address, token="green") as client:
         calls: list[Callable[[], object]] = [
             lambda: client.get(kit.small, ref),
             lambda: client.put(kit.small, ref, kit.block(kit.small)),
@@ -104,7 +107,7 @@ def test_streams_are_guarded_too(start: Callable[..., Any], kit: Any) -> None:
 
 def test_an_unknown_namespace(running: Any) -> None:
     with (
-        kvstore.connect(running.server.address, namespace="nobody") as client,
+        kvstore.connect("grpc://" + running.server.address, namespace="nobody") as client,
         pytest.raises(kvstore.UnknownNamespace, match="'nobody'"),
     ):
         client.describe()
@@ -112,7 +115,7 @@ def test_an_unknown_namespace(running: Any) -> None:
 
 def test_tenants_see_nothing_of_each_other(start: Callable[..., Any], kit: Any) -> None:
     address = start(namespaces=TENANTS).server.address
-    with kvstore.connect(address, token="red-1") as red, kvstore.connect(address, token="blue-1") as blue:
+    with kvstore.connect("grpc://" + address, token="red-1") as red, kvstore.connect(address, token="blue-1") as blue:
         chain = red.chain(kit.small, range(64))
         watch: Any = blue.watch()
         red.put(kit.small, chain.refs[0], kit.block(kit.small, 1))
@@ -138,8 +141,8 @@ def test_a_session_of_one_tenant_is_not_anothers(start: Callable[..., Any], kit:
     running = start(namespaces=TENANTS)
     session = ("kvstore-session", "ab" * 16)
     with (
-        kvstore.connect(running.server.address, token="red-1") as red,
-        kvstore.connect(running.server.address, token="blue-1") as blue,
+        kvstore.connect("grpc://" + running.server.address, token="red-1") as red,
+        kvstore.connect("grpc://" + running.server.address, token="blue-1") as blue,
     ):
         for client in (red, blue):
             link = client.backend._link  # type: ignore[attr-defined]
@@ -161,7 +164,7 @@ def test_tls(start: Callable[..., Any], certificates: Path) -> None:
         assert client.describe().namespace == "default"
     for options in ({"ca": certificates / "stranger.pem"}, {}):
         with (
-            kvstore.connect(address, timeout=3, retries=0, **options) as client,
+            kvstore.connect("grpc://" + address, timeout=3, retries=0, **options) as client,
             pytest.raises(kvstore.Unavailable, match=address),
         ):
             client.describe()
@@ -173,11 +176,11 @@ def test_mutual_tls(start: Callable[..., Any], certificates: Path) -> None:
     )
     address = running.server.address
     pair = {"cert": certificates / "client.pem", "key": certificates / "client.key"}
-    with kvstore.connect(address, ca=certificates / "ca.pem", **pair) as client:
+    with kvstore.connect("grpc://" + address, ca=certificates / "ca.pem", **pair) as client:
         assert client.describe().namespace == "default"
     stranger = {"cert": certificates / "stranger.pem", "key": certificates / "stranger.key"}
     for wrong in ({}, stranger):
-        with kvstore.connect(address, ca=certificates / "ca.pem", timeout=3, retries=0, **wrong) as client:  # noqa: SIM117
+        with kvstore.connect("grpc://" + address, ca=certificates / "ca.pem", timeout=3, retries=0, **wrong) as client:  # noqa: SIM117
             with pytest.raises(kvstore.Unavailable):
                 client.describe()
 

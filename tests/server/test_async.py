@@ -15,7 +15,7 @@ from kvstore import AsyncClient
 
 def test_the_same_interface(running: Any, kit: Any) -> None:
     async def main() -> None:
-        async with kvstore.connect_async(running.server.address) as client:
+        async with kvstore.connect_async("grpc://" + running.server.address) as client:
             chain = client.chain(kit.small, range(192))
             data = [kit.block(kit.small, seed) for seed in range(3)]
             stored = await asyncio.gather(
@@ -49,13 +49,13 @@ def test_the_same_interface(running: Any, kit: Any) -> None:
 
 
 def test_it_has_every_method_of_the_client() -> None:
-    public = {name for name in vars(kvstore.Client) if not name.startswith("_")} - {"backend"}
+    public = {name for name in vars(kvstore.Client) if not name.startswith("_")} - {"backend", "use"}
     assert public <= set(vars(AsyncClient))
 
 
 def test_watch_ends_when_it_is_cancelled(running: Any, kit: Any) -> None:
     async def main() -> None:
-        async with kvstore.connect_async(running.server.address) as client:
+        async with kvstore.connect_async("grpc://" + running.server.address) as client:
             kinds: list[str] = []
 
             async def follow() -> None:
@@ -80,7 +80,7 @@ def test_watch_ends_when_it_is_cancelled(running: Any, kit: Any) -> None:
 
 def test_a_cancelled_look_up_leaves_no_lease(running: Any, kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        async with kvstore.connect_async(running.server.address) as client:
+        async with kvstore.connect_async("grpc://" + running.server.address) as client:
             chain = client.chain(kit.small, range(64))
             await client.put(kit.small, chain.refs[0], kit.block(kit.small))
             go, look = threading.Event(), kvstore.Client.lookup

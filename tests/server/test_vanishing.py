@@ -48,7 +48,7 @@ client.put(large, ref, np.ones(large.part_shape(large.part(), 256), np.uint16))
 def test_a_killed_client_leaves_nothing_behind(running: Any, kit: Any) -> None:
     hub = running.store._core.events
     with subprocess.Popen(
-        [sys.executable, "-c", CHILD, running.server.address], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", CHILD, "grpc://" + running.server.address], stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "stalled\n"
@@ -89,7 +89,10 @@ def test_a_put_that_is_cancelled_or_late_gives_its_memory_back(running: Any, kit
 
 
 def test_a_get_that_is_cancelled_closes_its_views(running: Any, kit: Any) -> None:
-    with kvstore.connect(running.server.address) as client, grpc.insecure_channel(running.server.address) as channel:
+    with (
+        kvstore.connect("grpc://" + running.server.address) as client,
+        grpc.insecure_channel(running.server.address) as channel,
+    ):
         refs = client.chain(kit.large, range(512)).refs
         for ref in refs:
             client.put(kit.large, ref, kit.block(kit.large))
@@ -134,7 +137,7 @@ def test_nobody_there_is_unavailable_within_the_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     start = time.monotonic()
-    with kvstore.connect(address, timeout=2) as client, pytest.raises(kvstore.Unavailable, match=address):
+    with kvstore.connect("grpc://" + address, timeout=2) as client, pytest.raises(kvstore.Unavailable, match=address):
         client.describe()
     assert time.monotonic() - start < 2.5
 
@@ -142,7 +145,7 @@ def test_nobody_there_is_unavailable_within_the_time() -> None:
 def test_a_server_that_accepts_and_is_silent_is_unavailable_within_the_time(kit: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        with kvstore.connect(address, timeout=1) as client:
+        with kvstore.connect("grpc://" + address, timeout=1) as client:
             calls: list[Callable[[], object]] = [
                 client.describe,
                 client.watch,
@@ -157,7 +160,7 @@ def test_a_server_that_accepts_and_is_silent_is_unavailable_within_the_time(kit:
 
 def test_a_stopped_process_is_a_passed_deadline(process: Callable[..., Any], kit: Any) -> None:
     server = process()
-    with kvstore.connect(server.address, timeout=1) as client:
+    with kvstore.connect("grpc://" + server.address, timeout=1) as client:
         client.describe()
         server._process.send_signal(signal.SIGSTOP)
         start = time.monotonic()
@@ -169,7 +172,7 @@ def test_a_stopped_process_is_a_passed_deadline(process: Callable[..., Any], kit
 
 def test_a_server_killed_under_load_and_started_again(process: Callable[..., Any], kit: Any) -> None:
     server = process()
-    client = kvstore.connect(server.address, timeout=3, retries=2)
+    client = kvstore.connect("grpc://" + server.address, timeout=3, retries=2)
     chain = client.chain(kit.large, range(256))
     data = kit.block(kit.large)
     client.put(kit.large, chain.refs[0], data)
@@ -216,7 +219,7 @@ def reachable(client: kvstore.Client) -> bool:
 
 def test_a_process_stops_in_order_on_sigterm(process: Callable[..., Any], kit: Any) -> None:
     server = process()
-    with kvstore.connect(server.address, timeout=3, retries=0) as client:
+    with kvstore.connect("grpc://" + server.address, timeout=3, retries=0) as client:
         chain = client.chain(kit.small, range(64))
         client.put(kit.small, chain.refs[0], kit.block(kit.small))
         client.lookup(kit.small, chain, lease_s=30)
@@ -287,7 +290,7 @@ class FlakyProxy:
 def test_broken_connections_are_tried_again(running: Any, kit: Any) -> None:
     proxy = FlakyProxy(running.server.address, cuts=2, after=2 << 20)
     try:
-        with kvstore.connect(proxy.address, timeout=10, retries=4) as client:
+        with kvstore.connect("grpc://" + proxy.address, timeout=10, retries=4) as client:
             (ref,) = client.chain(kit.large, range(256)).refs
             data = kit.block(kit.large)
             assert client.put(kit.large, ref, data) is True
@@ -301,7 +304,7 @@ def test_broken_connections_are_tried_again(running: Any, kit: Any) -> None:
 def test_without_retries_the_first_failure_counts(running: Any, kit: Any) -> None:
     proxy = FlakyProxy(running.server.address, cuts=1, after=2 << 20)
     try:
-        with kvstore.connect(proxy.address, timeout=10, retries=0) as client:
+        with kvstore.connect("grpc://" + proxy.address, timeout=10, retries=0) as client:
             (ref,) = client.chain(kit.large, range(256)).refs
             with pytest.raises(kvstore.Unavailable, match=proxy.address):
                 client.put(kit.large, ref, kit.block(kit.large))
@@ -313,7 +316,7 @@ def test_only_unavailability_is_tried_again(running: Any, kit: Any, monkeypatch:
     tries = []
     spoken = pieces.frames
     monkeypatch.setattr(pieces, "frames", lambda data: tries.append(1) or spoken(data[:-1]))
-    with kvstore.connect(running.server.address, timeout=5, retries=3) as client:
+    with kvstore.connect("grpc://" + running.server.address, timeout=5, retries=3) as client:
         (ref,) = client.chain(kit.small, range(64)).refs
         with pytest.raises(kvstore.InvalidArgument, match="shorter"):
             client.put(kit.small, ref, kit.block(kit.small))

@@ -17,11 +17,56 @@ class Ack(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ACK_STORED: _ClassVar[Ack]
     ACK_PERSISTED: _ClassVar[Ack]
     ACK_SYNCED: _ClassVar[Ack]
+
+class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    METHOD_NONE: _ClassVar[Method]
+    METHOD_HELLO: _ClassVar[Method]
+    METHOD_DESCRIBE: _ClassVar[Method]
+    METHOD_REGISTER_SPEC: _ClassVar[Method]
+    METHOD_LOOKUP: _ClassVar[Method]
+    METHOD_RELEASE: _ClassVar[Method]
+    METHOD_GET: _ClassVar[Method]
+    METHOD_PUT: _ClassVar[Method]
+    METHOD_DELETE: _ClassVar[Method]
+    METHOD_PIN: _ClassVar[Method]
+    METHOD_UNPIN: _ClassVar[Method]
+    METHOD_PREFETCH: _ClassVar[Method]
+    METHOD_LIST: _ClassVar[Method]
+    METHOD_STATS: _ClassVar[Method]
+    METHOD_WATCH: _ClassVar[Method]
+    METHOD_VERIFY: _ClassVar[Method]
+    METHOD_PLACE: _ClassVar[Method]
+    METHOD_STAGE: _ClassVar[Method]
+    METHOD_PUT_STAGED: _ClassVar[Method]
+    METHOD_INDEX: _ClassVar[Method]
+    METHOD_EXTENTS: _ClassVar[Method]
 FIDELITY_EXACT: Fidelity
 FIDELITY_LOSSY: Fidelity
 ACK_STORED: Ack
 ACK_PERSISTED: Ack
 ACK_SYNCED: Ack
+METHOD_NONE: Method
+METHOD_HELLO: Method
+METHOD_DESCRIBE: Method
+METHOD_REGISTER_SPEC: Method
+METHOD_LOOKUP: Method
+METHOD_RELEASE: Method
+METHOD_GET: Method
+METHOD_PUT: Method
+METHOD_DELETE: Method
+METHOD_PIN: Method
+METHOD_UNPIN: Method
+METHOD_PREFETCH: Method
+METHOD_LIST: Method
+METHOD_STATS: Method
+METHOD_WATCH: Method
+METHOD_VERIFY: Method
+METHOD_PLACE: Method
+METHOD_STAGE: Method
+METHOD_PUT_STAGED: Method
+METHOD_INDEX: Method
+METHOD_EXTENTS: Method
 
 class KVGroup(_message.Message):
     __slots__ = ("layers", "kv_heads", "head_dim", "window", "latent_dim")
@@ -107,7 +152,7 @@ class RegisterSpecResponse(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ...) -> None: ...
 
 class LookupRequest(_message.Message):
-    __slots__ = ("spec", "refs", "parts", "fidelity", "lease", "lease_ms", "in_session")
+    __slots__ = ("spec", "refs", "parts", "fidelity", "lease", "lease_ms", "in_session", "places")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     REFS_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +160,7 @@ class LookupRequest(_message.Message):
     LEASE_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
     IN_SESSION_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
     spec: bytes
     refs: bytes
     parts: bytes
@@ -122,19 +168,22 @@ class LookupRequest(_message.Message):
     lease: bytes
     lease_ms: int
     in_session: bool
-    def __init__(self, spec: _Optional[bytes] = ..., refs: _Optional[bytes] = ..., parts: _Optional[bytes] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., lease: _Optional[bytes] = ..., lease_ms: _Optional[int] = ..., in_session: _Optional[bool] = ...) -> None: ...
+    places: bool
+    def __init__(self, spec: _Optional[bytes] = ..., refs: _Optional[bytes] = ..., parts: _Optional[bytes] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., lease: _Optional[bytes] = ..., lease_ms: _Optional[int] = ..., in_session: _Optional[bool] = ..., places: _Optional[bool] = ...) -> None: ...
 
 class LookupResponse(_message.Message):
-    __slots__ = ("tokens", "used", "present", "leased")
+    __slots__ = ("tokens", "used", "present", "leased", "places")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     USED_FIELD_NUMBER: _ClassVar[int]
     PRESENT_FIELD_NUMBER: _ClassVar[int]
     LEASED_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
     tokens: int
     used: bytes
     present: bytes
     leased: bool
-    def __init__(self, tokens: _Optional[int] = ..., used: _Optional[bytes] = ..., present: _Optional[bytes] = ..., leased: _Optional[bool] = ...) -> None: ...
+    places: bytes
+    def __init__(self, tokens: _Optional[int] = ..., used: _Optional[bytes] = ..., present: _Optional[bytes] = ..., leased: _Optional[bool] = ..., places: _Optional[bytes] = ...) -> None: ...
 
 class ReleaseRequest(_message.Message):
     __slots__ = ("leases",)
@@ -375,3 +424,115 @@ class SessionEvent(_message.Message):
     OPENED_FIELD_NUMBER: _ClassVar[int]
     opened: bool
     def __init__(self, opened: _Optional[bool] = ...) -> None: ...
+
+class HelloRequest(_message.Message):
+    __slots__ = ("protocol", "session", "token", "namespace")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    session: bytes
+    token: str
+    namespace: str
+    def __init__(self, protocol: _Optional[int] = ..., session: _Optional[bytes] = ..., token: _Optional[str] = ..., namespace: _Optional[str] = ...) -> None: ...
+
+class HelloResponse(_message.Message):
+    __slots__ = ("instance", "version", "namespace")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    instance: bytes
+    version: str
+    namespace: str
+    def __init__(self, instance: _Optional[bytes] = ..., version: _Optional[str] = ..., namespace: _Optional[str] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("status", "error", "message", "reason")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    status: str
+    error: str
+    message: str
+    reason: str
+    def __init__(self, status: _Optional[str] = ..., error: _Optional[str] = ..., message: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class PlaceRequest(_message.Message):
+    __slots__ = ("spec", "items", "fidelity", "lease", "lease_ms", "verify")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    FIDELITY_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_FIELD_NUMBER: _ClassVar[int]
+    spec: bytes
+    items: bytes
+    fidelity: Fidelity
+    lease: bytes
+    lease_ms: int
+    verify: bool
+    def __init__(self, spec: _Optional[bytes] = ..., items: _Optional[bytes] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., lease: _Optional[bytes] = ..., lease_ms: _Optional[int] = ..., verify: _Optional[bool] = ...) -> None: ...
+
+class PlaceResponse(_message.Message):
+    __slots__ = ("places", "failed")
+    class Failed(_message.Message):
+        __slots__ = ("item", "failure")
+        ITEM_FIELD_NUMBER: _ClassVar[int]
+        FAILURE_FIELD_NUMBER: _ClassVar[int]
+        item: int
+        failure: Failure
+        def __init__(self, item: _Optional[int] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    places: bytes
+    failed: _containers.RepeatedCompositeFieldContainer[PlaceResponse.Failed]
+    def __init__(self, places: _Optional[bytes] = ..., failed: _Optional[_Iterable[_Union[PlaceResponse.Failed, _Mapping]]] = ...) -> None: ...
+
+class StageRequest(_message.Message):
+    __slots__ = ("number", "bytes")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    bytes: int
+    def __init__(self, number: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class StageResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StagedPutRequest(_message.Message):
+    __slots__ = ("head", "staging", "offset")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    STAGING_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    head: PutRequest.Head
+    staging: int
+    offset: int
+    def __init__(self, head: _Optional[_Union[PutRequest.Head, _Mapping]] = ..., staging: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class IndexRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class IndexResponse(_message.Message):
+    __slots__ = ("bytes",)
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    def __init__(self, bytes: _Optional[int] = ...) -> None: ...
+
+class Extents(_message.Message):
+    __slots__ = ("given", "gone")
+    class Extent(_message.Message):
+        __slots__ = ("number", "bytes")
+        NUMBER_FIELD_NUMBER: _ClassVar[int]
+        BYTES_FIELD_NUMBER: _ClassVar[int]
+        number: int
+        bytes: int
+        def __init__(self, number: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+    GIVEN_FIELD_NUMBER: _ClassVar[int]
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    given: _containers.RepeatedCompositeFieldContainer[Extents.Extent]
+    gone: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, given: _Optional[_Iterable[_Union[Extents.Extent, _Mapping]]] = ..., gone: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 
 from kvstore import wire
+from kvstore.channels.options import Pem, pem_bytes
+from kvstore.channels.patience import retry
 from kvstore.errors import (
     Closed,
     DeadlineExceeded,
@@ -26,9 +26,7 @@ from kvstore.errors import (
 )
 
 SERVICE = "/kvstore.v1.KVStore/"
-Pem = str | Path | bytes | None
 T = TypeVar("T")
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 _PROBE_S = 0.3
 _OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
@@ -100,21 +98,14 @@ class Link:
 
     def run(self, attempt: Callable[[float], T]) -> T:
         """`attempt(seconds left)`, again after a pause while the server is unavailable."""
-        deadline = time.monotonic() + self.timeout
-        tries = 0
-        while True:
-            if self._closed:
-                raise Closed("this client is closed")
+
+        def act(deadline: float) -> T:
             try:
                 return attempt(max(0.001, deadline - time.monotonic()))
             except grpc.RpcError as error:
-                failure = self.meaning(error)
-                pause = min(_FIRST_PAUSE_S * 2**tries, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
-                tries += 1
-                late = time.monotonic() + pause >= deadline
-                if not isinstance(failure, Unavailable) or tries > self._retries or late:
-                    raise failure from None
-            time.sleep(pause)
+                raise self.meaning(error) from None
+
+        return retry(act, self.timeout, self._retries, lambda: self._closed)
 
     def opened(self, call: Any, first: Callable[[], T], seconds: float) -> T:
         """What `first` waits for on a stream without a deadline of its own, for so many seconds at most."""
@@ -178,15 +169,4 @@ def _channel(target: str, credentials: Any, options: Any) -> Any:
 
 def client_credentials(ca: Pem, cert: Pem, key: Pem) -> Any:
     """TLS credentials; `ca` None trusts the system's roots, `cert` and `key` are for mutual TLS."""
-    if (cert is None) != (key is None):
-        raise InvalidArgument("cert and key go together; one of them is missing")
-    return grpc.ssl_channel_credentials(_pem(ca), _pem(key), _pem(cert))
-
-
-def _pem(given: Pem) -> bytes | None:
-    if given is None or isinstance(given, bytes):
-        return given
-    try:
-        return Path(given).read_bytes()
-    except OSError as error:
-        raise InvalidArgument(f"a certificate file cannot be read: {error}") from None
+    return grpc.ssl_channel_credentials(pem_bytes(ca), pem_bytes(key), pem_bytes(cert))

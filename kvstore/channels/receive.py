@@ -1,9 +1,9 @@
-"""Reading a stream of `GetResponse` into the caller's memory, verified while it arrives."""
+"""Reading the items of a get into the caller's memory, verified while they arrive."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from kvstore.api import Want
 from kvstore.errors import Corrupt, KVStoreError, SpecMismatch
 from kvstore.spec import KVSpec
 from kvstore.v1 import kvstore_pb2 as pb
+
+READ_BYTES = 512 << 10
 
 
 class Receiver:
@@ -34,12 +36,13 @@ class Receiver:
         if data is None:
             response = wire.parse(pb.GetResponse, message)
             if response.HasField("head"):
-                self._begin(response.head)
+                self.begin(response.head)
             data = memoryview(response.data)
         if data:
             self._fill(data)
 
-    def _begin(self, head: Any) -> None:
+    def begin(self, head: Any) -> None:
+        """An item's head."""
         if self._item is not None or head.item != len(self.outcomes):
             raise SpecMismatch(f"the server answered item {head.item} out of turn")
         index = self._indexes[head.item]
@@ -61,14 +64,30 @@ class Receiver:
             )
         self._item = _Item(index, want, wire.groups_from_bytes(record.groups))
 
+    def read(self, nbytes: int, read_into: Callable[[memoryview], None]) -> None:
+        """An item's payload, read straight into its destination."""
+        item = self._item
+        if nbytes != (0 if item is None else item.out.nbytes):
+            raise SpecMismatch(f"the server sends {nbytes} bytes of payload, not what its head announced")
+        if item is None:
+            return
+        for start in range(0, nbytes, READ_BYTES):
+            end = min(start + READ_BYTES, nbytes)
+            read_into(item.out[start:end])
+            item.wrote(end)
+        self._finish(item)
+
     def _fill(self, data: memoryview) -> None:
         item = self._item
         if item is None or item.filled + len(data) > item.out.nbytes:
             raise SpecMismatch("the server sent more bytes than it announced")
         item.write(data)
         if item.filled == item.out.nbytes:
-            self.outcomes[item.index] = item.problem()
-            self._item = None
+            self._finish(item)
+
+    def _finish(self, item: _Item) -> None:
+        self.outcomes[item.index] = item.problem()
+        self._item = None
 
 
 class _Item:
@@ -87,9 +106,13 @@ class _Item:
             raise SpecMismatch("the layer groups that the server announced do not cover what it sends")
 
     def write(self, data: memoryview) -> None:
-        """Copy a piece to its place and check the layer groups that are whole now."""
+        """Copy a piece to its place."""
         end = self.filled + len(data)
         self.out[self.filled : end] = data
+        self.wrote(end)
+
+    def wrote(self, end: int) -> None:
+        """All before `end` has come: check the layer groups that are whole now."""
         self.filled = end
         first, whole = self._hashed, bisect_right(self._ends, end)
         if whole == first:

@@ -1,0 +1,219 @@
+"""Everything of a `Backend` that carries no payload, over whatever takes a message and gives its answer.
+
+A channel adds how a message travels (`call`), and how payload does: get, put, view.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from kvstore import _native, wire
+from kvstore.api import Ack, Description, Fidelity, Found, Offer, Page, Query, Want
+from kvstore.errors import Corrupt, InvalidArgument
+from kvstore.keys import ChunkRef, pack_keys
+from kvstore.record import group_table
+from kvstore.spec import KVSpec, Part
+from kvstore.v1 import kvstore_pb2 as pb
+
+T = TypeVar("T")
+
+
+class Control(ABC):
+    """The calls without payload. Specs are registered with the server when it does not know them yet."""
+
+    def __init__(self) -> None:
+        self._registered: set[bytes] = set()
+
+    @abstractmethod
+    def call(self, method: str, request: Any, response: Any) -> Any:
+        """Send a message to a method of the service; its answer, of the class `response`."""
+
+    @abstractmethod
+    def put(self, spec: KVSpec, offer: Offer, *, ack: Ack = Ack.STORED) -> bool:
+        """Store a part."""
+
+    def describe(self) -> Description:
+        """Ask the server who it is."""
+        told = self.call("Describe", pb.DescribeRequest(), pb.DescribeResponse)
+        return Description(
+            told.version, told.namespace, tuple(told.tiers), told.max_part_bytes, told.chunks, dict(told.extra)
+        )
+
+    def register(self, spec: KVSpec) -> None:
+        """Make a spec known to the server. Every other call does it by itself where needed."""
+        request = pb.RegisterSpecRequest(spec=wire.spec_to_message(spec))
+        answer = self.call("RegisterSpec", request, pb.RegisterSpecResponse)
+        if answer.digest != spec.digest:
+            raise InvalidArgument(
+                f"the server computes {answer.digest.hex()} for this spec, this client {spec.digest.hex()}: they are "
+                "of different versions, or the spec holds values that JSON cannot carry"
+            )
+        self._registered.add(spec.digest)
+
+    def lookup(self, query: Query) -> Found:
+        """Ask for the longest prefix; with a lease, in this client's session."""
+        return found_from(self._look(lookup_request(query), query))
+
+    def release(self, leases: Sequence[bytes]) -> None:
+        """End leases."""
+        self.call("Release", pb.ReleaseRequest(leases=b"".join(leases)), pb.ReleaseResponse)
+
+    def reserve(self, spec: KVSpec, ref: ChunkRef, part: Part, *, first_valid: int = 0) -> OwnReservation:
+        """Memory of this process; `commit` sends it."""
+        return OwnReservation(self, spec, ref, part, first_valid)
+
+    def delete(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
+        """Forget chunks."""
+        return self._count("Delete", spec, pb.KeysRequest(spec=spec.digest, keys=pack_keys(keys)))
+
+    def pin(self, spec: KVSpec, keys: Sequence[bytes], seconds: float) -> int:
+        """Pin, or with 0 seconds unpin, chunks."""
+        if not seconds:
+            return self._count("Unpin", spec, pb.KeysRequest(spec=spec.digest, keys=pack_keys(keys)))
+        ttl_ms = min(0xFFFFFFFF, max(1, round(seconds * 1000)))
+        return self._count("Pin", spec, pb.PinRequest(spec=spec.digest, keys=pack_keys(keys), ttl_ms=ttl_ms))
+
+    def prefetch(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
+        """Bring chunks into the server's DRAM."""
+        return self._count("Prefetch", spec, pb.KeysRequest(spec=spec.digest, keys=pack_keys(keys)))
+
+    def chunks(self, cursor: int = 0, limit: int = 1000) -> Page:
+        """A page of stored chunks; the server gives at most 1000."""
+        answer = self.call("List", pb.ListRequest(cursor=cursor, limit=limit), pb.ListResponse)
+        return Page(tuple(wire.chunk_from_message(each) for each in answer.chunks), answer.cursor)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the namespace."""
+        counters: dict[str, Any] = json.loads(self.call("Stats", pb.StatsRequest(), pb.StatsResponse).json)
+        return counters
+
+    def with_spec(self, spec: KVSpec, act: Callable[[], T]) -> T:
+        """`act` with the spec registered, once more if the server has forgotten it (it was started again)."""
+        if spec.digest not in self._registered:
+            self.register(spec)
+        try:
+            return act()
+        except wire.UnknownSpec:
+            self.register(spec)
+            return act()
+
+    def ask(self, method: str, spec: KVSpec, request: Any, response: Any) -> Any:
+        """`call` with the spec registered."""
+        return self.with_spec(spec, lambda: self.call(method, request, response))
+
+    def _look(self, request: Any, query: Query) -> Any:
+        return self.ask("Lookup", query.spec, request, pb.LookupResponse)
+
+    def _count(self, method: str, spec: KVSpec, request: Any) -> int:
+        return int(self.ask(method, spec, request, pb.CountResponse).count)
+
+
+def lookup_request(query: Query, *, places: bool = False) -> Any:
+    """The message of a look-up."""
+    return pb.LookupRequest(
+        spec=query.spec.digest,
+        refs=query.refs,
+        parts=b"".join([part.pack() for part in query.parts]),
+        fidelity=wire.fidelity_to_number(query.fidelity),
+        lease=query.lease,
+        lease_ms=max(1, round(query.lease_s * 1000)) if query.lease else 0,
+        in_session=bool(query.lease),
+        places=places,
+    )
+
+
+def found_from(answer: Any) -> Found:
+    """What a look-up's answer says."""
+    present = [bool(flag) for flag in answer.present]
+    return Found(answer.tokens, wire.numbers_from_bytes(answer.used), present, answer.leased)
+
+
+def get_request(spec: KVSpec, wants: Sequence[Want], fidelity: Fidelity, verify: bool) -> bytes:
+    """The encoded message of a get."""
+    layers = []
+    if any(want.layers is not None for want in wants):
+        layers = [want.layers or (0, len(spec.layer_ranges(want.part, want.ref.tokens))) for want in wants]
+    request = pb.GetRequest(
+        spec=spec.digest,
+        items=wire.items_to_bytes((want.ref, want.part) for want in wants),
+        fidelity=wire.fidelity_to_number(fidelity),
+        verify=verify,
+        layers=[pb.LayerRange(start=start, end=end) for start, end in layers],
+    )
+    encoded: bytes = request.SerializeToString()
+    return encoded
+
+
+def put_head(spec: KVSpec, offer: Offer, ack: Ack, *, hashed: bool = True) -> Any:
+    """The head of a put; `hashed` with the checksums of what is offered, for the server to check."""
+    ref, nbytes, groups = offer.ref, len(offer.data), b""
+    if hashed:
+        groups = group_table(spec.layer_ranges(offer.part, ref.tokens), digests(spec, offer)).tobytes()
+    record = pb.Record(
+        key=ref.key,
+        parent=ref.parent,
+        part=offer.part.pack(),
+        position=ref.position,
+        tokens=ref.tokens,
+        first_valid=offer.first_valid,
+        logical=nbytes,
+        stored=nbytes,
+        exact=True,
+        groups=groups,
+        spec=spec.digest,
+    )
+    return pb.PutRequest.Head(spec=spec.digest, record=record, ack=wire.ack_to_number(ack))
+
+
+def digests(spec: KVSpec, offer: Offer) -> Any:
+    """xxh3-128 of every layer group of what is offered."""
+    ranges = np.array(spec.layer_ranges(offer.part, offer.ref.tokens), np.uint64)
+    offsets, lengths = np.ascontiguousarray(ranges.T)
+    return _native.xxh3_128_many(offer.data, offsets, lengths)
+
+
+class OwnReservation:
+    """A buffer of this process for one part; `commit` puts it."""
+
+    def __init__(
+        self,
+        backend: Control,
+        spec: KVSpec,
+        ref: ChunkRef,
+        part: Part,
+        first_valid: int,
+        data: memoryview | None = None,
+    ) -> None:
+        spec.check_part(part)
+        self.data = np.empty(spec.part_bytes(part, ref.tokens), np.uint8).data if data is None else data
+        self._backend = backend
+        self._spec = spec
+        self._offer = Offer(ref, part, self.data, first_valid)
+        self._done = False
+
+    def commit(self, ack: Ack = Ack.STORED, *, expect: bytes = b"") -> bool:
+        """Send and publish. `expect` is checked here; the server checks what it gets against this side's hashes."""
+        if self._done:
+            raise InvalidArgument("this reservation was committed or aborted before")
+        if expect and expect != digests(self._spec, self._offer).tobytes():
+            raise Corrupt("the bytes in the reservation do not match the checksums that were expected of them")
+        self._done = True
+        return self._backend.put(self._spec, self._offer, ack=ack)
+
+    def abort(self) -> None:
+        """Forget the buffer. After `commit` it does nothing."""
+        self._done = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()

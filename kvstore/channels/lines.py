@@ -1,0 +1,240 @@
+"""Connections of one client to one server over frames: opened when needed, used by one thread at a time.
+
+All of them name the same session. The server ends it, and the leases in it, when the last of them is gone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from kvstore import wire
+from kvstore.api import ChunkInfo, Event, PlacementInfo
+from kvstore.channels.patience import retry
+from kvstore.channels.stream import FAILED, MORE, ONE_WAY, PROTOCOL, BadFrame, Frame, Stream
+from kvstore.errors import KVStoreError, Unavailable
+from kvstore.v1 import kvstore_pb2 as pb
+
+T = TypeVar("T")
+Dial = Callable[[float], Stream]
+Aside = Callable[[Stream, Frame], None]
+IDLE_LINES = 16
+NUMBERS: dict[str, int] = {
+    "Describe": pb.METHOD_DESCRIBE,
+    "RegisterSpec": pb.METHOD_REGISTER_SPEC,
+    "Lookup": pb.METHOD_LOOKUP,
+    "Release": pb.METHOD_RELEASE,
+    "Delete": pb.METHOD_DELETE,
+    "Pin": pb.METHOD_PIN,
+    "Unpin": pb.METHOD_UNPIN,
+    "Prefetch": pb.METHOD_PREFETCH,
+    "List": pb.METHOD_LIST,
+    "Stats": pb.METHOD_STATS,
+    "Place": pb.METHOD_PLACE,
+    "Stage": pb.METHOD_STAGE,
+    "StagedPut": pb.METHOD_PUT_STAGED,
+    "Index": pb.METHOD_INDEX,
+}
+
+
+def _nothing_aside(stream: Stream, frame: Frame) -> None:
+    del stream
+    raise BadFrame(f"the server sent a message of method {frame.method} out of turn")
+
+
+class Lines:
+    """The connections of one client.
+
+    `dial(deadline)` gives a connected stream. `aside` is told of frames that the server sends ahead of an answer.
+    `instance` names the server's life; `renewed` is called when it is another one than before: whatever the client
+    knew of the old one is void.
+    """
+
+    def __init__(
+        self,
+        dial: Dial,
+        hello: Any,
+        *,
+        name: str,
+        timeout: float,
+        retries: int,
+        aside: Aside = _nothing_aside,
+        renewed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self.timeout = timeout
+        self.instance = b""
+        self._dial = dial
+        self._hello: bytes = hello.SerializeToString()
+        self._retries = retries
+        self._aside = aside
+        self._renewed = renewed
+        self._idle: list[Stream] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def call(self, method: str, request: Any, response: Any) -> Any:
+        """One message and its answer."""
+        data = request.SerializeToString()
+        number = NUMBERS[method]
+        if number == pb.METHOD_RELEASE:
+            self.run(lambda line: line.send(number, data, flags=ONE_WAY))
+            return response()
+        return response.FromString(self.run(lambda line: self.ask(line, number, data)))
+
+    def ask(self, line: Stream, number: int, message: bytes) -> bytes:
+        """One message and its answer on a line; raises the failure that the server answers with."""
+        line.in_step = False
+        line.send(number, message)
+        return self.answer(line).message
+
+    def answer(self, line: Stream) -> Frame:
+        """The answer to what was sent on a line, once whatever the server says ahead of it has been dealt with."""
+        while True:
+            frame = line.receive()
+            if frame is None:
+                raise Unavailable(f"{self.name} ended the connection")
+            if frame.flags & FAILED:
+                line.in_step = not frame.payload
+                raise wire.failure_from_message(wire.parse(pb.Failure, frame.message))
+            if frame.method != pb.METHOD_EXTENTS:
+                line.in_step = not frame.payload and not frame.flags & MORE
+                return frame
+            self._aside(line, frame)
+
+    def run(self, attempt: Callable[[Stream], T]) -> T:
+        """`attempt` on a line that no other thread uses; again on a new one while the server is unavailable."""
+
+        def act(deadline: float) -> T:
+            line = self._take(deadline)
+            try:
+                return attempt(line)
+            except Unavailable:
+                self._drop_idle()  # what has broken one of them has most likely broken all
+                raise
+            finally:
+                self._give_back(line)
+
+        return retry(act, self.timeout, self._retries, lambda: self._closed)
+
+    def stream(self, number: int, message: bytes) -> Stream:
+        """A line of its own on which the server goes on answering; the caller closes it."""
+
+        def act(deadline: float) -> Stream:
+            line = self._connect(deadline)
+            try:
+                line.send(number, message)
+                self.answer(line)
+            except BaseException:
+                line.close()
+                raise
+            line.deadline = None
+            return line
+
+        return retry(act, self.timeout, self._retries, lambda: self._closed)
+
+    def verify(self) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
+        """Have the server read everything back."""
+        line = self.stream(pb.METHOD_VERIFY, b"")
+        try:
+            while (frame := self.more(line)) is not None:
+                yield wire.verified_from_bytes(frame.message)
+        finally:
+            line.close()
+
+    def watch(self) -> LineWatch:
+        """Events from now on."""
+        return LineWatch(self, self.stream(pb.METHOD_WATCH, b""))
+
+    def close(self) -> None:
+        """End every connection."""
+        self._closed = True
+        self._drop_idle()
+
+    def more(self, line: Stream) -> Frame | None:
+        """The next of several answers, None after the last."""
+        frame = line.receive(idle=True)
+        if frame is None:
+            raise Unavailable(f"{self.name} ended the connection")
+        if frame.flags & FAILED:
+            raise wire.failure_from_message(wire.parse(pb.Failure, frame.message))
+        return frame if frame.flags & MORE else None
+
+    def _take(self, deadline: float) -> Stream:
+        with self._lock:
+            line = self._idle.pop() if self._idle else None
+        if line is None:
+            line = self._connect(deadline)
+        line.deadline = deadline
+        return line
+
+    def _give_back(self, line: Stream) -> None:
+        line.drop_descriptors()
+        with self._lock:
+            if line.in_step and not line.broken and not self._closed and len(self._idle) < IDLE_LINES:
+                self._idle.append(line)
+                return
+        line.close()
+
+    def _connect(self, deadline: float) -> Stream:
+        line = self._dial(deadline)
+        try:
+            line.deadline = deadline
+            hello = wire.parse(pb.HelloResponse, self.ask(line, pb.METHOD_HELLO, self._hello))
+        except BaseException:
+            line.close()
+            raise
+        with self._lock:
+            new, self.instance = hello.instance != self.instance, hello.instance
+        if new:
+            self._renewed()
+        return line
+
+    def _drop_idle(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for line in idle:
+            line.close()
+
+
+class LineWatch(Iterator[Event]):
+    """An endless iterator of events. `close` ends it from any thread; a lost server is `Unavailable`."""
+
+    def __init__(self, lines: Lines, line: Stream) -> None:
+        self._lines = lines
+        self._line = line
+        self._reading = threading.Lock()
+        self._closed = False
+
+    def __next__(self) -> Event:
+        with self._reading:
+            if self._closed:
+                raise StopIteration
+            try:
+                frame = self._lines.more(self._line)
+            except KVStoreError:
+                if not self._closed and not self._lines.closed:
+                    raise
+                frame = None
+        if frame is None:
+            self.close()
+            raise StopIteration
+        return wire.event_from_message(wire.parse(pb.Event, frame.message))
+
+    def close(self) -> None:
+        """End the iteration. A second call does nothing."""
+        self._closed = True
+        self._line.shut()
+        with self._reading:  # whoever reads has been woken
+            self._line.close()
+
+
+def hello_message(session: bytes, token: str, namespace: str) -> Any:
+    """What a connection begins with."""
+    return pb.HelloRequest(protocol=PROTOCOL, session=session, token=token, namespace=namespace)

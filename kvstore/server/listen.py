@@ -1,0 +1,108 @@
+"""Where the local and the bulk channel listen."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import tempfile
+from pathlib import Path
+
+from kvstore.config import ServerConfig
+from kvstore.errors import ConfigError
+
+AUTO, OFF = "auto", "off"
+BACKLOG = 1024
+_LONGEST_PATH = 107  # of a Unix socket
+
+
+def local_listener(config: ServerConfig, address: str) -> socket.socket | None:
+    """A Unix socket that only this user can connect to; None where the channel is off.
+
+    `address` is where gRPC listens: the automatic path is named after it.
+    """
+    if config.local == OFF:
+        return None
+    path = _own_folder() / f"{_plain(address)}.sock" if config.local == AUTO else Path(config.local).absolute()
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        if config.local == AUTO:  # a test's or container's deep temporary folder: do without
+            return None
+        raise ConfigError(f"server.local: {path} is longer than the {_LONGEST_PATH} bytes of a Unix socket's path")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _clear(path)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"server.local: cannot listen on {path}: {error.strerror}") from None
+    return listener
+
+
+def bulk_listener(config: ServerConfig, address: str) -> socket.socket | None:
+    """A TCP socket; None where the channel is off. The automatic port is the one after gRPC's."""
+    if config.bulk == OFF or (config.bulk == AUTO and config.listen.startswith("unix:")):
+        return None
+    host, port = _split(address if config.bulk == AUTO else config.bulk)
+    if config.bulk == AUTO:
+        port = 0 if config.listen.rpartition(":")[2] == "0" else port + 1
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        what = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"server.bulk: cannot listen on {host}:{port}: {what}; set server.bulk to another HOST:PORT or to {OFF!r}"
+        ) from None
+
+
+def bulk_address(listener: socket.socket) -> str:
+    """HOST:PORT of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        raise ConfigError(f"server.bulk must be HOST:PORT, {AUTO!r} or {OFF!r}, not {address!r}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _plain(address: str) -> str:
+    return "".join(each if each.isalnum() else "-" for each in address.removeprefix("unix:")).strip("-")
+
+
+def _own_folder() -> Path:
+    """A folder that belongs to this user alone."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    parent = Path(runtime) if runtime and Path(runtime).is_dir() else Path(tempfile.gettempdir())
+    folder = parent / f"kvstore-{os.geteuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise ConfigError(f"server.local: {folder} is not a folder that only this user can enter; set server.local")
+    return folder
+
+
+def _clear(path: Path) -> None:
+    """Remove the socket of a server that is gone; `OSError` where one still listens or another file is in the way."""
+    if not path.is_socket():
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "there is a file of another kind", str(path))
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+    raise OSError(errno.EADDRINUSE, "another server listens there", str(path))
