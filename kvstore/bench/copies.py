@@ -175,7 +175,7 @@ class _Staged(Fresh):
     def __init__(self, client: Client, corpus: Corpus) -> None:
         super().__init__(client, corpus)
         self._ring = min(corpus.count, ring(corpus))
-        self._staging = [staging(client, corpus.nbytes) for _ in range(self._ring)]
+        self._staging = [client.buffer(corpus.nbytes) for _ in range(self._ring)]
         for source, memory in zip(corpus.sources, self._staging, strict=False):
             memory[:] = source
 
@@ -231,13 +231,6 @@ class _Reserved(Fresh):
 def ring(corpus: Corpus) -> int:
     """How many chunks are put before memory is used again."""
     return max(2, min(corpus.targets_count, STAGING // corpus.nbytes))
-
-
-def staging(client: Client, nbytes: int) -> Bytes:
-    """Memory that a put sends from without a copy of its own, where the way into the store has such."""
-    make = getattr(client, "buffer", np.empty)
-    memory: Bytes = make((nbytes,), np.uint8)
-    return memory
 
 
 def read_chunk(client: Client, corpus: Corpus, wants: Sequence[Want], slot: int) -> None:
