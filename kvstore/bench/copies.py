@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import count
 from statistics import median
-from typing import Any
 
 import numpy as np
 
-from kvstore.api import Reservation, Want
-from kvstore.bench.corpus import Bytes, Corpus, layout, put_chunk, ref_of, wants_of
+from kvstore.api import Want
+from kvstore.bench.corpus import Bytes, Corpus, layout, put_chunk, wants_of
 from kvstore.bench.measure import Case, Step, expect
+from kvstore.bench.puts import Fresh, Reserved, Staged, ring
 from kvstore.client import Client
 from kvstore.errors import InvalidArgument, KVStoreError
-from kvstore.keys import ChunkRef
 
 MiB = 1 << 20
 BATCH = 16
-STAGING = 128 * MiB  # filled memory that waits to be put: no cache holds what is put next
 LEASE_S = 3600.0
-_SEEDS = count(1 << 32)  # of keys that nothing is stored under yet
 Copy = Callable[[Bytes, Bytes], object]
 
 
@@ -42,7 +37,7 @@ class Copies:
         for slot, hit in enumerate(self._hits):
             expect(hit.tokens == self._spec.chunk_tokens, "look-up", slot)
         self._fresh = Fresh(plain, corpus)
-        self._putter: _Reserved | _Staged = (_Reserved if leased is plain else _Staged)(plain, corpus)
+        self._putter: Reserved | Staged = (Reserved if leased is plain else Staged)(plain, corpus)
         self._held = f"{corpus.count * corpus.nbytes >> 20} MiB of chunks in the store's DRAM, in rotation"
 
     def views(self) -> Case:
@@ -134,103 +129,6 @@ class Copies:
             expect(np.array_equal(target, self._corpus.sources[put.source(slot)]), "put", slot)
 
         return check
-
-
-class Fresh:
-    """Keys that nothing is stored under yet. What was put is deleted again when enough has been put after it."""
-
-    note = ""
-
-    def __init__(self, client: Client, corpus: Corpus) -> None:
-        self._client, self._corpus, self._spec = client, corpus, corpus.spec
-        self._put: deque[ChunkRef] = deque()
-        self._kept = ring(corpus)
-
-    @property
-    def ref(self) -> ChunkRef:
-        """What is put next, or was put last."""
-        return self._put[-1]
-
-    def source(self, slot: int) -> int:
-        """Which of the corpus's chunks is put for a slot."""
-        return slot
-
-    def before(self, slot: int) -> None:
-        """A new key."""
-        del slot
-        self._put.append(ref_of(next(_SEEDS), self._spec.chunk_tokens))
-
-    def after(self, slot: int) -> None:
-        """Make room."""
-        del slot
-        while len(self._put) > self._kept:
-            self._client.delete(self._spec, [self._put.popleft().key])
-
-
-class _Staged(Fresh):
-    """`put` of staging memory that was filled long before, under a new key each time."""
-
-    note = f"staging memory filled before, {STAGING >> 20} MiB in rotation, to the acknowledgement (stored)"
-
-    def __init__(self, client: Client, corpus: Corpus) -> None:
-        super().__init__(client, corpus)
-        self._ring = min(corpus.count, ring(corpus))
-        self._staging = [client.buffer(corpus.nbytes) for _ in range(self._ring)]
-        for source, memory in zip(corpus.sources, self._staging, strict=False):
-            memory[:] = source
-
-    def source(self, slot: int) -> int:
-        """The staging memory of a slot holds this chunk."""
-        return slot % self._ring
-
-    def put(self, slot: int) -> None:
-        """The timed step."""
-        put_chunk(self._client, self._spec, self.ref, self._staging[slot % self._ring])
-
-
-class _Reserved(Fresh):
-    """`put` of the store's own memory: reserved and filled so long before that no cache holds it any more."""
-
-    note = f"arena memory filled {STAGING >> 20} MiB before, to the acknowledgement (stored)"
-
-    def __init__(self, client: Client, corpus: Corpus) -> None:
-        super().__init__(client, corpus)
-        self._ahead: deque[tuple[ChunkRef, int, list[Reservation]]] = deque()
-        self._depth = ring(corpus)
-        self._filled = 0
-        self._current: tuple[int, list[Reservation]] = (0, [])
-
-    def source(self, slot: int) -> int:
-        """The chunk that the memory just committed was filled with."""
-        del slot
-        return self._current[0]
-
-    def before(self, slot: int) -> None:
-        """Fill memory for a put to come, and take what was filled longest ago."""
-        while len(self._ahead) < self._depth:
-            number = self._filled % self._corpus.count
-            ref = ref_of(next(_SEEDS), self._spec.chunk_tokens)
-            self._ahead.append((ref, number, [self._reserve(ref, part, number, at) for part, at in layout(self._spec)]))
-            self._filled += 1
-        ref, number, reservations = self._ahead.popleft()
-        self._put.append(ref)
-        self._current = (number, reservations)
-
-    def put(self, slot: int) -> None:
-        """The timed step."""
-        del slot
-        for reservation in self._current[1]:
-            reservation.commit()
-
-    def _reserve(self, ref: ChunkRef, part: Any, number: int, at: slice) -> Reservation:
-        reservation = self._client.reserve(self._spec, ref, part=part)
-        np.frombuffer(reservation.data, np.uint8)[:] = self._corpus.sources[number][at]
-        return reservation
-
-
-def ring(corpus: Corpus) -> int:
-    """How many chunks are put before memory is used again."""
-    return max(2, min(corpus.targets_count, STAGING // corpus.nbytes))
 
 
 def read_chunk(client: Client, corpus: Corpus, wants: Sequence[Want], slot: int) -> None:

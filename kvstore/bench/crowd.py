@@ -4,36 +4,31 @@
 memory that they share, as they share the store's. `loads-under-stores`: one process reads while others flood the
 store with puts; the baseline is one that copies while as many others copy. Phases of either kind alternate. A row's
 `gbps` is the sum over all processes, its `ratio` the median over the pairs of neighbouring phases.
+
+Over a network channel (`run_remote`) N processes read by key, against N raw streams.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from statistics import median
 from typing import Any
 
-import numpy as np
-
-import kvstore
-from kvstore.bench.copies import LEASE_S, all_well, store_corpus
-from kvstore.bench.corpus import Bytes, Corpus, chunk_bytes, put_chunk, ref_of, wants_of
+from kvstore.bench.copies import store_corpus
+from kvstore.bench.corpus import Corpus, chunk_bytes
 from kvstore.bench.cpu import CpuClock
 from kvstore.bench.crew import Answer, Crew, processes
-from kvstore.bench.measure import Bar, Row, cpu_facts, expect, percentile
-from kvstore.bench.processes import TIMEOUT_S, Server, server
-from kvstore.errors import Shed
+from kvstore.bench.measure import Bar, Row, cpu_facts, percentile
+from kvstore.bench.processes import Server, server
+from kvstore.bench.tcp_peer import raw_peer
 from kvstore.spec import KVSpec
 
 MiB = 1 << 20
 READERS_BAR = Bar(ratio=0.9, p99_times=1.3)
 LOADS_BAR = Bar(p99_times=2.0)
-CHECKED = 4  # of the chunks that a member read last
 
 
 @dataclass(frozen=True)
@@ -56,16 +51,43 @@ def run(spec: KVSpec, plan: Plan, *, mode: str) -> list[Row]:
     dram = (corpus.count + 8) * (nbytes + 32768) + max(plan.room, 4 * plan.writers * nbytes)
     members = max(*plan.readers, 1 + plan.writers)
     with server(-(-dram // (2 * MiB)) * 2 * MiB) as running, shared(corpus) as descriptor:
-        url = running.url(mode)
-        with kvstore.connect(url, timeout=TIMEOUT_S, **running.options) as client:
-            store_corpus(client, corpus)
-        config = {
-            "url": url, "spec": spec.to_dict(), "count": corpus.count, "source": descriptor,
-            "targets": max(2, plan.targets // nbytes),
-        }  # fmt: skip
-        with processes("crowd", [{**config, "seed": i} for i in range(members)], share=[descriptor]) as crew:
+        config = _stored(running, corpus, plan, mode, descriptor)
+        with processes("worker", [{**config, "seed": i} for i in range(members)], share=[descriptor]) as crew:
             rows = [row for readers in plan.readers for row in _readers(crew, readers, plan, corpus, mode, running)]
             return rows + _loads(crew, plan, corpus, mode, running)
+
+
+def run_remote(spec: KVSpec, plan: Plan, *, mode: str) -> list[Row]:
+    """`tcp-raw-N` and `get-N` of one chunk size, for each of the plan's numbers of readers."""
+    nbytes = chunk_bytes(spec)
+    corpus = Corpus(nbytes, max(4, plan.working_set // nbytes), 1, spec)
+    dram = (corpus.count + 8) * (nbytes + 32768)
+    rows: list[Row] = []
+    with (
+        server(-(-dram // (2 * MiB)) * 2 * MiB) as running,
+        shared(corpus) as descriptor,
+        raw_peer(corpus) as (port, _),
+    ):
+        config = _stored(running, corpus, plan, mode, descriptor) | {"raw": port}
+        with processes("worker", [{**config, "seed": i} for i in range(max(plan.readers))], share=[descriptor]) as crew:
+            for readers in plan.readers:
+                kinds = {"raw": ["raw"] * readers, "one": ["one"] * readers}
+                results = _alternate(crew, plan, kinds, running)
+                base = results["raw"].row(f"tcp-raw-{readers}", "", corpus, f"baseline: {readers} streams at once")
+                row = results["one"].row(f"get-{readers}", mode, corpus, f"{readers} processes, by key, verified")
+                row.update(results["one"].against(results["raw"], base["case"]))
+                rows += [base, row]
+    return rows
+
+
+def _stored(running: Server, corpus: Corpus, plan: Plan, mode: str, descriptor: int) -> dict[str, Any]:
+    """Put the corpus into a server; what members are told."""
+    with running.connect(mode) as client:
+        store_corpus(client, corpus)
+    return {
+        "url": running.url(mode), "spec": corpus.spec.to_dict(), "count": corpus.count, "source": descriptor,
+        "targets": max(2, plan.targets // corpus.nbytes),
+    }  # fmt: skip
 
 
 def _readers(crew: Crew, readers: int, plan: Plan, corpus: Corpus, mode: str, running: Server) -> list[Row]:
@@ -173,81 +195,3 @@ def shared(corpus: Corpus) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def role(config: Mapping[str, Any]) -> _Member:
-    """What `kvstore.bench.crew` runs in a process of its own."""
-    return _Member(config)
-
-
-class _Member:
-    """Copies, reads and puts the corpus's chunks."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._spec = KVSpec.from_dict(config["spec"])
-        nbytes = chunk_bytes(self._spec)
-        self._nbytes, self._count, self._seed = nbytes, config["count"], config["seed"]
-        self._memory = mmap.mmap(config["source"], nbytes * self._count, mmap.MAP_SHARED | mmap.MAP_POPULATE)
-        self._sources: list[Bytes] = np.split(np.frombuffer(self._memory, np.uint8), self._count)
-        self._targets: list[Bytes] = np.split(np.ones(nbytes * config["targets"], np.uint8), config["targets"])
-        self._leased, self._plain = (kvstore.connect(config["url"], timeout=TIMEOUT_S) for _ in range(2))
-        self._refs = [ref_of(slot, self._spec.chunk_tokens) for slot in range(self._count)]
-        self._hits = [self._leased.lookup(self._spec, [ref], lease_s=LEASE_S) for ref in self._refs]
-        for slot, hit in enumerate(self._hits):
-            expect(hit.tokens == self._spec.chunk_tokens, "look-up", slot)
-        self._wants = [
-            wants_of(self._plain, self._spec, ref, self._targets[slot % len(self._targets)])
-            for slot, ref in enumerate(self._refs)
-        ]
-        self._slots = count(self._seed * self._count // 8)  # members begin at different places
-        self._seeds = count((self._seed + 1) << 32)
-        self._sheds: dict[str, int] = {}
-        self._last: list[tuple[int, int]] = []
-
-    def run(self, do: str, until: float) -> Answer:
-        """`copy`, `get` (leased), `one` (by key) or `put`, one chunk after the other."""
-        step = {"copy": self._copy, "get": self._get, "one": self._one, "put": self._put}[do]
-        times: list[float] = []
-        self._last, self._sheds = [], {}
-        moved = 0
-        while (start := time.monotonic()) < until:
-            slot = next(self._slots) % self._count
-            target = slot % len(self._targets)
-            moved += step(slot)
-            times.append(time.monotonic() - start)
-            if do != "put":
-                self._last.append((slot, target))
-        return {"times": times, "bytes": moved, "sheds": self._sheds}
-
-    def check(self) -> None:
-        """Compare the last targets with what they should hold, then forget them."""
-        newest = {target: slot for slot, target in self._last}
-        for target, slot in list(newest.items())[-CHECKED:]:
-            expect(np.array_equal(self._targets[target], self._sources[slot]), "a reader", slot)
-            self._targets[target].fill(0)
-
-    def close(self) -> None:
-        """End both connections."""
-        self._leased.close()
-        self._plain.close()
-
-    def _copy(self, slot: int) -> int:
-        np.copyto(self._targets[slot % len(self._targets)], self._sources[slot])
-        return self._nbytes
-
-    def _get(self, slot: int) -> int:
-        all_well(self._leased.get_many(self._spec, self._wants[slot]))
-        return self._nbytes
-
-    def _one(self, slot: int) -> int:
-        all_well(self._plain.get_many(self._spec, self._wants[slot]))
-        return self._nbytes
-
-    def _put(self, slot: int) -> int:
-        try:
-            ref = ref_of(next(self._seeds), self._spec.chunk_tokens)
-            put_chunk(self._plain, self._spec, ref, self._sources[slot])
-        except Shed as error:
-            self._sheds[error.reason] = self._sheds.get(error.reason, 0) + 1
-            return 0
-        return self._nbytes

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from kvstore.bench import crowd
 from kvstore.bench.certificate import make_certificate
 from kvstore.bench.copies import capacity_for, store_corpus
 from kvstore.bench.corpus import Corpus, chunk_bytes, shape_facts, specs_of
@@ -38,12 +39,18 @@ def run(
     sizes: Sequence[int] = SIZES,
     model: KVSpec | None = None,
     tls: bool = False,
+    crowds: crowd.Plan | None = None,
     working_set: int = WORKING_SET,
     mode: str = "bulk",
     connect: Connect = Server.connect,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Row]:
-    """All rows. `working_set` bytes are stored, and as many are read into, both in rotation."""
+    """All rows. `working_set` bytes are stored, and as many are read into, both in rotation.
+
+    With `crowds` its numbers of readers read at once after that, without TLS.
+    """
+    if crowds and tls:
+        raise InvalidArgument("many clients at once are measured without TLS")
     rows: list[Row] = []
     for spec in specs_of(sizes, model):
         nbytes = chunk_bytes(spec)
@@ -64,6 +71,8 @@ def run(
             row.update(shape_facts(model))
             _judge(row, nbytes, tls, next((each for each in made if each["case"] == "redis"), None))
         rows += made
+    for spec in specs_of(sizes, model) if crowds else ():
+        rows += [row | shape_facts(model) for row in crowd.run_remote(spec, crowds or crowd.Plan(), mode=mode)]
     return rows
 
 

@@ -1,8 +1,8 @@
 """The other end of a raw stream: the least that moving chunks to another process costs.
 
-Started as `python -m kvstore.bench.tcp_peer BYTES COUNT [CERT KEY]`. Says its port on standard output, takes one
-connection (over TLS with a certificate), and answers each u32 on it with the content of that chunk, straight from
-memory, until the connection ends.
+Started as `python -m kvstore.bench.tcp_peer BYTES COUNT [CERT KEY]`. Says its port on standard output and answers,
+on every connection (over TLS with a certificate) in a thread of its own, each u32 with the content of that chunk,
+straight from memory, until it is stopped.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import socket
 import ssl
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from kvstore.bench.corpus import Corpus, content
 from kvstore.bench.processes import child
@@ -55,12 +57,17 @@ def cipher_of(connection: ssl.SSLSocket) -> str:
 
 
 @contextmanager
-def raw_stream(corpus: Corpus, tls: tuple[Path, Path] | None = None) -> Iterator[RawStream]:
-    """A stream from a process that holds the corpus's chunks, over TLS with a certificate and its key."""
+def raw_peer(corpus: Corpus, tls: tuple[Path, Path] | None = None) -> Iterator[tuple[int, int]]:
+    """A process that holds the corpus's chunks: its port and its number. With a certificate and its key over TLS."""
     command = [sys.executable, "-m", "kvstore.bench.tcp_peer", str(corpus.nbytes), str(corpus.count)]
-    command += [str(each) for each in tls or ()]
-    with child(command) as (port, pid), socket.create_connection((HOST, int(port))) as plain:
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with child([*command, *(str(each) for each in tls or ())]) as (port, pid):
+        yield int(port), pid
+
+
+@contextmanager
+def raw_stream(corpus: Corpus, tls: tuple[Path, Path] | None = None) -> Iterator[RawStream]:
+    """A stream from such a process."""
+    with raw_peer(corpus, tls) as (port, pid), connected(port) as plain:
         if tls is None:
             yield RawStream(plain, pid)
             return
@@ -68,12 +75,24 @@ def raw_stream(corpus: Corpus, tls: tuple[Path, Path] | None = None) -> Iterator
             yield RawStream(secure, pid)
 
 
+def connected(port: int) -> socket.socket:
+    """A connection to a peer of this host."""
+    connection = socket.create_connection((HOST, port))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
 def serve(listener: socket.socket, nbytes: int, count: int, context: ssl.SSLContext | None) -> None:
-    """Answer one connection."""
+    """Answer every connection."""
     chunks = np.empty((count, nbytes), np.uint8)
     for seed in range(count):
         chunks[seed] = content(seed, nbytes)
-    connection, _ = listener.accept()
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=_answer, args=(connection, chunks, context), daemon=True).start()
+
+
+def _answer(connection: socket.socket, chunks: npt.NDArray[np.uint8], context: ssl.SSLContext | None) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if context is not None:
         connection = context.wrap_socket(connection, server_side=True)

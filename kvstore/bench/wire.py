@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from kvstore.bench.copies import BATCH, Fresh, all_well, batch, read_chunk
+from kvstore.bench.copies import BATCH, all_well, batch, read_chunk
 from kvstore.bench.corpus import Corpus, put_chunk, wants_of
 from kvstore.bench.measure import Case, Step, expect
+from kvstore.bench.puts import Fresh
 from kvstore.bench.redis_peer import RedisPeer
 from kvstore.bench.tcp_peer import RawStream
 from kvstore.client import Client

@@ -28,6 +28,7 @@ SHOWN = (
     "CPU s/GB",
     "its server's",
 )
+MANY = 3  # cases that a note is about; where it is more, it is about all of that kind
 FIELDS = {"GB/s": "gbps", "p99 ratio": "p99_ratio", "CPU s/GB": "cpu_s_per_gb", "its server's": "server_cpu_s_per_gb"}
 
 
@@ -51,12 +52,14 @@ def local(args: Namespace) -> int:
 
 def remote(args: Namespace) -> int:
     """`bench remote`."""
+    from kvstore.bench import crowd
     from kvstore.bench import remote as bench
 
     _prepare(args)
+    plan = crowd.Plan(readers=args.clients) if args.clients else None
     options = _shape(args, bench.SIZES)
     with progress("bench remote", None) as advance:
-        rows = bench.run(rounds=args.rounds, tls=args.tls, advance=advance, **options)
+        rows = bench.run(rounds=args.rounds, tls=args.tls, crowds=plan, advance=advance, **options)
     return _show(args, "remote", rows)
 
 
@@ -163,7 +166,11 @@ def _show(args: Namespace, name: str, rows: Sequence[Row], facts: Sequence[str] 
 def _table(name: str, rows: Sequence[Row], facts: Sequence[str]) -> None:
     columns = tuple(column for column in SHOWN if any(_cell(row, column) != "" for row in rows))
     on = machine()
-    notes = dict.fromkeys(f"{row['case']}: {row['note']}" for row in rows if row.get("note"))
+    noted: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.get("note"):
+            noted.setdefault(row["note"], {})[row["case"]] = None
+    notes = [f"{', '.join(cases)}: {note}" if len(cases) <= MANY else note for note, cases in noted.items()]
     print_table(
         (*columns, *facts),
         [(*(_cell(row, column) for column in columns), *(row.get(fact) for fact in facts)) for row in rows],

@@ -96,6 +96,7 @@ def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Pars
     local.add_argument("--clients", type=positives, metavar="N,…", help="with --server: how many read at once (8)")
     remote = shaped.add("remote", "bench", "remote", "A server over TCP on loopback against a raw stream.")
     remote.add_argument("--tls", action="store_true", help="both over TLS")
+    remote.add_argument("--clients", type=positives, metavar="N,…", help="then so many processes that read at once")
     grpc = shaped.add("grpc", "bench", "grpc", "A server over gRPC on loopback against a raw TCP stream.")
     for each in (local, remote, grpc):
         each.add_argument("--rounds", type=positive, default=60, metavar="N", help="timed rounds (%(default)s)")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import kvstore
-from kvstore.bench import crew, crowd
+from kvstore.bench import crew, crowd, worker
 from kvstore.bench.copies import store_corpus
 from kvstore.bench.corpus import Corpus
 from kvstore.bench.processes import server
@@ -101,7 +101,7 @@ def stored() -> Any:
 
 def test_a_process_that_is_killed_is_told_and_the_crew_ends(stored: Any) -> None:
     config, descriptor = stored
-    with crew.processes("crowd", [config, {**config, "seed": 1}], share=[descriptor]) as made:
+    with crew.processes("worker", [config, {**config, "seed": 1}], share=[descriptor]) as made:
         made.phase(["get", "copy"], 0.01)
         victims: list[Any] = list(made.members)
         os.kill(victims[0].pid, signal.SIGKILL)
@@ -116,7 +116,7 @@ def test_an_error_in_a_process_keeps_its_class(stored: Any) -> None:
     config, descriptor = stored
     with (
         pytest.raises(InvalidArgument, match="is no server"),
-        crew.processes("crowd", [{**config, "url": "nowhere"}], share=[descriptor]),
+        crew.processes("worker", [{**config, "url": "nowhere"}], share=[descriptor]),
     ):
         pass
 
@@ -125,7 +125,7 @@ def test_a_reader_of_a_crowd_notices_a_flipped_byte(stored: Any, monkeypatch: py
     config, _ = stored
     honest = kvstore.connect
     monkeypatch.setattr(kvstore, "connect", lambda url, **options: lying(honest(url, **options)))
-    member = crowd.role(config)
+    member = worker.role(config)
     try:
         for kind in ("get", "one"):
             assert member.run(kind, time.monotonic() + 0.02)["bytes"] > 0
