@@ -80,9 +80,11 @@ def _panel(axes: Any, kind: str, rows: Sequence[Row], colors: Mapping[str, str])
             f"times the speed of {bases} in the same run (dashed: 1); red: what it must reach", fontsize=8.5
         )
     else:
+        values += [row["bar_p50_s"] for row in rows if row.get("bar_p50_s")]
         axes.set_xscale("log")
         axes.set_xlim(min(values) / 2, max(values) * 4)
         axes.xaxis.set_major_formatter(lambda seconds, _: duration(seconds))
+        axes.xaxis.set_minor_formatter("")
         axes.set_xlabel("median time (logarithmic); red: what it must stay below", fontsize=8.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -98,7 +100,8 @@ def _bar(axes: Any, kind: str, row: Row, y: float, color: str, label: str) -> No
         axes.plot([goal] * 2, [y - NARROW / 2, y + NARROW / 2], color=GOAL, lw=2, solid_capstyle="butt", zorder=3)
     text = f"{row[kind]:.2f}" if kind == "ratio" else duration(row[kind])
     if row.get("met") is not None and (not goal or "," in str(row["bar"])):
-        text += f"  ({row['bar']}: {'yes' if row['met'] else 'NO'})"
+        p99 = f"; p99 {1 / row['p99_ratio']:.2g} ×" if row.get("p99_ratio") else ""
+        text += f"{p99}  ({row['bar']}: {'yes' if row['met'] else 'NO'})"
     axes.annotate(
         text, (row[kind], y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5, zorder=4,
         color=GOAL if row.get("met") is False else "black",

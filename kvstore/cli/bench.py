@@ -47,7 +47,7 @@ def local(args: Namespace) -> int:
             rows = bench.run_server(rounds=args.rounds, crowds=plan, advance=advance, **options)
         else:
             rows = bench.run(rounds=args.rounds, advance=advance, **options)
-    return _show(args, "local", rows)
+    return _show(args, "local", rows, as_="local-server" if args.server else "")
 
 
 def remote(args: Namespace) -> int:
@@ -60,7 +60,7 @@ def remote(args: Namespace) -> int:
     options = _shape(args, bench.SIZES)
     with progress("bench remote", None) as advance:
         rows = bench.run(rounds=args.rounds, tls=args.tls, crowds=plan, advance=advance, **options)
-    return _show(args, "remote", rows)
+    return _show(args, "remote", rows, as_="remote-tls" if args.tls else "")
 
 
 def grpc(args: Namespace) -> int:
@@ -152,14 +152,15 @@ def _shape(args: Namespace, sizes: Sequence[int]) -> dict[str, Any]:
     return {"model": model, "sizes": args.sizes or sizes}
 
 
-def _show(args: Namespace, name: str, rows: Sequence[Row], facts: Sequence[str] = ()) -> int:
+def _show(args: Namespace, name: str, rows: Sequence[Row], facts: Sequence[str] = (), as_: str = "") -> int:
+    """Print rows, and write them `as_` this where a benchmark has a variant."""
     told = report(name, rows)
     if args.json:
         print_json(told)
     else:
         _table(name, rows, facts)
     if getattr(args, "out", None):
-        _write(Path(args.out), name, told)
+        _write(Path(args.out), as_ or name, told)
     return 0
 
 

@@ -89,7 +89,8 @@ def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
 def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:
     bench = commands.add_parser("bench", help="Measure, each time against a baseline of the same run.")
     names = bench.add_subparsers(title="benchmarks", metavar="NAME", required=True)
-    made = _Commands(names, common, _results())
+    made = _Commands(names, common)
+    told = _Commands(names, common, _results())
     shaped = _Commands(names, common, _results(), _model())
     local = shaped.add("local", "bench", "local", "The store in DRAM against memcpy: in this process, or in a server.")
     local.add_argument("--server", action="store_true", help="a server in another process, over shared memory")
@@ -106,15 +107,13 @@ def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Pars
     lookup.add_argument("--clients", type=positives, metavar="N,…", help="how many ask at once (1,2,4,8)")
     lookup.add_argument("--modes", type=words, metavar="MODE,…", help="of embedded,local,bulk,grpc (all but bulk)")
     _mix(shaped.add("mix", "bench", "mix", "Requests as engines make them, over a store too small for all of it."))
-    nvme = made.add("nvme", "bench", "nvme", "The NVMe tier against raw O_DIRECT on the same files.")
+    nvme = told.add("nvme", "bench", "nvme", "The NVMe tier against raw O_DIRECT on the same files.")
     nvme.add_argument("--path", metavar="FOLDER", help="a folder on the disk to measure (a temporary one)")
-    index = made.add("index", "bench", "index", "The metadata of a million chunks: memory, pauses, growth.")
+    index = told.add("index", "bench", "index", "The metadata of a million chunks: memory, pauses, growth.")
     index.add_argument("--chunks", type=positive, default=1_000_000, metavar="N", help="(%(default)s)")
     index.add_argument("--soak", type=positive, default=1_000_000, metavar="N",
                        help="insertions and evictions of the soak (%(default)s)")  # fmt: skip
-    torture = _Commands(names, common).add(
-        "torture", "bench", "torture", "kill -9 at random moments under load, then check everything."
-    )
+    torture = made.add("torture", "bench", "torture", "kill -9 at random moments under load, then check everything.")
     torture.add_argument("--rounds", type=positive, default=100, metavar="N", help="kills (%(default)s)")
     torture.add_argument("--path", metavar="FOLDER", help="where the store lies (a temporary folder)")
     torture.add_argument("--seed", type=int, metavar="N", help="of the load and of the moments (random)")
