@@ -42,6 +42,12 @@ def copy_hash_many(dst: Buffer, src: Buffer, offsets: Buffer, lengths: Buffer) -
     ValueError otherwise, or if the buffers overlap or differ in length.
     """
 
+def write_header(header: Buffer, fixed: Buffer, offsets: Buffer, lengths: Buffer, digests: Buffer) -> None:
+    """Write a record's header in place: the fixed part, n layer groups, zeros, and its checksum (`kvstore.record`).
+
+    `offsets` and `lengths` are uint64 [n], `digests` 16 bytes each. ValueError if they do not fit.
+    """
+
 def simd_level() -> Literal["avx512", "avx2", "portable"]:
     """The instruction set in use, by default the best that the processor has."""
 
@@ -50,6 +56,16 @@ def set_simd_level(name: str) -> None:
 
 def populate(buffer: Buffer) -> None:
     """Bring each page of a writable mapping into being, keeping what it holds. OSError if memory ends."""
+
+def populate_read(buffer: Buffer) -> None:
+    """Enter the pages of a mapped file into this process's page table ahead of use."""
+
+def map_file(fd: int, nbytes: int, writable: bool = False) -> NDArray[np.uint8]:
+    """A file's first `nbytes` bytes, shared: uint8 [nbytes], read-only unless `writable`.
+
+    It needs no descriptor, and is unmapped when neither the array nor a view of it is left. OSError if the file
+    cannot be mapped.
+    """
 
 @final
 class Xxh3_128:
@@ -201,6 +217,33 @@ class Index:
     ) -> int:
         """The part's row, added if it is new; a known part is left as it is."""
 
+    def insert(
+        self,
+        scope: int,
+        key: bytes,
+        parent: bytes,
+        position: int,
+        tokens: int,
+        now_ms: int,
+        group: int,
+        rank: int,
+        layer_start: int,
+        layer_end: int,
+        first_valid: int,
+        logical: int,
+        tier: int,
+        codec: int,
+        level: int,
+        exact: bool,
+        loc: int,
+        stored: int,
+    ) -> tuple[int, int, int]:
+        """`insert_chunk`, `add_part` and `add_placement` in one: the chunk, the part's first_valid, the placement.
+
+        The placement is -1, and nothing was added, where the part has one in that tier already or is known with
+        another first_valid. When the index is full nothing is left of it.
+        """
+
     def find_part(self, chunk: int, group: int, rank: int, layer_start: int, layer_end: int) -> int:
         """The part's row, or -1."""
 
@@ -237,7 +280,9 @@ class Index:
         """ValueError if the placement has no reader."""
 
     def set_first_valid(self, part: int, first_valid: int) -> None: ...
-    def set_flags(self, chunk: int, flags: int) -> None: ...
+    def set_flags(self, chunk: int, flags: int) -> None:
+        """Flags are gone with the chunk. `HIDDEN` keeps it out of the shared table; the rest is the caller's."""
+
     def pin(self, chunk: int, until_ms: int) -> None:
         """Hold off eviction until then; 0 unpins."""
 
@@ -266,6 +311,47 @@ class Index:
         get `now_ms` as their last use unless it is 0; hits are counted by `touch` alone.
         """
 
+    def find_items(
+        self,
+        scope: int,
+        items: Buffer,
+        parts: Buffer,
+        headers: Buffer,
+        exact_only: bool,
+        tier_order: bytes,
+        skip: Buffer,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], bytes, int]:
+        """The chunk, the best placement and the place of each of n items, and how many lie in the first tier.
+
+        `items` are packed records of 48 bytes, a chunk of 40 as for `lookup` and a part of 8. `parts` are the
+        parts there may be and `headers` (uint32) the length of the header before each one's payload. Chunk [n] and
+        placement [n] are -1 where no tier of `tier_order` has an acceptable placement: of this chunk, of one of
+        these parts, exact if `exact_only`, and none of the rows in `skip`. The places are n records of
+        `kvstore.places.PLACE_DTYPE`, `NOWHERE` for what is not in the first tier.
+        """
+
+    def places(self, rows: Buffer, parts: Buffer, headers: Buffer, exact_only: bool, tier: int, skip: Buffer) -> bytes:
+        """Where each of p parts of n chunks lies in a tier: n times p records of `kvstore.places.PLACE_DTYPE`."""
+
+    def add_readers(self, placements: Buffer) -> None:
+        """Add a reader to each placement. All or nothing."""
+
+    def drop_readers(self, placements: Buffer) -> None:
+        """Take a reader from each placement. ValueError, and nothing changed, if one has fewer than are taken."""
+
+    def touch_unleased(self, rows: Buffer, now_ms: int) -> NDArray[np.uint32]:
+        """`touch` those chunks that nobody has leased: their rows, in order."""
+
+    def publish_to(self, scope: int, table: SharedTable, spec: bytes, parts: int) -> None:
+        """Keep in a table, from now on, the chunks of a scope that have so many parts in exact copies.
+
+        Those with the flag `HIDDEN` are left out. `spec` is the spec's digest, `parts` the number of its parts.
+        ValueError if the scope is published already.
+        """
+
+    def publish_rows(self, start_row: int, limit: int) -> int:
+        """Enter what was there before: at most `limit` live chunks, and the row to go on from (-1 at the end)."""
+
     def export(self, tier: int) -> NDArray[np.uint8]:
         """Every placement of a tier with its part and chunk: records to `view(kvstore.rows.EXPORT_DTYPE)`."""
 
@@ -288,6 +374,57 @@ class Index:
     def chunk_evictable(self, row: int, now_ms: int) -> bool:
         """True without leases, an active pin, or a placement with readers."""
 
+HIDDEN: int
+"""The flag of a chunk that readers of a shared table do not see."""
+
+@final
+class SharedTable:
+    """The whole chunks of one namespace in a sealed memfd that its clients map; see `SharedTableReader`.
+
+    Readers ask elsewhere until `open`, after `close`, and when the last `beat` is 2 seconds old.
+    """
+
+    def __init__(self, entries: int) -> None:
+        """Room for so many chunks, 16 to 32 bytes each, taken at once. OSError if memory ends."""
+
+    def open(self) -> None:
+        """From now on the table says all."""
+
+    def close(self) -> None:
+        """From now on the table says nothing."""
+
+    def beat(self) -> None:
+        """Note that the server is alive."""
+
+    def fileno(self) -> int:
+        """The memfd, open as long as this object is."""
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the memfd."""
+
+    @property
+    def overflowed(self) -> int:
+        """Chunks that found no free slot. While there are any, readers ask elsewhere about what they miss."""
+
+@final
+class SharedTableReader:
+    """A shared table in another process (or this one). The descriptor may be closed once this is made."""
+
+    def __init__(self, fd: int, nbytes: int) -> None:
+        """ValueError for a descriptor that is no shared table of this length, OSError if it cannot be mapped."""
+
+    def lookup(self, spec: bytes, refs: bytes) -> tuple[int, range | list[int], list[bool]] | None:
+        """How far a prompt reaches: (token, indexes of the refs used, one flag per ref), as `kvstore.walk` says it.
+
+        None where only the server can say: it is gone or about to begin, a ref is missing while the table is
+        overflowed, `refs` is no multiple of 40 bytes, or this reader is closed. ValueError for a digest that has
+        not 16 bytes.
+        """
+
+    def close(self) -> None:
+        """Unmap the table, when calls in other threads have returned."""
+
 @final
 class LruList:
     """Handles (small numbers, such as rows) in the order of their last use.
@@ -299,8 +436,8 @@ class LruList:
     def push(self, handle: int) -> None:
         """Make a handle the most recent, adding it if it is not there."""
 
-    def touch_many(self, rows: Buffer) -> None:
-        """Make those of these handles that are there the most recent, the last one most of all."""
+    def touch_many(self, rows: Buffer, reverse: bool = False) -> None:
+        """Make those of these handles that are there the most recent, the last one (the first) most of all."""
 
     def remove(self, handle: int) -> bool:
         """False if it was not there."""

@@ -12,6 +12,7 @@ from enum import IntEnum, StrEnum
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from kvstore.errors import KVStoreError
 from kvstore.keys import ChunkRef
 from kvstore.record import Record
 from kvstore.spec import KVSpec, Part
@@ -40,7 +41,8 @@ class Query:
     position (a whole chunk and its possible tails): the longest that is there is taken, and the walk goes on where
     it ends. `parts` are what the reader needs
     (empty: every part of the spec). With `lease_s` the chunks of the hit stay readable for so many seconds, under
-    the id `lease`, 16 bytes of the caller's choice; asking again with the same id renews.
+    the id `lease`, 16 bytes of the caller's choice; asking again with the same id renews. With `places` the answer
+    says under that lease where the chunks of the hit lie in DRAM.
     """
 
     spec: KVSpec
@@ -49,6 +51,7 @@ class Query:
     fidelity: Fidelity = Fidelity.EXACT
     lease: bytes = b""
     lease_s: float = 0.0
+    places: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +59,24 @@ class Found:
     """The answer to a `Query`.
 
     `tokens` is the largest position at which every KV group asked for is satisfied; `used` the indexes of the refs
-    that make it up; `present` one flag per ref: all parts asked for are there, whatever stands before.
+    that make it up; `present` one flag per ref: all parts asked for are there, whatever stands before. `places` are
+    packed records (`kvstore.places.PLACE_DTYPE`), for each ref used the parts asked for in their order; `NOWHERE`
+    for what is not in DRAM just now.
     """
 
     tokens: int
     used: Sequence[int]
     present: Sequence[bool]
     leased: bool = False
+    places: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where parts lie in DRAM: a packed record of `kvstore.places.PLACE_DTYPE` per item, `NOWHERE` for a failure."""
+
+    places: bytes
+    failures: Mapping[int, KVStoreError]
 
 
 @dataclass(frozen=True, slots=True)

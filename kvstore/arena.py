@@ -10,6 +10,7 @@ A location is `extent number << 40 | offset`.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import threading
@@ -17,11 +18,16 @@ from collections import Counter
 from dataclasses import dataclass
 
 from kvstore import _native
-from kvstore.errors import Closed, ConfigError, StorageError
+from kvstore.errors import Closed, ConfigError, PermissionDenied, StorageError
+from kvstore.places import EXTENT_SHIFT
 from kvstore.record import BLOCK
 
-_SHIFT = 40
+_SHIFT = EXTENT_SHIFT
 _OFFSET = (1 << _SHIFT) - 1
+_F_SEAL_FUTURE_WRITE = 0x10  # linux/fcntl.h; the standard library has no name for it
+# A descriptor that is merely read-only can be opened again for writing through /proc, and a memfd that is cut off
+# under its owner kills it. What the owner mapped before stays writable to it.
+_SEALS = _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 @dataclass(eq=False)
@@ -37,7 +43,7 @@ class Extent:
 
     @classmethod
     def make(cls, number: int, size: int) -> Extent:
-        """Create and populate an extent of `size` bytes."""
+        """Create, populate and seal an extent of `size` bytes."""
         fd = -1
         try:
             fd = os.memfd_create(f"kvstore-extent-{number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -45,6 +51,7 @@ class Extent:
             memory = mmap.mmap(fd, size, mmap.MAP_SHARED)
             view = memoryview(memory)
             _native.populate(view)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         except OSError as error:
             if fd >= 0:
                 os.close(fd)
@@ -68,6 +75,7 @@ class Arena:
             raise ConfigError(f"[dram] needs an extent and a capacity of at least {BLOCK} bytes, not {capacity}")
         count = capacity // self.extent_bytes
         self.capacity = count * self.extent_bytes
+        self.epoch = 0  # grows when an extent is handed out or destroyed
         self._extents: dict[int, Extent] = {}
         self._owned: dict[bytes, list[Extent]] = {}
         self._spare: list[Extent] = []
@@ -119,6 +127,17 @@ class Arena:
             raise Closed("the memory was given back: the store is closed")
         return extent.view[at : at + nbytes]
 
+    def open(self, number: int, owner: bytes) -> tuple[int, int]:
+        """A descriptor of an owner's extent, which the caller closes, and its size; else `PermissionDenied`."""
+        extent = self._extents.get(number)
+        if extent is None or extent.owner != owner:
+            raise PermissionDenied(f"this namespace has no extent {number}")
+        return os.dup(extent.fd), self.extent_bytes
+
+    def numbers(self, owner: bytes) -> frozenset[int]:
+        """The extents that a namespace owns."""
+        return frozenset(extent.number for extent in self._owned.get(owner, ()))
+
     def wait(self, owner: bytes, seconds: float) -> bool:
         """Whether there is an extent for `owner` to take, after waiting for the next one if some are being made."""
         with self._change:
@@ -144,6 +163,7 @@ class Arena:
             return False
         self._owned[extent.owner].remove(extent)
         del self._extents[number]
+        self.epoch += 1
         extent.destroy()
         with self._change:
             self._pending += 1
@@ -157,6 +177,7 @@ class Arena:
             self._closed = True
             self._change.notify_all()
         self._maker.join()
+        self.epoch += 1
         for extent in [*self._extents.values(), *self._spare]:
             extent.destroy()
         self._extents.clear()
@@ -174,6 +195,7 @@ class Arena:
         extent.owner = owner
         self._extents[extent.number] = extent
         self._owned.setdefault(owner, []).append(extent)
+        self.epoch += 1
         return extent
 
     def _is_free_for(self, owner: bytes) -> bool:

@@ -7,6 +7,7 @@ NumPy has no bfloat16 and no fp8: such parts are given as an unsigned integer ar
 from __future__ import annotations
 
 import sys
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -35,7 +36,8 @@ def part_memory(array: Any, spec: KVSpec, part: Part, tokens: int, *, writable: 
     length. Raises `SpecMismatch` with both shapes where it does not fit, `InvalidArgument` where it is not
     contiguous, not on the CPU, empty or read-only.
     """
-    shape, nbytes = spec.part_shape(part, tokens), spec.part_bytes(part, tokens)
+    shape = spec.part_shape(part, tokens)
+    nbytes = prod(shape) * spec.itemsize
     view = _tensor_memory(array, spec.dtype, shape) if is_torch(array) else _numpy_memory(array, spec.dtype, shape)
     if view.nbytes != nbytes:
         raise SpecMismatch(
@@ -65,6 +67,7 @@ def empty(spec: KVSpec, part: Part, tokens: int, layers: int | None = None) -> n
     return np.empty(shape, numpy_dtype(spec.dtype))
 
 
+@cache
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
     """The NumPy dtype that stands for a spec's dtype."""
     return np.dtype(_NUMPY_NAMES.get(dtype, (dtype,))[-1])
@@ -72,11 +75,20 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
 
 def _numpy_memory(array: Any, dtype: str, shape: tuple[int, ...]) -> memoryview:
     view = _flat_numpy(array)
-    if isinstance(array, np.ndarray) and not (array.ndim == 1 and array.dtype == np.uint8):
-        names = _NUMPY_NAMES.get(dtype, (dtype,))
-        if array.dtype.name not in names or not array.dtype.isnative or array.shape != shape:
-            raise SpecMismatch(f"the array is {array.dtype} {list(array.shape)}; the spec says {dtype} {list(shape)}")
+    if isinstance(array, np.ndarray) and not _fits(array, dtype, shape):
+        raise SpecMismatch(f"the array is {array.dtype} {list(array.shape)}; the spec says {dtype} {list(shape)}")
     return view
+
+
+def _fits(array: np.ndarray[Any, Any], dtype: str, shape: tuple[int, ...]) -> bool:
+    """Whether an array has the spec's shape and dtype, or is flat bytes."""
+    if array.ndim == 1 and array.dtype == np.uint8:
+        return True
+    # The name of a dtype takes longer than all else here.
+    same = array.dtype == numpy_dtype(dtype) or (
+        array.dtype.isnative and array.dtype.name in _NUMPY_NAMES.get(dtype, (dtype,))
+    )
+    return same and array.shape == shape
 
 
 def _flat_numpy(array: Any) -> memoryview:

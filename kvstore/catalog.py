@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,13 +61,14 @@ class Scope:
     spec: KVSpec
     parts: tuple[Part, ...] = field(init=False)
     packed_parts: bytes = field(init=False)
+    packed_headers: bytes = field(init=False)
     windowed: bool = field(init=False)
     _geometry: dict[tuple[Part, int], Geometry] = field(default_factory=dict)
     _headers: dict[Part, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.parts = tuple(self.spec.parts())
-        self.packed_parts = b"".join(part.pack() for part in self.parts)
+        self.packed_parts, self.packed_headers = self.table(self.parts)
         self.windowed = any(group.window for group in self.spec.groups)
 
     def layer_groups(self, part: Part) -> int:
@@ -80,10 +82,21 @@ class Scope:
             known = self._headers[part] = header_bytes(self.layer_groups(part))
         return known
 
+    def table(self, parts: Sequence[Part]) -> tuple[bytes, bytes]:
+        """Parts, and the lengths of their headers (u32), packed as the index takes them."""
+        headers = np.array([self.header_bytes(part) for part in parts], "<u4")
+        return b"".join(part.pack() for part in parts), headers.tobytes()
+
     def geometry(self, part: Part, tokens: int) -> Geometry:
-        """Lengths and layer groups of a part of a chunk of `tokens` tokens."""
+        """Lengths and layer groups of a part of a chunk of `tokens` tokens.
+
+        `InvalidArgument` unless the spec has such parts and chunks.
+        """
         known = self._geometry.get((part, tokens))
         if known is None:
+            self.spec.check_part(part)
+            if not 1 <= tokens <= self.spec.chunk_tokens:
+                raise InvalidArgument(f"a chunk of this spec has 1 to {self.spec.chunk_tokens} tokens, not {tokens}")
             ranges = np.array(self.spec.layer_ranges(part, tokens), np.uint64)
             nbytes, header = self.spec.part_bytes(part, tokens), header_bytes(len(ranges))
             offsets, lengths = ranges[:, 0].copy(), ranges[:, 1].copy()

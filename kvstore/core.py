@@ -11,13 +11,15 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from kvstore import _native
+from kvstore.api import Fidelity
 from kvstore.catalog import Catalog, Namespace, Scope
 from kvstore.config import Config
 from kvstore.errors import Closed, InvalidArgument, KVStoreError, Shed
@@ -25,8 +27,9 @@ from kvstore.events import EventHub
 from kvstore.gate import Gate
 from kvstore.leases import Leases
 from kvstore.loan import Loan
-from kvstore.policy import Lru, Policy
-from kvstore.record import Record, padded
+from kvstore.policy import Lru, Policy, Rows
+from kvstore.record import Entry, Record, padded
+from kvstore.shared_tables import SharedTables
 from kvstore.spec import Part
 from kvstore.tiers.base import Tier
 from kvstore.tiers.dram import DramTier
@@ -35,10 +38,10 @@ DRAM, NVME = 0, 1
 ANY_TIER = bytes([DRAM, NVME])
 CHUNK_GONE = 2  # flag of Index.remove_placement
 ROWS_AT_ONCE = 64  # chunks let go when the index is full
+_NO_ROWS = np.empty(0, np.uint32)
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(NamedTuple):
     """A placement as it was found, with a reader on it that keeps it where it is."""
 
     placement: int
@@ -52,6 +55,15 @@ class Copy:
     def total(self) -> int:
         """Length of the whole record."""
         return self.header + padded(self.stored)
+
+
+class FoundItems(NamedTuple):
+    """What the index has of some items: see `kvstore._native.Index.find_items`."""
+
+    chunks: npt.NDArray[np.int64]
+    placements: npt.NDArray[np.int64]
+    places: bytes
+    in_dram: int
 
 
 @dataclass
@@ -93,11 +105,12 @@ class Core:
         self.room = threading.Condition(self.lock)
         self.index = _native.Index(config.max_chunks, secrets.randbits(64))
         self.catalog = Catalog()
+        self.shared = SharedTables(self.index, self.catalog, self.lock, config.max_chunks)
         self.leases = Leases(self.index)
         self.events = EventHub()
         self.counters: Counter[str] = Counter()
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have
-        self.bad: set[int] = set()  # placements that go when their readers have, and that nobody is given
+        self.bad: set[int] = set()  # placements that go when readers and leases have, and that nobody is given
         self.loads = 0
         self.gate = Gate()
         self.closed = False
@@ -123,6 +136,19 @@ class Core:
             return -1, -1
         return chunk, self.index.find_part(chunk, part.group, part.rank, *part.layers)
 
+    def find_items(self, scope: Scope, items: bytes, fidelity: Fidelity) -> FoundItems:
+        """The best placements of packed items (`kvstore.places`), and where those in DRAM lie. Needs the lock."""
+        exact = fidelity is Fidelity.EXACT
+        return FoundItems(
+            *self.index.find_items(
+                scope.number, items, scope.packed_parts, scope.packed_headers, exact, ANY_TIER, self.bad_rows()
+            )
+        )
+
+    def bad_rows(self) -> Rows:
+        """The bad placements, for the index to pass over. Needs the lock."""
+        return np.fromiter(self.bad, np.uint32) if self.bad else _NO_ROWS
+
     def hold(self, placement: int, scope: Scope, part: Part) -> Copy:
         """Put a reader on a placement. Needs the lock."""
         row = self.index.placement(placement)
@@ -130,57 +156,52 @@ class Core:
         header = scope.header_bytes(part)
         return Copy(placement, row.tier, row.loc, row.stored, row.codec, header)
 
-    def let_go(self, copies: Sequence[Copy]) -> None:
+    def let_go(self, copies: Iterable[Copy]) -> None:
         """Take readers off."""
         with self.lock:
             for copy in copies:
                 self.index.drop_reader(copy.placement)
             self.room.notify_all()
 
-    def publish(self, scope: Scope, record: Record, tier: int, location: int, removed: Removed) -> int:
+    def publish(self, scope: Scope, record: Record | Entry, tier: int, location: int, removed: Removed) -> int:
         """Make a written record visible and return its placement, or -1 if one at least as good is there.
 
         Needs the lock. A full index lets go of its coldest chunks. `Shed` when it cannot, or when a copy that lacks
         more of its first tokens cannot be replaced just now.
         """
         try:
-            placement = self._insert(scope, record, tier, location)
+            chunk, placement = self._insert(scope, record, tier, location)
         except OverflowError:
             try:
                 self._make_rows(removed)
-                placement = self._insert(scope, record, tier, location)
+                chunk, placement = self._insert(scope, record, tier, location)
             except OverflowError:
                 self.counters["shed_index_full"] += 1
                 raise Shed(f"the index holds its {self.config.max_chunks} chunks", "index_full") from None
         if placement >= 0:
-            self.policy(tier, scope.namespace).admit(self.chunk_of(placement))
+            self.policy(tier, scope.namespace).admit(chunk)
             scope.namespace.used += record.total_bytes
         return placement
 
-    def _insert(self, scope: Scope, record: Record, tier: int, location: int) -> int:
-        index, part, chunk = self.index, record.part, -1
+    def _insert(self, scope: Scope, record: Record | Entry, tier: int, location: int) -> tuple[int, int]:
+        """(chunk row, placement), the placement -1 if one at least as good is there."""
+        part = record.part
         try:
-            chunk = index.insert_chunk(
-                scope.number, record.key, record.parent, record.position, record.tokens, now_ms()
-            )
-            row = index.add_part(chunk, part.group, part.rank, *part.layers, record.first_valid, record.logical)
-            first_valid = index.part(row).first_valid
-            if first_valid > record.first_valid:
-                self.counters["shed_leased"] += 1
-                raise Shed(
-                    f"chunk {record.key.hex()} is stored from its token {first_valid} on and is leased, pinned or "
-                    f"being read: it cannot be replaced just now by one from token {record.first_valid} on",
-                    "leased",
-                )
-            if first_valid < record.first_valid or index.find_placement(row, tier) >= 0:
-                return -1
-            return index.add_placement(row, tier, record.form, record.level, record.exact, location, record.stored)
-        except OverflowError:
-            if chunk >= 0:
-                index.prune(chunk)
-            raise
+            chunk, first_valid, placement = self.index.insert(
+                scope.number, record.key, record.parent, record.position, record.tokens, now_ms(),
+                part.group, part.rank, *part.layers, record.first_valid, record.logical,
+                tier, record.form, record.level, record.exact, location, record.stored,
+            )  # fmt: skip
         except ValueError as error:  # known with another position or length
             raise InvalidArgument(f"key {record.key.hex()}: {error}") from None
+        if first_valid > record.first_valid:
+            self.counters["shed_leased"] += 1
+            raise Shed(
+                f"chunk {record.key.hex()} is stored from its token {first_valid} on and is leased, pinned or "
+                f"being read: it cannot be replaced just now by one from token {record.first_valid} on",
+                "leased",
+            )
+        return chunk, placement
 
     def _make_rows(self, removed: Removed) -> None:
         """Let go of some of the coldest chunks of whoever has most of them. Needs the lock."""
@@ -208,6 +229,8 @@ class Core:
             self.policy(place.tier, scope.namespace).remove(part_row.chunk)
         if gone & CHUNK_GONE or not self.index.chunk_parts(part_row.chunk):
             self.doomed.discard(part_row.chunk)
+        if chunk.flags and not gone & CHUNK_GONE:
+            self._veil(part_row.chunk)
         self.counters[f"{kind}_{tier.name}"] += 1
         self.events.emit(kind, scope.namespace.name, chunk.key, scope.spec.digest, part, tier.name)
 
@@ -265,9 +288,14 @@ class Core:
         return self.index.part(self.index.placement(placement).part).chunk
 
     def condemn(self, scope: Scope, placement: int, removed: Removed) -> None:
-        """Take a bad placement out, at once or when its readers have gone. Needs the lock."""
-        if self.index.placement(placement).readers:
+        """Take a bad placement out, at once or when its readers have gone. Needs the lock.
+
+        Whoever holds a lease on the chunk may be reading it in DRAM as well.
+        """
+        place = self.index.placement(placement)
+        if place.readers or (place.tier == DRAM and self.index.chunk(self.chunk_of(placement)).leases):
             self.bad.add(placement)
+            self._veil(self.chunk_of(placement))
         else:
             self.withdraw(scope, placement, removed, "quarantined")
 
@@ -279,11 +307,31 @@ class Core:
         scope = self.catalog.scopes[self.index.chunk(chunk).scope]
         self.index.pin(chunk, 0)
         if not self.index.chunk_evictable(chunk, now_ms()):
-            self.doomed.add(chunk)  # look-ups pass it over from now on
+            self._doom(chunk)
             return False
         for placement in list(self.placements(chunk)):
             self.withdraw(scope, placement, removed, kind)
         return True
+
+    def _doom(self, chunk: int) -> None:
+        """Mark a chunk to go; look-ups pass it over from now on. Needs the lock.
+
+        One of which nothing but a lease is left goes with that, and its row must not be remembered here.
+        """
+        if self.index.chunk_parts(chunk):
+            self.doomed.add(chunk)
+            self._veil(chunk)
+
+    def spare(self, chunk: int) -> None:
+        """Let a chunk that is marked to go stay after all. Needs the lock."""
+        if chunk in self.doomed:
+            self.doomed.discard(chunk)
+            self._veil(chunk)
+
+    def _veil(self, chunk: int) -> None:
+        """Tell the index whether look-ups pass a chunk over. Needs the lock."""
+        hidden = chunk in self.doomed or any(each in self.bad for each in self.placements(chunk))
+        self.index.set_flags(chunk, _native.HIDDEN if hidden else 0)
 
     def drop_from_dram(self, chunk: int, removed: Removed) -> bool:
         """Withdraw a chunk from DRAM; all of it from everywhere if a part of it is nowhere else.
@@ -304,8 +352,30 @@ class Core:
         """Whether no lower tier has the part that a DRAM placement holds. Needs the lock."""
         return self.index.find_placement(self.index.placement(placement).part, NVME) < 0
 
-    def used_rows(self, rows: npt.NDArray[np.uint32], namespace: Namespace) -> None:
+    def used_rows(self, rows: Rows, namespace: Namespace) -> None:
         """Tell index and policies that chunks of one prefix, root first, were used. Needs the lock."""
         self.index.touch(rows, now_ms())
+        self._tell_policies(rows, namespace)
+
+    def used_unleased(self, rows: Rows, namespace: Namespace) -> None:
+        """`used_rows`, but for chunks under a lease: its look-up has told of these. Needs the lock."""
+        touched = self.index.touch_unleased(rows, now_ms())
+        if len(touched):
+            self._tell_policies(touched, namespace)
+
+    def count_found(self, scope: Scope, found: FoundItems) -> None:
+        """Count hits and misses of items that a reader asked for, and tell of their use. Needs the lock."""
+        count = len(found.chunks)
+        if found.in_dram:
+            self.counters["hits_dram"] += found.in_dram
+        if found.in_dram == count:
+            self.used_unleased(found.chunks, scope.namespace)
+            return
+        there = found.chunks[found.chunks >= 0]
+        if len(there) < count:
+            self.counters["misses"] += count - len(there)
+        self.used_unleased(there, scope.namespace)
+
+    def _tell_policies(self, rows: Rows, namespace: Namespace) -> None:
         for tier in range(len(self.tiers)):
             self.policy(tier, namespace).hit(rows)

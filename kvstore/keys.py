@@ -27,6 +27,7 @@ from kvstore.errors import InvalidArgument
 
 KEY_BYTES = 32
 REF_BYTES = 40
+NO_PARENT = bytes(KEY_BYTES)
 _REF = struct.Struct("<32sII")
 _U32 = struct.Struct("<I")
 _ITEM = struct.Struct("<qI")

@@ -2,11 +2,16 @@
 
 The id comes from the client, so that asking again renews and does not add. A lease ends when it is released, when
 its session ends or when its time is over, whichever comes first.
+
+A chunk that is leased keeps its row, and every good copy of it in DRAM stays where it is: whoever asked under the
+lease may be reading that memory without telling.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +20,20 @@ from kvstore._native import Index
 from kvstore.errors import InvalidArgument
 
 LEASE_BYTES = 16
-Rows = npt.NDArray[np.uint32]
+UNTIL_RELEASED = sys.maxsize  # as the time at which a lease ends
+Rows: TypeAlias = npt.NDArray[np.uint32] | npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
 class _Lease:
     rows: Rows
     until_ms: int
+
+
+def check_lease(lease: bytes) -> None:
+    """Raise `InvalidArgument` unless this is an id of 16 bytes."""
+    if len(lease) != LEASE_BYTES:
+        raise InvalidArgument(f"a lease id is {LEASE_BYTES} bytes, not {len(lease)}")
 
 
 class Leases:
@@ -36,8 +48,7 @@ class Leases:
 
     def take(self, session: int, lease: bytes, rows: Rows, until_ms: int) -> None:
         """Hold chunks; a lease of the same id is replaced. `InvalidArgument` for an id that is not 16 bytes."""
-        if len(lease) != LEASE_BYTES:
-            raise InvalidArgument(f"a lease id is {LEASE_BYTES} bytes, not {len(lease)}")
+        check_lease(lease)
         self._index.lease(rows)
         self.release(session, lease)
         self._held[session, lease] = _Lease(rows, until_ms)
@@ -60,7 +71,7 @@ class Leases:
             self.release(*key)
 
     def expire(self, now_ms: int) -> int:
-        """End leases that are past their time; how many."""
+        """End leases that are past their time; how many. One `UNTIL_RELEASED` never is."""
         late = [key for key, held in self._held.items() if held.until_ms <= now_ms]
         for key in late:
             self.release(*key)

@@ -76,6 +76,7 @@ class Mover:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
+        core.dram.stop_reserving()
         with core.lock:
             core.leases.end_all()
         self._expire()
@@ -89,6 +90,7 @@ class Mover:
         while not self._stop.is_set():
             self._wake.wait(TICK_S)
             self._wake.clear()
+            self._core.shared.beat()
             pressed, self._pressed = self._pressed, set()
             try:
                 self._round(pressed)
@@ -162,6 +164,7 @@ class Mover:
         return scope, chunk.key, which, core.hold(placement, scope, which)
 
     def _write_all(self, dirty: list[_Dirty]) -> None:
+        self._core.shared.beat()  # a round may take long
         for move in [self._pool.submit(self._write_down, *each) for each in dirty]:
             move.result()
 
@@ -218,7 +221,11 @@ class Mover:
             with core.lock:
                 rows, start = core.index.chunks(start, ROWS_AT_ONCE)
                 inside = [(row, each) for row in rows.tolist() for each in self._inside(row, extent)]
-                dirty = [self._hold(core.index.chunk(row), each) for row, each in inside if core.only_in_dram(each)]
+                dirty = [
+                    self._hold(core.index.chunk(row), each)
+                    for row, each in inside
+                    if core.only_in_dram(each) and each not in core.bad
+                ]
             self._write_all(dirty)
         start = 0
         while start >= 0:
@@ -254,7 +261,6 @@ class Mover:
                 scope = core.catalog.scopes[core.index.chunk(core.chunk_of(placement)).scope]
                 core.condemn(scope, placement, removed)
             for row in list(core.doomed):
-                core.doomed.discard(row)
                 core.drop_chunk(row, removed, "deleted")
             for namespace in core.catalog.namespaces.values():
                 if namespace.ttl_s:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from kvstore import _native
 
-Rows = npt.NDArray[np.uint32]
+Rows: TypeAlias = npt.NDArray[np.uint32] | npt.NDArray[np.int64]
 
 
 class Policy(ABC):
@@ -58,7 +59,7 @@ class Lru(Policy):
         self._list.push(row)
 
     def hit(self, rows: Rows) -> None:
-        self._list.touch_many(rows[::-1].copy())
+        self._list.touch_many(rows, True)
 
     def remove(self, row: int) -> None:
         self._list.remove(row)

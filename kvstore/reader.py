@@ -10,9 +10,10 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +26,12 @@ from kvstore.core import DRAM, Copy, Core, Removed
 from kvstore.errors import Closed, Corrupt, InvalidArgument, KVStoreError, NotFound, Shed, SpecMismatch, StorageError
 from kvstore.keys import ChunkRef
 from kvstore.loan import Loan
+from kvstore.places import NOWHERE, pack_items, unpack_places
 from kvstore.record import Record, header_length, unpack
 from kvstore.spec import Part
 from kvstore.writer import Writer
 
 LOAD_PATIENCE_S = 0.25
-_NOWHERE = (-1, -1)
 Result = TypeVar("Result")
 
 
@@ -47,17 +48,18 @@ class Reader:
 
     def get(self, scope: Scope, wants: Sequence[Want], fidelity: Fidelity, verify: bool) -> Sequence[Exception | None]:
         """Fill every destination; one outcome each, in order."""
-        core, outcomes = self._core, list[Exception | None]([None] * len(wants))
+        outcomes = list[Exception | None]([None] * len(wants))
         held, cold = self._hold_all(scope, wants, fidelity, outcomes)
-        loads = [(i, self._submit(self._pool, self._get_cold, scope, wants[i], fidelity)) for i in cold[1:]]
         try:
-            for i, copy in held:
-                outcomes[i] = self._fill(scope, wants[i], copy, verify)
+            loads = [(i, self.submit(self._get_cold, scope, wants[i], fidelity)) for i in cold[1:]]
+            for each in held.items:
+                outcomes[each.number] = self._fill_held(scope, wants[each.number], each, verify)
         finally:
-            core.let_go([copy for _, copy in held])
-        for i, copy in held:
-            if isinstance(outcomes[i], Corrupt | SpecMismatch):
-                self.quarantine(scope, wants[i].ref.key, wants[i].part, copy)
+            self._let_go(held)
+        for each in held.items:
+            if isinstance(outcomes[each.number], Corrupt | SpecMismatch):
+                want = wants[each.number]
+                self.quarantine(scope, want.ref.key, want.part, each.copy(scope, want.part))
         for i in cold[:1]:
             outcomes[i] = self._get_cold(scope, wants[i], fidelity)
         for i, load in loads:
@@ -69,7 +71,7 @@ class Reader:
 
     def view(self, scope: Scope, ref: ChunkRef, part: Part) -> StoreView:
         """A part where it lies in DRAM, loaded first if need be."""
-        copy = self._hold_in_dram(scope, ref, part, Fidelity.EXACT)
+        copy = self.hold_in_dram(scope, ref, part, Fidelity.EXACT)
         return StoreView(self._core, copy)
 
     def prefetch(self, scope: Scope, keys: Sequence[bytes]) -> int:
@@ -81,7 +83,7 @@ class Reader:
                 parts = [] if chunk < 0 else self._cold_parts(chunk)
             found += chunk >= 0
             for part in parts:
-                self._submit(self._ahead, self._quietly_load, scope, key, part)
+                _submit(self._ahead, self._quietly_load, scope, key, part)
         return found
 
     def check(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> str:
@@ -92,7 +94,7 @@ class Reader:
         core = self._core
         try:
             if copy.tier == DRAM:
-                _verify(core.dram.view(copy.location, 0, copy.total), scope, key, part, core.dram.name)
+                verify_record(core.dram.view(copy.location, 0, copy.total), scope, key, part, core.dram.name)
             else:
                 self._fetch(scope, key, part, copy, memoryview(mmap.mmap(-1, copy.total)))
         except (Corrupt, SpecMismatch) as error:
@@ -125,37 +127,51 @@ class Reader:
         for pool in (self._ahead, self._pool):
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., Result], *args: Any) -> Future[Result]:
-        try:
-            return pool.submit(work, *args)
-        except RuntimeError:  # shut down
-            raise Closed("the store is closed") from None
+    def submit(self, work: Callable[..., Result], *args: Any) -> Future[Result]:
+        """Run a load beside others; `Closed` once the store is."""
+        return _submit(self._pool, work, *args)
 
     def _hold_all(
         self, scope: Scope, wants: Sequence[Want], fidelity: Fidelity, outcomes: list[Exception | None]
-    ) -> tuple[list[tuple[int, Copy]], list[int]]:
-        core, held, cold, used = self._core, [], [], []
+    ) -> tuple[_HeldItems, list[int]]:
+        """The copies in DRAM, each with a reader on it, and the indexes of what has to be loaded."""
+        core, held, cold = self._core, list[_Held](), list[int]()
         core.check_open()
-        found = [_NOWHERE] * len(wants)
+        items = pack_items([(want.ref, want.part) for want in wants])
         with core.lock:
-            index = core.index
-            for i, want in enumerate(wants):
-                found[i] = self._find(scope, want.ref, want.part, fidelity)
-            for i, (chunk, placement) in enumerate(found):
-                if placement < 0:
-                    core.counters["misses"] += 1
-                    outcomes[i] = _miss(wants[i].ref, wants[i].part)
-                    continue
-                if not index.chunk(chunk).leases:
-                    used.append(chunk)
-                if index.placement(placement).tier == DRAM:
-                    held.append((i, core.hold(placement, scope, wants[i].part)))
-                    core.counters["hits_dram"] += 1
-                else:
+            found = core.find_items(scope, items, fidelity)
+            placements = found.placements.tolist()
+            for i, place in enumerate(unpack_places(found.places)):
+                if place[0] != NOWHERE:
+                    held.append(_Held(i, placements[i], *place))
+                elif placements[i] >= 0:
                     cold.append(i)
-            if used:
-                core.used_rows(np.array(used, np.uint32), scope.namespace)
-        return held, cold
+                else:
+                    scope.spec.check_part(wants[i].part)
+                    outcomes[i] = miss(wants[i].ref, wants[i].part)
+            readers = found.placements
+            if len(held) < len(wants):
+                readers = np.array([each.placement for each in held], np.int64)
+            core.count_found(scope, found)
+            core.index.add_readers(readers)
+        return _HeldItems(held, readers), cold
+
+    def _let_go(self, held: _HeldItems) -> None:
+        core = self._core
+        with core.lock:
+            core.index.drop_readers(held.readers)
+            core.room.notify_all()
+
+    def _fill_held(self, scope: Scope, want: Want, held: _Held, verify: bool) -> Exception | None:
+        """Copy what is wanted out of a DRAM copy; a whole raw part, which nearly all are, by the shortest way."""
+        out = want.out
+        if verify or want.layers is not None or held.form or out.nbytes != held.stored or out.readonly:
+            return self._fill(scope, want, held.copy(scope, want.part), verify)
+        try:
+            _native.copy(out, self._core.dram.view(held.location, 0, held.stored))
+        except KVStoreError as error:
+            return error
+        return None
 
     def _find(self, scope: Scope, ref: ChunkRef, part: Part, fidelity: Fidelity) -> tuple[int, int]:
         """(chunk row, placement) of what a reader may have, -1 for none. Needs the lock."""
@@ -179,7 +195,7 @@ class Reader:
 
     def _get_cold(self, scope: Scope, want: Want, fidelity: Fidelity) -> Exception | None:
         try:
-            copy = self._hold_in_dram(scope, want.ref, want.part, fidelity)
+            copy = self.hold_in_dram(scope, want.ref, want.part, fidelity)
         except Shed:
             return self._read_around(scope, want, fidelity)
         except KVStoreError as error:
@@ -189,7 +205,7 @@ class Reader:
         finally:
             self._core.let_go([copy])
 
-    def _hold_in_dram(self, scope: Scope, ref: ChunkRef, part: Part, fidelity: Fidelity) -> Copy:
+    def hold_in_dram(self, scope: Scope, ref: ChunkRef, part: Part, fidelity: Fidelity) -> Copy:
         """A DRAM copy with a reader on it, loaded if need be. `NotFound`, `Corrupt`, `Shed`, `StorageError`."""
         core = self._core
         while True:
@@ -197,7 +213,7 @@ class Reader:
             with core.lock:
                 _, placement = self._find(scope, ref, part, fidelity)
                 if placement < 0:
-                    raise _miss(ref, part)
+                    raise miss(ref, part)
                 row = core.index.placement(placement)
                 if row.tier == DRAM:
                     return core.hold(placement, scope, part)
@@ -265,7 +281,7 @@ class Reader:
 
         def read(location: int) -> Record:
             tier.read_into(location, 0, memory)
-            return _verify(memory, scope, key, part, tier.name)
+            return verify_record(memory, scope, key, part, tier.name)
 
         return self._wherever(source, read)
 
@@ -311,7 +327,7 @@ class Reader:
         with core.lock:
             _, placement = self._find(scope, want.ref, want.part, fidelity)
             if placement < 0:
-                return _miss(want.ref, want.part)
+                return miss(want.ref, want.part)
             copy = core.hold(placement, scope, want.part)
             core.counters["read_around_dram"] += 1
         try:
@@ -332,7 +348,7 @@ class Reader:
                 return
             row = core.index.chunk(chunk)
         try:
-            copy = self._hold_in_dram(scope, ChunkRef(key, row.parent, row.position, row.tokens), part, Fidelity.LOSSY)
+            copy = self.hold_in_dram(scope, ChunkRef(key, row.parent, row.position, row.tokens), part, Fidelity.LOSSY)
         except KVStoreError:
             with core.lock:
                 core.counters["prefetch_failed"] += 1
@@ -345,11 +361,43 @@ class Reader:
         return [Part(row.group, row.rank, (row.layer_start, row.layer_end)) for row in rows]
 
 
-def _miss(ref: ChunkRef, part: Part) -> NotFound:
+@dataclass(slots=True)
+class _HeldItems:
+    """Copies in DRAM and their placements, on each of which there is a reader."""
+
+    items: list[_Held]
+    readers: npt.NDArray[np.int64]
+
+
+class _Held(NamedTuple):
+    """The DRAM copy of one item: `location` is that of its payload."""
+
+    number: int
+    placement: int
+    location: int
+    stored: int
+    form: int
+    first_valid: int
+
+    def copy(self, scope: Scope, part: Part) -> Copy:
+        """The whole record."""
+        header = scope.header_bytes(part)
+        return Copy(self.placement, DRAM, self.location - header, self.stored, self.form, header)
+
+
+def _submit(pool: ThreadPoolExecutor, work: Callable[..., Result], *args: Any) -> Future[Result]:
+    try:
+        return pool.submit(work, *args)
+    except RuntimeError:  # shut down
+        raise Closed("the store is closed") from None
+
+
+def miss(ref: ChunkRef, part: Part) -> NotFound:
+    """What a reader is told of a part that is not there."""
     return NotFound(f"no chunk {ref.key.hex()} of {ref.tokens} tokens at {ref.position} with {part} is stored")
 
 
-def _verify(memory: memoryview, scope: Scope, key: bytes, part: Part, where: str) -> Record:
+def verify_record(memory: memoryview, scope: Scope, key: bytes, part: Part, where: str) -> Record:
     """Check a whole record in memory: header, identity, every layer group."""
     record = unpack(memory[: header_length(memory)])
     _same(record, scope, key, part)

@@ -40,7 +40,7 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -96,34 +96,11 @@ class Record:
 
     def pack(self) -> bytes:
         """The header as it lies in memory: whole blocks, `generation` and `seal` zero."""
-        head = _FIXED.pack(
-            MAGIC,
-            VERSION,
-            self.header_bytes // BLOCK,
-            0,
-            0,
-            0,
-            self.key,
-            self.parent,
-            self.spec,
-            self.namespace,
-            self.artefact,
-            self.part.pack(),
-            self.position,
-            self.tokens,
-            self.first_valid,
-            len(self.groups),
-            self.logical,
-            self.stored,
-            self.form,
-            self.level,
-            self.exact,
-            self.created_ms or time.time_ns() // 1_000_000,
-        )
-        block = bytearray(self.header_bytes)
-        block[: len(head)] = head
-        block[len(head) : len(head) + self.groups.nbytes] = self.groups.tobytes()
-        struct.pack_into("<Q", block, _CHECKSUM_AT, _native.xxh3_64(block))
+        block, groups = bytearray(self.header_bytes), self.groups
+        write_header(
+            memoryview(block), self, self.spec, self.namespace, groups["offset"].copy(), groups["length"].copy(),
+            groups["xxh3"].copy(), artefact=self.artefact, created_ms=self.created_ms,
+        )  # fmt: skip
         return bytes(block)
 
     def check(self, *, key: bytes, spec: bytes, namespace: bytes, part: Part) -> None:
@@ -135,6 +112,48 @@ class Record:
                 f"{self.namespace.hex()} was found under key {key.hex()}, spec {spec.hex()}, {part} in "
                 f"namespace {namespace.hex()}"
             )
+
+
+class Entry(NamedTuple):
+    """What the index is told of a record; a `Record` has all of it too."""
+
+    key: bytes
+    parent: bytes
+    part: Part
+    position: int
+    tokens: int
+    logical: int
+    stored: int
+    total_bytes: int
+    first_valid: int = 0
+    form: int = RAW
+    level: int = 0
+    exact: bool = True
+
+
+def write_header(
+    header: memoryview,
+    entry: Entry | Record,
+    spec: bytes,
+    namespace: bytes,
+    offsets: npt.NDArray[np.uint64],
+    lengths: npt.NDArray[np.uint64],
+    digests: npt.NDArray[np.uint8],
+    *,
+    artefact: bytes = NO_ARTEFACT,
+    created_ms: int = 0,
+) -> None:
+    """Write a header where it stays, whole blocks of memory: `generation` and `seal` zero, created now unless told.
+
+    Of each layer group its offset and length inside the payload and its xxh3-128, `[n, 16]`.
+    """
+    fixed = _FIXED.pack(
+        MAGIC, VERSION, len(header) // BLOCK, 0, 0, 0,
+        entry.key, entry.parent, spec, namespace, artefact, entry.part.pack(),
+        entry.position, entry.tokens, entry.first_valid, len(offsets), entry.logical, entry.stored,
+        entry.form, entry.level, entry.exact, created_ms or time.time_ns() // 1_000_000,
+    )  # fmt: skip
+    _native.write_header(header, fixed, offsets, lengths, digests)
 
 
 def padded(nbytes: int) -> int:

@@ -10,19 +10,29 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from kvstore import wire
 from kvstore.api import Backend, Query
 from kvstore.errors import InvalidArgument, KVStoreError, LeaseExpired, Shed
 from kvstore.spec import KVSpec
-from kvstore.transfer import GetPlan, Incoming, Outgoing, open_item, plan_get, start_put
+from kvstore.transfer import GetPlan, Incoming, Outgoing, check_put, open_item, plan_get, put_memory, start_put
 from kvstore.v1 import kvstore_pb2 as pb
 
 SESSION_BYTES = 16
 MAX_SESSIONS = 4096
 MAX_SPECS = 4096
 MAX_PAGE = 1000
+
+
+class Closeable(Protocol):
+    """Something that ends."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+Belonging = TypeVar("Belonging", bound=Closeable)
 
 
 class SessionSource(Protocol):
@@ -37,7 +47,7 @@ class Session:
     """Who is calling: the namespace, the backend whose end ends the leases, and the specs seen so far.
 
     `shared` tells the session that all callers of a namespace use who have not opened one of their own; `users`
-    counts the connections of one that several share.
+    counts the connections of one that several share; `belongings` are what else is closed with it, by kind.
     """
 
     namespace: str
@@ -45,6 +55,21 @@ class Session:
     specs: dict[bytes, KVSpec] = field(repr=False)
     shared: bool = False
     users: int = 0
+    belongings: dict[type, Closeable] = field(default_factory=dict, repr=False)
+
+    def own(self, kind: type[Belonging]) -> Belonging:
+        """What this session has of a kind, made at the first asking."""
+        found = self.belongings.get(kind)
+        if found is None:
+            found = self.belongings.setdefault(kind, kind())
+        assert isinstance(found, kind)
+        return found
+
+    def close(self) -> None:
+        """End the leases, and whatever else belongs to the session."""
+        self.backend.close()
+        for each in self.belongings.values():
+            each.close()
 
     def spec(self, digest: bytes) -> KVSpec:
         """The spec of this digest, or `UnknownSpec`."""
@@ -125,7 +150,7 @@ class Service:
         """End a session and every lease that was taken in it."""
         with self._lock:
             self._sessions.pop((session.namespace, session_id), None)
-        session.backend.close()
+        session.close()
 
     def close(self) -> None:
         """End every session."""
@@ -134,7 +159,7 @@ class Service:
             self._sessions.clear()
             self._shared.clear()
         for session in ended:
-            session.backend.close()
+            session.close()
 
     def unary(self) -> dict[str, tuple[Any, Callable[[Session, Any], Any]]]:
         """Every call of one message and one answer, by name: the class of the message, and what answers it."""
@@ -174,8 +199,8 @@ class Service:
             session.specs[spec.digest] = spec
         return pb.RegisterSpecResponse(digest=spec.digest)
 
-    def lookup(self, session: Session, request: Any) -> Any:
-        """The longest prefix that is there."""
+    def lookup(self, session: Session, request: Any, *, places: bool = False) -> Any:
+        """The longest prefix that is there; with `places` also where it lies."""
         if request.lease and session.shared and request.in_session:
             raise LeaseExpired("the session of this lease is not open (any more); open it with Session and ask again")
         spec = session.spec(request.spec)
@@ -186,6 +211,7 @@ class Service:
             wire.fidelity_from_number(request.fidelity),
             request.lease,
             request.lease_ms / 1000,
+            places,
         )
         found = session.backend.lookup(query)
         return pb.LookupResponse(
@@ -193,6 +219,7 @@ class Service:
             used=wire.numbers_to_bytes(found.used),
             present=bytes(map(bool, found.present)),
             leased=found.leased,
+            places=found.places,
         )
 
     def release(self, session: Session, request: Any) -> Any:
@@ -251,6 +278,11 @@ class Service:
                 item=index, status=error.status, error=wire.error_name(error), message=str(error)
             )
             return Outgoing(pb.GetResponse(head=head).SerializeToString(), memoryview(b""))
+
+    def put_memory(self, session: Session, head: Any, memory: Callable[[int], memoryview]) -> Any:
+        """Store what lies in `memory(length)`, once the head is checked."""
+        put = check_put(session.spec(head.spec), head)
+        return put_memory(session.backend, put, memory(put.nbytes))
 
     def start_put(self, session: Session, head: Any) -> Incoming:
         """Memory for a put that was announced."""

@@ -8,12 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvstore.api import Ack, ChunkInfo, Description, Fidelity, Found, Offer, Page, PlacementInfo, Query, Want
+from kvstore.api import (
+    Ack,
+    ChunkInfo,
+    Description,
+    Fidelity,
+    Found,
+    Offer,
+    Page,
+    Placed,
+    PlacementInfo,
+    Query,
+    Want,
+)
 from kvstore.catalog import Namespace, Scope
-from kvstore.core import Core, now_ms
+from kvstore.core import DRAM, Core, now_ms
 from kvstore.errors import Closed, InvalidArgument
 from kvstore.events import Watcher
 from kvstore.keys import REF_BYTES, ChunkRef, check_key
+from kvstore.leases import UNTIL_RELEASED, check_lease
+from kvstore.placer import Placer
+from kvstore.places import ITEM_BYTES, pack_items
+from kvstore.policy import Rows
 from kvstore.reader import Reader, StoreView
 from kvstore.rows import REF_DTYPE
 from kvstore.spec import KVSpec, Part
@@ -33,6 +49,7 @@ class Session:
         self, store: Store, core: Core, reader: Reader, writer: Writer, namespace: Namespace, number: int
     ) -> None:
         self._store, self._core, self._reader, self._writer = store, core, reader, writer
+        self._placer = Placer(core, reader)
         self._namespace = namespace
         self._number = number
         self._scopes: dict[bytes, Scope] = {}
@@ -56,8 +73,12 @@ class Session:
             for part in query.parts:
                 scope.spec.check_part(part)
             parts, packed = tuple(query.parts), b"".join(part.pack() for part in query.parts)
+        until = self._lease_end(query.lease_s) if query.lease else 0
         refs = np.frombuffer(query.refs, REF_DTYPE)
         exact = query.fidelity is Fidelity.EXACT
+        if query.places and not query.lease:
+            raise InvalidArgument("places are told under a lease only: what is not held may move")
+        places = b""
         with core.lock:
             rows, present, first_valid = core.index.lookup(scope.number, query.refs, packed, exact, 0)
             if core.doomed or core.bad:
@@ -65,10 +86,77 @@ class Session:
             whole = _all(present)
             reach = _reach(scope, refs, parts, present, whole, first_valid)
             if query.lease:
-                self._take_lease(query, reach.take(rows).astype(np.uint32))
+                used = reach.take(rows)
+                self._take_lease(query.lease, until, used)
+                if len(used):
+                    core.used_rows(used, self._namespace)
+                if query.places:
+                    headers = scope.packed_headers if not query.parts else scope.table(parts)[1]
+                    places = core.index.places(used, packed, headers, exact, DRAM, core.bad_rows())
             if len(reach.used):
                 core.counters["hit_tokens"] += reach.tokens
-        return Found(reach.tokens, reach.indexes(), whole.view(np.bool_).tolist(), bool(query.lease))
+        return Found(reach.tokens, reach.indexes(), whole.view(np.bool_).tolist(), bool(query.lease), places)
+
+    def place(
+        self,
+        spec: KVSpec,
+        items: Sequence[tuple[ChunkRef, Part]],
+        *,
+        fidelity: Fidelity = Fidelity.EXACT,
+        verify: bool = False,
+        lease: bytes,
+        lease_s: float,
+    ) -> Placed:
+        """Where parts lie in DRAM, loaded first if need be, all their chunks under one lease.
+
+        A lease of 0 s has no limit: it ends when it is released or with this session. `verify` checks DRAM copies
+        too, which are otherwise trusted since they were checked on arrival.
+        """
+        return self.place_packed(
+            spec, pack_items(items), fidelity=fidelity, verify=verify, lease=lease, lease_s=lease_s
+        )
+
+    def place_packed(
+        self, spec: KVSpec, items: bytes, *, fidelity: Fidelity, verify: bool, lease: bytes, lease_s: float
+    ) -> Placed:
+        """`place` of items that are packed already (`kvstore.places.pack_items`)."""
+        scope = self._scope(spec)
+        check_lease(lease)
+        if len(items) % ITEM_BYTES:
+            raise InvalidArgument(f"items have {ITEM_BYTES} bytes each; {len(items)} is no multiple")
+        if lease_s:
+            self._lease_end(lease_s)
+
+        def hold(rows: Rows) -> None:
+            self._take_lease(lease, self._lease_end(lease_s) if lease_s else UNTIL_RELEASED, rows)
+
+        return self._placer.place(scope, items, fidelity, verify, hold)
+
+    def open_extent(self, number: int) -> tuple[int, int]:
+        """A descriptor of one of the namespace's extents, which the caller closes, and its size in bytes.
+
+        `PermissionDenied` for any other number, whether there is such an extent or not.
+        """
+        self._check_open()
+        return self._core.dram.open_extent(number, self._namespace.digest)
+
+    def extents(self) -> frozenset[int]:
+        """Numbers of the extents that the namespace has now."""
+        return self._core.dram.extents(self._namespace.digest)
+
+    @property
+    def extents_epoch(self) -> int:
+        """Grows whenever an extent of any namespace was handed out or destroyed."""
+        return self._core.dram.extents_epoch
+
+    def open_shared_index(self) -> tuple[int, int]:
+        """A descriptor of the namespace's index in shared memory (the caller closes it), and its length in bytes.
+
+        For `kvstore.shared_index.SharedIndex`. The first call makes the index: 16 to 32 bytes a chunk of
+        `max_chunks`. `StorageError` where there is no memory for it.
+        """
+        self._check_open()
+        return self._core.shared.share(self._namespace)
 
     def release(self, leases: Sequence[bytes]) -> None:
         core = self._core
@@ -80,9 +168,6 @@ class Session:
     def get(
         self, spec: KVSpec, wants: Sequence[Want], *, fidelity: Fidelity = Fidelity.EXACT, verify: bool = False
     ) -> Sequence[Exception | None]:
-        for want in wants:
-            check_key(want.ref.key)
-            spec.check_part(want.part)
         return self._reader.get(self._scope(spec), wants, fidelity, verify)
 
     def view(self, spec: KVSpec, ref: ChunkRef, part: Part) -> StoreView:
@@ -165,16 +250,18 @@ class Session:
             found = self._scopes[spec.digest] = self._store.scope(self._namespace, spec)
         return found
 
-    def _take_lease(self, query: Query, used: Any) -> None:
-        """Hold the chunks of a hit and count them as used. Needs the lock."""
-        core = self._core
-        if not 0 < query.lease_s <= core.config.lease_limit_s:
-            raise InvalidArgument(
-                f"a lease lasts up to {core.config.lease_limit_s:g} s here, not {query.lease_s:g}; renew it instead"
-            )
-        core.leases.take(self._number, query.lease, used, now_ms() + int(query.lease_s * 1000))
-        if len(used):
-            core.used_rows(used, self._namespace)
+    def _lease_end(self, lease_s: float) -> int:
+        """When a lease that is taken now ends, in Unix milliseconds."""
+        limit = self._core.config.lease_limit_s
+        if not 0 < lease_s <= limit:
+            raise InvalidArgument(f"a lease lasts up to {limit:g} s here, not {lease_s:g}; renew it instead")
+        return now_ms() + int(lease_s * 1000)
+
+    def _take_lease(self, lease: bytes, until_ms: int, used: Rows) -> None:
+        """Hold chunks. Needs the lock."""
+        if self._closed:  # since this call began: nobody would end it
+            raise Closed("this client is closed")
+        self._core.leases.take(self._number, lease, used, until_ms)
 
 
 class OwnedSession(Session):

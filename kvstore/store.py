@@ -78,8 +78,11 @@ class Store:
 
     def scope(self, namespace: Namespace, spec: KVSpec) -> Scope:
         """The scope of a spec in a namespace."""
-        with self._core.lock:
-            return self._core.catalog.scope(namespace, spec)
+        core = self._core
+        with core.lock:
+            scope = core.catalog.scope(namespace, spec)
+            core.shared.attach(scope)
+            return scope
 
     def describe(self, namespace: Namespace) -> Description:
         """Who answers, and its limits."""
@@ -168,6 +171,7 @@ class Store:
             with core.lock:  # from now on nothing is taken in that would miss the flush
                 core.closed = True
                 core.room.notify_all()
+            core.shared.close()
             self._reader.close()
             self._mover.close(flush=core.config.flush_on_close)
             core.sweep()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kvstore import _native, wire
-from kvstore.api import Ack, Backend, Fidelity, Reservation, View, Want
+from kvstore.api import Ack, Backend, Fidelity, Offer, Reservation, View, Want
 from kvstore.errors import InvalidArgument, KVStoreError, NotFound, SpecMismatch
 from kvstore.keys import ChunkRef
 from kvstore.record import RAW, Record
@@ -144,8 +144,21 @@ class Incoming:
         self._reservation.abort()
 
 
-def start_put(backend: Backend, spec: KVSpec, head: Any) -> Incoming:
-    """Check a put's head and reserve memory for it."""
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """A put's head, checked: what is offered, how long it is, and the checksums that came with it (or none)."""
+
+    spec: KVSpec
+    ref: ChunkRef
+    part: Part
+    first_valid: int
+    nbytes: int
+    ack: Ack
+    expect: bytes
+
+
+def check_put(spec: KVSpec, head: Any) -> Announced:
+    """Check a put's head against its spec."""
     record = head.record
     ref = wire.ref_from_record(record, spec)
     parts = wire.parts_from_bytes(record.part, spec)
@@ -157,7 +170,7 @@ def start_put(backend: Backend, spec: KVSpec, head: Any) -> Incoming:
     if record.form != RAW:
         raise InvalidArgument(f"puts take raw bytes (form 0), not form {record.form}: the store chooses the codec")
     nbytes = spec.part_bytes(part, ref.tokens)
-    if {record.logical, record.stored} - {0, nbytes}:
+    if not (record.logical in (0, nbytes) and record.stored in (0, nbytes)):
         raise SpecMismatch(
             f"{part} of {ref.tokens} tokens has {nbytes} bytes in this spec; the record announces "
             f"{record.logical} logical and {record.stored} stored"
@@ -165,7 +178,29 @@ def start_put(backend: Backend, spec: KVSpec, head: Any) -> Incoming:
     _check_first_valid(record.first_valid, spec, part, ref.tokens)
     ack = wire.ack_from_number(head.ack)
     expect = wire.digests_from_bytes(record.groups, spec.layer_ranges(part, ref.tokens)) if record.groups else b""
-    return Incoming(backend.reserve(spec, ref, part, first_valid=record.first_valid), ack, expect)
+    return Announced(spec, ref, part, record.first_valid, nbytes, ack, expect)
+
+
+def start_put(backend: Backend, spec: KVSpec, head: Any) -> Incoming:
+    """Check a put's head and reserve memory for it."""
+    put = check_put(spec, head)
+    reservation = backend.reserve(spec, put.ref, put.part, first_valid=put.first_valid)
+    return Incoming(reservation, put.ack, put.expect)
+
+
+def put_memory(backend: Backend, put: Announced, data: memoryview) -> Any:
+    """Take a whole part from memory that somebody else may be writing to: what is hashed is what was taken."""
+    if put.expect:
+        incoming = Incoming(
+            backend.reserve(put.spec, put.ref, put.part, first_valid=put.first_valid), put.ack, put.expect
+        )
+        try:
+            incoming.write(data)
+            return incoming.finish()
+        finally:
+            incoming.abort()
+    stored = backend.put(put.spec, Offer(put.ref, put.part, data, put.first_valid), ack=put.ack)
+    return pb.PutResponse(stored=stored)
 
 
 def _check_first_valid(first_valid: int, spec: KVSpec, part: Part, tokens: int) -> None:

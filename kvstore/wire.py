@@ -15,17 +15,16 @@ from google.protobuf.message import DecodeError
 from kvstore import errors
 from kvstore.api import Ack, ChunkInfo, Event, Fidelity, PlacementInfo
 from kvstore.errors import InvalidArgument, KVStoreError, Shed, SpecMismatch
-from kvstore.keys import KEY_BYTES, REF_BYTES, ChunkRef, check_key, pack_refs, unpack_keys, unpack_refs
+from kvstore.keys import NO_PARENT, REF_BYTES, ChunkRef, check_key, unpack_keys, unpack_refs
+from kvstore.places import ITEM_BYTES, pack_items
 from kvstore.record import GROUP_DTYPE, Record
 from kvstore.rows import REF_DTYPE
 from kvstore.spec import CANONICAL_AXES, KVGroup, KVSpec, Part
 from kvstore.v1 import kvstore_pb2 as pb
 
-ITEM_BYTES = 48
 MAX_PARTS = 1 << 16
 MAX_POSITION = 0xFFFFFFFF
 MAX_ERROR_CHARACTERS = 2000
-NO_PARENT = bytes(KEY_BYTES)
 _PART_BYTES = 8
 _ACKS = (Ack.STORED, Ack.PERSISTED, Ack.SYNCED)
 
@@ -129,7 +128,7 @@ def check_tokens(tokens: int, spec: KVSpec) -> None:
 
 def items_to_bytes(items: Iterable[tuple[ChunkRef, Part]]) -> bytes:
     """Packed (ref, part) pairs of 48 bytes each."""
-    return b"".join(pack_refs((ref,)) + part.pack() for ref, part in items)
+    return pack_items(items)
 
 
 def items_from_bytes(data: bytes, spec: KVSpec) -> list[tuple[ChunkRef, Part]]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +23,34 @@ from kvstore.core import DRAM, NVME, Copy, Core, Removed, now_ms
 from kvstore.errors import Closed, Corrupt, InvalidArgument, KVStoreError, Shed, StorageError, TooLarge
 from kvstore.keys import ChunkRef, check_key
 from kvstore.loan import Loan
-from kvstore.record import GROUP_DTYPE, Record, unpack
+from kvstore.record import Entry, Record, unpack, write_header
 from kvstore.spec import Part
 from kvstore.tiers.base import Owner, Tier, TierFull
 from kvstore.tiers.dram import zero_padding
 
 Digests = npt.NDArray[np.uint8]
+
+
+@dataclass(slots=True)
+class Slot:
+    """Memory of the arena for one part that is not published yet."""
+
+    scope: Scope
+    ref: ChunkRef
+    part: Part
+    first_valid: int
+    geometry: Geometry
+    location: int
+    promised: bool = True  # counted towards the quota
+    placed: bool = False  # the memory belongs to a chunk now
+
+    def entry(self) -> Entry:
+        """What the index is told."""
+        ref, geometry = self.ref, self.geometry
+        return Entry(
+            ref.key, ref.parent, self.part, ref.position, ref.tokens,
+            geometry.nbytes, geometry.nbytes, geometry.total, self.first_valid,
+        )  # fmt: skip
 
 
 class Writer:
@@ -48,14 +72,66 @@ class Writer:
         if known:
             self.ensure(scope, copy, ack)
             return False
-        reservation = self._reserve(scope, offer.ref, offer.part, offer.first_valid, geometry)
-        with reservation:
-            digests = _native.copy_hash_many(reservation.data, offer.data, geometry.offsets, geometry.lengths)
-            return reservation.publish(digests, ack)
+        slot = self._reserve(scope, offer.ref, offer.part, offer.first_valid, geometry)
+        try:
+            memory = self._core.dram.view(slot.location, geometry.header, geometry.nbytes)
+            digests = _native.copy_hash_many(memory, offer.data, geometry.offsets, geometry.lengths)
+            copy = self.publish(slot, digests, ack)
+        finally:
+            if not slot.placed:
+                self.give_up(slot)
+        self.ensure(scope, copy, ack)
+        return slot.placed
 
     def reserve(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int) -> StoreReservation:
         """Memory for a part, to be filled in place."""
-        return self._reserve(scope, ref, part, first_valid, self._check(scope, ref, part, first_valid))
+        slot = self._reserve(scope, ref, part, first_valid, self._check(scope, ref, part, first_valid))
+        return StoreReservation(self, slot)
+
+    def publish(self, slot: Slot, digests: Digests, ack: Ack) -> Copy | None:
+        """Write the header and make a part visible (`slot.placed` tells), unless one as good is there.
+
+        Gives the DRAM copy, held, where `ack` needs it written down, whether it came with this call or was there
+        before.
+        """
+        core, removed, scope, geometry, copy = self._core, Removed(), slot.scope, slot.geometry, None
+        ref, entry = slot.ref, slot.entry()
+        view = core.dram.view(slot.location, 0, geometry.total)
+        write_header(
+            view[: geometry.header], entry, scope.spec.digest, scope.namespace.digest,
+            geometry.offsets, geometry.lengths, digests,
+        )  # fmt: skip
+        zero_padding(view, geometry.header + geometry.nbytes)
+        try:
+            with core.lock:
+                core.check_open()
+                self.count_no_longer(slot)
+                if scope.windowed:
+                    self._replace_shorter(slot, removed)
+                slot.placed = core.publish(scope, entry, DRAM, slot.location, removed) >= 0
+                if slot.placed:
+                    core.counters["stored"] += 1
+                    core.counters["stored_bytes"] += geometry.nbytes
+                    core.events.emit(
+                        "stored", scope.namespace.name, ref.key, scope.spec.digest, slot.part, core.dram.name
+                    )
+                if not slot.placed or ack is not Ack.STORED or core.doomed or core.bad:
+                    _, copy = self.twin(scope, ref, slot.part, slot.first_valid, ack)
+        finally:
+            core.settle(removed)
+        return copy
+
+    def give_up(self, slot: Slot) -> None:
+        """Give back the memory of a part that was not published."""
+        with self._core.lock:
+            self.count_no_longer(slot)
+        self._core.dram.delete(slot.location, slot.geometry.total)
+
+    def count_no_longer(self, slot: Slot) -> None:
+        """A part is no longer promised to its namespace. Needs the lock."""
+        if slot.promised:
+            slot.promised = False
+            slot.scope.namespace.promised -= slot.geometry.total
 
     def allocate(self, namespace: Namespace, nbytes: int, patience_s: float, *, wait_for_leases: bool = True) -> int:
         """Location of free memory; evicts what is clean and waits for the mover. `Shed` when that takes too long.
@@ -140,12 +216,11 @@ class Writer:
         self._core.check_open()
         check_key(ref.key)
         check_key(ref.parent)
-        scope.spec.check_part(part)
-        if not 1 <= ref.tokens <= scope.spec.chunk_tokens or not 0 <= ref.position <= 0xFFFFFFFF - ref.tokens:
+        geometry = scope.geometry(part, ref.tokens)
+        if not 0 <= ref.position <= 0xFFFFFFFF - ref.tokens:
             raise InvalidArgument(f"{ref.tokens} tokens at {ref.position} are no chunk of this spec")
         if first_valid and not (scope.spec.groups[part.group].window and 0 < first_valid < ref.tokens):
             raise InvalidArgument(f"first_valid={first_valid} does not fit a chunk of {ref.tokens} tokens")
-        geometry = scope.geometry(part, ref.tokens)
         if geometry.total > self._core.dram.max_record:
             raise TooLarge(
                 f"a part of {geometry.nbytes} bytes does not fit an extent of {self._core.dram.max_record}; "
@@ -172,7 +247,7 @@ class Writer:
         if core.bad and not core.bad.isdisjoint(core.index.part_placements(row)):
             core.counters["shed_leased"] += 1
             raise Shed(f"a damaged copy of chunk {ref.key.hex()} is still being read; put it again later", "leased")
-        core.doomed.discard(chunk)
+        core.spare(chunk)
         if ack is Ack.STORED or core.index.find_placement(row, NVME) >= 0:
             return True, None
         return True, core.hold(core.index.find_placement(row, DRAM), scope, part)
@@ -188,9 +263,7 @@ class Writer:
         if ack is Ack.SYNCED and core.nvme is not None:
             core.nvme.sync()
 
-    def _reserve(
-        self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int, geometry: Geometry
-    ) -> StoreReservation:
+    def _reserve(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int, geometry: Geometry) -> Slot:
         self._keep_quota(scope.namespace, geometry.total)
         try:
             location = self.allocate(scope.namespace, geometry.total, self._core.config.put_wait_s)
@@ -198,28 +271,41 @@ class Writer:
             with self._core.lock:
                 scope.namespace.promised -= geometry.total
             raise
-        return StoreReservation(self, scope, ref, part, first_valid, geometry, location)
+        return Slot(scope, ref, part, first_valid, geometry, location)
 
     def _keep_quota(self, namespace: Namespace, nbytes: int) -> None:
         """Count `nbytes` as promised to a namespace, after letting go of its coldest chunks if need be."""
         core, removed, quota = self._core, Removed(), namespace.quota
-        if quota and nbytes > quota:
+        if not quota:
+            with core.lock:
+                namespace.promised += nbytes
+            return
+        if nbytes > quota:
             raise TooLarge(f"{nbytes} bytes are more than the quota of {quota} of namespace {namespace.name!r}")
         with core.lock:
-            if quota:
-                for tier in reversed(range(len(core.tiers))):
-                    for row in core.policy(tier, namespace).victims():
-                        if namespace.taken + nbytes <= quota:
-                            break
-                        if core.index.chunk_evictable(row, now_ms()):
-                            core.drop_chunk(row, removed)
-            fits = not quota or namespace.taken + nbytes <= quota
+            for tier in reversed(range(len(core.tiers))):
+                for row in core.policy(tier, namespace).victims():
+                    if namespace.taken + nbytes <= quota:
+                        break
+                    if core.index.chunk_evictable(row, now_ms()):
+                        core.drop_chunk(row, removed)
+            fits = namespace.taken + nbytes <= quota
             namespace.promised += nbytes * fits
             if not fits:
                 core.counters["shed_quota"] += 1
         core.settle(removed)
         if not fits:
             raise Shed(f"namespace {namespace.name!r} has used its quota of {quota} bytes", "quota")
+
+    def _replace_shorter(self, slot: Slot, removed: Removed) -> None:
+        """A windowed part that starts earlier takes the place of one that starts later. Needs the lock."""
+        core = self._core
+        chunk, row = core.find_part(slot.scope, slot.ref.key, slot.part)
+        if row < 0 or core.index.part(row).first_valid <= slot.first_valid:
+            return
+        if core.index.chunk_evictable(chunk, now_ms()):
+            for placement in core.index.part_placements(row):
+                core.withdraw(slot.scope, placement, removed)
 
     def _evict_clean(self, namespace: Namespace, nbytes: int) -> tuple[int, int]:
         """Drop DRAM copies that a lower tier has too (all of them where there is none).
@@ -252,23 +338,10 @@ def _nobody(namespace: Namespace) -> None:
 class StoreReservation:
     """Memory of the arena for one part; see `kvstore.api.Reservation`."""
 
-    def __init__(
-        self,
-        writer: Writer,
-        scope: Scope,
-        ref: ChunkRef,
-        part: Part,
-        first_valid: int,
-        geometry: Geometry,
-        location: int,
-    ) -> None:
-        self._writer = writer
-        self._core = writer._core
-        self._scope, self._ref, self._part, self._first_valid = scope, ref, part, first_valid
-        self._geometry = geometry
-        self._location = location
+    def __init__(self, writer: Writer, slot: Slot) -> None:
+        self._writer, self._core, self._slot = writer, writer._core, slot
         self._open = True
-        self._loan = Loan(self._core.dram.view(location, geometry.header, geometry.nbytes))
+        self._loan = Loan(self._core.dram.view(slot.location, slot.geometry.header, slot.geometry.nbytes))
 
     @property
     def data(self) -> memoryview:
@@ -277,40 +350,21 @@ class StoreReservation:
 
     def commit(self, ack: Ack = Ack.STORED, *, expect: bytes = b"") -> bool:
         """Hash what was written and publish it; see `kvstore.api.Reservation.commit`."""
-        geometry = self._geometry
+        slot, geometry = self._slot, self._slot.geometry
         if not self._open:
             raise Closed("this reservation was committed or aborted already")
         self._writer._check_ack(ack, geometry)
         digests = _native.xxh3_128_many(self.data, geometry.offsets, geometry.lengths)
         if expect and digests.tobytes() != expect:
             self.abort()
-            raise Corrupt(f"the bytes of chunk {self._ref.key.hex()} do not match the checksums sent with them")
-        return self.publish(digests, ack)
-
-    def publish(self, digests: Digests, ack: Ack) -> bool:
-        """Write the header and make the part visible; then wait for what `ack` promises.
-
-        Whatever comes of it, the reservation is over.
-        """
+            raise Corrupt(f"the bytes of chunk {slot.ref.key.hex()} do not match the checksums sent with them")
         self._take()
-        core, record, removed, placement = self._core, self._record(digests), Removed(), -1
         try:
-            view = core.dram.view(self._location, 0, self._geometry.total)
-            view[: self._geometry.header] = record.pack()
-            zero_padding(view, self._geometry.header + self._geometry.nbytes)
-            with core.lock:
-                core.check_open()
-                self._replace_shorter(removed)
-                placement = core.publish(self._scope, record, DRAM, self._location, removed)
-                if placement >= 0:
-                    self._tell(record)
-                # Held until it is as durable as asked for, whether it came with this call or was there before.
-                _, copy = self._writer.twin(self._scope, self._ref, self._part, self._first_valid, ack)
+            copy = self._writer.publish(slot, digests, ack)
         finally:
-            core.settle(removed)
-            core.end_loan(self._loan, self._nothing if placement >= 0 else self._free)
-        self._writer.ensure(self._scope, copy, ack)
-        return placement >= 0
+            self._core.end_loan(self._loan, self._nothing if slot.placed else partial(self._writer.give_up, slot))
+        self._writer.ensure(slot.scope, copy, ack)
+        return slot.placed
 
     @property
     def is_open(self) -> bool:
@@ -323,7 +377,7 @@ class StoreReservation:
             self._take()
         except Closed:
             return
-        self._core.end_loan(self._loan, self._free)
+        self._core.end_loan(self._loan, partial(self._writer.give_up, self._slot))
 
     def _take(self) -> None:
         """End the reservation, for one caller alone: what is done with its memory is up to that one."""
@@ -331,19 +385,10 @@ class StoreReservation:
             if not self._open:
                 raise Closed("this reservation was committed or aborted already")
             self._open = False
-            self._scope.namespace.promised -= self._geometry.total
-
-    def _free(self) -> None:
-        self._core.dram.delete(self._location, self._geometry.total)
+            self._writer.count_no_longer(self._slot)
 
     def _nothing(self) -> None:
         """The memory belongs to a chunk now."""
-
-    def _tell(self, record: Record) -> None:
-        core = self._core
-        core.counters["stored"] += 1
-        core.counters["stored_bytes"] += record.stored
-        core.events.emit("stored", self._scope.namespace.name, record.key, record.spec, record.part, core.dram.name)
 
     def __enter__(self) -> Self:
         return self
@@ -352,32 +397,3 @@ class StoreReservation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abort()
-
-    def _replace_shorter(self, removed: Removed) -> None:
-        """A windowed part that starts earlier takes the place of one that starts later. Needs the lock."""
-        core = self._core
-        chunk, row = core.find_part(self._scope, self._ref.key, self._part)
-        if row < 0 or core.index.part(row).first_valid <= self._first_valid:
-            return
-        if core.index.chunk_evictable(chunk, now_ms()):
-            for placement in core.index.part_placements(row):
-                core.withdraw(self._scope, placement, removed)
-
-    def _record(self, digests: Digests) -> Record:
-        geometry, ref, scope = self._geometry, self._ref, self._scope
-        groups: npt.NDArray[Any] = np.zeros(len(geometry.offsets), GROUP_DTYPE)
-        groups["offset"], groups["length"], groups["xxh3"] = geometry.offsets, geometry.lengths, digests
-        return Record(
-            key=ref.key,
-            parent=ref.parent,
-            spec=scope.spec.digest,
-            namespace=scope.namespace.digest,
-            part=self._part,
-            position=ref.position,
-            tokens=ref.tokens,
-            logical=geometry.nbytes,
-            stored=geometry.nbytes,
-            groups=groups,
-            first_valid=self._first_valid,
-            created_ms=now_ms(),
-        )

@@ -27,7 +27,7 @@ class DramTier(Tier):
         self.name = name
         self._arena = Arena(capacity, extent_bytes)
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = self._ending = False
         self._speed = Speed(8e9, 8e9, 1e-6)
 
     @property
@@ -55,9 +55,29 @@ class DramTier(Tier):
     def reserve(self, namespace: bytes, nbytes: int) -> int:
         """Location of `nbytes` bytes of memory for a namespace (its digest), or -1 if there is no room now."""
         with self._lock:
-            if self._closed:
+            if self._ending:
                 raise Closed("the DRAM tier is closed")
             return self._arena.alloc(namespace, nbytes)
+
+    def stop_reserving(self) -> None:
+        """From now on memory is given back and no longer handed out: leases end, their readers may not know yet."""
+        with self._lock:
+            self._ending = True
+
+    def open_extent(self, number: int, namespace: bytes) -> tuple[int, int]:
+        """A descriptor of a namespace's extent, which the caller closes, and its size; else `PermissionDenied`."""
+        with self._lock:
+            return self._arena.open(number, namespace)
+
+    def extents(self, namespace: bytes) -> frozenset[int]:
+        """Numbers of the extents that belong to a namespace."""
+        with self._lock:
+            return self._arena.numbers(namespace)
+
+    @property
+    def extents_epoch(self) -> int:
+        """Grows whenever an extent was handed out or destroyed."""
+        return self._arena.epoch
 
     @property
     def is_growing(self) -> bool:
@@ -113,7 +133,7 @@ class DramTier(Tier):
         with self._lock:
             if self._closed:
                 return
-            self._closed = True
+            self._closed = self._ending = True
         self._arena.close()
 
     def _learn(self, nbytes: int, seconds: float) -> None:

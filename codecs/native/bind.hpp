@@ -10,6 +10,9 @@ void bind_allocator(nanobind::module_& m);
 void bind_hash(nanobind::module_& m);
 void bind_index(nanobind::module_& m);
 void bind_lru(nanobind::module_& m);
+void bind_mapping(nanobind::module_& m);
 void bind_populate(nanobind::module_& m);
+void bind_record(nanobind::module_& m);
+void bind_shared(nanobind::module_& m);
 
 }  // namespace kvstore

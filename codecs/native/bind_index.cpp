@@ -2,6 +2,7 @@
 #include "bind.hpp"
 #include "buffer.hpp"
 #include "index.hpp"
+#include "shared_table.hpp"
 
 #include <nanobind/stl/vector.h>
 
@@ -15,14 +16,7 @@ namespace {
 // Row numbers arrive signed: a miss (-1) is then an IndexError like any other row that is not there.
 using Row = std::int64_t;
 
-Key to_key(const nb::bytes& bytes, const char* name) {
-    Key key;
-    if (bytes.size() != key.size())
-        throw nb::value_error(
-            (std::string(name) + " must have 32 bytes, not " + std::to_string(bytes.size())).c_str());
-    std::memcpy(key.data(), bytes.data(), key.size());
-    return key;
-}
+Key to_key(const nb::bytes& bytes, const char* name) { return fixed_bytes<Key>(bytes, name); }
 
 nb::bytes to_bytes(const Key& key) { return nb::bytes(key.data(), key.size()); }
 
@@ -59,23 +53,92 @@ nb::object find_many(const Index& index, std::uint32_t scope, nb::handle object)
     return rows.release();
 }
 
+// Packed records need not be aligned; x86-64 and AArch64 read them all the same, the language does not.
+template <typename Record>
+std::vector<Record> aligned(nb::handle object, const char* name) {
+    const BufferView buffer(object, name);
+    std::vector<Record> records(record_count(buffer, sizeof(Record), name));
+    if (!records.empty()) std::memcpy(records.data(), buffer.data(), buffer.bytes());
+    return records;
+}
+
 nb::object lookup(Index& index, std::uint32_t scope, nb::handle refs_object, nb::handle parts_object,
                   bool exact_only, std::int64_t now_ms) {
-    const BufferView refs(refs_object, "refs");
-    const BufferView parts(parts_object, "parts");
-    const std::size_t ref_count = record_count(refs, sizeof(ChunkRef), "refs");
-    const std::size_t part_count = record_count(parts, sizeof(PartId), "parts");
-    NewArray rows("i8", ref_count);
-    NewArray present("u1", part_count, ref_count);
-    NewArray first_valid("u4", part_count, ref_count);
-    // Packed records need not be aligned; x86-64 and AArch64 read them all the same, the language does not.
-    std::vector<ChunkRef> aligned_refs(ref_count);
-    std::vector<PartId> aligned_parts(part_count);
-    if (ref_count > 0) std::memcpy(aligned_refs.data(), refs.data(), refs.bytes());
-    if (part_count > 0) std::memcpy(aligned_parts.data(), parts.data(), parts.bytes());
-    index.lookup({scope, aligned_refs.data(), ref_count, aligned_parts.data(), part_count, exact_only, now_ms},
+    const std::vector<ChunkRef> refs = aligned<ChunkRef>(refs_object, "refs");
+    const std::vector<PartId> parts = aligned<PartId>(parts_object, "parts");
+    NewArray rows("i8", refs.size());
+    NewArray present("u1", parts.size(), refs.size());
+    NewArray first_valid("u4", parts.size(), refs.size());
+    index.lookup({scope, refs.data(), refs.size(), parts.data(), parts.size(), exact_only, now_ms},
                  rows.data<std::int64_t>(), present.data<std::uint8_t>(), first_valid.data<std::uint32_t>());
     return nb::make_tuple(rows.release(), present.release(), first_valid.release());
+}
+
+PartTable part_table(nb::handle parts, nb::handle headers) {
+    PartTable table{aligned<PartId>(parts, "parts"), aligned<std::uint32_t>(headers, "headers")};
+    if (table.parts.size() != table.headers.size())
+        throw nb::value_error((std::to_string(table.parts.size()) + " parts have " +
+                               std::to_string(table.headers.size()) + " header lengths")
+                                  .c_str());
+    return table;
+}
+
+Acceptable acceptable(bool exact_only, nb::handle skip_object) {
+    const Rows skip(skip_object, "skip");
+    Acceptable made{exact_only, std::vector<std::uint32_t>(skip.size())};
+    for (std::size_t i = 0; i < skip.size(); ++i) made.skip[i] = static_cast<std::uint32_t>(skip[i]);
+    return made;
+}
+
+nb::object find_items(const Index& index, std::uint32_t scope, nb::handle items, nb::handle parts,
+                      nb::handle headers, bool exact_only, const nb::bytes& tier_order, nb::handle skip) {
+    const std::vector<ItemRef> refs = aligned<ItemRef>(items, "items");
+    NewArray chunks("i8", refs.size());
+    NewArray placements("i8", refs.size());
+    std::vector<Place> places(refs.size());
+    const std::string tiers(tier_order.c_str(), tier_order.size());
+    const std::size_t in_place =
+        index.find_items({scope, refs.data(), refs.size()}, part_table(parts, headers), acceptable(exact_only, skip),
+                         tiers, chunks.data<std::int64_t>(), placements.data<std::int64_t>(), places.data());
+    return nb::make_tuple(chunks.release(), placements.release(),
+                          nb::bytes(places.data(), places.size() * sizeof(Place)), in_place);
+}
+
+nb::bytes places(const Index& index, nb::handle rows_object, nb::handle parts, nb::handle headers, bool exact_only,
+                 std::uint8_t tier, nb::handle skip) {
+    const Rows rows(rows_object, "rows");
+    const PartTable table = part_table(parts, headers);
+    const Acceptable wanted = acceptable(exact_only, skip);
+    const std::size_t width = table.parts.size();
+    std::vector<Place> found(rows.size() * width);
+    for (std::size_t i = 0; i < rows.size(); ++i)
+        index.places(index.checked_chunk(rows[i]), table, wanted, tier, found.data() + i * width);
+    return nb::bytes(found.data(), found.size() * sizeof(Place));
+}
+
+std::vector<std::uint64_t> checked_placements(const Index& index, nb::handle object) {
+    const Rows rows(object, "placements");
+    std::vector<std::uint64_t> placements(rows.size());
+    for (std::size_t i = 0; i < placements.size(); ++i) {
+        index.placement(rows[i]);
+        placements[i] = rows[i];
+    }
+    return placements;
+}
+
+void add_readers(Index& index, nb::handle placements) {
+    for (const std::uint64_t placement : checked_placements(index, placements)) index.add_reader(placement);
+}
+
+void drop_readers(Index& index, nb::handle object) {
+    const std::vector<std::uint64_t> placements = checked_placements(index, object);
+    std::size_t done = 0;
+    try {
+        for (; done < placements.size(); ++done) index.drop_reader(placements[done]);
+    } catch (const std::invalid_argument&) {
+        while (done-- > 0) index.add_reader(placements[done]);
+        throw;
+    }
 }
 
 std::vector<std::uint32_t> checked_chunks(const Index& index, nb::handle object) {
@@ -108,11 +171,24 @@ void touch(Index& index, nb::handle rows, std::int64_t now_ms) {
     for (const std::uint32_t chunk : checked_chunks(index, rows)) index.touch(chunk, now_ms);
 }
 
+nb::object touch_unleased(Index& index, nb::handle object, std::int64_t now_ms) {
+    std::vector<std::uint32_t> touched;
+    for (const std::uint32_t chunk : checked_chunks(index, object))
+        if (!index.is_leased(chunk)) touched.push_back(chunk);
+    for (const std::uint32_t chunk : touched) index.touch(chunk, now_ms);
+    NewArray rows("u4", touched.size());
+    std::copy(touched.begin(), touched.end(), rows.data<std::uint32_t>());
+    return rows.release();
+}
+
+std::uint32_t checked_start(Row row) {
+    if (row < 0 || row > kMaxRows) throw nb::index_error(("no chunk " + std::to_string(row)).c_str());
+    return static_cast<std::uint32_t>(row);
+}
+
 nb::object live_chunks(const Index& index, Row start_row, std::size_t limit) {
-    if (start_row < 0 || start_row > kMaxRows)
-        throw nb::index_error(("no chunk " + std::to_string(start_row)).c_str());
     std::int64_t next = -1;
-    const auto found = index.live_chunks(static_cast<std::uint32_t>(start_row), limit, next);
+    const auto found = index.live_chunks(checked_start(start_row), limit, next);
     NewArray rows("u4", found.size());
     std::copy(found.begin(), found.end(), rows.data<std::uint32_t>());
     return nb::make_tuple(rows.release(), next);
@@ -194,6 +270,19 @@ void bind_index(nb::module_& m) {
                             std::uint64_t logical) {
                 return index.add_part(chunk, {group, rank, layer_start, layer_end}, first_valid, logical);
             }, "chunk"_a, "group"_a, "rank"_a, "layer_start"_a, "layer_end"_a, "first_valid"_a, "logical"_a)
+        .def("insert", [](Index& index, std::uint32_t scope, const nb::bytes& key, const nb::bytes& parent,
+                          std::uint32_t position, std::uint32_t tokens, std::int64_t now_ms, std::uint16_t group,
+                          std::uint16_t rank, std::uint16_t layer_start, std::uint16_t layer_end,
+                          std::uint32_t first_valid, std::uint64_t logical, std::uint8_t tier, std::uint16_t codec,
+                          std::uint16_t level, bool exact, std::uint64_t loc, std::uint64_t stored) {
+                const Index::Inserted done = index.insert(
+                    {to_key(key, "key"), to_key(parent, "parent"), scope, position, tokens,
+                     {group, rank, layer_start, layer_end}, first_valid, codec, level, exact, tier, 0, logical, loc,
+                     stored, now_ms, 0});
+                return nb::make_tuple(done.chunk, done.first_valid, done.placement);
+            }, "scope"_a, "key"_a, "parent"_a, "position"_a, "tokens"_a, "now_ms"_a, "group"_a, "rank"_a,
+            "layer_start"_a, "layer_end"_a, "first_valid"_a, "logical"_a, "tier"_a, "codec"_a, "level"_a, "exact"_a,
+            "loc"_a, "stored"_a)
         .def("find_part", [](const Index& index, Row chunk, std::uint16_t group, std::uint16_t rank,
                              std::uint16_t layer_start, std::uint16_t layer_end) {
                 return index.find_part(chunk, {group, rank, layer_start, layer_end});
@@ -232,6 +321,19 @@ void bind_index(nb::module_& m) {
         .def("unlease", unlease, "rows"_a)
         .def("touch", touch, "rows"_a, "now_ms"_a)
         .def("lookup", lookup, "scope"_a, "refs"_a, "parts"_a, "exact_only"_a, "now_ms"_a)
+        .def("find_items", find_items, "scope"_a, "items"_a, "parts"_a, "headers"_a, "exact_only"_a, "tier_order"_a,
+             "skip"_a)
+        .def("places", places, "rows"_a, "parts"_a, "headers"_a, "exact_only"_a, "tier"_a, "skip"_a)
+        .def("add_readers", add_readers, "placements"_a)
+        .def("drop_readers", drop_readers, "placements"_a)
+        .def("touch_unleased", touch_unleased, "rows"_a, "now_ms"_a)
+        .def("publish_to", [](Index& index, std::uint32_t scope, SharedTable& table, const nb::bytes& spec,
+                              std::uint32_t parts) {
+                index.publish_to(scope, &table, fixed_bytes<SpecDigest>(spec, "spec"), parts);
+            }, "scope"_a, "table"_a, "spec"_a, "parts"_a, nb::keep_alive<1, 3>())
+        .def("publish_rows", [](Index& index, Row start_row, std::size_t limit) {
+                return index.publish_rows(checked_start(start_row), limit);
+            }, "start_row"_a, "limit"_a)
         .def("export", export_tier, "tier"_a)
         .def("bulk_insert", bulk_insert, "records"_a, "tier"_a)
         .def("chunks", live_chunks, "start_row"_a, "limit"_a)

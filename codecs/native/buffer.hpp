@@ -3,7 +3,9 @@
 
 #include <nanobind/nanobind.h>
 
+#include <array>
 #include <cstdint>
+#include <cstring>
 #include <string>
 
 namespace kvstore {
@@ -32,6 +34,18 @@ private:
 
     Py_buffer view_{};
 };
+
+// Bytes of a fixed length, such as a key. ValueError for another length.
+template <typename Array>
+Array fixed_bytes(const nb::bytes& bytes, const char* name) {
+    Array array;
+    if (bytes.size() != array.size())
+        throw nb::value_error((std::string(name) + " must have " + std::to_string(array.size()) + " bytes, not " +
+                               std::to_string(bytes.size()))
+                                  .c_str());
+    std::memcpy(array.data(), bytes.data(), array.size());
+    return array;
+}
 
 // A one-dimensional array of whole numbers of 64 bits (offsets, lengths).
 class Words {

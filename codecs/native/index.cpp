@@ -53,6 +53,7 @@ std::uint32_t Index::add_chunk(std::uint64_t hash, std::uint32_t scope, const Ke
     chunk.first_part = kNone;
     chunk.last_use = now_ms;
     table_.insert(hash, row);
+    prefetch_published(row);
     return row;
 }
 
@@ -99,6 +100,7 @@ std::uint32_t Index::add_placement(std::uint64_t part_row, const PlacementFields
     placements_[row] = {part,         parts_[part].first_placement, fields.tier, fields.exact, fields.codec,
                         fields.level, 0,                            fields.loc,  fields.stored};
     parts_[part].first_placement = row;
+    republish(parts_[part].chunk);
     return row;
 }
 
@@ -110,6 +112,23 @@ std::int64_t Index::best_placement(std::uint64_t part_row, bool exact_only, cons
         if (placement != kNone && (placements_[placement].exact || !exact_only)) return placement;
     }
     return -1;
+}
+
+Index::Inserted Index::insert(const ExportRecord& record) {
+    const std::uint32_t chunk = insert_chunk(record.scope, record.key, record.parent, record.position, record.tokens,
+                                             record.last_use);
+    try {
+        const std::uint32_t part = add_part(chunk, record.part, record.first_valid, record.logical);
+        const std::uint32_t first_valid = parts_[part].first_valid;
+        if (first_valid != record.first_valid || placement_in(parts_[part], record.tier) != kNone)
+            return {chunk, first_valid, -1};
+        const std::uint32_t placement = add_placement(
+            part, {record.tier, record.codec, record.level, record.exact != 0, record.loc, record.stored});
+        return {chunk, first_valid, placement};
+    } catch (const std::overflow_error&) {
+        prune(chunk);
+        throw;
+    }
 }
 
 void Index::unlink_part(std::uint32_t row) {
@@ -139,8 +158,9 @@ int Index::remove_placement(std::uint64_t placement_row) {
     while (*link != row) link = &placements_[*link].next;
     *link = placements_[row].next;
     placements_.give_back(row);
-    if (parts_[part].first_placement != kNone) return 0;
     const std::uint32_t chunk = parts_[part].chunk;
+    republish(chunk);
+    if (parts_[part].first_placement != kNone) return 0;
     unlink_part(part);
     return kPartRemoved | (remove_if_empty(chunk) ? kChunkRemoved : 0);
 }
@@ -183,7 +203,10 @@ void Index::set_first_valid(std::uint64_t row, std::uint32_t first_valid) {
     parts_[parts_.checked(row)].first_valid = first_valid;
 }
 
-void Index::set_flags(std::uint64_t row, std::uint32_t flags) { chunks_[chunks_.checked(row)].flags = flags; }
+void Index::set_flags(std::uint64_t row, std::uint32_t flags) {
+    chunks_[chunks_.checked(row)].flags = flags;
+    republish(static_cast<std::uint32_t>(row));
+}
 
 void Index::pin(std::uint64_t row, std::int64_t until_ms) { chunks_[chunks_.checked(row)].pin_until = until_ms; }
 

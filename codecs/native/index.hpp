@@ -8,15 +8,20 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace kvstore {
 
 using Key = std::array<std::uint8_t, 32>;
+using SpecDigest = std::array<std::uint8_t, 16>;
+
+class SharedTable;
 
 // What a look-up reads lies in the first cache line.
 struct alignas(64) ChunkRow {
     static constexpr std::uint32_t kFree = 0xFFFFFFFEU;
+    static constexpr std::uint32_t kHidden = 1;  // of flags: readers of a shared table do not see the chunk
 
     Key key;
     std::uint32_t scope;
@@ -29,6 +34,7 @@ struct alignas(64) ChunkRow {
     Key parent;
     std::int64_t pin_until;
     std::uint32_t flags;
+    std::uint32_t published;  // whether its tag is in the shared table of its scope, or counted there as overflowed
 
     bool is_free() const { return first_part == kFree; }
     std::uint32_t free_link() const { return position; }
@@ -92,6 +98,36 @@ struct ChunkRef {
 };
 static_assert(sizeof(ChunkRef) == 40);
 
+// One part of a chunk that somebody asks for, as it is packed on the wire.
+struct ItemRef {
+    ChunkRef chunk;
+    PartId part;
+};
+static_assert(sizeof(ItemRef) == 48);
+
+// Where a payload lies: its first byte, behind the header. kvstore/places.py describes the same bytes.
+struct Place {
+    static constexpr std::uint64_t kNowhere = ~std::uint64_t{0};
+
+    std::uint64_t location = kNowhere;
+    std::uint64_t stored = 0;
+    std::uint32_t form = 0;
+    std::uint32_t first_valid = 0;
+};
+static_assert(sizeof(Place) == 24);
+
+// Parts that are asked for, and the length of the header in front of each one's payload.
+struct PartTable {
+    std::vector<PartId> parts;
+    std::vector<std::uint32_t> headers;
+};
+
+// What a reader takes: how exact, and which placements nobody is given.
+struct Acceptable {
+    bool exact_only;
+    std::vector<std::uint32_t> skip;
+};
+
 // A placement with its part and chunk, for snapshots and recovery. kvstore/rows.py describes the same bytes.
 struct ExportRecord {
     Key key;
@@ -151,6 +187,13 @@ public:
     std::vector<std::uint32_t> part_placements(std::uint64_t part) const;
     std::vector<std::uint32_t> live_chunks(std::uint32_t start, std::size_t limit, std::int64_t& next) const;
 
+    struct Inserted {
+        std::uint32_t chunk;
+        std::uint32_t first_valid;
+        std::int64_t placement;
+    };
+    // A placement with its part and chunk, as far as they are new; nothing of it where a table is full.
+    Inserted insert(const ExportRecord& record);
     void set_loc(std::uint64_t placement, std::uint64_t loc, std::uint64_t stored);
     void add_reader(std::uint64_t placement);
     void drop_reader(std::uint64_t placement);
@@ -161,6 +204,7 @@ public:
     void drop_lease(std::uint32_t chunk);
     bool remove_if_empty(std::uint32_t chunk);
     void touch(std::uint32_t chunk, std::int64_t now_ms);
+    bool is_leased(std::uint32_t chunk) const { return chunks_[chunk].leases > 0; }
     bool evictable(std::uint64_t chunk, std::int64_t now_ms) const;
     bool is_live_chunk(std::uint32_t row) const { return chunks_.is_live(row); }
     std::uint32_t checked_chunk(std::uint64_t row) const { return chunks_.checked(row); }
@@ -176,10 +220,27 @@ public:
         std::int64_t now_ms;
     };
     void lookup(const Lookup& query, std::int64_t* rows, std::uint8_t* present, std::uint32_t* first_valid);
+    struct Items {
+        std::uint32_t scope;
+        const ItemRef* refs;
+        std::size_t count;
+    };
+    // Gives how many lie in the first of the tiers; only these have a place.
+    std::size_t find_items(const Items& items, const PartTable& table, const Acceptable& acceptable,
+                           const std::string& tiers, std::int64_t* chunks, std::int64_t* placements,
+                           Place* places) const;
+    // Where each part of a chunk lies in one tier.
+    void places(std::uint32_t chunk, const PartTable& table, const Acceptable& acceptable, std::uint8_t tier,
+                Place* places) const;
 
     std::size_t count_in_tier(std::uint8_t tier) const;
     void export_tier(std::uint8_t tier, ExportRecord* records) const;
     void bulk_insert(const std::uint8_t* records, std::size_t count, std::uint8_t tier, std::uint32_t* placements);
+
+    // Keeps in `table` the chunks of a scope that have all `parts` in exact copies and are not hidden.
+    void publish_to(std::uint32_t scope, SharedTable* table, const SpecDigest& spec, std::uint32_t parts);
+    // Enters those that were there before, some rows at a time: the row to go on from, -1 at the end.
+    std::int64_t publish_rows(std::uint32_t start, std::size_t limit);
 
     std::uint32_t chunk_count() const { return chunks_.live(); }
     std::uint32_t part_count() const { return parts_.live(); }
@@ -189,6 +250,24 @@ public:
 private:
     static constexpr std::size_t kBatch = 64;
 
+    struct Publication {
+        SharedTable* table = nullptr;
+        SpecDigest spec{};
+        std::uint32_t parts = 0;
+    };
+
+    // After every change to what is_whole() or the flags say of a chunk, and before its row is given back.
+    void republish(std::uint32_t chunk) {
+        const std::uint32_t scope = chunks_[chunk].scope;
+        if (scope < publications_.size() && publications_[scope].table != nullptr)
+            republish_in(publications_[scope], chunk);
+    }
+    // For a new chunk, whose tag is likely to be entered soon.
+    void prefetch_published(std::uint32_t chunk) const;
+    void republish_in(const Publication& publication, std::uint32_t chunk);
+    bool is_whole(const ChunkRow& chunk, std::uint32_t parts) const;
+    static std::uint64_t tag_of(const Publication& publication, const ChunkRow& chunk);
+
     std::int64_t find_hashed(std::uint64_t hash, std::uint32_t scope, const Key& key) const;
     void find_batch(std::uint32_t scope, const std::uint8_t* keys, std::size_t stride, std::size_t count,
                     std::int64_t* rows) const;
@@ -197,6 +276,8 @@ private:
     std::uint32_t part_of(std::uint32_t chunk, const PartId& id) const;
     bool has_placement(const PartRow& part, bool exact_only) const;
     std::uint32_t placement_in(const PartRow& part, std::uint8_t tier) const;
+    std::uint32_t good_placement(const PartRow& part, const Acceptable& acceptable, std::uint8_t tier) const;
+    Place place_of(const PartRow& part, std::uint32_t placement, std::uint32_t header) const;
     void unlink_part(std::uint32_t part);
     void remove_chunk(std::uint32_t chunk);
     std::uint32_t add_chunk(std::uint64_t hash, std::uint32_t scope, const Key& key, const Key& parent,
@@ -210,6 +291,7 @@ private:
     RowTable<PlacementRow> placements_;
     KeyTable table_;
     SipHash hash_;
+    std::vector<Publication> publications_;
 };
 
 }  // namespace kvstore

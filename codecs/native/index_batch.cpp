@@ -71,6 +71,60 @@ void Index::lookup(const Lookup& query, std::int64_t* rows, std::uint8_t* presen
         lookup_batch(query, begin, std::min(begin + kBatch, query.ref_count), rows, present, first_valid);
 }
 
+std::uint32_t Index::good_placement(const PartRow& part, const Acceptable& acceptable, std::uint8_t tier) const {
+    const std::uint32_t row = placement_in(part, tier);
+    if (row == kNone || (acceptable.exact_only && !placements_[row].exact)) return kNone;
+    const auto& skip = acceptable.skip;
+    return std::find(skip.begin(), skip.end(), row) == skip.end() ? row : kNone;
+}
+
+Place Index::place_of(const PartRow& part, std::uint32_t placement, std::uint32_t header) const {
+    const PlacementRow& row = placements_[placement];
+    return {row.loc + header, row.stored, row.codec, part.first_valid};
+}
+
+std::size_t Index::find_items(const Items& items, const PartTable& table, const Acceptable& acceptable,
+                              const std::string& tiers, std::int64_t* chunks, std::int64_t* placements,
+                              Place* places) const {
+    for (std::size_t begin = 0; begin < items.count; begin += kBatch)
+        find_batch(items.scope, reinterpret_cast<const std::uint8_t*>(items.refs + begin), sizeof(ItemRef),
+                   std::min(kBatch, items.count - begin), chunks + begin);
+    std::size_t in_place = 0;
+    for (std::size_t i = 0; i < items.count; ++i) {
+        const ItemRef& item = items.refs[i];
+        const std::int64_t chunk = chunks[i];
+        chunks[i] = placements[i] = -1;
+        places[i] = Place{};
+        const auto known = std::find(table.parts.begin(), table.parts.end(), item.part);
+        if (chunk < 0 || known == table.parts.end()) continue;
+        const ChunkRow& row = chunks_[static_cast<std::uint32_t>(chunk)];
+        if (row.position != item.chunk.position || row.tokens != item.chunk.tokens) continue;
+        const std::uint32_t part = part_of(static_cast<std::uint32_t>(chunk), item.part);
+        if (part == kNone) continue;
+        for (const char tier : tiers) {
+            const std::uint32_t found = good_placement(parts_[part], acceptable, static_cast<std::uint8_t>(tier));
+            if (found == kNone) continue;
+            chunks[i] = chunk;
+            placements[i] = found;
+            if (tier == tiers.front()) {
+                places[i] = place_of(parts_[part], found, table.headers[known - table.parts.begin()]);
+                ++in_place;
+            }
+            break;
+        }
+    }
+    return in_place;
+}
+
+void Index::places(std::uint32_t chunk, const PartTable& table, const Acceptable& acceptable, std::uint8_t tier,
+                   Place* places) const {
+    for (std::size_t j = 0; j < table.parts.size(); ++j) {
+        const std::uint32_t part = part_of(chunk, table.parts[j]);
+        const std::uint32_t found = part == kNone ? kNone : good_placement(parts_[part], acceptable, tier);
+        places[j] = found == kNone ? Place{} : place_of(parts_[part], found, table.headers[j]);
+    }
+}
+
 std::vector<std::uint32_t> Index::live_chunks(std::uint32_t start, std::size_t limit, std::int64_t& next) const {
     std::vector<std::uint32_t> rows;
     std::uint32_t row = start;

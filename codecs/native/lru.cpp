@@ -20,10 +20,10 @@ public:
         append(handle);
     }
 
-    void touch_many(nb::handle object) {
+    void touch_many(nb::handle object, bool reverse) {
         const Rows handles(object, "rows");
         for (std::size_t i = 0; i < handles.size(); ++i) {
-            const std::uint64_t handle = handles[i];
+            const std::uint64_t handle = handles[reverse ? handles.size() - 1 - i : i];
             if (!contains(handle)) continue;
             unlink(handle);
             append(handle);
@@ -103,7 +103,7 @@ void bind_lru(nb::module_& m) {
     nb::class_<LruList>(m, "LruList")
         .def(nb::init<std::uint32_t>(), "max_handles"_a)
         .def("push", [](LruList& list, std::int64_t handle) { list.push(handle); }, "handle"_a)
-        .def("touch_many", &LruList::touch_many, "rows"_a)
+        .def("touch_many", &LruList::touch_many, "rows"_a, "reverse"_a = false)
         .def("remove", [](LruList& list, std::int64_t handle) { return list.remove(handle); }, "handle"_a)
         .def("oldest", &LruList::oldest)
         .def("newer", [](const LruList& list, std::int64_t handle) { return list.newer(handle); }, "handle"_a)

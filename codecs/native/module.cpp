@@ -8,5 +8,8 @@ NB_MODULE(_native, m) {
     kvstore::bind_hash(m);
     kvstore::bind_index(m);
     kvstore::bind_lru(m);
+    kvstore::bind_mapping(m);
     kvstore::bind_populate(m);
+    kvstore::bind_record(m);
+    kvstore::bind_shared(m);
 }

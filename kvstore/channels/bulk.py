@@ -23,6 +23,8 @@ from kvstore.v1 import kvstore_pb2 as pb
 class BulkBackend(Control):
     """A `Backend` over `Lines`, payload inline."""
 
+    channel = "bulk"
+
     def __init__(self, lines: Lines) -> None:
         super().__init__()
         self._lines = lines

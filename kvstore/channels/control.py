@@ -9,7 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
@@ -22,10 +22,16 @@ from kvstore.spec import KVSpec, Part
 from kvstore.v1 import kvstore_pb2 as pb
 
 T = TypeVar("T")
+_FIRST = wire.numbers_to_bytes(range(4096))  # what a chain without tails is answered with
 
 
 class Control(ABC):
-    """The calls without payload. Specs are registered with the server when it does not know them yet."""
+    """The calls without payload. Specs are registered with the server when it does not know them yet.
+
+    `channel` names the way that is taken.
+    """
+
+    channel: ClassVar[str] = ""
 
     def __init__(self) -> None:
         self._registered: set[bytes] = set()
@@ -42,7 +48,12 @@ class Control(ABC):
         """Ask the server who it is."""
         told = self.call("Describe", pb.DescribeRequest(), pb.DescribeResponse)
         return Description(
-            told.version, told.namespace, tuple(told.tiers), told.max_part_bytes, told.chunks, dict(told.extra)
+            told.version,
+            told.namespace,
+            tuple(told.tiers),
+            told.max_part_bytes,
+            told.chunks,
+            {**told.extra, "channel": self.channel},
         )
 
     def register(self, spec: KVSpec) -> None:
@@ -130,8 +141,12 @@ def lookup_request(query: Query, *, places: bool = False) -> Any:
 
 def found_from(answer: Any) -> Found:
     """What a look-up's answer says."""
-    present = [bool(flag) for flag in answer.present]
-    return Found(answer.tokens, wire.numbers_from_bytes(answer.used), present, answer.leased)
+    present = (np.frombuffer(answer.present, np.uint8) != 0).tolist() if answer.present else []
+    used = answer.used
+    indexes: Sequence[int] = range(len(used) // 4)
+    if used != _FIRST[: len(used)]:
+        indexes = wire.numbers_from_bytes(used)
+    return Found(answer.tokens, indexes, present, answer.leased)
 
 
 def get_request(spec: KVSpec, wants: Sequence[Want], fidelity: Fidelity, verify: bool) -> bytes:

@@ -24,6 +24,8 @@ T = TypeVar("T")
 class GrpcBackend(Control):
     """The `Backend` of one connection. Leases are taken in a session that ends with it."""
 
+    channel = "grpc"
+
     def __init__(self, link: Link) -> None:
         super().__init__()
         self._link = link

@@ -127,7 +127,7 @@ class Lines:
         """A line of its own on which the server goes on answering; the caller closes it."""
 
         def act(deadline: float) -> Stream:
-            line = self._connect(deadline)
+            line = self.connect(deadline)
             try:
                 line.send(number, message)
                 self.answer(line)
@@ -157,6 +157,12 @@ class Lines:
         self._closed = True
         self._drop_idle()
 
+    def abandon(self) -> None:
+        """In the child of a fork: these connections are the parent's, and so may be whoever held the lock."""
+        self._closed = True
+        self._lock = threading.Lock()
+        self._idle = []
+
     def more(self, line: Stream) -> Frame | None:
         """The next of several answers, None after the last."""
         frame = line.receive(idle=True)
@@ -170,7 +176,7 @@ class Lines:
         with self._lock:
             line = self._idle.pop() if self._idle else None
         if line is None:
-            line = self._connect(deadline)
+            line = self.connect(deadline)
         line.deadline = deadline
         return line
 
@@ -182,7 +188,8 @@ class Lines:
                 return
         line.close()
 
-    def _connect(self, deadline: float) -> Stream:
+    def connect(self, deadline: float) -> Stream:
+        """A line of its own, which the caller closes."""
         line = self._dial(deadline)
         try:
             line.deadline = deadline
@@ -190,6 +197,7 @@ class Lines:
         except BaseException:
             line.close()
             raise
+        line.instance = hello.instance
         with self._lock:
             new, self.instance = hello.instance != self.instance, hello.instance
         if new:

@@ -2,29 +2,459 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
+
+from kvstore import _native, wire
+from kvstore.api import Ack, ChunkInfo, Event, Fidelity, Found, Offer, PlacementInfo, Query, View, Want
 from kvstore.channels.bulk import BulkBackend
+from kvstore.channels.control import Control, OwnReservation, found_from, lookup_request, put_head
+from kvstore.channels.local_leases import Lease, Place
+from kvstore.channels.local_life import Life
+from kvstore.channels.local_read import fill, header_length
+from kvstore.channels.local_view import LocalView
 from kvstore.channels.options import Options
-from kvstore.channels.stream import Stream
-from kvstore.errors import Unavailable
+from kvstore.channels.staging import Segment, Staging
+from kvstore.channels.stream import ONE_WAY, Frame, Stream, encode
+from kvstore.errors import (
+    Corrupt,
+    DeadlineExceeded,
+    KVStoreError,
+    Shed,
+    SpecMismatch,
+    Unavailable,
+)
+from kvstore.keys import ChunkRef
+from kvstore.places import pack_items, unpack_places
+from kvstore.shared_index import SharedIndex
+from kvstore.spec import KVSpec, Part
+from kvstore.v1 import kvstore_pb2 as pb
+
+HOLD_S = 5.0  # how long a get may take for its copies
+WINDOW_BYTES = 256 << 20  # what one call of a large get holds at a time
+TRIES = 3
+SMALL_BYTES = 4 << 20  # a put of so much goes through staging memory that is in the processor's cache
+_MARGIN_S = 0.002  # by how much the server's milliseconds may be short of ours
+_RELEASE_AT = 16
 
 
-class LocalBackend(BulkBackend):
-    """A `Backend` on the server's host."""
+class _Placed(NamedTuple):
+    """The answer to a Place: it holds until `deadline`, if `life` still lasts."""
+
+    life: Life
+    deadline: float
+    places: list[Place]
+    failures: dict[int, KVStoreError]
+
+
+class LocalBackend(Control):
+    """A `Backend` on the server's host.
+
+    The memory of a get is mapped, its chunks are leased while they are copied, and the lease is looked at again
+    after the copy: bytes that were copied too late do not count.
+    """
+
+    channel: ClassVar[str] = "local"
 
     def __init__(self, path: str, options: Options) -> None:
         from kvstore.channels.choose import open_lines
 
+        super().__init__()
         self._path = path
-        super().__init__(open_lines(self._dial, options, f"local:{path}"))
+        self._lines = open_lines(self._dial, options, f"local:{path}", aside=self._take_extents)
+        self._inline = BulkBackend(self._lines)
+        self._life: Life | None = None
+        self._renewing = threading.Lock()
+        self._staging = Staging()
+        self._own_leases = os.urandom(8)
+        self._numbers = itertools.count()
+        self._ended: deque[bytes] = deque()
+        self._lingering: deque[tuple[LocalView, Life, bytes]] = deque()
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        _backends.add(self)
+
+    def call(self, method: str, request: Any, response: Any) -> Any:
+        """One message and its answer."""
+        return self._lines.call(method, request, response)
+
+    def buffer(self, shape: int | Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        """An array that the server can read where it lies; see `Client.buffer`."""
+        return self._staging.array(shape, dtype)
+
+    # Look-ups
+
+    def lookup(self, query: Query) -> Found:
+        """Without a lease in shared memory, where that knows the answer; with one by a call."""
+        if query.lease:
+            return self._leased_lookup(query)
+        index = self._shared_index()
+        found = None if index is None else index.lookup(query)
+        return super().lookup(query) if found is None else found
+
+    def release(self, leases: Sequence[bytes]) -> None:
+        """End leases, one way."""
+        life = self._life
+        if life is not None:
+            for each in leases:
+                life.leases.drop(each)
+        self._send_released(leases)
+
+    def _leased_lookup(self, query: Query) -> Found:
+        message = lookup_request(query, places=True).SerializeToString()
+        if self._life is not None:
+            self._life.leases.drop(query.lease)  # the server replaces it: what it held may go from then on
+
+        def attempt(line: Stream) -> tuple[Life, float, bytes]:
+            life, sent = self._life_of(line), time.monotonic()
+            self._send(line, pb.METHOD_LOOKUP, message)
+            return life, sent, self._lines.answer(line).message
+
+        life, sent, told = self.with_spec(query.spec, lambda: self._lines.run(attempt))
+        answer = pb.LookupResponse.FromString(told)
+        found = found_from(answer)
+        if answer.leased and answer.places:
+            parts = {part: number for number, part in enumerate(query.parts or query.spec.all_parts)}
+            deadline = sent + query.lease_s - _MARGIN_S
+            lease = Lease(query.spec.digest, query.refs, found.used, parts, answer.places, query.fidelity, deadline)
+            life.leases.add(query.lease, lease)
+        return found
+
+    def _shared_index(self) -> SharedIndex | None:
+        life = self._life
+        if life is None or not life.index_asked:
+            life = self._lines.run(self._ask_for_index)
+        return life.index
+
+    def _ask_for_index(self, line: Stream) -> Life:
+        life = self._life_of(line)
+        with life.lock:
+            if life.index_asked:
+                return life
+            try:
+                told = self._lines.ask(line, pb.METHOD_INDEX, b"")
+                descriptor = line.take_descriptor()
+                try:
+                    life.index = SharedIndex(descriptor, pb.IndexResponse.FromString(told).bytes)
+                finally:
+                    os.close(descriptor)
+            except (Unavailable, DeadlineExceeded):
+                raise
+            except KVStoreError:  # a server without one, or no memory for it: ask the server itself
+                pass
+            life.index_asked = True
+        return life
+
+    # Reading
+
+    def get(
+        self, spec: KVSpec, wants: Sequence[Want], *, fidelity: Fidelity = Fidelity.EXACT, verify: bool = False
+    ) -> Sequence[Exception | None]:
+        """Copy parts out of the arena: leased ones without a call, others in one."""
+        if self._lingering:
+            self._sweep()
+        outcomes: list[Exception | None] = [None] * len(wants)
+        life, left = self._life, list[int]()
+        if life is None or not life.leases:
+            left = list(range(len(wants)))
+        else:
+            for number, want in enumerate(wants):
+                if not _read_leased(life, spec, want, fidelity, verify):
+                    left.append(number)
+        if left:
+            for window in _windows(wants, left):
+                self._read_placed(spec, wants, window, outcomes, fidelity, verify)
+        return outcomes
+
+    def view(self, spec: KVSpec, ref: ChunkRef, part: Part) -> View:
+        """A part where it lies, under a lease of its own without a time limit."""
+        if self._lingering:
+            self._sweep()
+        spec.check_part(part)
+        lease = self._new_lease()
+        try:
+            placed = self._place(spec, pack_items([(ref, part)]), Fidelity.EXACT, False, lease, 0.0)
+            for error in placed.failures.values():
+                raise error
+            (location, stored, _, _) = placed.places[0]
+            header = header_length(spec, part)
+            memory = placed.life.extents.memory(location, header, stored)
+            if memory is None:
+                raise SpecMismatch(f"the server named a place in an extent that it has not given: {location:#x}")
+        except BaseException:
+            self._send_released([lease])
+            raise
+        return LocalView(memory, header, partial(self._end_view, placed.life, lease))
+
+    def _read_placed(
+        self,
+        spec: KVSpec,
+        wants: Sequence[Want],
+        left: list[int],
+        outcomes: list[Exception | None],
+        fidelity: Fidelity,
+        verify: bool,
+    ) -> None:
+        """One call for the places of what is left, its copies, and once more what came too late or was bad."""
+        suspicious = False
+        for _ in range(TRIES):
+            lease = self._new_lease()
+            items = pack_items([(wants[number].ref, wants[number].part) for number in left])
+            placed = self._place(spec, items, fidelity, suspicious, lease, HOLD_S)
+            again, inline = list[int](), list[int]()
+            for at, number in enumerate(left):
+                outcome = placed.failures.get(at)
+                if isinstance(outcome, Shed):  # no room to bring it into DRAM: the server can still send it
+                    inline.append(number)
+                    continue
+                if outcome is None:
+                    outcome = fill(placed.life.extents, spec, wants[number], placed.places[at], verify)
+                    if time.monotonic() >= placed.deadline or placed.life.ended:
+                        again.append(number)
+                        outcome = DeadlineExceeded(f"the copy took longer than {HOLD_S} s, {TRIES} times")
+                    elif isinstance(outcome, Corrupt | SpecMismatch):
+                        suspicious = True
+                        again.append(number)
+                outcomes[number] = outcome
+            self._ended.append(lease)
+            if inline:
+                rest = self._inline.get(spec, [wants[number] for number in inline], fidelity=fidelity, verify=verify)
+                for number, told in zip(inline, rest, strict=True):
+                    outcomes[number] = told
+            left = again
+            if not left:
+                break
+        if len(self._ended) >= _RELEASE_AT:
+            self._send_released(())
+
+    def _place(
+        self, spec: KVSpec, items: bytes, fidelity: Fidelity, verify: bool, lease: bytes, lease_s: float
+    ) -> _Placed:
+        """Have parts brought into DRAM and leased; without a time limit if `lease_s` is 0."""
+        message = pb.PlaceRequest(
+            spec=spec.digest,
+            items=items,
+            fidelity=wire.fidelity_to_number(fidelity),
+            lease=lease,
+            lease_ms=round(lease_s * 1000),
+            verify=verify,
+        ).SerializeToString()
+
+        def attempt(line: Stream) -> tuple[Life, float, bytes]:
+            life, sent = self._life_of(line), time.monotonic()
+            self._send(line, pb.METHOD_PLACE, message)
+            return life, sent, self._lines.answer(line).message
+
+        life, sent, told = self.with_spec(spec, lambda: self._lines.run(attempt))
+        answer = pb.PlaceResponse.FromString(told)
+        failures = {each.item: wire.failure_from_message(each.failure) for each in answer.failed}
+        return _Placed(life, sent + lease_s - _MARGIN_S, list(unpack_places(answer.places)), failures)
+
+    def _end_view(self, life: Life, lease: bytes, view: LocalView) -> None:
+        if not view.over():
+            self._lingering.append((view, life, lease))
+        elif not life.ended:
+            self._send_released([lease])
+
+    def _sweep(self) -> None:
+        """Give back the leases of closed views that arrays stood on."""
+        for _ in range(len(self._lingering)):
+            with contextlib.suppress(IndexError):  # another thread sweeps too
+                view, life, lease = self._lingering.popleft()
+                self._end_view(life, lease, view)
+
+    # Writing
+
+    def put(self, spec: KVSpec, offer: Offer, *, ack: Ack = Ack.STORED) -> bool:
+        """Store a part from staging memory; what lies elsewhere is copied there first."""
+        head, data = put_head(spec, offer, ack, hashed=False), offer.data
+        staged = self._staging.find(data)
+        if staged is not None:
+            return self._put_staged(spec, head, *staged)
+        piece = self._staging.take(data.nbytes)
+        if piece is None:
+            return self._inline.put(spec, offer, ack=ack)
+        try:
+            if data.nbytes <= SMALL_BYTES:
+                np.copyto(np.frombuffer(piece.data, np.uint8), np.frombuffer(data, np.uint8))
+            else:
+                _native.copy(piece.data, data)
+            return self._put_staged(spec, head, piece.segment, piece.offset)
+        finally:
+            self._staging.give_back(piece)
+
+    def reserve(self, spec: KVSpec, ref: ChunkRef, part: Part, *, first_valid: int = 0) -> OwnReservation:
+        """Staging memory; `commit` puts it."""
+        spec.check_part(part)
+        data = self._staging.lend(spec.part_bytes(part, ref.tokens))
+        return OwnReservation(self, spec, ref, part, first_valid, data)
+
+    def _put_staged(self, spec: KVSpec, head: Any, segment: Segment, offset: int) -> bool:
+        request = pb.StagedPutRequest(head=head, staging=segment.number, offset=offset).SerializeToString()
+
+        def attempt(line: Stream) -> bytes:
+            life = self._life_of(line)
+            if segment.number not in life.staged:
+                self._stage(line, life, segment)
+            try:
+                return self._lines.ask(line, pb.METHOD_PUT_STAGED, request)
+            finally:
+                if not line.in_step:  # tells the server, before the caller can write to the memory again
+                    line.shut()
+
+        answer = self.with_spec(spec, lambda: self._lines.run(attempt))
+        return bool(pb.PutResponse.FromString(answer).stored)
+
+    def _stage(self, line: Stream, life: Life, segment: Segment) -> None:
+        """Give a segment's descriptor to the server."""
+        with life.lock:
+            if segment.number in life.staged:
+                return
+            message = pb.StageRequest(number=segment.number, bytes=segment.nbytes).SerializeToString()
+            line.in_step = False
+            line.send(pb.METHOD_STAGE, message, descriptors=(segment.descriptor,))
+            self._lines.answer(line)
+            life.staged.add(segment.number)
+
+    # The rest
+
+    def watch(self) -> Iterator[Event]:
+        """Events from now on."""
+        return self._lines.watch()
+
+    def verify(self) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
+        """Have the server read everything back."""
+        return self._lines.verify()
+
+    def close(self) -> None:
+        """End the session and every connection. Views keep their memory mapped, without a promise."""
+        self._lines.close()
+        with self._renewing:
+            life, self._life = self._life, None
+        if life is not None:
+            life.end()
+
+    def leave_to_parent(self) -> None:
+        """In the child of a fork: session, leases and connections are the parent's, and every call is `Closed`."""
+        self._lines.abandon()
+        self._renewing = threading.Lock()
+        self._life = None
+        for stream in list(self._streams):
+            stream.close()
+
+    # Connections
 
     def _dial(self, deadline: float) -> Stream:
-        del deadline
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
             sock.connect(self._path)
         except OSError as error:
             sock.close()
-            raise Unavailable(f"local:{self._path}: {error.strerror}; is the server running?") from None
-        return Stream(sock, 10.0, f"local:{self._path}")
+            raise Unavailable(f"local:{self._path}: {error.strerror or error}; is the server running?") from None
+        stream = Stream(sock, self._lines.timeout, f"local:{self._path}")
+        self._streams.add(stream)
+        return stream
+
+    def _life_of(self, line: Stream) -> Life:
+        """The life of the server that a line leads to."""
+        life = self._life
+        if life is not None and life.instance == line.instance:
+            return life
+        with self._renewing:
+            old = self._life
+            if old is not None and old.instance == line.instance:
+                return old
+            anchor = self._lines.connect(line.deadline or time.monotonic() + self._lines.timeout)
+            if anchor.instance != line.instance or self._lines.closed:
+                anchor.close()
+                raise Unavailable(f"{self._lines.name} was started again")
+            self._registered.clear()
+            self._life = life = Life(anchor)
+        if old is not None:
+            old.end()
+        return life
+
+    def _take_extents(self, line: Stream, frame: Frame) -> None:
+        told = wire.parse(pb.Extents, frame.message)
+        life = self._life
+        if life is None or life.instance != line.instance:
+            raise Unavailable(f"{self._lines.name} was started again")
+        life.extents.take(line, told)
+
+    def _send(self, line: Stream, method: int, message: bytes) -> None:
+        """Ask, telling on the way which leases are over."""
+        line.in_step = False
+        released = _drain(self._ended)
+        if not released:
+            line.send(method, message)
+            return
+        line.asked = method
+        line.send_raw([_release_frame(released) + encode(method, message)])
+
+    def _send_released(self, leases: Sequence[bytes]) -> None:
+        """Tell the server that leases are over. One that is gone has ended them already."""
+        frame = _release_frame([*leases, *_drain(self._ended)])
+        with contextlib.suppress(Unavailable):
+            self._lines.run(lambda line: line.send_raw([frame]))
+
+    def _new_lease(self) -> bytes:
+        return self._own_leases + next(self._numbers).to_bytes(8, "little")
+
+
+def _read_leased(life: Life, spec: KVSpec, want: Want, fidelity: Fidelity, verify: bool) -> bool:
+    """Copy a part that is under a lease of ours; False where it has to be asked for, whatever the reason."""
+    found = life.leases.find(spec.digest, want.ref, want.part, fidelity)
+    if found is None:
+        return False
+    lease, place = found
+    outcome = fill(life.extents, spec, want, place, verify)
+    return outcome is None and time.monotonic() < lease.deadline and not life.ended
+
+
+def _windows(wants: Sequence[Want], left: list[int]) -> Iterator[list[int]]:
+    """What is left in runs of `WINDOW_BYTES`, or of one that is larger."""
+    window, nbytes = list[int](), 0
+    for number in left:
+        size = wants[number].out.nbytes
+        if window and nbytes + size > WINDOW_BYTES:
+            yield window
+            window, nbytes = [], 0
+        window.append(number)
+        nbytes += size
+    yield window
+
+
+def _drain(ended: deque[bytes]) -> list[bytes]:
+    found = []
+    while ended:
+        try:
+            found.append(ended.popleft())
+        except IndexError:  # another thread took it
+            break
+    return found
+
+
+def _release_frame(leases: Sequence[bytes]) -> bytes:
+    return encode(pb.METHOD_RELEASE, pb.ReleaseRequest(leases=b"".join(leases)).SerializeToString(), ONE_WAY)
+
+
+_backends: weakref.WeakSet[LocalBackend] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for each in list(_backends):
+        each.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -50,18 +50,26 @@ class Frame:
     payload: int
 
 
+def encode(method: int, message: bytes, flags: int = 0, payload: int = 0) -> bytes:
+    """Head and message of a frame that `payload` bytes follow."""
+    return HEAD.pack(len(message), method, flags, payload) + message
+
+
 class Stream:
     """Frames over one socket.
 
     `deadline` (on the clock of `time.monotonic`; None: `patience` seconds for every single wait) bounds all waiting.
     `in_step` is true while no answer is outstanding: whoever asks clears it, whoever has read the answer sets it.
-    `broken` tells that the connection has failed.
+    `broken` tells that the connection has failed. `asked` is the method of the last frame sent, `instance` the life
+    of the server that it leads to.
     """
 
     def __init__(self, sock: socket.socket, patience: float, name: str = "the other side") -> None:
         self.deadline: float | None = None
         self.in_step = True
         self.broken = False
+        self.asked = 0
+        self.instance = b""
         self._sock = sock
         self._name = name
         self.patience = patience
@@ -84,8 +92,8 @@ class Stream:
         descriptors: Sequence[int] = (),
     ) -> None:
         """Send one frame."""
-        nbytes = sum(len(each) for each in payload)
-        first = HEAD.pack(len(message), method, flags, nbytes) + message
+        self.asked = method
+        first = encode(method, message, flags, sum(map(len, payload)))
         self.send_raw([first, *payload], descriptors)
 
     def send_raw(self, pieces: Sequence[_Buffer], descriptors: Sequence[int] = ()) -> None:
@@ -158,6 +166,12 @@ class Stream:
         poll = select.poll()
         poll.register(self._sock, select.POLLIN | select.POLLHUP)
         poll.poll()
+
+    def ended(self) -> bool:
+        """Whether the other side has closed the connection, by now."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def shut(self) -> None:
         """End the stream from another thread: whoever waits on it wakes up."""

@@ -14,6 +14,7 @@ from kvstore.cli.output import print_json
 from kvstore.cli.settings import configuration
 from kvstore.config import Config
 from kvstore.errors import Unavailable
+from kvstore.process import forbid_inspection
 from kvstore.settings import size_text
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ GRACE_S = 5.0
 def serve(args: Namespace) -> int:
     """Print one line when ready; stop in order on SIGTERM or SIGINT, at once on the second."""
     config = configuration(args)
+    forbid_inspection()  # before there is a tenant's memory to inspect
     from kvstore.server import serve as start
     from kvstore.store import Store
 

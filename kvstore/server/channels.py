@@ -37,7 +37,16 @@ class Channels:
             self.local = facts["local"] = str(own.getsockname())
             handlers = {**bulk.handlers(), **local.handlers()}
             self._servers.append(
-                StreamServer(own, self._service, self._access, self._instance, handlers, name="local", limit=limit)
+                StreamServer(
+                    own,
+                    self._service,
+                    self._access,
+                    self._instance,
+                    handlers,
+                    name="local",
+                    limit=limit,
+                    greet=local.check_peer,
+                )
             )
         wire = bulk_listener(config, address)
         if wire is not None:

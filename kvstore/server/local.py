@@ -1,12 +1,160 @@
-"""The calls of the local channel: where the bytes lie, and descriptors to map them by."""
+"""The calls of the local channel: where the bytes lie, descriptors to map them by, puts from staging memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from typing import cast
+from weakref import WeakKeyDictionary
 
-from kvstore.server.streams import Handler
+from kvstore import wire
+from kvstore.channels.stream import MAX_DESCRIPTORS, BadFrame, Frame, Stream
+from kvstore.errors import PermissionDenied
+from kvstore.server.local_staging import StagingArea
+from kvstore.server.streams import Connection, Handler, fail
+from kvstore.session import Session
+from kvstore.v1 import kvstore_pb2 as pb
+
+_PATIENCE_S = 1.0
 
 
 def handlers() -> Mapping[int, Handler]:
     """By the number of the method."""
-    return {}
+    calls = LocalCalls()
+    found: dict[int, Handler] = {
+        pb.METHOD_LOOKUP: calls.lookup,
+        pb.METHOD_PLACE: calls.place,
+        pb.METHOD_STAGE: calls.stage,
+        pb.METHOD_PUT_STAGED: calls.put_staged,
+        pb.METHOD_INDEX: calls.index,
+    }
+    return found
+
+
+def check_peer(sock: socket.socket) -> socket.socket:
+    """Let in the user that this server runs as, and root; whatever the mode of the socket's folder has become."""
+    stream = Stream(sock, _PATIENCE_S, "the client")
+    uid = stream.peer_uid()
+    if uid not in (0, os.geteuid()):
+        error = PermissionDenied(f"the local channel is for the user {os.geteuid()} that the server runs as, not {uid}")
+        fail(stream, pb.METHOD_HELLO, error)
+        raise error
+    return sock
+
+
+class Given:
+    """The extents that a connection has been told of, and when that was."""
+
+    def __init__(self) -> None:
+        self.epoch = -1
+        self.numbers: frozenset[int] = frozenset()
+
+
+class LocalCalls:
+    """The handlers of one server."""
+
+    def __init__(self) -> None:
+        self._given: WeakKeyDictionary[Connection, Given] = WeakKeyDictionary()
+
+    def lookup(self, connection: Connection, frame: Frame) -> None:
+        """A look-up; with a lease also where the chunks lie, if that is asked."""
+        request = wire.parse(pb.LookupRequest, _alone(frame))
+        places = bool(request.places and request.lease)
+        answer = connection.service.lookup(connection.session, request, places=places)
+        if places:
+            self._tell_extents(connection)
+        connection.answer(frame, answer)
+
+    def place(self, connection: Connection, frame: Frame) -> None:
+        """Bring parts into DRAM, lease them, and say where they lie."""
+        request = wire.parse(pb.PlaceRequest, _alone(frame))
+        placed = _store(connection).place_packed(
+            connection.session.spec(request.spec),
+            request.items,
+            fidelity=wire.fidelity_from_number(request.fidelity),
+            verify=request.verify,
+            lease=request.lease,
+            lease_s=request.lease_ms / 1000,
+        )
+        self._tell_extents(connection)
+        answer = pb.PlaceResponse(places=placed.places)
+        for item, error in placed.failures.items():
+            answer.failed.add(item=item, failure=wire.failure_to_message(error))
+        connection.answer(frame, answer)
+
+    def stage(self, connection: Connection, frame: Frame) -> None:
+        """Map memory of the client."""
+        request = wire.parse(pb.StageRequest, _alone(frame))
+        descriptor = connection.stream.take_descriptor()
+        try:
+            connection.session.own(StagingArea).add(request.number, request.bytes, descriptor)
+        finally:
+            os.close(descriptor)
+        connection.answer(frame, pb.StageResponse())
+
+    def put_staged(self, connection: Connection, frame: Frame) -> None:
+        """A put from memory that the client has staged."""
+        request = wire.parse(pb.StagedPutRequest, _alone(frame))
+        area = connection.session.own(StagingArea)
+        answer = connection.service.put_memory(
+            connection.session, request.head, lambda nbytes: area.memory(request.staging, request.offset, nbytes)
+        )
+        connection.answer(frame, answer)
+
+    def index(self, connection: Connection, frame: Frame) -> None:
+        """The descriptor of the namespace's index in shared memory."""
+        wire.parse(pb.IndexRequest, _alone(frame))
+        descriptor, nbytes = _store(connection).open_shared_index()
+        try:
+            answer = pb.IndexResponse(bytes=nbytes).SerializeToString()
+            connection.stream.send(frame.method, answer, descriptors=(descriptor,))
+        finally:
+            os.close(descriptor)
+
+    def _tell_extents(self, connection: Connection) -> None:
+        """Give the descriptors of extents that are new to a connection, and tell which are gone.
+
+        After what is answered was put under a lease: an extent with a leased chunk in it does not go.
+        """
+        given = self._given.get(connection)
+        if given is None:
+            given = self._given.setdefault(connection, Given())
+        store = _store(connection)
+        epoch = store.extents_epoch
+        if given.epoch == epoch:
+            return
+        now = store.extents()
+        gone, new = sorted(given.numbers - now), sorted(now - given.numbers)
+        for start in range(0, max(len(new), bool(gone)), MAX_DESCRIPTORS):
+            _give(connection, store, new[start : start + MAX_DESCRIPTORS], gone if not start else ())
+        given.epoch, given.numbers = epoch, now
+
+
+def _give(connection: Connection, store: Session, new: Sequence[int], gone: Sequence[int]) -> None:
+    message = pb.Extents(gone=gone)
+    descriptors: list[int] = []
+    try:
+        for number in new:
+            try:
+                descriptor, nbytes = store.open_extent(number)
+            except PermissionDenied:  # given away meanwhile
+                continue
+            descriptors.append(descriptor)
+            message.given.add(number=number, bytes=nbytes)
+        connection.stream.send(pb.METHOD_EXTENTS, message.SerializeToString(), descriptors=descriptors)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _store(connection: Connection) -> Session:
+    """The session as the embedded store gives it: the channels serve no other backend."""
+    return cast(Session, connection.session.backend)
+
+
+def _alone(frame: Frame) -> bytes:
+    """The message of a frame that has no payload."""
+    if frame.payload:
+        raise BadFrame(f"method {frame.method} takes no payload")
+    return frame.message

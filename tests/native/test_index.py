@@ -307,3 +307,37 @@ def test_listing_goes_on_where_it_ended() -> None:
     assert listed == chunks[:2] + chunks[5:]
     with pytest.raises(IndexError):
         index.chunks(-1, 3)
+
+
+def insert(
+    index: Index, number: int = 1, tokens: int = 256, first_valid: int = 0, tier: int = 1
+) -> tuple[int, int, int]:
+    """One placement, in one call."""
+    fields = (0, 0, 0, 32, first_valid, 1 << 20, tier, 5, 6, False, number << 20, 77)
+    return index.insert(1, key_of(number), ROOT, 256 * number, tokens, NOW, *fields)
+
+
+def test_insert_adds_what_is_new() -> None:
+    index = Index(10, 1)
+    chunk, first_valid, placement = insert(index, first_valid=9)
+    part = index.find_part(chunk, 0, 0, 0, 32)
+    row = index.placement(placement)
+    assert (index.find(1, key_of(1)), index.find_placement(part, 1), first_valid) == (chunk, placement, 9)
+    assert (row.tier, row.codec, row.level, row.exact, row.loc, row.stored) == (1, 5, 6, False, 1 << 20, 77)
+    assert (index.part(part).logical, index.part(part).first_valid, index.chunk(chunk).last_use) == (1 << 20, 9, NOW)
+    assert insert(index, first_valid=9) == (chunk, 9, -1), "it has one in that tier"
+    assert insert(index, first_valid=3, tier=2) == (chunk, 9, -1), "the part is another"
+    assert insert(index, first_valid=9, tier=2)[2] >= 0
+    with pytest.raises(ValueError, match="256 tokens at position 256, not 255 at 256"):
+        insert(index, tokens=255, tier=3)
+    assert index.counts() == (1, 1, 2)
+
+
+@pytest.mark.parametrize("maxima", [(1, 9, 9), (9, 1, 9), (9, 9, 1)])
+def test_insert_into_a_full_index_leaves_nothing(maxima: tuple[int, int, int]) -> None:
+    index = Index(maxima[0], 1, maxima[1], maxima[2])
+    insert(index)
+    with pytest.raises(OverflowError, match="index is full"):
+        insert(index, 2)
+    assert index.counts() == (1, 1, 1)
+    assert index.find(1, key_of(2)) == -1

@@ -33,6 +33,8 @@ def test_touch_many_moves_those_present_in_order() -> None:
     assert order(lru) == [1, 2, 4, 3, 0]
     lru.touch_many(np.array([2], np.uint32))
     assert order(lru) == [1, 4, 3, 0, 2]
+    lru.touch_many(np.array([4, 9, 3], np.uint32), reverse=True)
+    assert order(lru) == [1, 0, 2, 3, 4]
 
 
 def test_bad_handles() -> None:

@@ -4,6 +4,7 @@ to be slow or to fail."""
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +18,13 @@ import pytest
 import kvstore
 import kvstore.core
 from kvstore import store
+from kvstore.api import Query
 from kvstore.config import Config, DramConfig, NamespaceConfig, NvmeConfig
 from kvstore.errors import KVStoreError, StorageError
-from kvstore.keys import Chain, ChunkRef
+from kvstore.keys import Chain, ChunkRef, pack_refs
 from kvstore.record import Record
+from kvstore.session import Session
+from kvstore.shared_index import SharedIndex
 from kvstore.spec import KVGroup, KVSpec, Part
 from kvstore.tiers.base import Owner, Recovered, Speed, Tier, TierFull
 
@@ -179,6 +183,7 @@ class Box:
             patch.setattr(store, "_open_nvme", probed)
             client = kvstore.open(config, namespace=namespace)
         self.opened.append(client)
+        os.close(self.store(client).session(namespace).open_shared_index()[0])  # from here on it is kept up
         return client
 
     def another(self, client: kvstore.Client, namespace: str = "default") -> kvstore.Client:
@@ -236,6 +241,17 @@ class Box:
         assert stats["namespace"]["used"] == sum(by_tier.values())
         assert all(each.promised == 0 for each in core.catalog.namespaces.values())
 
+        self.shared_index_is_right(client)
+
+    def shared_index_is_right(self, client: kvstore.Client) -> None:
+        """What clients read in shared memory is what the store answers, for every chunk of every open namespace."""
+        for scope in self.store(client)._core.catalog.scopes:
+            if scope.namespace.open and not scope.windowed:
+                session = self.store(client).session(scope.namespace.name)
+                refs = [info for info in kvstore.Client(session).list() if info.spec == scope.spec.digest]
+                with shared_index(session) as shared:
+                    assert says_the_same(session, shared, scope.spec, pack_refs(refs))  # type: ignore[arg-type]
+
     def _is_settled(self, core: Any) -> bool:
         with core.lock:
             rows = core.index.chunks(0, 1_000_000)[0].tolist()
@@ -247,6 +263,24 @@ class Box:
         for client in reversed(self.opened):
             client.close()
         self.opened.clear()
+
+
+def shared_index(session: Session) -> SharedIndex:
+    """The shared index of a session's namespace, as a client has it."""
+    fd, nbytes = session.open_shared_index()
+    try:
+        return SharedIndex(fd, nbytes)
+    finally:
+        os.close(fd)
+
+
+def says_the_same(session: Session, shared: SharedIndex, spec: KVSpec, refs: bytes) -> bool:
+    """Whether the shared index answers what the store does. It is asked again where the mover came in between."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if shared.lookup(Query(spec, refs)) == session.lookup(Query(spec, refs)):
+            return True
+    return False
 
 
 def record_bytes(place: kvstore.PlacementInfo) -> int:

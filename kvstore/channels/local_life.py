@@ -1,0 +1,35 @@
+"""What a client on the server's host knows of one life of the server. All of it is void when that ends."""
+
+from __future__ import annotations
+
+import threading
+
+from kvstore.channels.extents import Extents
+from kvstore.channels.local_leases import LeasedPlaces
+from kvstore.channels.stream import Stream
+from kvstore.shared_index import SharedIndex
+
+
+class Life:
+    """Extents, leases, staged memory and the shared index of one life of the server.
+
+    `anchor` is a connection that nothing is said on: as long as it is open the session lasts, and with it every
+    lease, whatever becomes of the connections that calls are made on.
+    """
+
+    def __init__(self, anchor: Stream) -> None:
+        self.instance = anchor.instance
+        self.extents = Extents()
+        self.leases = LeasedPlaces()
+        self.staged: set[int] = set()
+        self.index: SharedIndex | None = None
+        self.index_asked = False
+        self.ended = False
+        self.lock = threading.Lock()  # of `staged` and `index`; held while the server is told
+        self._anchor = anchor
+
+    def end(self) -> None:
+        """Nothing of it counts any more. Memory that somebody still looks at stays mapped."""
+        self.ended = True
+        self.leases.drop_all()
+        self._anchor.close()

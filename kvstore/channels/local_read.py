@@ -1,0 +1,102 @@
+"""From the arena's memory, mapped read-only, into the caller's."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from kvstore import _native
+from kvstore.api import Want
+from kvstore.channels.extents import Extents
+from kvstore.channels.local_leases import Place
+from kvstore.codecs import codec
+from kvstore.errors import Corrupt, InvalidArgument, KVStoreError, SpecMismatch
+from kvstore.record import RAW, header_bytes, unpack
+from kvstore.spec import KVSpec, Part
+
+_KEY = slice(32, 64)  # of a record's header
+
+
+@lru_cache(4096)
+def header_length(spec: KVSpec, part: Part) -> int:
+    """Length of the header that lies before a part's payload, in bytes."""
+    return header_bytes(len(spec.layer_ranges(part, 1)))
+
+
+@lru_cache(4096)
+def _ranges(spec: KVSpec, part: Part, tokens: int) -> tuple[tuple[int, int], ...]:
+    return tuple(spec.layer_ranges(part, tokens))
+
+
+def fill(extents: Extents, spec: KVSpec, want: Want, place: Place, verify: bool) -> KVStoreError | None:
+    """Copy what lies at a place into a destination; what went wrong, or None.
+
+    It counts only if the lease on the place turns out to be valid *afterwards*: the memory may be another chunk's
+    as soon as it is not. `Corrupt` and `SpecMismatch` say that the bytes are not what they should be.
+    """
+    location, stored, form, _ = place
+    header = header_length(spec, want.part)
+    memory = extents.memory(location, header, stored)
+    if memory is None:
+        return SpecMismatch(f"the server named a place in an extent that it has not given: {location:#x}")
+    try:
+        if form == RAW and not verify:
+            problem = _copy_raw(memory[header:], spec, want)
+        else:
+            problem = _read_record(memory, header, spec, want, form, verify)
+    except KVStoreError as error:
+        return error
+    if problem is None and memory[_KEY] != want.ref.key:
+        return SpecMismatch(f"the record of {bytes(memory[_KEY]).hex()} lies where {want.ref.key.hex()} should")
+    return problem
+
+
+def _copy_raw(payload: memoryview, spec: KVSpec, want: Want) -> KVStoreError | None:
+    if want.layers is not None:
+        ranges = _ranges(spec, want.part, want.ref.tokens)
+        first, last = _checked_layers(want, len(ranges))
+        payload = payload[ranges[first][0] : ranges[last][0] + ranges[last][1]]
+    if len(payload) != want.out.nbytes:
+        return _wrong_length(want, len(payload))
+    _native.copy(want.out, payload)
+    return None
+
+
+def _read_record(
+    memory: memoryview, header: int, spec: KVSpec, want: Want, form: int, verify: bool
+) -> KVStoreError | None:
+    """By what the header says: verified, or decoded, or both."""
+    record = unpack(memory[:header])
+    if (record.key, record.spec, record.part, record.form) != (want.ref.key, spec.digest, want.part, form):
+        return SpecMismatch(f"another record lies where {want.ref.key.hex()} should")
+    groups = record.groups
+    if want.layers is not None:
+        first, last = _checked_layers(want, len(groups))
+        groups = groups[first : last + 1]
+    start, end = int(groups["offset"][0]), int(groups["offset"][-1] + groups["length"][-1])
+    payload = memory[header + start : header + end]
+    offsets = (groups["offset"] - groups["offset"][0]).astype(np.uint64)
+    lengths = groups["length"].astype(np.uint64)
+    if form == RAW:
+        if len(payload) != want.out.nbytes:
+            return _wrong_length(want, len(payload))
+        digests = _native.copy_hash_many(want.out, payload, offsets, lengths)
+    else:
+        digests = _native.xxh3_128_many(payload, offsets, lengths) if verify else groups["xxh3"]
+        codec(form).decode_into(payload, want.out)
+    if not np.array_equal(digests, groups["xxh3"]):
+        return Corrupt(f"layer groups of {want.ref.key.hex()} do not match their checksums")
+    return None
+
+
+def _checked_layers(want: Want, count: int) -> tuple[int, int]:
+    """The first and the last of the layer groups asked for."""
+    first, end = want.layers or (0, count)
+    if not 0 <= first < end <= count:
+        raise InvalidArgument(f"layers {want.layers} are outside the part's {count} layer groups")
+    return first, end - 1
+
+
+def _wrong_length(want: Want, nbytes: int) -> InvalidArgument:
+    return InvalidArgument(f"the destination has {want.out.nbytes} bytes; what is asked for has {nbytes}")
