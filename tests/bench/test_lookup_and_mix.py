@@ -151,7 +151,7 @@ def small(tmp_path: Path, **options: Any) -> mix.Plan:
     return mix.Plan(requests=40, dram=32 * MiB, working_set=3.0, **options)
 
 
-@pytest.mark.parametrize("mode", ["embedded", "grpc"])
+@pytest.mark.parametrize("mode", ["embedded", "local", "bulk"])
 def test_mix_reports_what_became_of_the_requests(tmp_path: Path, mode: str) -> None:
     spec = KVSpec.dense("m", layers=2, kv_heads=1, head_dim=32, chunk_tokens=256)
     rows = mix.run(small(tmp_path), model=spec, clients=(1, 2), mode=mode)
