@@ -26,7 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore import _native
-from kvstore.bench.measure import Bar, Row, percentile
+from kvstore.bench.cpu import CpuClock
+from kvstore.bench.measure import Bar, Row, cpu_facts, percentile
 from kvstore.bench.nvme_recover import recover_rows
 from kvstore.bench.raw_disk import RawFile, in_threads
 from kvstore.errors import Corrupt, StorageError
@@ -44,7 +45,7 @@ _WORKING_SET = 1 << 30
 _BATCH = 64 * MIB
 _SPEC = KVSpec.dense("bench", layers=1, kv_heads=1, head_dim=64)
 Digests = npt.NDArray[np.uint8]
-Times = dict[tuple[str, int], list[float]]
+Times = dict[tuple[str, int], list[tuple[float, float]]]  # seconds, and CPU seconds, a record
 
 
 def run(
@@ -104,6 +105,7 @@ class _Contest:
         words = np.frombuffer(self._source, np.uint64)
         words[:] = np.random.default_rng(0).integers(0, 1 << 63, len(words), dtype=np.uint64)
         self._serial = 0
+        self._cpu = CpuClock()
         self._written = {"raw": 0, "ours": 0}
 
     def measure(self, size: int, rounds: int) -> list[Row]:
@@ -132,15 +134,17 @@ class _Contest:
             place = self._written[who] % places
             self._written[who] += 1
             if who == "raw":
+                used = self._cpu.seconds()
                 seconds = self._raw.write(threads, place * nbytes, pieces)
+                used = self._cpu.seconds() - used
                 raw[place] = _Batch(digests)
             else:
                 if place in ours:
                     self._forget(ours[place])
-                ours[place], seconds = self._write_ours(threads, pieces, digests)
-            times.setdefault((who, threads), []).append(seconds / count)
+                ours[place], seconds, used = self._write_ours(threads, pieces, digests)
+            times.setdefault((who, threads), []).append((seconds / count, used / count))
 
-    def _write_ours(self, threads: int, pieces: Sequence[memoryview], digests: Digests) -> tuple[_Batch, float]:
+    def _write_ours(self, threads: int, pieces: Sequence[memoryview], digests: Digests) -> tuple[_Batch, float, float]:
         tier, size = self._tier, len(pieces[0])
         records = [_record(digest, size) for digest in digests]
         headers = [record.pack() for record in records]
@@ -151,10 +155,12 @@ class _Contest:
         def write(index: int) -> None:
             locations[index] = tier.write(headers[index], pieces[index], records[index])
 
+        used = self._cpu.seconds()
         seconds = in_threads(threads, len(pieces), write)
         start = time.perf_counter()
         tier.sync()
-        return _Batch(digests, locations, records), seconds + time.perf_counter() - start
+        seconds += time.perf_counter() - start
+        return _Batch(digests, locations, records), seconds, self._cpu.seconds() - used
 
     def _read_round(
         self, number: int, places: int, size: int, nbytes: int, raw: dict[int, _Batch], ours: dict[int, _Batch],
@@ -166,6 +172,7 @@ class _Contest:
             # A place of its own for each: the disk's host may keep what was just read.
             place = (number * (len(THREADS) + 1) + turn) % places
             self._target[:nbytes:4096] = bytes(nbytes // 4096)
+            used = self._cpu.seconds()
             if who == "raw":
                 seconds, batch = self._raw.read(threads, place * nbytes, pieces), raw[place]
             else:
@@ -177,9 +184,10 @@ class _Contest:
                 seconds = time.perf_counter() - start
                 if any(outcomes):
                     raise next(error for error in outcomes if error is not None)
+            used = self._cpu.seconds() - used
             if not np.array_equal(_digests(pieces), batch.digests):
                 raise Corrupt(f"{who} read something else than was written")
-            times.setdefault((who, threads), []).append(seconds / count)
+            times.setdefault((who, threads), []).append((seconds / count, used / count))
 
     def _stamp(self, pieces: Sequence[memoryview]) -> Digests:
         """Make every piece unlike any before it."""
@@ -201,27 +209,33 @@ class _Contest:
 def _two_rows(case: str, size: int, times: Times) -> list[Row]:
     """The best raw row and the tier's best, both by their medians."""
     best = {
-        who: min((key for key in times if key[0] == who), key=lambda key: statistics.median(times[key]))
+        who: min((key for key in times if key[0] == who), key=lambda key: _median(times[key]))
         for who in ("raw", "ours")
     }
     raw = _row(f"raw-{case}", size, best["raw"][1], times[best["raw"]])
     ours = _row(case, size, best["ours"][1], times[best["ours"]])
     ours |= {"baseline": raw["case"], "ratio": raw["p50_s"] / ours["p50_s"]}
-    return [raw, ours | {"bar": str(BAR), "met": BAR.met(ours)}]
+    BAR.judge(ours)
+    return [raw, ours]
 
 
-def _row(case: str, size: int, threads: int, seconds: Sequence[float]) -> Row:
-    p50 = statistics.median(seconds)
+def _median(taken: Sequence[tuple[float, float]]) -> float:
+    return statistics.median(seconds for seconds, _ in taken)
+
+
+def _row(case: str, size: int, threads: int, taken: Sequence[tuple[float, float]]) -> Row:
+    p50 = _median(taken)
     return {
         "case": case,
         "mode": f"{threads} threads" if threads else "read_many",
         "bytes": size,
         "p50_s": p50,
-        "p99_s": percentile(seconds, 0.99),
+        "p99_s": percentile([seconds for seconds, _ in taken], 0.99),
         "gbps": size / p50 / 1e9,
         "baseline": None,
         "ratio": None,
-        "rounds": len(seconds),
+        **cpu_facts(sum(used for _, used in taken), None, len(taken), size),
+        "rounds": len(taken),
         "note": "nothing cached on this machine, maybe on the disk's host; time per record of a batch",
         "bar": None,
         "met": None,

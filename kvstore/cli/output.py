@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 
 class Advance(Protocol):
@@ -15,9 +15,9 @@ class Advance(Protocol):
     def __call__(self, done: float = 1) -> None: ...
 
 
-def print_json(value: Any) -> None:
-    """One object on standard output."""
-    print(json.dumps(value, default=_plain))
+def print_json(value: Any, file: TextIO | None = None) -> None:
+    """One object on standard output, or into a file."""
+    print(json.dumps(value, default=_plain), file=file)
 
 
 def print_table(

@@ -7,6 +7,7 @@ import sys
 from typing import NoReturn
 
 from kvstore import __version__
+from kvstore.cli.values import natural, number, positive, positives, size, sizes, words
 from kvstore.schema import scalar_keys
 
 # Short spellings of the flags that are set most.
@@ -67,11 +68,11 @@ def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
     made = _Commands(commands, common, _target())
     made.add("stats", "inspect", "stats", "Print counters and gauges.")
     listed = made.add("ls", "inspect", "ls", "List the stored chunks of the namespace.")
-    listed.add_argument("--limit", type=_positive, metavar="N", help="stop after so many chunks")
+    listed.add_argument("--limit", type=positive, metavar="N", help="stop after so many chunks")
     made.add("verify", "verify", "verify", "Read everything back against its checksums; exit 6 if any is corrupt.")
     put = made.add("put", "objects", "put", "Store a part of one chunk, or of all chunks of a prompt.", _FILES)
     _choice(put)
-    put.add_argument("--token-count", type=_positive, metavar="N", help="tokens of the chunk named by --key")
+    put.add_argument("--token-count", type=positive, metavar="N", help="tokens of the chunk named by --key")
     put.add_argument("--ack", choices=("stored", "persisted", "synced"), default="stored",
                      help="when to count it as done: visible, survives kill -9, survives power loss")  # fmt: skip
     put.add_argument("file", metavar="FILE")
@@ -87,19 +88,33 @@ def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
 
 def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:
     bench = commands.add_parser("bench", help="Measure, each time against a baseline of the same run.")
-    made = _Commands(bench.add_subparsers(title="benchmarks", metavar="NAME", required=True), common)
-    local = made.add("local", "bench", "local", "The embedded store in DRAM against memcpy.")
-    grpc = made.add("grpc", "bench", "grpc", "A server over gRPC on loopback against a raw TCP stream.")
-    for each in (local, grpc):
-        each.add_argument("--rounds", type=_positive, default=60, metavar="N", help="timed rounds (%(default)s)")
-    nvme = made.add("nvme", "bench", "nvme", "The NVMe tier against raw O_DIRECT on the same files.")
+    names = bench.add_subparsers(title="benchmarks", metavar="NAME", required=True)
+    made = _Commands(names, common)
+    told = _Commands(names, common, _results())
+    shaped = _Commands(names, common, _results(), _model())
+    local = shaped.add("local", "bench", "local", "The store in DRAM against memcpy: in this process, or in a server.")
+    local.add_argument("--server", action="store_true", help="a server in another process, over shared memory")
+    local.add_argument("--clients", type=positives, metavar="N,…", help="with --server: how many read at once (8)")
+    remote = shaped.add("remote", "bench", "remote", "A server over TCP on loopback against a raw stream.")
+    remote.add_argument("--tls", action="store_true", help="both over TLS")
+    remote.add_argument("--clients", type=positives, metavar="N,…", help="then so many processes that read at once")
+    grpc = shaped.add("grpc", "bench", "grpc", "A server over gRPC on loopback against a raw TCP stream.")
+    for each in (local, remote, grpc):
+        each.add_argument("--rounds", type=positive, default=60, metavar="N", help="timed rounds (%(default)s)")
+        each.add_argument("--sizes", type=sizes, metavar="SIZE,…", help="of chunks, like 256KiB,1MiB,16MiB")
+    lookup = shaped.add("lookup", "bench", "lookup", "How long it takes to learn how far a prompt reaches.")
+    lookup.add_argument("--entries", type=positive, default=100_000, metavar="N", help="chunks stored (%(default)s)")
+    lookup.add_argument("--clients", type=positives, metavar="N,…", help="how many ask at once (1,2,4,8)")
+    lookup.add_argument("--modes", type=words, metavar="MODE,…", help="of embedded,local,bulk,grpc (all but bulk)")
+    _mix(shaped.add("mix", "bench", "mix", "Requests as engines make them, over a store too small for all of it."))
+    nvme = told.add("nvme", "bench", "nvme", "The NVMe tier against raw O_DIRECT on the same files.")
     nvme.add_argument("--path", metavar="FOLDER", help="a folder on the disk to measure (a temporary one)")
-    index = made.add("index", "bench", "index", "The metadata of a million chunks: memory, pauses, growth.")
-    index.add_argument("--chunks", type=_positive, default=1_000_000, metavar="N", help="(%(default)s)")
-    index.add_argument("--soak", type=_positive, default=1_000_000, metavar="N",
+    index = told.add("index", "bench", "index", "The metadata of a million chunks: memory, pauses, growth.")
+    index.add_argument("--chunks", type=positive, default=1_000_000, metavar="N", help="(%(default)s)")
+    index.add_argument("--soak", type=positive, default=1_000_000, metavar="N",
                        help="insertions and evictions of the soak (%(default)s)")  # fmt: skip
     torture = made.add("torture", "bench", "torture", "kill -9 at random moments under load, then check everything.")
-    torture.add_argument("--rounds", type=_positive, default=100, metavar="N", help="kills (%(default)s)")
+    torture.add_argument("--rounds", type=positive, default=100, metavar="N", help="kills (%(default)s)")
     torture.add_argument("--path", metavar="FOLDER", help="where the store lies (a temporary folder)")
     torture.add_argument("--seed", type=int, metavar="N", help="of the load and of the moments (random)")
     peers = made.add("peers", "peers", "peers", "kvstore beside LMCache, Mooncake, Redis and plain files, in turns.")
@@ -109,6 +124,38 @@ def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Pars
     peers.add_argument("--sizes", metavar="SIZE,…", help="of a chunk, multiples of 256 KiB (1MiB,16MiB)")
     peers.add_argument("--rounds", type=_positive, default=40, metavar="N", help="timed rounds (%(default)s)")
     peers.add_argument("--out", metavar="FOLDER", help="where bench-peers.json and a picture go")
+
+
+def _mix(parser: _Parser) -> None:
+    """The flags of `bench mix`."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--trace", metavar="FILE", help="requests of a trace (JSON lines with hash_ids or segments)")
+    which.add_argument("--exponent", type=number, default=1.0, metavar="S", help="of the Zipf law (%(default)s)")
+    parser.add_argument("--requests", type=positive, metavar="N", help="(2000; of a trace the first 500)")
+    parser.add_argument("--clients", type=positives, default=(4,), metavar="N,…", help="how many at once (4)")
+    parser.add_argument("--mode", default="local", help="local, bulk, grpc or embedded (%(default)s)")
+    parser.add_argument("--dram", type=size, default=1 << 30, metavar="SIZE", help="of the store (1GiB)")
+    parser.add_argument("--working-set", type=number, default=4.0, metavar="X", help="times the DRAM (%(default)s)")
+    parser.add_argument("--nvme", metavar="FOLDER", help="a tier below DRAM, in a folder of its own in this one")
+    parser.add_argument("--nvme-capacity", type=size, default=8 << 30, metavar="SIZE", help="(8GiB)")
+    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the popularity (%(default)s)")
+
+
+def _results() -> _Parser:
+    """Where a benchmark's results go besides standard output."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", metavar="FOLDER", help="write bench-NAME.json and bench-NAME.png there too")
+    return parser
+
+
+def _model() -> _Parser:
+    """Whose chunks are moved."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    group = parser.add_argument_group("chunks", "those of a public model instead of synthetic ones")
+    group.add_argument("--model", metavar="NAME", help="like llama-3.1-8b; a wrong name lists them")
+    group.add_argument("--tokens", type=positive, metavar="N", help="of a chunk (256)")
+    group.add_argument("--tp", type=positive, metavar="N", help="tensor-parallel ranks (1)")
+    return parser
 
 
 def _settings() -> _Parser:
@@ -148,19 +195,7 @@ def _choice(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
     which.add_argument("--tokens", metavar="TOKENS", help="the prompt that the chunks belong to")
     which.add_argument("--key", metavar="HEX", action="append" if many else "store",
                        help="a chunk's key" + (", repeatable" if many else ""))  # fmt: skip
-    parser.add_argument("--chunk", type=_natural, metavar="N", help="only the prompt's N-th chunk, from 0")
+    parser.add_argument("--chunk", type=natural, metavar="N", help="only the prompt's N-th chunk, from 0")
     if not many:
         for name, text in (("group", "KV group"), ("rank", "tensor-parallel rank"), ("stage", "pipeline stage")):
-            parser.add_argument(f"--{name}", type=_natural, default=0, metavar="N", help=f"{text} of the part (0)")
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
+            parser.add_argument(f"--{name}", type=natural, default=0, metavar="N", help=f"{text} of the part (0)")

@@ -16,6 +16,7 @@ from kvstore.cli import main
 from .conftest import Run, environment, only_json
 
 COMMANDS = ("serve", "demo", "config", "stats", "ls", "get", "put", "rm", "pin", "unpin", "verify", "bench")
+BENCHMARKS = ("local", "remote", "grpc", "lookup", "mix", "nvme", "index", "torture")
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -31,7 +32,7 @@ def test_help_names_every_command(cli: Run) -> None:
     assert all(f"    {command} " in result.stdout for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *(f"bench {name}" for name in ("local", "grpc", "nvme", "index"))])
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"bench {name}" for name in BENCHMARKS)])
 def test_every_command_has_help(cli: Run, command: str) -> None:
     result = cli(*command.split(), "--help")
     assert result.returncode == 0
