@@ -117,13 +117,13 @@ def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Pars
     torture.add_argument("--rounds", type=positive, default=100, metavar="N", help="kills (%(default)s)")
     torture.add_argument("--path", metavar="FOLDER", help="where the store lies (a temporary folder)")
     torture.add_argument("--seed", type=int, metavar="N", help="of the load and of the moments (random)")
-    peers = made.add("peers", "peers", "peers", "kvstore beside LMCache, Mooncake, Redis and plain files, in turns.")
-    peers.add_argument("--peers", metavar="NAME,…", help="only these systems or families, like redis or kvstore-local")
+    peers = told.add("peers", "peers", "peers", "kvstore beside LMCache, Mooncake, Redis and plain files, in turns.")
+    peers.add_argument("--peers", type=words, default=(), metavar="NAME,…",
+                       help="only these systems or families, like redis or kvstore-local")  # fmt: skip
     peers.add_argument("--envs", metavar="FOLDER",
                        help="the environments that make bench-peers installed (~/.cache/kvstore/peers)")  # fmt: skip
-    peers.add_argument("--sizes", metavar="SIZE,…", help="of a chunk, multiples of 256 KiB (1MiB,16MiB)")
-    peers.add_argument("--rounds", type=_positive, default=40, metavar="N", help="timed rounds (%(default)s)")
-    peers.add_argument("--out", metavar="FOLDER", help="where bench-peers.json and a picture go")
+    peers.add_argument("--sizes", type=sizes, metavar="SIZE,…", help="of a chunk, multiples of 256 KiB (1MiB,16MiB)")
+    peers.add_argument("--rounds", type=positive, default=40, metavar="N", help="timed rounds (%(default)s)")
 
 
 def _mix(parser: _Parser) -> None:

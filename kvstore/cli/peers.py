@@ -12,22 +12,19 @@ from kvstore.bench.measure import Row, report
 from kvstore.bench.peers import choose, run
 from kvstore.bench.peers.conductor import SIZES, Result
 from kvstore.cli.output import print_json, print_table, progress, size
-from kvstore.config import Quantity
 from kvstore.errors import StorageError
-from kvstore.schema import Key
 
 COLUMNS = ("case", "bytes", "system", "mode", "p50", "p99", "GB/s", "ratio", "CPU")
 CAPTION = (
     "ratio: memcpy's time / the system's; CPU: its processor time, server included, per byte in memcpys.\n"
     "exists-100: time of one question about 100 chunks that are there."
 )
-_SIZE = Key("bench", "sizes", int, Quantity("bytes", positive=True), False, None)
 
 
 def peers(args: Namespace) -> int:
     """`bench peers`; exit 6 when a system gives other bytes than were stored."""
-    systems = choose([name for name in (args.peers or "").split(",") if name])
-    sizes = tuple(int(_SIZE.parse(text)) for text in args.sizes.split(",")) if args.sizes else SIZES
+    systems = choose(args.peers)
+    sizes = args.sizes or SIZES
     envs = Path(args.envs) if args.envs else None
     out = _folder(args.out)
     with progress("bench peers", args.rounds * len(sizes)) as advance:

@@ -131,10 +131,10 @@ def test_every_system_has_its_rows() -> None:
 
 
 def test_the_server_in_another_process_says_how_it_is_reached() -> None:
-    result = small(*named("kvstore-local"))
-    rows = [row for row in result.rows if row["system"] == "kvstore-local"]
+    result = small(*named("kvstore-local", "kvstore-remote"))
+    rows = [row for row in result.rows if row["system"].startswith("kvstore")]
     assert {row["case"] for row in rows} == {"get", "get-leased", "put"}
-    assert all("Backend" in row["note"] for row in rows)
+    assert {(row["system"], row["mode"]) for row in rows} == {("kvstore-local", "local"), ("kvstore-remote", "bulk")}
     assert all(row["cpu"] > 0 for row in rows)
 
 

@@ -13,7 +13,7 @@ from kvstore.config import Config, DramConfig
 from kvstore.keys import ChunkRef
 
 from .children import spawn
-from .driver import EXISTS, Bytes, Driver, Skip, need
+from .driver import EXISTS, Bytes, Driver, need
 from .loop import main
 
 MiB = 1 << 20
@@ -42,16 +42,9 @@ class Ours(Driver):
             return kvstore.open(Config(dram=dram, lease_limit_s=LEASE_S, put_wait_s=PUT_WAIT_S))
         ready = self._start(room)
         remote = self.job.options["at"] == "remote"
-        address = str(ready["address"])
-        url = f"bulk://{ready.get('bulk', address)}" if remote else address
-        try:
-            client = kvstore.connect(url, timeout=TIMEOUT_S)
-        except kvstore.InvalidArgument:
-            if remote:
-                raise Skip("kvstore.connect takes no bulk:// address yet") from None
-            raise
-        self.mode = "TCP loopback" if remote else type(client.backend).__name__
-        self.note = f"kvstore serve in another process, kvstore.connect; through {type(client.backend).__name__}"
+        client = kvstore.connect(f"bulk://{ready['bulk']}" if remote else str(ready["address"]), timeout=TIMEOUT_S)
+        self.mode = client.describe().extra["channel"]
+        self.note = f"kvstore serve in another process, kvstore.connect; over the {self.mode} channel"
         return client
 
     def _start(self, room: int) -> dict[str, object]:
