@@ -16,7 +16,7 @@ from kvstore import wire
 from kvstore.api import Backend, Query
 from kvstore.errors import InvalidArgument, KVStoreError, LeaseExpired, Shed
 from kvstore.spec import KVSpec
-from kvstore.transfer import GetPlan, Incoming, Outgoing, check_put, open_item, plan_get, put_memory, start_put
+from kvstore.transfer import Announced, GetPlan, Incoming, Outgoing, check_put, open_item, plan_get, start_put
 from kvstore.v1 import kvstore_pb2 as pb
 
 SESSION_BYTES = 16
@@ -279,10 +279,9 @@ class Service:
             )
             return Outgoing(pb.GetResponse(head=head).SerializeToString(), memoryview(b""))
 
-    def put_memory(self, session: Session, head: Any, memory: Callable[[int], memoryview]) -> Any:
-        """Store what lies in `memory(length)`, once the head is checked."""
-        put = check_put(session.spec(head.spec), head)
-        return put_memory(session.backend, put, memory(put.nbytes))
+    def check_put(self, session: Session, head: Any) -> Announced:
+        """What a put's head announces, checked."""
+        return check_put(session.spec(head.spec), head)
 
     def start_put(self, session: Session, head: Any) -> Incoming:
         """Memory for a put that was announced."""
