@@ -156,6 +156,11 @@ class Stream:
             raise BadFrame("this message carries no descriptor")
         return self._descriptors.pop(0)
 
+    def drop_untaken(self) -> None:
+        """Close the descriptors of the frames that came, unless there is more that they may belong to."""
+        if self._start == self._end:
+            self.drop_descriptors()
+
     def drop_descriptors(self) -> None:
         """Close the descriptors that came and that nobody has taken."""
         while self._descriptors:

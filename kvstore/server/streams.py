@@ -183,7 +183,7 @@ class StreamServer:
             if not frame.flags & ONE_WAY:
                 fail(stream, frame.method, error)
         finally:
-            stream.drop_descriptors()
+            stream.drop_untaken()
 
 
 def fail(stream: Stream, method: int, error: KVStoreError) -> None:
