@@ -34,8 +34,8 @@ class Placer:
         here that is `Shed`.
         """
         core = self._core
-        core.check_open()
         with core.lock:
+            core.check_open()
             found = core.find_items(scope, items, fidelity)
             if found.in_dram == len(found.chunks) and not verify:
                 core.count_found(scope, found)

@@ -253,3 +253,9 @@ def _ref(spec: KVSpec) -> Any:
 
 def _ranges(count: int) -> list[Any]:
     return [pb.LayerRange(start=start, end=start + 1) for start in range(count)]
+
+
+def test_a_lease_without_a_limit_is_not_to_be_had_over_the_wire(stub: Any, running: Any, kit: Any) -> None:
+    request = pb.LookupRequest(spec=kit.small.digest, refs=pack_refs([_ref(kit.small)]), lease=bytes(16), lease_ms=0)
+    fails("INVALID_ARGUMENT", "InvalidArgument", "a lease lasts", lambda: stub.Lookup(request))
+    assert running.gauge("leases") == 0

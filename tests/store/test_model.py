@@ -6,9 +6,11 @@ acknowledged as persisted lost while it may not be evicted, nothing promised und
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,8 @@ from kvstore.config import Config, DramConfig, NvmeConfig
 from kvstore.core import Removed
 from kvstore.errors import Corrupt, NotFound, Shed
 from kvstore.keys import ChunkRef
+from kvstore.places import unpack_places
+from kvstore.session import Session
 from kvstore.spec import KVSpec, Part
 from tests.store.conftest import SHARDED, SMALL, MiB, content, prompt
 
@@ -33,11 +37,22 @@ Where = tuple[KVSpec, ChunkRef, Part]
 chunks = st.sampled_from(CHUNKS)
 
 
+@dataclass(eq=False)
+class Placed:
+    """A part that lies `at` in a mapping of an extent, under a lease of a session."""
+
+    where: Where
+    memory: mmap.mmap
+    at: int
+    lease: tuple[object, bytes]
+
+
 class StoreMachine(RuleBasedStateMachine):
     """What may be there (`maybe`), what must be there (`surely`), what must not (`gone`), what may be bad."""
 
     hits = Bundle("hits")
     views = Bundle("views")
+    placed = Bundle("placed")
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +62,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.durable: set[tuple[bytes, Part]] = set()  # acknowledged as persisted and not evicted on purpose
         self.suspect: set[tuple[bytes, Part]] = set()  # a byte was changed on disk
         self.doomed: set[bytes] = set()  # deleted while somebody held it: may be there still
-        self.pressed = False
+        self.leased: dict[tuple[object, bytes], object] = {}  # what was placed under each lease last
 
     @initialize(roomy=st.booleans())
     def begin(self, roomy: bool) -> None:
@@ -181,6 +196,42 @@ class StoreMachine(RuleBasedStateMachine):
             where, view = held
             assert view.data == content(*where).tobytes()
             view.close()
+
+    @rule(target=placed, chunk=chunks, verify=st.booleans(), number=st.integers(0, 255))
+    def place(self, chunk: tuple[KVSpec, ChunkRef], verify: bool, number: int) -> Placed | None:
+        """A chunk put under a lease of its own, to be read by way of the extent."""
+        spec, ref = chunk
+        part, session = next(spec.parts()), self.client.backend
+        assert isinstance(session, Session)
+        lease = bytes([number]) * 16
+        answer = session.place(spec, [(ref, part)], verify=verify, lease=lease, lease_s=0.0)
+        if answer.failures:
+            assert isinstance(answer.failures[0], NotFound | Shed) or (ref.key, part) in self.suspect
+            if isinstance(answer.failures[0], Corrupt):
+                self.durable.discard((ref.key, part))
+            self.leased.pop((session, lease), None)
+            return None
+        ((location, _, _, _),) = unpack_places(answer.places)
+        descriptor, size = session.open_extent(location >> 40)
+        memory = mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ)
+        os.close(descriptor)
+        placed = Placed((spec, ref, part), memory, location & ((1 << 40) - 1), (session, lease))
+        self.leased[session, lease] = placed
+        return placed
+
+    @rule(held=placed)
+    def read_placed(self, held: Placed | None) -> None:
+        """What was placed stays as it was until its lease is released, even of a store that was closed meanwhile."""
+        if held is not None and self.leased.get(held.lease) is held:
+            expected = content(*held.where).tobytes()
+            assert held.memory[held.at : held.at + len(expected)] == expected
+
+    @rule(number=st.integers(0, 255))
+    def release_placed(self, number: int) -> None:
+        """End one of these leases."""
+        session = self.client.backend
+        session.release([bytes([number]) * 16])
+        self.leased.pop((session, bytes([number]) * 16), None)
 
     # What makes things go
 
