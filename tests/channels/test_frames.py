@@ -50,7 +50,7 @@ def test_no_flipped_bit_goes_unnoticed() -> None:
         near, far = socket.socketpair()
         with near, far:
             near.sendall(damaged)
-            with pytest.raises(kvstore.Unavailable, match="no frame|damaged"):
+            with pytest.raises(kvstore.Unavailable, match=r"no frame|damaged"):
                 Stream(far, 2.0).receive()
 
 
@@ -69,9 +69,7 @@ def test_a_frame_cut_at_any_byte_is_no_frame() -> None:
 
 
 @pytest.mark.parametrize(("length", "payload"), [(MAX_MESSAGE + 1, 0), ((1 << 32) - 1, 0), (0, 1 << 63)])
-def test_sizes_beyond_all_measure_are_refused(
-    pair: tuple[socket.socket, Stream], length: int, payload: int
-) -> None:
+def test_sizes_beyond_all_measure_are_refused(pair: tuple[socket.socket, Stream], length: int, payload: int) -> None:
     near, stream = pair
     head = HEAD.pack(0, length, 4, 0, payload, 0)[:-8]
     near.sendall(head + _native.xxh3_64(head).to_bytes(8, "little"))
