@@ -45,7 +45,6 @@ _SKIP_BYTES = 256 << 10
 _DESCRIPTOR_SPACE = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)
 _TIMEVAL = struct.Struct("ll")
 _OVERSHOOT_S = 0.05  # by how much a wait may end late: less would cost two system calls before most waits
-_TLS_ALERT = b"\x15\x03"
 _Buffer = bytes | memoryview
 
 
@@ -305,8 +304,6 @@ class Stream:
 
     def _broken(self, what: str) -> Unavailable:
         self.broken = True
-        if self._memory[:2] == _TLS_ALERT and self._start == 0 and self._end < HEAD.size:
-            what = "it speaks TLS, and this connection does not"
         return Unavailable(f"{self._name}: {what}")
 
 

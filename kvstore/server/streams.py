@@ -40,6 +40,7 @@ HELLO_BYTES = 4096  # at most: a stranger is not given memory for more
 SPARE_CONNECTIONS = 64  # above the limit, to tell them so
 MAX_SKIP = 256 << 20
 _ACCEPT_PAUSE_S = 0.05
+_TLS_HANDSHAKE = b"\x16"
 Handler = Callable[["Connection", Frame], None]
 Greet = Callable[[socket.socket], socket.socket]
 
@@ -143,6 +144,12 @@ class StreamServer:
         sock.settimeout(HELLO_S)
         if self._greet is None:
             return sock
+        first = sock.recv(1, socket.MSG_PEEK)
+        if first and first != _TLS_HANDSHAKE:
+            stream = Stream(sock, HELLO_S, "the client")
+            stream.receive(longest=HELLO_BYTES)
+            fail(stream, pb.METHOD_HELLO, InvalidArgument("this port speaks TLS: use bulks://HOST:PORT or give `ca`"))
+            raise BadFrame("a connection without TLS")
         with self._lock:
             ready = self._greet(sock)
             self._open[ready] = self._open.pop(sock)
