@@ -13,6 +13,7 @@ reservation that nobody is left to receive is given back.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -113,6 +114,27 @@ class AsyncClient:
     ) -> Sequence[Exception | None]:
         """See `Client.get_many`."""
         return await self._run(lambda: self._client.get_many(spec, wants, fidelity=fidelity, verify=verify))
+
+    async def get_each(
+        self, spec: KVSpec, wants: Sequence[Want], *, fidelity: Fidelity = Fidelity.EXACT, verify: bool = False
+    ) -> AsyncIterator[tuple[int, Exception | None]]:
+        """See `Client.get_each`. After a cancellation destinations may still be written to for a moment."""
+        found: Any = self._client.get_each(spec, wants, fidelity=fidelity, verify=verify)
+        running, end = threading.Lock(), object()
+
+        def step() -> Any:
+            with running:
+                return next(found, end)
+
+        def leave() -> None:
+            with running:  # a step that was cancelled may still be under way
+                found.close()
+
+        try:
+            while (item := await self._run(step)) is not end:
+                yield item
+        finally:
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, leave))
 
     async def view(self, spec: KVSpec, ref: ChunkRef, *, part: Part | None = None) -> View:
         """See `Client.view`."""

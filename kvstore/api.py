@@ -6,7 +6,7 @@ namespace; leases taken through it end with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from types import TracebackType
@@ -16,6 +16,8 @@ from kvstore.errors import KVStoreError
 from kvstore.keys import ChunkRef
 from kvstore.record import Record
 from kvstore.spec import KVSpec, Part
+
+BATCH_BYTES = 4 << 20
 
 
 class Ack(StrEnum):
@@ -229,6 +231,21 @@ class Backend(Protocol):
         `verify` checks DRAM copies too, which are otherwise trusted since they were checked on arrival.
         """
 
+    def get_each(
+        self,
+        spec: KVSpec,
+        wants: Sequence[Want],
+        *,
+        fidelity: Fidelity = Fidelity.EXACT,
+        verify: bool = False,
+    ) -> Iterator[tuple[int, Exception | None]]:
+        """As `get`, one (index, outcome) at a time, as soon as that destination may be used.
+
+        Every index comes once: in order where nothing has to be waited for, those that do after the others. Closing
+        the iterator early ends the reading; destinations that did not come may hold anything. `in_batches` makes this
+        out of any `get`.
+        """
+
     def view(self, spec: KVSpec, ref: ChunkRef, part: Part) -> View:
         """A part without a copy. `NotFound` if it is not there; `InvalidArgument` where a way in has no views."""
 
@@ -257,3 +274,17 @@ class Backend(Protocol):
         """Read everything back against its checksums; the last item is empty or says what is wrong."""
 
     def close(self) -> None: ...
+
+
+def in_batches(
+    get: Callable[[Sequence[Want]], Sequence[Exception | None]], wants: Sequence[Want], batch_bytes: int = BATCH_BYTES
+) -> Iterator[tuple[int, Exception | None]]:
+    """`Backend.get_each` by means of a `get` that is called for about `batch_bytes` at a time."""
+    start = 0
+    while start < len(wants):
+        end, nbytes = start, 0
+        while end < len(wants) and nbytes < batch_bytes:
+            nbytes += wants[end].out.nbytes
+            end += 1
+        yield from zip(range(start, end), get(wants[start:end]), strict=True)
+        start = end

@@ -223,6 +223,22 @@ class Client:
         """Read many parts in one call, several in flight; one outcome each, in order."""
         return self._backend.get(spec, wants, fidelity=fidelity, verify=verify)
 
+    def get_each(
+        self,
+        spec: KVSpec,
+        wants: Sequence[Want],
+        *,
+        fidelity: Fidelity = Fidelity.EXACT,
+        verify: bool = False,
+    ) -> Iterator[tuple[int, Exception | None]]:
+        """`get_many`, for using each destination as soon as it is filled: (index in `wants`, None or what is wrong).
+
+        For a pipeline by layer give a want with `layers` for each layer group. Every index comes once: in order,
+        but those that have to be waited for after the others. The time that the caller takes between two does not
+        count towards the time limit. Leaving off early (`close`, or the end of the loop) ends the reading.
+        """
+        return self._backend.get_each(spec, wants, fidelity=fidelity, verify=verify)
+
     def view(self, spec: KVSpec, ref: ChunkRef, *, part: Part | None = None) -> View:
         """A part without a copy: read-only memory of the store, held until the view is closed."""
         return self._backend.view(spec, ref, _part(spec, part))

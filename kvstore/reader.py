@@ -8,8 +8,8 @@ load.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -68,6 +68,35 @@ class Reader:
             except CancelledError:
                 outcomes[i] = Closed("the store was closed before the load began")
         return outcomes
+
+    def get_each(
+        self, scope: Scope, wants: Sequence[Want], fidelity: Fidelity, verify: bool
+    ) -> Iterator[tuple[int, Exception | None]]:
+        """Fill every destination and tell each one's outcome: misses and DRAM copies, then loads as they end."""
+        outcomes = list[Exception | None]([None] * len(wants))
+        held, cold = self._hold_all(scope, wants, fidelity, outcomes)
+        copies, bad, loads = {each.number: each for each in held.items}, list[_Held](), dict[Any, int]()
+        try:
+            for i in cold:
+                loads[self.submit(self._get_cold, scope, wants[i], fidelity)] = i
+            for i in sorted({*range(len(wants))}.difference(cold)):
+                if i in copies:
+                    outcomes[i] = self._fill_held(scope, wants[i], copies[i], verify)
+                    if isinstance(outcomes[i], Corrupt | SpecMismatch):
+                        bad.append(copies[i])
+                yield i, outcomes[i]
+            for load in as_completed(loads):
+                yield loads[load], load.result()
+        except CancelledError:
+            raise Closed("the store was closed before the load began") from None
+        finally:
+            self._let_go(held)
+            for each in bad:
+                want = wants[each.number]
+                self.quarantine(scope, want.ref.key, want.part, each.copy(scope, want.part))
+            for load in loads:
+                load.cancel()
+            wait(loads)  # nobody writes to the destinations once this has ended
 
     def view(self, scope: Scope, ref: ChunkRef, part: Part) -> StoreView:
         """A part where it lies in DRAM, loaded first if need be."""

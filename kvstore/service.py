@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -16,7 +16,18 @@ from kvstore import wire
 from kvstore.api import Backend, Query
 from kvstore.errors import InvalidArgument, KVStoreError, LeaseExpired, Shed
 from kvstore.spec import KVSpec
-from kvstore.transfer import Announced, GetPlan, Incoming, Outgoing, check_put, open_item, plan_get, start_put
+from kvstore.transfer import (
+    Announced,
+    GetPlan,
+    Incoming,
+    Outgoing,
+    check_put,
+    failed_item,
+    open_item,
+    open_run,
+    plan_get,
+    start_put,
+)
 from kvstore.v1 import kvstore_pb2 as pb
 
 SESSION_BYTES = 16
@@ -91,6 +102,7 @@ class Service:
         self._store = store
         self._apart = apart
         self._lock = threading.Lock()
+        self._joining = threading.Lock()  # the first and the last connection of a session, one after the other
         self._sessions: dict[tuple[str, bytes], Session] = {}
         self._shared: dict[str, Session] = {}
         self._specs: dict[str, dict[bytes, KVSpec]] = {}
@@ -129,22 +141,20 @@ class Service:
 
     def join_session(self, namespace: str, session_id: bytes) -> Session:
         """The session that all connections of one client share, opened by the first; `leave_session` for each."""
-        with self._lock:
-            session = self._sessions.get((namespace, session_id))
-            if session is not None and session.users:
-                session.users += 1
-                return session
-        session = self.open_session(namespace, session_id)
-        session.users = 1
-        return session
+        with self._joining:
+            with self._lock:
+                session = self._sessions.get((namespace, session_id))
+            if session is None or not session.users:
+                session = self.open_session(namespace, session_id)
+            session.users += 1
+            return session
 
     def leave_session(self, session_id: bytes, session: Session) -> None:
         """One connection less; with the last one the session ends."""
-        with self._lock:
+        with self._joining:
             session.users -= 1
-            if session.users:
-                return
-        self.close_session(session_id, session)
+            if not session.users:
+                self.close_session(session_id, session)
 
     def close_session(self, session_id: bytes, session: Session) -> None:
         """End a session and every lease that was taken in it."""
@@ -274,10 +284,11 @@ class Service:
         try:
             return open_item(session.backend, plan, index)
         except KVStoreError as error:
-            head = pb.GetResponse.Head(
-                item=index, status=error.status, error=wire.error_name(error), message=str(error)
-            )
-            return Outgoing(pb.GetResponse(head=head).SerializeToString(), memoryview(b""))
+            return failed_item(index, error)
+
+    def open_run(self, session: Session, plan: GetPlan, first: int) -> Sequence[Outgoing]:
+        """As `open_item`, together with those that follow and are of the same part, such as its other layers."""
+        return open_run(session.backend, plan, first)
 
     def check_put(self, session: Session, head: Any) -> Announced:
         """What a put's head announces, checked."""

@@ -170,6 +170,14 @@ class Session:
     ) -> Sequence[Exception | None]:
         return self._reader.get(self._scope(spec), wants, fidelity, verify)
 
+    def get_each(
+        self, spec: KVSpec, wants: Sequence[Want], *, fidelity: Fidelity = Fidelity.EXACT, verify: bool = False
+    ) -> Iterator[tuple[int, Exception | None]]:
+        for want in wants:
+            check_key(want.ref.key)
+            spec.check_part(want.part)
+        return self._reader.get_each(self._scope(spec), wants, fidelity, verify)
+
     def view(self, spec: KVSpec, ref: ChunkRef, part: Part) -> StoreView:
         check_key(ref.key)
         spec.check_part(part)

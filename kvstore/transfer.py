@@ -16,6 +16,8 @@ from kvstore.record import RAW, Record
 from kvstore.spec import KVSpec, Part
 from kvstore.v1 import kvstore_pb2 as pb
 
+MAX_RUN = 256
+
 
 @dataclass(frozen=True)
 class GetPlan:
@@ -54,10 +56,55 @@ def plan_get(spec: KVSpec, request: Any) -> GetPlan:
 
 
 def open_item(backend: Backend, plan: GetPlan, index: int) -> Outgoing:
-    """The view of one item, cut to its layers. Raises what the backend raises."""
+    """One item of a get, its layers cut out of a view. Raises what the backend raises."""
+    view = _open_view(backend, plan, index)
+    try:
+        return _Cutter(view.record, view.data).cut(plan, index, view.close)
+    except BaseException:
+        view.close()
+        raise
+
+
+def open_run(backend: Backend, plan: GetPlan, first: int) -> list[Outgoing]:
+    """The items from `first` on that are of the same part, cut out of one view. A failure is its item's head."""
+    end = first + 1
+    while end < len(plan.items) and end < first + MAX_RUN and plan.items[end] == plan.items[first]:
+        end += 1
+    found: list[Outgoing] = []
+    try:
+        view = _open_view(backend, plan, first)
+    except KVStoreError as error:
+        return [failed_item(index, error) for index in range(first, end)]
+    left = end - first
+
+    def close_one() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            view.close()
+
+    cutter = _Cutter(view.record, view.data)
+    for index in range(first, end):
+        try:
+            found.append(cutter.cut(plan, index, close_one))
+        except KVStoreError as error:
+            found.append(failed_item(index, error))
+            close_one()
+    return found
+
+
+def failed_item(index: int, error: KVStoreError) -> Outgoing:
+    """What is sent for an item that cannot be had."""
+    text = str(error)[: wire.MAX_ERROR_CHARACTERS]
+    head = pb.GetResponse.Head(item=index, status=error.status, error=wire.error_name(error), message=text)
+    return Outgoing(pb.GetResponse(head=head).SerializeToString(), memoryview(b""))
+
+
+def _open_view(backend: Backend, plan: GetPlan, index: int) -> View:
+    """A view of what an item asks for, checked if it wants that."""
     ref, part = plan.items[index]
     view = backend.view(plan.spec, ref, part)
-    handed_over = False
+    good = False
     try:
         record = view.record
         if plan.fidelity is Fidelity.EXACT and not record.exact:
@@ -68,25 +115,34 @@ def open_item(backend: Backend, plan: GetPlan, index: int) -> Outgoing:
             nbytes = len(view.data)
             view.close()
             raise _quarantine(backend, plan, index, nbytes)
-        outgoing = _cut(record, view.data, plan.layers[index], index, view.close)
-        handed_over = True
-        return outgoing
+        good = True
+        return view
     finally:
-        if not handed_over:
+        if not good:
             view.close()
 
 
-def _cut(
-    record: Record, data: memoryview, layers: tuple[int, int] | None, index: int, dispose: Callable[[], None]
-) -> Outgoing:
-    groups = record.groups
-    if layers is not None:
-        if not 0 <= layers[0] < layers[1] <= len(groups):
-            raise InvalidArgument(f"layers {layers} are outside the part's {len(groups)} layer groups")
-        groups = groups[layers[0] : layers[1]]
-    start, end = int(groups["offset"][0]), int(groups["offset"][-1] + groups["length"][-1])
-    head = pb.GetResponse.Head(item=index, record=wire.record_to_message(record, groups), bytes=end - start)
-    return Outgoing(pb.GetResponse(head=head).SerializeToString(), data[start:end], dispose)
+class _Cutter:
+    """Cuts layers out of one part's bytes, and writes their heads."""
+
+    def __init__(self, record: Record, data: memoryview) -> None:
+        self._groups = record.groups
+        self._data = data
+        self._response = pb.GetResponse()
+        self._response.head.record.CopyFrom(wire.record_to_message(record, record.groups[:0]))
+
+    def cut(self, plan: GetPlan, index: int, dispose: Callable[[], None]) -> Outgoing:
+        """The layers that an item asks for. `InvalidArgument` where there are none such."""
+        groups, layers = self._groups, plan.layers[index]
+        if layers is not None:
+            if not 0 <= layers[0] < layers[1] <= len(groups):
+                raise InvalidArgument(f"layers {layers} are outside the part's {len(groups)} layer groups")
+            groups = groups[layers[0] : layers[1]]
+        last = groups[-1]
+        start, end = int(groups[0]["offset"]), int(last["offset"]) + int(last["length"])
+        head = self._response.head
+        head.item, head.bytes, head.record.groups = index, end - start, groups.tobytes()
+        return Outgoing(self._response.SerializeToString(), self._data[start:end], dispose)
 
 
 def _intact(view: View) -> bool:

@@ -135,13 +135,13 @@ def items_from_bytes(data: bytes, spec: KVSpec) -> list[tuple[ChunkRef, Part]]:
     """The inverse of `items_to_bytes`, checked against the spec."""
     if not data or len(data) % ITEM_BYTES:
         raise InvalidArgument(f"items have {ITEM_BYTES} bytes each; {len(data)} is no multiple or none at all")
-    found = []
-    for start in range(0, len(data), ITEM_BYTES):
-        middle, end = start + ITEM_BYTES - _PART_BYTES, start + ITEM_BYTES
-        ((key, position, tokens),) = unpack_refs(checked_refs(data[start:middle], spec))
-        (part,) = parts_from_bytes(data[middle:end], spec)
-        found.append((ChunkRef(key, NO_PARENT, position, tokens), part))
-    return found
+    rows = np.frombuffer(data, np.uint8).reshape(-1, ITEM_BYTES)
+    refs = unpack_refs(checked_refs(rows[:, :REF_BYTES].tobytes(), spec))
+    parts = {packed: parts_from_bytes(packed, spec)[0] for packed in {bytes(row[REF_BYTES:]) for row in rows}}
+    return [
+        (ChunkRef(key, NO_PARENT, position, tokens), parts[data[start + REF_BYTES : start + ITEM_BYTES]])
+        for (key, position, tokens), start in zip(refs, range(0, len(data), ITEM_BYTES), strict=True)
+    ]
 
 
 def layers_from_message(ranges: Sequence[Any], items: int) -> list[tuple[int, int] | None]:

@@ -6,9 +6,11 @@ call, and takes the best: the local channel where both are on one host, then the
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +22,7 @@ from kvstore.client import Client
 from kvstore.errors import Closed, InvalidArgument, KVStoreError
 
 SESSION_BYTES = 16
+PROBE_S = 1.0  # for a channel that a firewall may swallow
 
 
 def connect_remote(url: str, **options: Any) -> Client:
@@ -32,7 +35,8 @@ def connect_remote(url: str, **options: Any) -> Client:
     `ca` (a path or PEM bytes) is the authority that signed the server's certificate and turns TLS on; `cert` and
     `key` are the client's own, for mutual TLS. The token decides the namespace; `namespace` counts on servers
     without tokens. Every call ends within `timeout` seconds; those that find the server unavailable are made up to
-    `retries` times more, after growing pauses. Nothing is sent before the first call.
+    `retries` times more, after growing pauses. A batch of many MiB comes over up to `streams` connections of the bulk
+    channel at once (0: as suits this host's cores). Nothing is sent before the first call.
     """
     given = Options(**options)
     scheme, mark, rest = url.partition("://")
@@ -74,7 +78,7 @@ def bulk_backend(address: str, options: Options, *, secure: bool) -> Backend:
         raise InvalidArgument(f"{address!r} is no bulk channel; use bulk://HOST:PORT")
     name = f"bulk://{address}"
     dial = dial_tcp(host, int(port), tls_context(options) if secure else None, name)
-    return BulkBackend(open_lines(dial, options, name))
+    return BulkBackend(open_lines(dial, options, name), options.connections)
 
 
 def local_backend(path: str, options: Options) -> Backend:
@@ -136,28 +140,39 @@ class Chosen:
 
     def _choose(self) -> Backend:
         told = self._asked.describe().extra
-        path, bulk = told.get("local", ""), told.get("bulk", "")
-        if path and Path(path).is_socket():
-            found = _same_server(lambda: local_backend(path, self._options), told.get("instance", ""))
-            if found is not None:
-                return found
-        if bulk:
-            host = self._url.rpartition(":")[0]
-            address = f"{host}:{bulk.rpartition(':')[2]}"
+        instance, path, bulk = told.get("instance", ""), told.get("local", ""), told.get("bulk", "")
+        quick = replace(self._options, timeout=min(self._options.timeout, PROBE_S), retries=0)
+        if path and Path(path).is_socket() and _reaches(instance, local_backend(path, quick)):
+            return local_backend(path, self._options)
+        for address in _bulk_addresses(self._url, bulk):
             secure = self._options.secure
-            found = _same_server(lambda: bulk_backend(address, self._options, secure=secure), told.get("instance", ""))
-            if found is not None:
-                return found
+            if _reaches(instance, bulk_backend(address, quick, secure=secure)):
+                return bulk_backend(address, self._options, secure=secure)
         return self._asked
 
 
-def _same_server(make: Callable[[], Backend], instance: str) -> Backend | None:
-    """A backend of another channel if it reaches the server of this instance; another may have its old address."""
-    backend = make()
+def _bulk_addresses(url: str, bulk: str) -> list[str]:
+    """Where a bulk channel may be reached that the server at `url` listens on as `bulk` (empty: it has none).
+
+    Under the name by which the server is known here, which is also in its certificate; or where it says, if that is
+    another place than all of its host's.
+    """
+    if not bulk:
+        return []
+    host, _, port = bulk.rpartition(":")
+    here = f"{url.rpartition(':')[0]}:{port}"
     try:
-        if backend.describe().extra.get("instance") == instance:
-            return backend
+        told = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return [here]
+    return [here] if told.is_unspecified or told.is_loopback or bulk == here else [here, bulk]
+
+
+def _reaches(instance: str, backend: Backend) -> bool:
+    """Whether a backend of another channel reaches the server of this instance; another may have its old address."""
+    try:
+        return bool(instance) and backend.describe().extra.get("instance") == instance
     except KVStoreError:  # a firewall, another user, a socket that is gone
-        pass
-    backend.close()
-    return None
+        return False
+    finally:
+        backend.close()

@@ -5,21 +5,26 @@ All of them name the same session. The server ends it, and the leases in it, whe
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from kvstore import wire
 from kvstore.api import ChunkInfo, Event, PlacementInfo
-from kvstore.channels.patience import retry
+from kvstore.channels.patience import Patience, retry
 from kvstore.channels.stream import FAILED, MORE, ONE_WAY, PROTOCOL, BadFrame, Frame, Stream
-from kvstore.errors import KVStoreError, Unavailable
+from kvstore.errors import DeadlineExceeded, KVStoreError, Unavailable
 from kvstore.v1 import kvstore_pb2 as pb
 
 T = TypeVar("T")
 Dial = Callable[[float], Stream]
 Aside = Callable[[Stream, Frame], None]
 IDLE_LINES = 16
+INSTANCE_BYTES = 16
+_LAST_WORDS_S = 0.5
+_REPLACE_S = 1.0
 NUMBERS: dict[str, int] = {
     "Describe": pb.METHOD_DESCRIBE,
     "RegisterSpec": pb.METHOD_REGISTER_SPEC,
@@ -71,6 +76,7 @@ class Lines:
         self._aside = aside
         self._renewed = renewed
         self._idle: list[Stream] = []
+        self._open: set[Stream] = set()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -86,12 +92,16 @@ class Lines:
         if number == pb.METHOD_RELEASE:
             self.run(lambda line: line.send(number, data, flags=ONE_WAY))
             return response()
-        return response.FromString(self.run(lambda line: self.ask(line, number, data)))
+        return wire.parse(response, self.run(lambda line: self.ask(line, number, data)))
 
-    def ask(self, line: Stream, number: int, message: bytes) -> bytes:
+    def ask(self, line: Stream, number: int, message: bytes, payload: Sequence[memoryview] = ()) -> bytes:
         """One message and its answer on a line; raises the failure that the server answers with."""
         line.in_step = False
-        line.send(number, message)
+        try:
+            line.send(number, message, payload=payload)
+        except Unavailable:
+            self._hear_why(line)
+            raise
         return self.answer(line).message
 
     def answer(self, line: Stream) -> Frame:
@@ -101,11 +111,13 @@ class Lines:
             if frame is None:
                 raise Unavailable(f"{self.name} ended the connection")
             if frame.flags & FAILED:
-                line.in_step = not frame.payload
+                line.in_step = not frame.payload and frame.method == line.asked
                 raise wire.failure_from_message(wire.parse(pb.Failure, frame.message))
-            if frame.method != pb.METHOD_EXTENTS:
+            if frame.method == line.asked:
                 line.in_step = not frame.payload and not frame.flags & MORE
                 return frame
+            if frame.method != pb.METHOD_EXTENTS:
+                raise BadFrame(f"{self.name} answered method {line.asked} with a message of method {frame.method}")
             self._aside(line, frame)
 
     def run(self, attempt: Callable[[Stream], T]) -> T:
@@ -123,6 +135,31 @@ class Lines:
 
         return retry(act, self.timeout, self._retries, lambda: self._closed)
 
+    def each(self, attempt: Callable[[Stream], Iterator[T]]) -> Iterator[T]:
+        """What `attempt` yields as it goes along, tried again like `run`. The caller's time does not count."""
+        patience = Patience(self.timeout, self._retries, lambda: self._closed)
+        while True:
+            patience.check()
+            try:
+                line = self._take(patience.deadline)
+                try:
+                    for item in attempt(line):
+                        given = time.monotonic()
+                        yield item
+                        patience.deadline += time.monotonic() - given
+                        line.deadline = patience.deadline
+                    return
+                except Unavailable:
+                    self._drop_idle()
+                    raise
+                except GeneratorExit:
+                    self._keep_session(line)
+                    raise
+                finally:
+                    self._give_back(line)
+            except Unavailable as error:
+                patience.after(error)
+
     def stream(self, number: int, message: bytes) -> Stream:
         """A line of its own on which the server goes on answering; the caller closes it."""
 
@@ -132,7 +169,7 @@ class Lines:
                 line.send(number, message)
                 self.answer(line)
             except BaseException:
-                line.close()
+                self.end(line)
                 raise
             line.deadline = None
             return line
@@ -146,15 +183,19 @@ class Lines:
             while (frame := self.more(line)) is not None:
                 yield wire.verified_from_bytes(frame.message)
         finally:
-            line.close()
+            self.end(line)
 
     def watch(self) -> LineWatch:
         """Events from now on."""
         return LineWatch(self, self.stream(pb.METHOD_WATCH, b""))
 
     def close(self) -> None:
-        """End every connection."""
+        """End every connection; calls under way end with `Closed`."""
         self._closed = True
+        with self._lock:
+            busy = self._open.difference(self._idle)
+            for line in busy:
+                line.shut()
         self._drop_idle()
 
     def abandon(self) -> None:
@@ -170,7 +211,21 @@ class Lines:
             raise Unavailable(f"{self.name} ended the connection")
         if frame.flags & FAILED:
             raise wire.failure_from_message(wire.parse(pb.Failure, frame.message))
+        if frame.payload or frame.method != line.asked:
+            raise BadFrame(f"{self.name} answered method {line.asked} with a message of method {frame.method}")
         return frame if frame.flags & MORE else None
+
+    def end(self, line: Stream) -> None:
+        """Close a line."""
+        with self._lock:
+            self._open.discard(line)
+        line.close()
+
+    def _hear_why(self, line: Stream) -> None:
+        """Raise what the server said before it ended the connection, as where it will not read a payload."""
+        line.deadline = time.monotonic() + _LAST_WORDS_S
+        with contextlib.suppress(Unavailable, DeadlineExceeded, BadFrame):
+            self.answer(line)
 
     def _take(self, deadline: float) -> Stream:
         with self._lock:
@@ -182,33 +237,51 @@ class Lines:
 
     def _give_back(self, line: Stream) -> None:
         line.drop_descriptors()
+        good = line.in_step and not line.broken and not line.unread
         with self._lock:
-            if line.in_step and not line.broken and not self._closed and len(self._idle) < IDLE_LINES:
+            if good and not self._closed and len(self._idle) < IDLE_LINES:
                 self._idle.append(line)
                 return
-        line.close()
+        self.end(line)
+
+    def _keep_session(self, leaving: Stream) -> None:
+        """Open another line where the one that is given up is the last: with it the session would end."""
+        with self._lock:
+            last = len(self._open) == 1
+        if last and not leaving.in_step and not leaving.broken and not self._closed:
+            with contextlib.suppress(KVStoreError):
+                self._give_back(self.connect(time.monotonic() + _REPLACE_S))
 
     def connect(self, deadline: float) -> Stream:
         """A line of its own, which the caller closes."""
         line = self._dial(deadline)
+        with self._lock:
+            self._open.add(line)
         try:
             line.deadline = deadline
             hello = wire.parse(pb.HelloResponse, self.ask(line, pb.METHOD_HELLO, self._hello))
+            if len(hello.instance) != INSTANCE_BYTES or not line.in_step:
+                raise BadFrame(f"{self.name} does not say which server it is")
+        except DeadlineExceeded:
+            self.end(line)
+            raise Unavailable(f"{self.name} did not answer in time; is the server running?") from None
         except BaseException:
-            line.close()
+            self.end(line)
             raise
         line.instance = hello.instance
         with self._lock:
             new, self.instance = hello.instance != self.instance, hello.instance
         if new:
             self._renewed()
+        if self._closed:  # while it was being opened, so that `close` has not seen it
+            line.shut()
         return line
 
     def _drop_idle(self) -> None:
         with self._lock:
             idle, self._idle = self._idle, []
         for line in idle:
-            line.close()
+            self.end(line)
 
 
 class LineWatch(Iterator[Event]):
@@ -240,7 +313,7 @@ class LineWatch(Iterator[Event]):
         self._closed = True
         self._line.shut()
         with self._reading:  # whoever reads has been woken
-            self._line.close()
+            self._lines.end(self._line)
 
 
 def hello_message(session: bytes, token: str, namespace: str) -> Any:

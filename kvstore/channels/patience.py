@@ -13,21 +13,41 @@ T = TypeVar("T")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 
 
-def retry(attempt: Callable[[float], T], timeout: float, retries: int, closed: Callable[[], bool]) -> T:
-    """`attempt(deadline)`, on the clock of `time.monotonic`; again after a growing pause where it is `Unavailable`.
+class Hopeless(Unavailable):
+    """A server that asking again will not make available: its certificate is not to be trusted."""
 
-    `Closed` once `closed()`.
-    """
-    deadline = time.monotonic() + timeout
-    tries = 0
-    while True:
-        if closed():
+
+class Patience:
+    """What is left of one call's time and tries. `deadline` is on the clock of `time.monotonic`."""
+
+    def __init__(self, timeout: float, retries: int, closed: Callable[[], bool]) -> None:
+        self.deadline = time.monotonic() + timeout
+        self._tries_left = retries
+        self._closed = closed
+        self._pause = _FIRST_PAUSE_S
+
+    def check(self) -> None:
+        """Raise `Closed` where the client is."""
+        if self._closed():
             raise Closed("this client is closed")
-        try:
-            return attempt(deadline)
-        except Unavailable:
-            pause = min(_FIRST_PAUSE_S * 2**tries, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
-            tries += 1
-            if tries > retries or time.monotonic() + pause >= deadline:
-                raise
+
+    def after(self, error: Unavailable) -> None:
+        """Pause before the next try; raise `error` where there is none, `Closed` where the client is closed."""
+        self.check()
+        pause = self._pause * random.uniform(0.5, 1.0)
+        if isinstance(error, Hopeless) or not self._tries_left or time.monotonic() + pause >= self.deadline:
+            raise error
+        self._tries_left -= 1
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE_S)
         time.sleep(pause)
+
+
+def retry(attempt: Callable[[float], T], timeout: float, retries: int, closed: Callable[[], bool]) -> T:
+    """`attempt(deadline)`; again after a growing pause where it is `Unavailable`. `Closed` once `closed()`."""
+    patience = Patience(timeout, retries, closed)
+    while True:
+        patience.check()
+        try:
+            return attempt(patience.deadline)
+        except Unavailable as error:
+            patience.after(error)

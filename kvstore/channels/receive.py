@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
-from kvstore import _native, pieces, wire
+from kvstore import pieces, wire
 from kvstore.api import Want
+from kvstore.channels.arriving import Arriving, Groups
 from kvstore.errors import Corrupt, KVStoreError, SpecMismatch
 from kvstore.spec import KVSpec
 from kvstore.v1 import kvstore_pb2 as pb
-
-READ_BYTES = 512 << 10
 
 
 class Receiver:
@@ -43,46 +39,30 @@ class Receiver:
 
     def begin(self, head: Any) -> None:
         """An item's head."""
-        if self._item is not None or head.item != len(self.outcomes):
+        if self._item is not None or head.item != len(self.outcomes) or head.item >= len(self._indexes):
             raise SpecMismatch(f"the server answered item {head.item} out of turn")
         index = self._indexes[head.item]
         if head.status:
             kind = wire.error_classes().get(head.error, KVStoreError)
             self.outcomes[index] = kind(head.message)
             return
-        want = self._wants[index]
-        record = head.record
-        if (record.key, record.spec, record.part) != (want.ref.key, self._spec.digest, want.part.pack()):
-            raise SpecMismatch(
-                f"asked for {want.part} of {want.ref.key.hex()}, spec {self._spec.digest.hex()}; the server sent "
-                f"part {record.part.hex()} of {record.key.hex()}, spec {record.spec.hex()}"
-            )
-        if head.bytes != want.out.nbytes or record.form:
-            raise SpecMismatch(
-                f"the server sends {head.bytes} bytes in form {record.form} for {want.part} of {want.ref.tokens} "
-                f"tokens; the destination has {want.out.nbytes} raw bytes"
-            )
-        self._item = _Item(index, want, wire.groups_from_bytes(record.groups))
+        self._item = _Item(index, self._spec, self._wants[index], head)
 
     def read(self, nbytes: int, read_into: Callable[[memoryview], None]) -> None:
         """An item's payload, read straight into its destination."""
         item = self._item
-        if nbytes != (0 if item is None else item.out.nbytes):
+        if nbytes != (0 if item is None else len(item.arriving.data)):
             raise SpecMismatch(f"the server sends {nbytes} bytes of payload, not what its head announced")
-        if item is None:
-            return
-        for start in range(0, nbytes, READ_BYTES):
-            end = min(start + READ_BYTES, nbytes)
-            read_into(item.out[start:end])
-            item.wrote(end)
-        self._finish(item)
+        if item is not None:
+            item.arriving.read(read_into)
+            self._finish(item)
 
     def _fill(self, data: memoryview) -> None:
         item = self._item
-        if item is None or item.filled + len(data) > item.out.nbytes:
+        if item is None or item.arriving.filled + len(data) > len(item.arriving.data):
             raise SpecMismatch("the server sent more bytes than it announced")
-        item.write(data)
-        if item.filled == item.out.nbytes:
+        item.arriving.write(data)
+        if item.arriving.filled == len(item.arriving.data):
             self._finish(item)
 
     def _finish(self, item: _Item) -> None:
@@ -91,39 +71,33 @@ class Receiver:
 
 
 class _Item:
-    def __init__(self, index: int, want: Want, groups: Any) -> None:
+    """One destination, and the checksums that the server announced for it."""
+
+    def __init__(self, index: int, spec: KVSpec, want: Want, head: Any) -> None:
+        record, groups = head.record, Groups.of(spec, want.part, want.ref.tokens, want.layers)
+        asked = (want.ref.key, spec.digest, want.part.pack(), want.ref.position, want.ref.tokens)
+        if (record.key, record.spec, record.part, record.position, record.tokens) != asked:
+            raise SpecMismatch(
+                f"asked for {want.part} of {want.ref.key.hex()}, spec {spec.digest.hex()}; the server sent "
+                f"part {record.part.hex()} of {record.key.hex()}, spec {record.spec.hex()}"
+            )
+        if not head.bytes == want.out.nbytes == groups.ends[-1] or record.form:
+            raise SpecMismatch(
+                f"the server sends {head.bytes} bytes in form {record.form} for {want.part} of {want.ref.tokens} "
+                f"tokens; the destination has {want.out.nbytes} raw bytes"
+            )
+        expected = groups.expected(record.groups)
+        if expected is None:
+            raise SpecMismatch("the layer groups that the server announced are not those that were asked for")
         self.index = index
-        self.out = want.out
-        self.filled = 0
+        self.arriving = Arriving(want.out, groups)
         self._key = want.ref.key
-        self._offsets = (groups["offset"] - groups["offset"][:1]).astype(np.uint64)
-        self._lengths = groups["length"].astype(np.uint64)
-        self._ends = (self._offsets + self._lengths).tolist()
-        self._expected = groups["xxh3"]
-        self._hashed = 0
-        self._damaged: list[int] = []
-        if self._ends[-1:] != [self.out.nbytes]:
-            raise SpecMismatch("the layer groups that the server announced do not cover what it sends")
-
-    def write(self, data: memoryview) -> None:
-        """Copy a piece to its place."""
-        end = self.filled + len(data)
-        self.out[self.filled : end] = data
-        self.wrote(end)
-
-    def wrote(self, end: int) -> None:
-        """All before `end` has come: check the layer groups that are whole now."""
-        self.filled = end
-        first, whole = self._hashed, bisect_right(self._ends, end)
-        if whole == first:
-            return
-        found = _native.xxh3_128_many(self.out, self._offsets[first:whole], self._lengths[first:whole])
-        wrong = (found != self._expected[first:whole]).any(axis=1)
-        self._damaged += [first + int(at) for at in np.flatnonzero(wrong)]
-        self._hashed = whole
+        self._expected = expected
 
     def problem(self) -> KVStoreError | None:
         """`Corrupt` if a layer group did not match its checksum."""
-        if not self._damaged:
+        found, expected = self.arriving.digests, self._expected
+        if found == expected:
             return None
-        return Corrupt(f"layer groups {self._damaged} of {self._key.hex()} do not match their checksums")
+        damaged = [i // 16 for i in range(0, len(expected), 16) if found[i : i + 16] != expected[i : i + 16]]
+        return Corrupt(f"layer groups {damaged} of {self._key.hex()} do not match their checksums")

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping, Sequence
 from typing import cast
 from weakref import WeakKeyDictionary
 
 from kvstore import wire
 from kvstore.api import Offer
-from kvstore.channels.stream import MAX_DESCRIPTORS, BadFrame, Frame, Stream
+from kvstore.channels.stream import MAX_DESCRIPTORS, BadFrame, Frame
 from kvstore.errors import Closed, InvalidArgument, KVStoreError, PermissionDenied
 from kvstore.server.local_staging import StagingArea
-from kvstore.server.streams import Connection, Handler, fail
+from kvstore.server.streams import Connection, Handler
 from kvstore.session import Session
 from kvstore.v1 import kvstore_pb2 as pb
-
-_PATIENCE_S = 1.0
 
 
 def handlers() -> Mapping[int, Handler]:
@@ -31,17 +28,6 @@ def handlers() -> Mapping[int, Handler]:
         pb.METHOD_INDEX: calls.index,
     }
     return found
-
-
-def check_peer(sock: socket.socket) -> socket.socket:
-    """Let in the user that this server runs as, and root; whatever the mode of the socket's folder has become."""
-    stream = Stream(sock, _PATIENCE_S, "the client")
-    uid = stream.peer_uid()
-    if uid not in (0, os.geteuid()):
-        error = PermissionDenied(f"the local channel is for the user {os.geteuid()} that the server runs as, not {uid}")
-        fail(stream, pb.METHOD_HELLO, error)
-        raise error
-    return sock
 
 
 class Given:

@@ -6,24 +6,42 @@ A connection that stalls, sends nonsense or vanishes costs its own thread and no
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from kvstore import wire
 from kvstore.channels.lines import NUMBERS
-from kvstore.channels.stream import FAILED, MORE, ONE_WAY, PROTOCOL, BadFrame, Frame, Stream
+from kvstore.channels.stream import (
+    FAILED,
+    MORE,
+    ONE_WAY,
+    PROTOCOL,
+    BadFrame,
+    DamagedFrame,
+    Frame,
+    Stream,
+    keep_alive,
+    shut,
+)
 from kvstore.config import ServerConfig
-from kvstore.errors import ConfigError, InvalidArgument, KVStoreError, Shed
+from kvstore.errors import ConfigError, InvalidArgument, KVStoreError, PermissionDenied, Shed
 from kvstore.server.access import Access
 from kvstore.service import SESSION_BYTES, Service, Session
 from kvstore.v1 import kvstore_pb2 as pb
 
 STALL_S = 60.0
 HELLO_S = 10.0
+HELLO_BYTES = 4096  # at most: a stranger is not given memory for more
+SPARE_CONNECTIONS = 64  # above the limit, to tell them so
+MAX_SKIP = 256 << 20
+_ACCEPT_PAUSE_S = 0.05
+_TLS_HANDSHAKE = b"\x16"
 Handler = Callable[["Connection", Frame], None]
 Greet = Callable[[socket.socket], socket.socket]
 
@@ -45,8 +63,8 @@ class Connection:
 class StreamServer:
     """Accepts connections on one listening socket and serves them until `stop`.
 
-    `handlers` answer what is not a plain call of one message; `greet` makes a fresh socket ready (TLS), in the
-    connection's own thread.
+    `handlers` answer what is not a plain call of one message; `greet` turns a fresh socket into a TLS one, whose
+    handshake the connection's own thread does.
     """
 
     def __init__(
@@ -70,6 +88,7 @@ class StreamServer:
         self._greet = greet
         self._handlers = {**_plain_calls(service), pb.METHOD_WATCH: watch, pb.METHOD_VERIFY: verify, **handlers}
         self._open: dict[socket.socket, threading.Thread] = {}
+        self._admitted = 0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._accept, name=f"kvstore-{name}", daemon=True)
@@ -78,15 +97,13 @@ class StreamServer:
     def stop(self) -> None:
         """Take no more connections and end those that are open. A second call does nothing."""
         self._stopped.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
+        shut(self._listener)
         self._thread.join()
         self._listener.close()
         with self._lock:
             threads = list(self._open.values())
             for sock in self._open:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+                shut(sock)
         for thread in threads:
             thread.join()
 
@@ -94,58 +111,75 @@ class StreamServer:
         while not self._stopped.is_set():
             try:
                 sock, _ = self._listener.accept()
-            except OSError:
-                if self._stopped.is_set():
-                    return
+            except OSError:  # stopped, or no descriptor is left: then none is closed by asking again at once
+                self._stopped.wait(_ACCEPT_PAUSE_S)
                 continue
             thread = threading.Thread(target=self._run, args=(sock,), name=f"kvstore-{self._name}-call", daemon=True)
-            with self._lock:
-                self._open[sock] = thread
-            thread.start()
+            try:
+                with self._lock:
+                    if len(self._open) >= self._limit + SPARE_CONNECTIONS:
+                        raise RuntimeError("too many connections")
+                    self._open[sock] = thread
+                    thread.start()
+            except RuntimeError:  # the system has no thread left either
+                self._open.pop(sock, None)
+                sock.close()
 
     def _run(self, sock: socket.socket) -> None:
         ready = sock
         try:
             with contextlib.suppress(OSError, KVStoreError):  # whoever it was is gone
                 ready = self._greeted(sock)
+                if isinstance(ready, ssl.SSLSocket):
+                    ready.do_handshake()
                 self._serve(Stream(ready, HELLO_S, "the client"))
         finally:
             with self._lock:
-                self._open.pop(sock, None)
+                self._open.pop(ready, None)
             ready.close()
-            sock.close()
 
     def _greeted(self, sock: socket.socket) -> socket.socket:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+            keep_alive(sock)
         sock.settimeout(HELLO_S)
-        return sock if self._greet is None else self._greet(sock)
+        if self._greet is None:
+            return sock
+        first = sock.recv(1, socket.MSG_PEEK)
+        if first and first != _TLS_HANDSHAKE:
+            stream = Stream(sock, HELLO_S, "the client")
+            stream.receive(longest=HELLO_BYTES)
+            fail(stream, pb.METHOD_HELLO, InvalidArgument("this port speaks TLS: use bulks://HOST:PORT or give `ca`"))
+            raise BadFrame("a connection without TLS")
+        with self._lock:
+            ready = self._greet(sock)
+            self._open[ready] = self._open.pop(sock)
+        return ready
 
     def _serve(self, stream: Stream) -> None:
+        stream.deadline = time.monotonic() + HELLO_S
         try:
             session_id, session = self._hello(stream)
         except KVStoreError as error:
+            stream.deadline = None
             fail(stream, pb.METHOD_HELLO, error)
             return
         connection = Connection(stream, session, self._service)
+        stream.deadline, stream.patience = None, STALL_S
         try:
-            stream.patience = STALL_S
-            while (frame := stream.receive(idle=True)) is not None:
-                self._handle(connection, frame)
-        except BadFrame as error:
+            while (frame := stream.receive(idle=True)) is not None and self._handle(connection, frame):
+                pass
+        except (BadFrame, DamagedFrame) as error:
             fail(stream, pb.METHOD_NONE, error)
         finally:
             for end in reversed(connection.ending):
                 end()
             stream.drop_descriptors()
-            self._service.leave_session(session_id, session)
+            self._leave(session_id, session)
 
     def _hello(self, stream: Stream) -> tuple[bytes, Session]:
-        frame = stream.receive()
+        frame = stream.receive(longest=HELLO_BYTES)
+        check_peer(stream)
         if frame is None or frame.method != pb.METHOD_HELLO or frame.payload:
             raise BadFrame("a connection begins with Hello")
         hello = wire.parse(pb.HelloRequest, frame.message)
@@ -153,22 +187,35 @@ class StreamServer:
             raise InvalidArgument(f"this server speaks protocol {PROTOCOL}, not {hello.protocol}: use one version")
         if len(hello.session) != SESSION_BYTES:
             raise InvalidArgument(f"a session id is {SESSION_BYTES} bytes, not {len(hello.session)}")
-        namespace = self._access.namespace(hello.token, hello.namespace)
-        with self._lock:
-            if len(self._open) > self._limit:
-                raise Shed(f"{self._limit} connections are open already; raise server.max_connections", "connections")
-        session = self._service.join_session(namespace, hello.session)
-        told = session.backend.describe()
-        answer = pb.HelloResponse(instance=self._instance, version=told.version, namespace=namespace)
+        session = self._join(self._access.namespace(hello.token, hello.namespace), hello.session)
         try:
+            told = session.backend.describe()
+            answer = pb.HelloResponse(instance=self._instance, version=told.version, namespace=told.namespace)
             stream.send(pb.METHOD_HELLO, answer.SerializeToString())
         except BaseException:
-            self._service.leave_session(hello.session, session)
+            self._leave(hello.session, session)
             raise
         return hello.session, session
 
-    def _handle(self, connection: Connection, frame: Frame) -> None:
-        """Answer one frame. A failure of the call is its answer; one of the connection ends it."""
+    def _join(self, namespace: str, session_id: bytes) -> Session:
+        with self._lock:
+            if self._admitted >= self._limit:
+                raise Shed(f"{self._limit} connections are open already; raise server.max_connections", "connections")
+            self._admitted += 1
+        try:
+            return self._service.join_session(namespace, session_id)
+        except BaseException:
+            with self._lock:
+                self._admitted -= 1
+            raise
+
+    def _leave(self, session_id: bytes, session: Session) -> None:
+        with self._lock:
+            self._admitted -= 1
+        self._service.leave_session(session_id, session)
+
+    def _handle(self, connection: Connection, frame: Frame) -> bool:
+        """Answer one frame; whether the connection goes on. A failure of the call is its answer."""
         stream = connection.stream
         try:
             handler = self._handlers.get(frame.method)
@@ -180,10 +227,22 @@ class StreamServer:
         except KVStoreError as error:
             if stream.broken:
                 raise
+            goes_on = stream.unread <= MAX_SKIP
+            if goes_on:
+                stream.skip()  # a client that is still sending does not listen yet
             if not frame.flags & ONE_WAY:
                 fail(stream, frame.method, error)
+            return goes_on
         finally:
             stream.drop_untaken()
+        return True
+
+
+def check_peer(stream: Stream) -> None:
+    """On this host let in the server's own user and root, whatever has become of the mode of the socket."""
+    uid = stream.peer_uid()
+    if uid not in (None, 0, os.geteuid()):
+        raise PermissionDenied(f"this socket is for the user {os.geteuid()} that the server runs as, not {uid}")
 
 
 def fail(stream: Stream, method: int, error: KVStoreError) -> None:
@@ -228,7 +287,7 @@ def _plain_calls(service: Service) -> dict[int, Handler]:
     def handler(message: Any, act: Callable[[Session, Any], Any]) -> Handler:
         def handle(connection: Connection, frame: Frame) -> None:
             if frame.payload:
-                raise BadFrame(f"method {frame.method} takes no payload")
+                raise InvalidArgument(f"method {frame.method} takes no payload")
             answer = act(connection.session, wire.parse(message, frame.message))
             if not frame.flags & ONE_WAY:
                 connection.stream.send(frame.method, answer.SerializeToString())
@@ -241,8 +300,9 @@ def _plain_calls(service: Service) -> dict[int, Handler]:
 def tls_greeter(config: ServerConfig) -> Greet:
     """A `greet` that makes sockets TLS with the server's certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
-        context.load_cert_chain(str(config.tls_cert), config.tls_key)
+        context.load_cert_chain(str(config.tls_cert), config.tls_key, password=lambda: "")  # or it would ask a terminal
         if config.client_ca is not None:
             context.load_verify_locations(config.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
@@ -250,6 +310,6 @@ def tls_greeter(config: ServerConfig) -> Greet:
         raise ConfigError(f"server.tls_cert, tls_key or client_ca cannot be used for TLS: {error}") from None
 
     def greet(sock: socket.socket) -> socket.socket:
-        return context.wrap_socket(sock, server_side=True)
+        return context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
 
     return greet

@@ -32,6 +32,12 @@ class Running:
     store: Store
     server: Server
 
+    def url(self, channel: str) -> str:
+        server = self.server
+        return {"grpc": f"grpc://{server.address}", "bulk": f"bulk://{server.bulk}", "local": f"local:{server.local}"}[
+            channel
+        ]
+
     def gauge(self, name: str) -> int:
         return int(self.store.session("default").stats()["gauges"][name])
 
@@ -70,9 +76,14 @@ def running(start: Callable[..., Running]) -> Running:
     return start()
 
 
+@pytest.fixture(params=["grpc", "bulk", "local"])
+def channel(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def client(running: Running) -> Iterator[Client]:
-    with kvstore.connect("grpc://" + running.server.address, timeout=10) as made:
+def client(running: Running, channel: str) -> Iterator[Client]:
+    with kvstore.connect(running.url(channel), timeout=10) as made:
         yield made
 
 

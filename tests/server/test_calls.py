@@ -55,6 +55,50 @@ def test_get_many_reports_each_item(client: Client, kit: Any) -> None:
     assert third is None
     assert [np.array_equal(out, data) for out in outs] == [True, False, True]
     assert client.get_many(kit.small, []) == []
+    for out in outs:
+        out.fill(0)
+    seen = []
+    for index, outcome in client.get_each(kit.small, wants):
+        assert (outcome is None) == bool((outs[index] == data).all())
+        seen.append((index, type(outcome)))
+    assert sorted(seen, key=lambda each: each[0]) == [(0, type(None)), (1, kvstore.NotFound), (2, type(None))]
+    assert list(client.get_each(kit.small, [])) == []
+
+
+def test_layers_come_one_by_one(client: Client, kit: Any) -> None:
+    refs, part = client.chain(kit.large, range(512)).refs, kit.large.part()
+    blocks = [kit.block(kit.large, seed) for seed in range(2)]
+    for ref, block in zip(refs, blocks, strict=True):
+        client.put(kit.large, ref, block)
+    outs = np.zeros((2, *kit.large.part_shape(part, 256)), np.uint16)
+    wants = [
+        client.want(kit.large, ref, outs[chunk, layer : layer + 1], layers=(layer, layer + 1))
+        for layer in range(16)
+        for chunk, ref in enumerate(refs)
+    ]
+    for index, outcome in client.get_each(kit.large, wants, verify=True):
+        layer, chunk = divmod(index, 2)
+        assert outcome is None
+        assert np.array_equal(outs[chunk, layer], blocks[chunk][layer])
+    assert np.array_equal(outs, blocks)
+
+
+def test_leaving_off_early_hurts_nothing(running: Any, client: Client, kit: Any) -> None:
+    chain = client.chain(kit.large, range(1024))
+    data = kit.block(kit.large)
+    for ref in chain.refs:
+        client.put(kit.large, ref, data)
+    assert client.lookup(kit.large, chain, lease_s=30).lease
+    outs = [np.zeros_like(data) for _ in chain.refs]
+    wants = [client.want(kit.large, ref, out) for ref, out in zip(chain.refs, outs, strict=True)]
+    each: Any = client.get_each(kit.large, wants)
+    assert next(each) == (0, None)
+    each.close()
+    assert np.array_equal(outs[0], data)
+    assert running.gauge("leases") == 1
+    assert client.get_many(kit.large, wants) == [None] * 4
+    core = running.store._core
+    kit.eventually(lambda: all(core.index.placement(each).readers == 0 for each in placements(core)))
 
 
 def test_leases_end_by_release_and_with_the_client(running: Any, client: Client, kit: Any) -> None:
@@ -112,6 +156,7 @@ def test_a_reservation_is_a_buffer_until_it_is_committed(client: Client, kit: An
     assert np.array_equal(client.get(kit.small, ref), data)
 
 
+@pytest.mark.parametrize("channel", ["grpc", "bulk"], indirect=True)
 def test_views_need_an_embedded_store(client: Client, kit: Any) -> None:
     with pytest.raises(kvstore.InvalidArgument, match="embedded"):
         client.view(kit.small, ChunkRef(bytes(32), bytes(32), 0, 64))
@@ -162,9 +207,15 @@ def test_bytes_damaged_in_memory_are_corrupt_then_a_miss(running: Any, client: C
         flip(memory)
         del memory  # an array on a view keeps its bytes in use
     with pytest.raises(kvstore.Corrupt, match=ref.key.hex()):
-        client.get(kit.small, ref)
+        client.get(kit.small, ref, verify=True)
     with pytest.raises(kvstore.NotFound):
-        client.get(kit.small, ref)
+        client.get(kit.small, ref, verify=True)
+
+
+def placements(core: Any) -> list[int]:
+    with core.lock:
+        rows, _ = core.index.chunks(0, 1000)
+        return [each for row in rows.tolist() for each in core.placements(row)]
 
 
 def flip(memory: np.ndarray[Any, Any]) -> None:

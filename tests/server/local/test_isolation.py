@@ -209,7 +209,7 @@ def test_places_that_make_no_sense(raw: Any, kit: Any, message: Any) -> None:
 
 
 def test_a_user_that_is_not_the_servers_is_sent_away(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvstore.server.local.os.geteuid", lambda: 12345)
+    monkeypatch.setattr("kvstore.server.streams.os.geteuid", lambda: 12345)
     monkeypatch.setattr(Stream, "peer_uid", lambda self: 54321)
     with (
         kvstore.connect("local:" + running.server.local, retries=0) as client,
