@@ -227,7 +227,7 @@ class Service:
         return pb.LookupResponse(
             tokens=found.tokens,
             used=wire.numbers_to_bytes(found.used),
-            present=bytes(map(bool, found.present)),
+            present=bytes(found.present),
             leased=found.leased,
             places=found.places,
         )
