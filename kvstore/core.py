@@ -88,6 +88,11 @@ class Removed:
         return failures
 
 
+def steady_ms() -> int:
+    """Milliseconds on a clock that nobody sets: what leases are timed by, whose holders count with it too."""
+    return time.monotonic_ns() // 1_000_000
+
+
 def now_ms() -> int:
     """Unix time in milliseconds."""
     return time.time_ns() // 1_000_000

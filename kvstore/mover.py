@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from kvstore._native import Chunk
 from kvstore.catalog import Namespace, Scope
-from kvstore.core import DRAM, NVME, Copy, Core, Removed, now_ms
+from kvstore.core import DRAM, NVME, Copy, Core, Removed, now_ms, steady_ms
 from kvstore.errors import Corrupt, KVStoreError, Shed, StorageError
 from kvstore.spec import Part
 from kvstore.writer import Writer
@@ -256,7 +256,7 @@ class Mover:
     def _expire(self) -> None:
         core, removed, now = self._core, Removed(), now_ms()
         with core.lock:
-            core.counters["leases_expired"] += core.leases.expire(now)
+            core.counters["leases_expired"] += core.leases.expire(steady_ms())
             for placement in list(core.bad):
                 scope = core.catalog.scopes[core.index.chunk(core.chunk_of(placement)).scope]
                 core.condemn(scope, placement, removed)

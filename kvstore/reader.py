@@ -75,19 +75,25 @@ class Reader:
         """Fill every destination and tell each one's outcome: misses and DRAM copies, then loads as they end."""
         outcomes = list[Exception | None]([None] * len(wants))
         held, cold = self._hold_all(scope, wants, fidelity, outcomes)
-        copies = {each.number: each.copy(scope, wants[each.number].part) for each in held.items}
-        loads = dict[Future[Exception | None], int]()
+        copies, bad, loads = {each.number: each for each in held.items}, list[_Held](), dict[Any, int]()
         try:
             for i in cold:
                 loads[self.submit(self._get_cold, scope, wants[i], fidelity)] = i
             for i in sorted({*range(len(wants))}.difference(cold)):
-                yield i, self._fill_and_let_go(scope, wants[i], copies.pop(i), verify) if i in copies else outcomes[i]
+                if i in copies:
+                    outcomes[i] = self._fill_held(scope, wants[i], copies[i], verify)
+                    if isinstance(outcomes[i], Corrupt | SpecMismatch):
+                        bad.append(copies[i])
+                yield i, outcomes[i]
             for load in as_completed(loads):
                 yield loads[load], load.result()
         except CancelledError:
             raise Closed("the store was closed before the load began") from None
         finally:
-            self._core.let_go(list(copies.values()))
+            self._let_go(held)
+            for each in bad:
+                want = wants[each.number]
+                self.quarantine(scope, want.ref.key, want.part, each.copy(scope, want.part))
             for load in loads:
                 load.cancel()
             wait(loads)  # nobody writes to the destinations once this has ended
@@ -215,16 +221,6 @@ class Reader:
         except KVStoreError as error:
             return error
         return None
-
-    def _fill_and_let_go(self, scope: Scope, want: Want, copy: Copy, verify: bool) -> Exception | None:
-        """Copy what is wanted out of a DRAM copy that is held, and take it out if it is bad."""
-        try:
-            outcome = self._fill(scope, want, copy, verify)
-        finally:
-            self._core.let_go([copy])
-        if isinstance(outcome, Corrupt | SpecMismatch):
-            self.quarantine(scope, want.ref.key, want.part, copy)
-        return outcome
 
     def _get_cold(self, scope: Scope, want: Want, fidelity: Fidelity) -> Exception | None:
         try:

@@ -17,6 +17,7 @@ from kvstore.api import Backend, Query
 from kvstore.errors import InvalidArgument, KVStoreError, LeaseExpired, Shed
 from kvstore.spec import KVSpec
 from kvstore.transfer import (
+    Announced,
     GetPlan,
     Incoming,
     Outgoing,
@@ -25,7 +26,6 @@ from kvstore.transfer import (
     open_item,
     open_run,
     plan_get,
-    put_memory,
     start_put,
 )
 from kvstore.v1 import kvstore_pb2 as pb
@@ -227,7 +227,7 @@ class Service:
         return pb.LookupResponse(
             tokens=found.tokens,
             used=wire.numbers_to_bytes(found.used),
-            present=bytes(map(bool, found.present)),
+            present=bytes(found.present),
             leased=found.leased,
             places=found.places,
         )
@@ -290,10 +290,9 @@ class Service:
         """As `open_item`, together with those that follow and are of the same part, such as its other layers."""
         return open_run(session.backend, plan, first)
 
-    def put_memory(self, session: Session, head: Any, memory: Callable[[int], memoryview]) -> Any:
-        """Store what lies in `memory(length)`, once the head is checked."""
-        put = check_put(session.spec(head.spec), head)
-        return put_memory(session.backend, put, memory(put.nbytes))
+    def check_put(self, session: Session, head: Any) -> Announced:
+        """What a put's head announces, checked."""
+        return check_put(session.spec(head.spec), head)
 
     def start_put(self, session: Session, head: Any) -> Incoming:
         """Memory for a put that was announced."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from kvstore.api import (
     Want,
 )
 from kvstore.catalog import Namespace, Scope
-from kvstore.core import DRAM, Core, now_ms
+from kvstore.core import DRAM, Core, now_ms, steady_ms
 from kvstore.errors import Closed, InvalidArgument
 from kvstore.events import Watcher
 from kvstore.keys import REF_BYTES, ChunkRef, check_key
@@ -186,6 +186,10 @@ class Session:
     def put(self, spec: KVSpec, offer: Offer, *, ack: Ack = Ack.STORED) -> bool:
         return self._writer.put(self._scope(spec), offer, ack)
 
+    def put_confirmed(self, spec: KVSpec, offer: Offer, ack: Ack, confirm: Callable[[], None]) -> bool:
+        """`put` from memory that may change under it: `confirm` raises if it could have, once the bytes are taken."""
+        return self._writer.put(self._scope(spec), offer, ack, confirm)
+
     def reserve(self, spec: KVSpec, ref: ChunkRef, part: Part, *, first_valid: int = 0) -> StoreReservation:
         reservation = self._writer.reserve(self._scope(spec), ref, part, first_valid)
         with self._core.lock:
@@ -259,11 +263,11 @@ class Session:
         return found
 
     def _lease_end(self, lease_s: float) -> int:
-        """When a lease that is taken now ends, in Unix milliseconds."""
+        """When a lease that is taken now ends, by `steady_ms`."""
         limit = self._core.config.lease_limit_s
         if not 0 < lease_s <= limit:
             raise InvalidArgument(f"a lease lasts up to {limit:g} s here, not {lease_s:g}; renew it instead")
-        return now_ms() + int(lease_s * 1000)
+        return steady_ms() + int(lease_s * 1000)
 
     def _take_lease(self, lease: bytes, until_ms: int, used: Rows) -> None:
         """Hold chunks. Needs the lock."""

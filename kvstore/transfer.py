@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kvstore import _native, wire
-from kvstore.api import Ack, Backend, Fidelity, Offer, Reservation, View, Want
+from kvstore.api import Ack, Backend, Fidelity, Reservation, View, Want
 from kvstore.errors import InvalidArgument, KVStoreError, NotFound, SpecMismatch
 from kvstore.keys import ChunkRef
 from kvstore.record import RAW, Record
@@ -242,21 +242,6 @@ def start_put(backend: Backend, spec: KVSpec, head: Any) -> Incoming:
     put = check_put(spec, head)
     reservation = backend.reserve(spec, put.ref, put.part, first_valid=put.first_valid)
     return Incoming(reservation, put.ack, put.expect)
-
-
-def put_memory(backend: Backend, put: Announced, data: memoryview) -> Any:
-    """Take a whole part from memory that somebody else may be writing to: what is hashed is what was taken."""
-    if put.expect:
-        incoming = Incoming(
-            backend.reserve(put.spec, put.ref, put.part, first_valid=put.first_valid), put.ack, put.expect
-        )
-        try:
-            incoming.write(data)
-            return incoming.finish()
-        finally:
-            incoming.abort()
-    stored = backend.put(put.spec, Offer(put.ref, put.part, data, put.first_valid), ack=put.ack)
-    return pb.PutResponse(stored=stored)
 
 
 def _check_first_valid(first_valid: int, spec: KVSpec, part: Part, tokens: int) -> None:

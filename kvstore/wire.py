@@ -26,6 +26,8 @@ MAX_PARTS = 1 << 16
 MAX_POSITION = 0xFFFFFFFF
 MAX_ERROR_CHARACTERS = 2000
 _PART_BYTES = 8
+_COUNTED = 4096
+_COUNT = struct.pack(f"<{_COUNTED}I", *range(_COUNTED))
 _ACKS = (Ack.STORED, Ack.PERSISTED, Ack.SYNCED)
 
 
@@ -110,12 +112,17 @@ def checked_refs(data: bytes, spec: KVSpec) -> bytes:
     if len(data) % REF_BYTES:
         raise InvalidArgument(f"look-up records have {REF_BYTES} bytes each; {len(data)} is no multiple")
     refs = np.frombuffer(data, REF_DTYPE)
-    tokens, ends = refs["tokens"], refs["position"].astype(np.uint64) + refs["tokens"]
-    if len(refs) and not (tokens.min() >= 1 and tokens.max() <= spec.chunk_tokens and ends.max() <= MAX_POSITION):
-        wrong = refs[(tokens < 1) | (tokens > spec.chunk_tokens) | (ends > MAX_POSITION)][0]
+    if not len(refs):
+        return data
+    tokens, positions = refs["tokens"], refs["position"]
+    # One number each where all is well; 0 tokens wrap to more than any chunk has.
+    if (tokens - 1).max() < spec.chunk_tokens and int(positions.max()) + spec.chunk_tokens <= MAX_POSITION:
+        return data
+    wrong = refs[(tokens < 1) | (tokens > spec.chunk_tokens) | (positions.astype(np.uint64) + tokens > MAX_POSITION)]
+    if len(wrong):
         raise InvalidArgument(
             f"a chunk of this spec has 1 to {spec.chunk_tokens} tokens that end by {MAX_POSITION}, not "
-            f"{wrong['tokens']} at {wrong['position']}"
+            f"{wrong[0]['tokens']} at {wrong[0]['position']}"
         )
     return data
 
@@ -240,6 +247,8 @@ def fidelity_to_number(fidelity: Fidelity) -> Any:
 
 def numbers_to_bytes(numbers: Sequence[int]) -> bytes:
     """Packed u32."""
+    if numbers == range(len(numbers)) and len(numbers) <= _COUNTED:
+        return _COUNT[: 4 * len(numbers)]  # as of nearly every look-up
     return struct.pack(f"<{len(numbers)}I", *numbers)
 
 

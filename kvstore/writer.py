@@ -61,8 +61,11 @@ class Writer:
         self._owner = owner
         self.wake_mover: Callable[[Namespace], None] = _nobody
 
-    def put(self, scope: Scope, offer: Offer, ack: Ack) -> bool:
-        """Copy a part in, hashing it on the way; False if it was there already."""
+    def put(self, scope: Scope, offer: Offer, ack: Ack, confirm: Callable[[], None] | None = None) -> bool:
+        """Copy a part in, hashing it on the way; False if it was there already.
+
+        `confirm` is called between the copy and the moment it becomes visible; what it raises ends the put.
+        """
         geometry = self._check(scope, offer.ref, offer.part, offer.first_valid)
         if offer.data.nbytes != geometry.nbytes:
             raise InvalidArgument(f"{offer.data.nbytes} bytes were offered for a part of {geometry.nbytes}")
@@ -76,6 +79,8 @@ class Writer:
         try:
             memory = self._core.dram.view(slot.location, geometry.header, geometry.nbytes)
             digests = _native.copy_hash_many(memory, offer.data, geometry.offsets, geometry.lengths)
+            if confirm is not None:
+                confirm()
             copy = self.publish(slot, digests, ack)
         finally:
             if not slot.placed:

@@ -15,8 +15,8 @@ import numpy as np
 
 from kvstore import _native, wire
 from kvstore.api import Ack, Description, Fidelity, Found, Offer, Page, Query, Want, in_batches
-from kvstore.errors import Corrupt, InvalidArgument
-from kvstore.keys import ChunkRef, pack_keys
+from kvstore.errors import Corrupt, InvalidArgument, SpecMismatch
+from kvstore.keys import REF_BYTES, ChunkRef, pack_keys
 from kvstore.record import group_table
 from kvstore.spec import KVSpec, Part
 from kvstore.v1 import kvstore_pb2 as pb
@@ -81,7 +81,10 @@ class Control(ABC):
 
     def lookup(self, query: Query) -> Found:
         """Ask for the longest prefix; with a lease, in this client's session."""
-        return found_from(self._look(lookup_request(query), query))
+        found = found_from(self._look(lookup_request(query), query))
+        if len(found.present) * REF_BYTES != len(query.refs):
+            raise SpecMismatch(f"the server answers for {len(found.present)} chunks, not for those asked for")
+        return found
 
     def release(self, leases: Sequence[bytes]) -> None:
         """End leases."""
@@ -113,7 +116,11 @@ class Control(ABC):
 
     def stats(self) -> dict[str, Any]:
         """Counters of the namespace."""
-        counters: dict[str, Any] = json.loads(self.call("Stats", pb.StatsRequest(), pb.StatsResponse).json)
+        text = self.call("Stats", pb.StatsRequest(), pb.StatsResponse).json
+        try:
+            counters: dict[str, Any] = json.loads(text)
+        except ValueError as error:
+            raise InvalidArgument(f"the server's counters are not JSON: {error}") from None
         return counters
 
     def with_spec(self, spec: KVSpec, act: Callable[[], T]) -> T:
@@ -152,13 +159,15 @@ def lookup_request(query: Query, *, places: bool = False) -> Any:
 
 
 def found_from(answer: Any) -> Found:
-    """What a look-up's answer says."""
+    """What a look-up's answer says. `SpecMismatch` where it names chunks that nobody asked for."""
     present = (np.frombuffer(answer.present, np.uint8) != 0).tolist() if answer.present else []
-    used = answer.used
-    indexes: Sequence[int] = range(len(used) // 4)
-    if used != _FIRST[: len(used)]:
-        indexes = wire.numbers_from_bytes(used)
-    return Found(answer.tokens, indexes, present, answer.leased)
+    packed = answer.used
+    used: Sequence[int] = range(len(packed) // 4)
+    if packed != _FIRST[: len(packed)]:
+        used = wire.numbers_from_bytes(packed)
+    if used and max(used) >= len(present):
+        raise SpecMismatch(f"the server's answer uses chunk {max(used)} of {len(present)}")
+    return Found(answer.tokens, used, present, answer.leased)
 
 
 def get_request(spec: KVSpec, wants: Sequence[Want], fidelity: Fidelity, verify: bool) -> bytes:

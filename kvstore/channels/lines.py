@@ -152,6 +152,9 @@ class Lines:
                 except Unavailable:
                     self._drop_idle()
                     raise
+                except GeneratorExit:
+                    self._keep_session(line)
+                    raise
                 finally:
                     self._give_back(line)
             except Unavailable as error:
@@ -239,11 +242,15 @@ class Lines:
             if good and not self._closed and len(self._idle) < IDLE_LINES:
                 self._idle.append(line)
                 return
+        self.end(line)
+
+    def _keep_session(self, leaving: Stream) -> None:
+        """Open another line where the one that is given up is the last: with it the session would end."""
+        with self._lock:
             last = len(self._open) == 1
-        if last and not line.broken and not self._closed:  # or the session would end, and its leases
+        if last and not leaving.in_step and not leaving.broken and not self._closed:
             with contextlib.suppress(KVStoreError):
                 self._give_back(self.connect(time.monotonic() + _REPLACE_S))
-        self.end(line)
 
     def connect(self, deadline: float) -> Stream:
         """A line of its own, which the caller closes."""

@@ -19,7 +19,7 @@ import numpy as np
 from kvstore import _native, wire
 from kvstore.api import Ack, ChunkInfo, Event, Fidelity, Found, Offer, PlacementInfo, Query, View, Want
 from kvstore.channels.bulk import BulkBackend
-from kvstore.channels.control import Control, OwnReservation, found_from, lookup_request, put_head
+from kvstore.channels.control import Control, OwnReservation, found_from, lookup_request
 from kvstore.channels.local_leases import Lease, Place
 from kvstore.channels.local_life import Life
 from kvstore.channels.local_read import fill, header_length
@@ -172,7 +172,7 @@ class LocalBackend(Control):
                 if not _read_leased(life, spec, want, fidelity, verify):
                     left.append(number)
         if left:
-            for window in _windows(wants, left):
+            for window in _windows(wants, left) if len(left) > 1 else (left,):
                 self._read_placed(spec, wants, window, outcomes, fidelity, verify)
         return outcomes
 
@@ -277,10 +277,10 @@ class LocalBackend(Control):
 
     def put(self, spec: KVSpec, offer: Offer, *, ack: Ack = Ack.STORED) -> bool:
         """Store a part from staging memory; what lies elsewhere is copied there first."""
-        head, data = put_head(spec, offer, ack, hashed=False), offer.data
+        data = offer.data
         staged = self._staging.find(data)
         if staged is not None:
-            return self._put_staged(spec, head, *staged)
+            return self._put_staged(spec, offer, ack, *staged)
         piece = self._staging.take(data.nbytes)
         if piece is None:
             return self._inline.put(spec, offer, ack=ack)
@@ -289,7 +289,7 @@ class LocalBackend(Control):
                 np.copyto(np.frombuffer(piece.data, np.uint8), np.frombuffer(data, np.uint8))
             else:
                 _native.copy(piece.data, data)
-            return self._put_staged(spec, head, piece.segment, piece.offset)
+            return self._put_staged(spec, offer, ack, piece.segment, piece.offset)
         finally:
             self._staging.give_back(piece)
 
@@ -299,8 +299,8 @@ class LocalBackend(Control):
         data = self._staging.lend(spec.part_bytes(part, ref.tokens))
         return OwnReservation(self, spec, ref, part, first_valid, data)
 
-    def _put_staged(self, spec: KVSpec, head: Any, segment: Segment, offset: int) -> bool:
-        request = pb.StagedPutRequest(head=head, staging=segment.number, offset=offset).SerializeToString()
+    def _put_staged(self, spec: KVSpec, offer: Offer, ack: Ack, segment: Segment, offset: int) -> bool:
+        request = _staged_put(spec, offer, ack, segment.number, offset)
 
         def attempt(line: Stream) -> bytes:
             life = self._life_of(line)
@@ -433,6 +433,19 @@ def _windows(wants: Sequence[Want], left: list[int]) -> Iterator[list[int]]:
         window.append(number)
         nbytes += size
     yield window
+
+
+def _staged_put(spec: KVSpec, offer: Offer, ack: Ack, staging: int, offset: int) -> bytes:
+    """The encoded message; filled in place, since a message given to another is copied."""
+    ref, request = offer.ref, pb.StagedPutRequest(staging=staging, offset=offset)
+    head = request.head
+    head.spec = spec.digest
+    head.ack = wire.ack_to_number(ack)
+    record = head.record
+    record.key, record.parent, record.part = ref.key, ref.parent, offer.part.pack()
+    record.position, record.tokens, record.first_valid = ref.position, ref.tokens, offer.first_valid
+    encoded: bytes = request.SerializeToString()
+    return encoded
 
 
 def _drain(ended: deque[bytes]) -> list[bytes]:

@@ -45,7 +45,6 @@ _SKIP_BYTES = 256 << 10
 _DESCRIPTOR_SPACE = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)
 _TIMEVAL = struct.Struct("ll")
 _OVERSHOOT_S = 0.05  # by how much a wait may end late: less would cost two system calls before most waits
-_TLS_ALERT = b"\x15\x03"
 _Buffer = bytes | memoryview
 
 
@@ -78,9 +77,9 @@ class Stream:
 
     `deadline` (on the clock of `time.monotonic`; None: `patience` seconds for every single wait) bounds all waiting.
     `in_step` is true while no answer is outstanding: whoever asks clears it, whoever has read the answer sets it.
-    `asked` is the method of the last frame sent, `instance` the life of the server that it leads to. `unread` bytes
-    of payload are still to come before the next frame. `broken` tells that the connection has failed and is of no
-    more use.
+    `asked` is the method of the last frame sent. `unread` bytes of payload are still to come before the next frame.
+    `broken` tells that the connection has failed and is of no more use. `instance` is the life of the
+    server that it leads to.
     """
 
     def __init__(self, sock: socket.socket, patience: float, name: str = "the other side") -> None:
@@ -89,8 +88,8 @@ class Stream:
         self.in_step = True
         self.broken = False
         self.asked = 0
-        self.instance = b""
         self.unread = 0
+        self.instance = b""
         self._sock = sock
         self._name = name
         self._tls = isinstance(sock, ssl.SSLSocket)
@@ -175,6 +174,11 @@ class Stream:
             raise BadFrame("this message carries no descriptor")
         return self._descriptors.pop(0)
 
+    def drop_untaken(self) -> None:
+        """Close the descriptors of the frames that came, unless there is more that they may belong to."""
+        if self._start == self._end:
+            self.drop_descriptors()
+
     def drop_descriptors(self) -> None:
         """Close the descriptors that came and that nobody has taken."""
         while self._descriptors:
@@ -201,8 +205,10 @@ class Stream:
         self.drop_descriptors()
         self._sock.close()
 
-    def peer_uid(self) -> int:
-        """The user on the other end of a Unix socket."""
+    def peer_uid(self) -> int | None:
+        """The user on the other end of a Unix socket; None over a network."""
+        if not self._unix:
+            return None
         _, uid, _ = struct.unpack("3i", self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return int(uid)
 
@@ -313,8 +319,6 @@ class Stream:
 
     def _broken(self, what: str) -> Unavailable:
         self.broken = True
-        if self._memory[:2] == _TLS_ALERT and self._start == 0 and self._end < HEAD.size:
-            what = "it speaks TLS, and this connection does not"
         return Unavailable(f"{self._name}: {what}")
 
 

@@ -45,7 +45,6 @@ class Channels:
                     handlers,
                     name="local",
                     limit=limit,
-                    greet=local.check_peer,
                 )
             )
         wire = bulk_listener(config, address)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping, Sequence
 from typing import cast
 from weakref import WeakKeyDictionary
 
 from kvstore import wire
-from kvstore.channels.stream import MAX_DESCRIPTORS, BadFrame, Frame, Stream
-from kvstore.errors import PermissionDenied
+from kvstore.api import Offer
+from kvstore.channels.stream import MAX_DESCRIPTORS, BadFrame, Frame
+from kvstore.errors import Closed, InvalidArgument, KVStoreError, PermissionDenied
 from kvstore.server.local_staging import StagingArea
-from kvstore.server.streams import Connection, Handler, fail
+from kvstore.server.streams import Connection, Handler
 from kvstore.session import Session
 from kvstore.v1 import kvstore_pb2 as pb
-
-_PATIENCE_S = 1.0
 
 
 def handlers() -> Mapping[int, Handler]:
@@ -30,17 +28,6 @@ def handlers() -> Mapping[int, Handler]:
         pb.METHOD_INDEX: calls.index,
     }
     return found
-
-
-def check_peer(sock: socket.socket) -> socket.socket:
-    """Let in the user that this server runs as, and root; whatever the mode of the socket's folder has become."""
-    stream = Stream(sock, _PATIENCE_S, "the client")
-    uid = stream.peer_uid()
-    if uid not in (0, os.geteuid()):
-        error = PermissionDenied(f"the local channel is for the user {os.geteuid()} that the server runs as, not {uid}")
-        fail(stream, pb.METHOD_HELLO, error)
-        raise error
-    return sock
 
 
 class Given:
@@ -77,11 +64,15 @@ class LocalCalls:
             lease=request.lease,
             lease_s=request.lease_ms / 1000,
         )
-        self._tell_extents(connection)
         answer = pb.PlaceResponse(places=placed.places)
         for item, error in placed.failures.items():
             answer.failed.add(item=item, failure=wire.failure_to_message(error))
-        connection.answer(frame, answer)
+        try:
+            self._tell_extents(connection)
+            connection.answer(frame, answer)
+        except KVStoreError:  # a lease that nobody knows of would never be released
+            _store(connection).release([request.lease])
+            raise
 
     def stage(self, connection: Connection, frame: Frame) -> None:
         """Map memory of the client."""
@@ -94,13 +85,25 @@ class LocalCalls:
         connection.answer(frame, pb.StageResponse())
 
     def put_staged(self, connection: Connection, frame: Frame) -> None:
-        """A put from memory that the client has staged."""
+        """A put from memory that the client has staged.
+
+        A client that gave up may write there again, or put something else: then its connection is closed. What was
+        copied before that was as it should be.
+        """
         request = wire.parse(pb.StagedPutRequest, _alone(frame))
-        area = connection.session.own(StagingArea)
-        answer = connection.service.put_memory(
-            connection.session, request.head, lambda nbytes: area.memory(request.staging, request.offset, nbytes)
-        )
-        connection.answer(frame, answer)
+        session, stream = connection.session, connection.stream
+        put = connection.service.check_put(session, request.head)
+        if put.expect:
+            raise InvalidArgument("a staged put carries no checksums: they are computed while the bytes are taken")
+        data = session.own(StagingArea).memory(request.staging, request.offset, put.nbytes)
+
+        def confirm() -> None:
+            if stream.ended():
+                raise Closed("the client gave this put up")
+
+        offer = Offer(put.ref, put.part, data, put.first_valid)
+        stored = _store(connection).put_confirmed(put.spec, offer, put.ack, confirm)
+        connection.answer(frame, pb.PutResponse(stored=stored))
 
     def index(self, connection: Connection, frame: Frame) -> None:
         """The descriptor of the namespace's index in shared memory."""

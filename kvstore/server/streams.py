@@ -6,6 +6,7 @@ A connection that stalls, sends nonsense or vanishes costs its own thread and no
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import threading
@@ -29,7 +30,7 @@ from kvstore.channels.stream import (
     shut,
 )
 from kvstore.config import ServerConfig
-from kvstore.errors import ConfigError, InvalidArgument, KVStoreError, Shed
+from kvstore.errors import ConfigError, InvalidArgument, KVStoreError, PermissionDenied, Shed
 from kvstore.server.access import Access
 from kvstore.service import SESSION_BYTES, Service, Session
 from kvstore.v1 import kvstore_pb2 as pb
@@ -40,6 +41,7 @@ HELLO_BYTES = 4096  # at most: a stranger is not given memory for more
 SPARE_CONNECTIONS = 64  # above the limit, to tell them so
 MAX_SKIP = 256 << 20
 _ACCEPT_PAUSE_S = 0.05
+_TLS_HANDSHAKE = b"\x16"
 Handler = Callable[["Connection", Frame], None]
 Greet = Callable[[socket.socket], socket.socket]
 
@@ -143,6 +145,12 @@ class StreamServer:
         sock.settimeout(HELLO_S)
         if self._greet is None:
             return sock
+        first = sock.recv(1, socket.MSG_PEEK)
+        if first and first != _TLS_HANDSHAKE:
+            stream = Stream(sock, HELLO_S, "the client")
+            stream.receive(longest=HELLO_BYTES)
+            fail(stream, pb.METHOD_HELLO, InvalidArgument("this port speaks TLS: use bulks://HOST:PORT or give `ca`"))
+            raise BadFrame("a connection without TLS")
         with self._lock:
             ready = self._greet(sock)
             self._open[ready] = self._open.pop(sock)
@@ -171,6 +179,7 @@ class StreamServer:
 
     def _hello(self, stream: Stream) -> tuple[bytes, Session]:
         frame = stream.receive(longest=HELLO_BYTES)
+        check_peer(stream)
         if frame is None or frame.method != pb.METHOD_HELLO or frame.payload:
             raise BadFrame("a connection begins with Hello")
         hello = wire.parse(pb.HelloRequest, frame.message)
@@ -225,8 +234,15 @@ class StreamServer:
                 fail(stream, frame.method, error)
             return goes_on
         finally:
-            stream.drop_descriptors()
+            stream.drop_untaken()
         return True
+
+
+def check_peer(stream: Stream) -> None:
+    """On this host let in the server's own user and root, whatever has become of the mode of the socket."""
+    uid = stream.peer_uid()
+    if uid not in (None, 0, os.geteuid()):
+        raise PermissionDenied(f"this socket is for the user {os.geteuid()} that the server runs as, not {uid}")
 
 
 def fail(stream: Stream, method: int, error: KVStoreError) -> None:

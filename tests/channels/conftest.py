@@ -133,12 +133,13 @@ class Proxy:
                 near, _ = self._listener.accept()
                 far = socket.create_connection(self._target)
                 self._sockets += [near, far]
+                both = threading.Barrier(2)
                 for upstream, source, sink in ((True, near, far), (False, far, near)):
-                    thread = threading.Thread(target=self._pump, args=(upstream, source, sink), daemon=True)
+                    thread = threading.Thread(target=self._pump, args=(upstream, source, sink, both), daemon=True)
                     self._threads.append(thread)
                     thread.start()
 
-    def _pump(self, upstream: bool, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, upstream: bool, source: socket.socket, sink: socket.socket, both: threading.Barrier) -> None:
         offset = 0
         with contextlib.suppress(OSError):
             while data := source.recv(1024):
@@ -150,6 +151,9 @@ class Proxy:
         for sock in (source, sink):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(30)
+        source.close()  # whoever still sends to it gets a reset
 
 
 @pytest.fixture

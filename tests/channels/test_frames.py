@@ -50,7 +50,7 @@ def test_no_flipped_bit_goes_unnoticed() -> None:
         near, far = socket.socketpair()
         with near, far:
             near.sendall(damaged)
-            with pytest.raises(kvstore.Unavailable, match="no frame|damaged"):
+            with pytest.raises(kvstore.Unavailable, match=r"no frame|damaged"):
                 Stream(far, 2.0).receive()
 
 

@@ -207,9 +207,9 @@ def test_bytes_damaged_in_memory_are_corrupt_then_a_miss(running: Any, client: C
         flip(memory)
         del memory  # an array on a view keeps its bytes in use
     with pytest.raises(kvstore.Corrupt, match=ref.key.hex()):
-        client.get(kit.small, ref)
+        client.get(kit.small, ref, verify=True)
     with pytest.raises(kvstore.NotFound):
-        client.get(kit.small, ref)
+        client.get(kit.small, ref, verify=True)
 
 
 def placements(core: Any) -> list[int]:
