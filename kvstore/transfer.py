@@ -57,9 +57,9 @@ def plan_get(spec: KVSpec, request: Any) -> GetPlan:
 
 def open_item(backend: Backend, plan: GetPlan, index: int) -> Outgoing:
     """One item of a get, its layers cut out of a view. Raises what the backend raises."""
-    view = _open_view(backend, plan, index)
+    view, record = _open_view(backend, plan, index)
     try:
-        return _Cutter(view.record, view.data).cut(plan, index, view.close)
+        return _Cutter(record, view.data).cut(plan, index, view.close)
     except BaseException:
         view.close()
         raise
@@ -72,7 +72,7 @@ def open_run(backend: Backend, plan: GetPlan, first: int) -> list[Outgoing]:
         end += 1
     found: list[Outgoing] = []
     try:
-        view = _open_view(backend, plan, first)
+        view, record = _open_view(backend, plan, first)
     except KVStoreError as error:
         return [failed_item(index, error) for index in range(first, end)]
     left = end - first
@@ -83,7 +83,7 @@ def open_run(backend: Backend, plan: GetPlan, first: int) -> list[Outgoing]:
         if not left:
             view.close()
 
-    cutter = _Cutter(view.record, view.data)
+    cutter = _Cutter(record, view.data)
     for index in range(first, end):
         try:
             found.append(cutter.cut(plan, index, close_one))
@@ -100,8 +100,8 @@ def failed_item(index: int, error: KVStoreError) -> Outgoing:
     return Outgoing(pb.GetResponse(head=head).SerializeToString(), memoryview(b""))
 
 
-def _open_view(backend: Backend, plan: GetPlan, index: int) -> View:
-    """A view of what an item asks for, checked if it wants that."""
+def _open_view(backend: Backend, plan: GetPlan, index: int) -> tuple[View, Record]:
+    """A view of what an item asks for, checked if it wants that, and its header, which takes a while to read."""
     ref, part = plan.items[index]
     view = backend.view(plan.spec, ref, part)
     good = False
@@ -116,7 +116,7 @@ def _open_view(backend: Backend, plan: GetPlan, index: int) -> View:
             view.close()
             raise _quarantine(backend, plan, index, nbytes)
         good = True
-        return view
+        return view, record
     finally:
         if not good:
             view.close()

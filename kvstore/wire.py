@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from kvstore import errors
 from kvstore.api import Ack, ChunkInfo, Event, Fidelity, PlacementInfo
 from kvstore.errors import InvalidArgument, KVStoreError, Shed, SpecMismatch
-from kvstore.keys import NO_PARENT, REF_BYTES, ChunkRef, check_key, unpack_keys, unpack_refs
+from kvstore.keys import KEY_BYTES, NO_PARENT, REF_BYTES, ChunkRef, check_key, unpack_keys
 from kvstore.places import ITEM_BYTES, pack_items
 from kvstore.record import GROUP_DTYPE, Record
 from kvstore.rows import REF_DTYPE
@@ -28,6 +28,7 @@ MAX_ERROR_CHARACTERS = 2000
 _PART_BYTES = 8
 _COUNTED = 4096
 _COUNT = struct.pack(f"<{_COUNTED}I", *range(_COUNTED))
+_ITEM = struct.Struct(f"<{KEY_BYTES}sII{_PART_BYTES}s")
 _ACKS = (Ack.STORED, Ack.PERSISTED, Ack.SYNCED)
 
 
@@ -142,13 +143,18 @@ def items_from_bytes(data: bytes, spec: KVSpec) -> list[tuple[ChunkRef, Part]]:
     """The inverse of `items_to_bytes`, checked against the spec."""
     if not data or len(data) % ITEM_BYTES:
         raise InvalidArgument(f"items have {ITEM_BYTES} bytes each; {len(data)} is no multiple or none at all")
-    rows = np.frombuffer(data, np.uint8).reshape(-1, ITEM_BYTES)
-    refs = unpack_refs(checked_refs(rows[:, :REF_BYTES].tobytes(), spec))
-    parts = {packed: parts_from_bytes(packed, spec)[0] for packed in {bytes(row[REF_BYTES:]) for row in rows}}
-    return [
-        (ChunkRef(key, NO_PARENT, position, tokens), parts[data[start + REF_BYTES : start + ITEM_BYTES]])
-        for (key, position, tokens), start in zip(refs, range(0, len(data), ITEM_BYTES), strict=True)
-    ]
+    parts: dict[bytes, Part] = {}
+    found = []
+    for key, position, tokens, packed in _ITEM.iter_unpack(data):
+        part = parts.get(packed)
+        if part is None:
+            (part,) = parts_from_bytes(packed, spec)
+            parts[packed] = part
+        check_tokens(tokens, spec)
+        if position + tokens > MAX_POSITION:
+            raise InvalidArgument(f"a chunk ends by {MAX_POSITION}, not with {tokens} tokens at {position}")
+        found.append((ChunkRef(key, NO_PARENT, position, tokens), part))
+    return found
 
 
 def layers_from_message(ranges: Sequence[Any], items: int) -> list[tuple[int, int] | None]:

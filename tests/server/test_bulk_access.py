@@ -121,6 +121,9 @@ def test_a_stopped_server_is_a_passed_deadline(bulk_process: Any) -> None:
     with kvstore.connect("bulk://" + bulk_process.bulk, timeout=1) as client:
         client.describe()
         bulk_process._process.send_signal(signal.SIGSTOP)
+        state = Path(f"/proc/{bulk_process._process.pid}/stat")
+        while state.read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.01)
         with pytest.raises(kvstore.DeadlineExceeded, match="in time"):
             client.stats()
         with pytest.raises(kvstore.Unavailable, match="did not answer in time"):
