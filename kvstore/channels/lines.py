@@ -300,7 +300,9 @@ class LineWatch(Iterator[Event]):
             try:
                 frame = self._lines.more(self._line)
             except KVStoreError:
+                self._lines.end(self._line)
                 if not self._closed and not self._lines.closed:
+                    self._closed = True
                     raise
                 frame = None
         if frame is None:
