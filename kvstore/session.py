@@ -27,6 +27,7 @@ from kvstore.errors import Closed, InvalidArgument
 from kvstore.events import Watcher
 from kvstore.keys import REF_BYTES, ChunkRef, check_key
 from kvstore.leases import UNTIL_RELEASED, check_lease
+from kvstore.loader import Loader
 from kvstore.placer import Placer
 from kvstore.places import ITEM_BYTES, pack_items
 from kvstore.policy import Rows
@@ -46,10 +47,18 @@ class Session:
     """One client's way into a store of this process; see `kvstore.api.Backend` for what each method promises."""
 
     def __init__(
-        self, store: Store, core: Core, reader: Reader, writer: Writer, namespace: Namespace, number: int
+        self,
+        store: Store,
+        core: Core,
+        reader: Reader,
+        loader: Loader,
+        writer: Writer,
+        namespace: Namespace,
+        number: int,
     ) -> None:
-        self._store, self._core, self._reader, self._writer = store, core, reader, writer
-        self._placer = Placer(core, reader)
+        self._store, self._core, self._writer = store, core, writer
+        self._reader, self._loader = reader, loader
+        self._placer = Placer(core, loader)
         self._namespace = namespace
         self._number = number
         self._scopes: dict[bytes, Scope] = {}
@@ -215,7 +224,7 @@ class Session:
         return count
 
     def prefetch(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
-        return self._reader.prefetch(self._scope(spec), _checked(keys))
+        return self._loader.prefetch(self._scope(spec), _checked(keys))
 
     def chunks(self, cursor: int = 0, limit: int = 1000) -> Page:
         self._check_open()
