@@ -49,6 +49,18 @@ def write_header(header: Buffer, fixed: Buffer, offsets: Buffer, lengths: Buffer
     `offsets` and `lengths` are uint64 [n], `digests` 16 bytes each. ValueError if they do not fit.
     """
 
+def write_record(
+    record: Buffer, header_bytes: int, fixed: Buffer, data: Buffer, offsets: Buffer, lengths: Buffer
+) -> None:
+    """Write a whole record in one pass: copy the payload behind its header, hash the layer groups, then the header.
+
+    What the payload leaves of `record` is zeros. Ranges (uint64 [n] each) ascend and do not overlap. ValueError if
+    anything does not fit.
+    """
+
+def address_of(buffer: Buffer) -> int:
+    """Where the buffer's memory begins."""
+
 FRAME_SENT: int
 """Outcomes of the calls below; this one is 0: all was sent, or read."""
 FRAME_PARTIAL: int

@@ -23,7 +23,7 @@ from kvstore.core import DRAM, NVME, Copy, Core, Removed, now_ms
 from kvstore.errors import Closed, Corrupt, InvalidArgument, KVStoreError, Shed, StorageError, TooLarge
 from kvstore.keys import ChunkRef, check_key
 from kvstore.loan import Loan
-from kvstore.record import Entry, Record, unpack, write_header
+from kvstore.record import Entry, Record, unpack, write_header, write_record
 from kvstore.spec import Part
 from kvstore.tiers.base import Owner, Tier, TierFull
 from kvstore.tiers.dram import zero_padding
@@ -77,15 +77,19 @@ class Writer:
             return False
         slot = self._reserve(scope, offer.ref, offer.part, offer.first_valid, geometry)
         try:
-            memory = self._core.dram.view(slot.location, geometry.header, geometry.nbytes)
-            digests = _native.copy_hash_many(memory, offer.data, geometry.offsets, geometry.lengths)
+            entry = slot.entry()
+            write_record(
+                self._core.dram.view(slot.location, 0, geometry.total), geometry.header, entry,
+                scope.spec.digest, scope.namespace.digest, geometry.offsets, geometry.lengths, offer.data,
+            )  # fmt: skip
             if confirm is not None:
                 confirm()
-            copy = self.publish(slot, digests, ack)
+            copy = self._publish(slot, entry, ack)
         finally:
             if not slot.placed:
                 self.give_up(slot)
-        self.ensure(scope, copy, ack)
+        if ack is not Ack.STORED:
+            self.ensure(scope, copy, ack)
         return slot.placed
 
     def reserve(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int) -> StoreReservation:
@@ -94,19 +98,24 @@ class Writer:
         return StoreReservation(self, slot)
 
     def publish(self, slot: Slot, digests: Digests, ack: Ack) -> Copy | None:
-        """Write the header and make a part visible (`slot.placed` tells), unless one as good is there.
-
-        Gives the DRAM copy, held, where `ack` needs it written down, whether it came with this call or was there
-        before.
-        """
-        core, removed, scope, geometry, copy = self._core, Removed(), slot.scope, slot.geometry, None
-        ref, entry = slot.ref, slot.entry()
-        view = core.dram.view(slot.location, 0, geometry.total)
+        """Write the header and make a part visible; see `_publish`."""
+        scope, geometry, entry = slot.scope, slot.geometry, slot.entry()
+        view = self._core.dram.view(slot.location, 0, geometry.total)
         write_header(
             view[: geometry.header], entry, scope.spec.digest, scope.namespace.digest,
             geometry.offsets, geometry.lengths, digests,
         )  # fmt: skip
         zero_padding(view, geometry.header + geometry.nbytes)
+        return self._publish(slot, entry, ack)
+
+    def _publish(self, slot: Slot, entry: Entry, ack: Ack) -> Copy | None:
+        """Make a written part visible (`slot.placed` tells), unless one as good is there.
+
+        Gives the DRAM copy, held, where `ack` needs it written down, whether it came with this call or was there
+        before.
+        """
+        core, removed, scope, geometry, copy = self._core, Removed(), slot.scope, slot.geometry, None
+        ref = slot.ref
         try:
             with core.lock:
                 core.check_open()
@@ -123,7 +132,8 @@ class Writer:
                 if not slot.placed or ack is not Ack.STORED or core.doomed or core.bad:
                     _, copy = self.twin(scope, ref, slot.part, slot.first_valid, ack)
         finally:
-            core.settle(removed)
+            if removed.places:
+                core.settle(removed)
         return copy
 
     def give_up(self, slot: Slot) -> None:
