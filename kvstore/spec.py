@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvstore.errors import InvalidArgument
 
@@ -65,8 +65,7 @@ class KVGroup:
         return max(0, tokens - self.window + 1) if self.window else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """The piece of a chunk that one tensor-parallel rank holds of one KV group and one range of layers.
 
     `layers` is half-open in the model's layer numbers; a part holds the group's layers inside it.

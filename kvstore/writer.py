@@ -70,12 +70,17 @@ class Writer:
         if offer.data.nbytes != geometry.nbytes:
             raise InvalidArgument(f"{offer.data.nbytes} bytes were offered for a part of {geometry.nbytes}")
         self._check_ack(ack, geometry)
+        namespace = scope.namespace
         with self._core.lock:
             known, copy = self.twin(scope, offer.ref, offer.part, offer.first_valid, ack)
+            if not known and not namespace.quota:
+                namespace.promised += geometry.total
         if known:
             self.ensure(scope, copy, ack)
             return False
-        slot = self._reserve(scope, offer.ref, offer.part, offer.first_valid, geometry)
+        if namespace.quota:
+            self._keep_quota(namespace, geometry.total)
+        slot = self._slot(scope, offer.ref, offer.part, offer.first_valid, geometry)
         try:
             entry = slot.entry()
             write_record(
@@ -250,13 +255,14 @@ class Writer:
         """
         core = self._core
         chunk, row = core.find_part(scope, ref.key, part)
-        if chunk >= 0:
-            known = core.index.chunk(chunk)
-            if (known.position, known.tokens) != (ref.position, ref.tokens):
-                raise InvalidArgument(
-                    f"key {ref.key.hex()} is known with {known.tokens} tokens at {known.position}, "
-                    f"not {ref.tokens} at {ref.position}"
-                )
+        if chunk < 0:
+            return False, None
+        known = core.index.chunk(chunk)
+        if (known.position, known.tokens) != (ref.position, ref.tokens):
+            raise InvalidArgument(
+                f"key {ref.key.hex()} is known with {known.tokens} tokens at {known.position}, "
+                f"not {ref.tokens} at {ref.position}"
+            )
         if row < 0 or core.index.part(row).first_valid > first_valid:
             return False, None
         if core.bad and not core.bad.isdisjoint(core.index.part_placements(row)):
@@ -280,8 +286,14 @@ class Writer:
 
     def _reserve(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int, geometry: Geometry) -> Slot:
         self._keep_quota(scope.namespace, geometry.total)
+        return self._slot(scope, ref, part, first_valid, geometry)
+
+    def _slot(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int, geometry: Geometry) -> Slot:
+        """Memory for a part that its namespace has been promised room for."""
         try:
-            location = self.allocate(scope.namespace, geometry.total, self._core.config.put_wait_s)
+            location = self._core.dram.reserve(scope.namespace.digest, geometry.total)
+            if location < 0:
+                location = self.allocate(scope.namespace, geometry.total, self._core.config.put_wait_s)
         except KVStoreError:
             with self._core.lock:
                 scope.namespace.promised -= geometry.total

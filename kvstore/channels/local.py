@@ -305,7 +305,7 @@ class LocalBackend(Control):
             if segment.number not in life.staged:
                 self._stage(line, life, segment)
             try:
-                return self._lines.ask(line, pb.METHOD_PUT_STAGED, request)
+                return self._lines.exchange(line, pb.METHOD_PUT_STAGED, request, self._over())
             finally:
                 if not line.in_step:  # tells the server, before the caller can write to the memory again
                     line.shut()
@@ -429,15 +429,13 @@ def _windows(wants: Sequence[Want], left: list[int]) -> Iterator[list[int]]:
 
 
 def _staged_put(spec: KVSpec, offer: Offer, ack: Ack, staging: int, offset: int) -> bytes:
-    """The encoded message; filled in place, since a message given to another is copied."""
-    ref, request = offer.ref, pb.StagedPutRequest(staging=staging, offset=offset)
-    head = request.head
-    head.spec = spec.digest
-    head.ack = wire.ack_to_number(ack)
-    record = head.record
-    record.key, record.parent, record.part = ref.key, ref.parent, offer.part.pack()
-    record.position, record.tokens, record.first_valid = ref.position, ref.tokens, offer.first_valid
-    encoded: bytes = request.SerializeToString()
+    """The encoded message."""
+    ref = offer.ref
+    put = wire.StagedPut(
+        spec.digest, ref.key, ref.parent, offer.part.pack(), ref.position, ref.tokens, offer.first_valid,
+        wire.ack_to_number(ack), staging, offset,
+    )  # fmt: skip
+    encoded: bytes = pb.StagedPutRequest(put=wire.staged_put_to_bytes(put)).SerializeToString()
     return encoded
 
 
