@@ -15,7 +15,7 @@ from kvstore import wire
 from kvstore.api import ChunkInfo, Event, PlacementInfo
 from kvstore.channels.patience import Patience, retry
 from kvstore.channels.stream import FAILED, MORE, ONE_WAY, PROTOCOL, BadFrame, Frame, Stream
-from kvstore.errors import DeadlineExceeded, KVStoreError, Unavailable
+from kvstore.errors import Closed, DeadlineExceeded, KVStoreError, Unavailable
 from kvstore.v1 import kvstore_pb2 as pb
 
 T = TypeVar("T")
@@ -145,20 +145,30 @@ class Lines:
 
     def run(self, attempt: Callable[[Stream], T]) -> T:
         """`attempt` on a line that no other thread uses; again on a new one while the server is unavailable."""
-        patience = Patience(self.timeout, self._retries, self._is_closed)
+        deadline = time.monotonic() + self.timeout
+        try:
+            return self._once(attempt, deadline)
+        except Unavailable as error:
+            failed = error
+        patience = Patience(self.timeout, self._retries, self._is_closed, deadline)
         while True:
-            patience.check()
+            patience.after(failed)
             try:
-                line = self._take(patience.deadline)
-                try:
-                    return attempt(line)
-                except Unavailable:
-                    self._drop_idle()  # what has broken one of them has most likely broken all
-                    raise
-                finally:
-                    self._give_back(line)
+                return self._once(attempt, deadline)
             except Unavailable as error:
-                patience.after(error)
+                failed = error
+
+    def _once(self, attempt: Callable[[Stream], T], deadline: float) -> T:
+        if self._closed:
+            raise Closed("this client is closed")
+        line = self._take(deadline)
+        try:
+            return attempt(line)
+        except Unavailable:
+            self._drop_idle()  # what has broken one of them has most likely broken all
+            raise
+        finally:
+            self._give_back(line)
 
     def each(self, attempt: Callable[[Stream], Iterator[T]]) -> Iterator[T]:
         """What `attempt` yields as it goes along, tried again like `run`. The caller's time does not count."""
