@@ -273,6 +273,11 @@ class KVSpec:
         return {}
 
     @cached_property
+    def packed_parts(self) -> dict[tuple[bytes, int], tuple[Part, int]]:
+        """By a packed part and a number of tokens: what `kvstore.wire.sized_part` has found them to be."""
+        return {}
+
+    @cached_property
     def _known_parts(self) -> frozenset[Part]:
         return frozenset(self.all_parts)
 

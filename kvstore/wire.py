@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -246,9 +246,15 @@ def staged_put_from_bytes(data: bytes) -> StagedPut:
     return StagedPut(*fields[:9], fields[10])
 
 
-@lru_cache(4096)
 def sized_part(spec: KVSpec, part: bytes, tokens: int) -> tuple[Part, int]:
     """One packed part of a chunk of `tokens` tokens, checked against the spec, and how many bytes it has."""
+    known = spec.packed_parts.get((part, tokens))
+    if known is None:
+        known = spec.packed_parts[part, tokens] = _sized_part(spec, part, tokens)
+    return known
+
+
+def _sized_part(spec: KVSpec, part: bytes, tokens: int) -> tuple[Part, int]:
     check_tokens(tokens, spec)
     parts = parts_from_bytes(part, spec)
     if len(parts) != 1:

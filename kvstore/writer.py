@@ -69,7 +69,8 @@ class Writer:
         geometry = self._check(scope, offer.ref, offer.part, offer.first_valid)
         if offer.data.nbytes != geometry.nbytes:
             raise InvalidArgument(f"{offer.data.nbytes} bytes were offered for a part of {geometry.nbytes}")
-        self._check_ack(ack, geometry)
+        if ack is not Ack.STORED:
+            self._check_ack(ack, geometry)
         namespace = scope.namespace
         with self._core.lock:
             known, copy = self.twin(scope, offer.ref, offer.part, offer.first_valid, ack)
@@ -233,7 +234,9 @@ class Writer:
             )
 
     def _check(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int) -> Geometry:
-        self._core.check_open()
+        core = self._core
+        if core.closed:
+            core.check_open()
         check_key(ref.key)
         check_key(ref.parent)
         geometry = scope.geometry(part, ref.tokens)
@@ -241,9 +244,9 @@ class Writer:
             raise InvalidArgument(f"{ref.tokens} tokens at {ref.position} are no chunk of this spec")
         if first_valid and not (scope.spec.groups[part.group].window and 0 < first_valid < ref.tokens):
             raise InvalidArgument(f"first_valid={first_valid} does not fit a chunk of {ref.tokens} tokens")
-        if geometry.total > self._core.dram.max_record:
+        if geometry.total > core.dram.max_record:
             raise TooLarge(
-                f"a part of {geometry.nbytes} bytes does not fit an extent of {self._core.dram.max_record}; "
+                f"a part of {geometry.nbytes} bytes does not fit an extent of {core.dram.max_record}; "
                 "raise [dram] extent and capacity or lower chunk_tokens"
             )
         return geometry

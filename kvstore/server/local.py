@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import cast
 from weakref import WeakKeyDictionary
 
 from kvstore import wire
@@ -159,7 +158,8 @@ def _give(connection: Connection, store: Session, new: Sequence[int], gone: Sequ
 
 def _store(connection: Connection) -> Session:
     """The session as the embedded store gives it: the channels serve no other backend."""
-    return cast(Session, connection.session.backend)
+    store: Session = connection.session.backend  # type: ignore[assignment]
+    return store
 
 
 def _alone(frame: Frame) -> bytes:
