@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from kvstore import _native
@@ -47,7 +47,7 @@ class TlsFrames:
     ) -> int:
         del descriptors  # only Unix sockets carry them
         try:
-            for piece in pieces:
+            for piece in _writes(pieces):
                 left = memoryview(piece)
                 while left:
                     left = left[self._within(deadline, patience, False, self._sock.send, left) :]
@@ -79,15 +79,22 @@ class TlsFrames:
         return found
 
     def read(self, out: memoryview, deadline: float | None, patience: float) -> int:
-        left = out[self._buffer.take(out) :]
+        left, receive = out[self._buffer.take(out) :], self._sock.recv_into
         while left:
             try:
-                read = self._within(deadline, patience, False, self._sock.recv_into, left)
+                while left:  # a record at a time: what is done for each counts
+                    if deadline is not None or self._armed != patience:
+                        self._set_limit(deadline, patience)
+                    read = receive(left)
+                    if not read:
+                        return _native.FRAME_CUT_OFF
+                    left = left[read:]
+            except (BlockingIOError, TimeoutError):
+                if deadline is None or time.monotonic() >= deadline:
+                    return _native.FRAME_LATE
+                self._armed = 0.0
             except _Late:
                 return _native.FRAME_LATE
-            if not read:
-                return _native.FRAME_CUT_OFF
-            left = left[read:]
         return _native.FRAME_SENT
 
     def take_descriptor(self) -> int:
@@ -110,17 +117,45 @@ class TlsFrames:
     def _within(self, deadline: float | None, patience: float, idle: bool, act: Callable[..., T], *args: Any) -> T:
         """One call of the socket, again where its time was cut short."""
         while True:
-            left = patience if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                raise _Late
-            # By OpenSSL's own timeouts: it takes the kernel's for a reason to try again, and never comes back.
-            if deadline is None or not 0 < self._armed < left + _native.FRAME_OVERSHOOT_S:
-                if self._armed != left:
-                    self._sock.settimeout(max(left, 0.001))
-                    self._armed = left
+            self._set_limit(deadline, patience)
             try:
                 return act(*args)
             except (BlockingIOError, TimeoutError):
                 if not (idle if deadline is None else time.monotonic() < deadline):
                     raise _Late from None
                 self._armed = 0.0
+
+    def _set_limit(self, deadline: float | None, patience: float) -> None:
+        """Bound the next wait by Python's own timeouts: OpenSSL takes the kernel's for a reason to try again."""
+        left = patience
+        if deadline is not None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise _Late
+            if 0 < self._armed < left + _native.FRAME_OVERSHOOT_S:
+                return
+        if self._armed != left:
+            self._sock.settimeout(max(left, 0.001))
+            self._armed = left
+
+
+def _writes(pieces: Sequence[bytes | memoryview]) -> Iterator[bytes | bytearray | memoryview]:
+    """The same bytes, small pieces together with the beginning of what follows.
+
+    Every write makes a record of its own and wakes the other side.
+    """
+    pending = bytearray()
+    for piece in pieces:
+        view = memoryview(piece)
+        while view:
+            if not pending and len(view) >= _RECORD_BYTES:
+                yield view
+                break
+            taken = _RECORD_BYTES - len(pending)
+            pending += view[:taken]
+            view = view[taken:]
+            if len(pending) == _RECORD_BYTES:
+                yield pending
+                pending = bytearray()
+    if pending:
+        yield pending
