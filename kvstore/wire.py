@@ -243,7 +243,7 @@ def staged_put_from_bytes(data: bytes) -> StagedPut:
     fields = _STAGED_PUT.unpack(data)
     if fields[9] or fields[11]:
         raise InvalidArgument("a staged put has zeros where nothing is said")
-    return StagedPut(*fields[:9], fields[10])
+    return StagedPut._make((*fields[:9], fields[10]))
 
 
 def sized_part(spec: KVSpec, part: bytes, tokens: int) -> tuple[Part, int]:

@@ -23,9 +23,7 @@ class Patience:
     `deadline` is on the clock of `time.monotonic`; left out, it is `timeout` from now.
     """
 
-    def __init__(
-        self, timeout: float, retries: int, closed: Callable[[], bool], deadline: float | None = None
-    ) -> None:
+    def __init__(self, timeout: float, retries: int, closed: Callable[[], bool], deadline: float | None = None) -> None:
         self.deadline = time.monotonic() + timeout if deadline is None else deadline
         self._tries_left = retries
         self._closed = closed

@@ -25,7 +25,7 @@ import struct
 from collections.abc import Sequence
 
 from kvstore import _native
-from kvstore._native import Frame
+from kvstore._native import Frame as Frame
 from kvstore.channels.tls_frames import TlsFrames
 from kvstore.errors import DeadlineExceeded, InvalidArgument, KVStoreError, Unavailable
 
