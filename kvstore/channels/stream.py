@@ -25,10 +25,10 @@ import struct
 from collections.abc import Sequence
 
 from kvstore import _native
-from kvstore._native import Frame as Frame
 from kvstore.channels.tls_frames import TlsFrames
 from kvstore.errors import DeadlineExceeded, InvalidArgument, KVStoreError, Unavailable
 
+Frame = _native.Frame
 HEAD = struct.Struct("<QIHHQQ")
 ONE_WAY, FAILED, MORE = 1, 2, 4
 PROTOCOL = 1
