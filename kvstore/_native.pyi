@@ -5,6 +5,7 @@ one, ValueError for one that is not contiguous or, as a destination, not writabl
 release the GIL for more than 64 KiB; methods of the classes hold it, so that each is atomic.
 """
 
+from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
@@ -47,6 +48,139 @@ def write_header(header: Buffer, fixed: Buffer, offsets: Buffer, lengths: Buffer
 
     `offsets` and `lengths` are uint64 [n], `digests` 16 bytes each. ValueError if they do not fit.
     """
+
+def write_record(
+    record: Buffer, header_bytes: int, fixed: Buffer, data: Buffer, offsets: Buffer, lengths: Buffer
+) -> None:
+    """Write a whole record in one pass: copy the payload behind its header, hash the layer groups, then the header.
+
+    What the payload leaves of `record` is zeros. Ranges (uint64 [n] each) ascend and do not overlap. ValueError if
+    anything does not fit.
+    """
+
+def address_of(buffer: Buffer) -> int:
+    """Where the buffer's memory begins."""
+
+FRAME_SENT: int
+"""Outcomes of the calls below; this one is 0: all was sent, or read."""
+FRAME_PARTIAL: int
+"""No whole frame is there yet."""
+FRAME_ENDED: int
+"""The other side ended the stream between two frames."""
+FRAME_LATE: int
+"""The deadline has passed, or one wait was longer than `patience`."""
+FRAME_CUT_OFF: int
+"""The stream ended inside a frame."""
+FRAME_NONE: int
+"""What came is no frame."""
+FRAME_DAMAGED: int
+"""The message does not match its checksum."""
+FRAME_TOO_LARGE: int
+"""The head announces a message of more than `longest` bytes, or more than `MAX_PAYLOAD` bytes of payload."""
+FRAME_TOO_MANY_DESCRIPTORS: int
+"""More than `MAX_DESCRIPTORS` came that nobody took."""
+FRAME_OVERSHOOT_S: float
+"""By how much a wait may outlast its deadline."""
+MAX_PAYLOAD: int
+MAX_DESCRIPTORS: int
+
+@final
+class Frame:
+    """What came: `payload` bytes follow it on the stream and must be read before the next frame."""
+
+    method: int
+    flags: int
+    message: bytes
+    payload: int
+    def __init__(self, method: int, flags: int, message: bytes, payload: int) -> None: ...
+
+def encode_frame(method: int, message: Buffer, flags: int, payload: int) -> bytes:
+    """Head and message of a frame that `payload` bytes follow."""
+
+def peer_has_ended(fd: int) -> bool:
+    """Whether the other side of a socket has closed the connection by now."""
+
+@final
+class FrameBuffer:
+    """Bytes that were received in any pieces, and the frames in them."""
+
+    def __init__(self) -> None: ...
+    def next(self, longest: int) -> Frame | int:
+        """The next frame, its message of `longest` bytes at most; or what is in its way."""
+
+    def feed(self, data: Buffer) -> None:
+        """Add what came, `room` bytes at most, after `next` has said FRAME_PARTIAL; ValueError for more."""
+
+    def take(self, out: Buffer) -> int:
+        """Move payload that came behind a frame to the front of `out`: how many bytes."""
+
+    @property
+    def held(self) -> int:
+        """Bytes that came and are in no frame yet."""
+
+    @property
+    def room(self) -> int: ...
+    @property
+    def announced(self) -> tuple[int, int]:
+        """Bytes of message and of payload that the last head spoke of."""
+
+@final
+class FrameSocket:
+    """Frames over a plain stream socket, whose owner keeps it open until `forget`.
+
+    Waits without the GIL, until `deadline` on the clock of `time.monotonic` (None: `patience` seconds for each wait).
+    OSError where the socket fails, RuntimeError where two threads use it at once.
+    """
+
+    def __init__(self, fd: int, takes_descriptors: bool) -> None: ...
+    def send(
+        self,
+        method: int,
+        message: Buffer,
+        flags: int,
+        payload: Iterable[Buffer],
+        descriptors: Iterable[int],
+        deadline: float | None,
+        patience: float,
+    ) -> int:
+        """Send one frame and its payload, descriptors along with it."""
+
+    def send_raw(
+        self, pieces: Iterable[Buffer], descriptors: Iterable[int], deadline: float | None, patience: float
+    ) -> int:
+        """Send bytes as they are."""
+
+    def receive(self, deadline: float | None, patience: float, idle: bool, longest: int) -> Frame | int:
+        """The next frame. With `idle` its first byte may take longer than `patience`."""
+
+    def exchange(
+        self, method: int, message: Buffer, ahead: Buffer, deadline: float | None, patience: float, longest: int
+    ) -> Frame | int:
+        """Send `ahead` and a frame without payload, and receive the next frame."""
+
+    def read(self, out: Buffer, deadline: float | None, patience: float) -> int:
+        """Read payload, exactly as much as fits."""
+
+    def take_descriptor(self) -> int:
+        """The next descriptor that came, which is the caller's now; -1 if there is none."""
+
+    def drop_descriptors(self) -> None:
+        """Close those that nobody has taken."""
+
+    def forget(self) -> None:
+        """The socket is closed: calls fail with EBADF."""
+
+    @property
+    def sent(self) -> bool:
+        """Whether the last `exchange` has sent all it had to."""
+
+    @property
+    def held(self) -> int:
+        """Bytes that came and are in no frame yet."""
+
+    @property
+    def announced(self) -> tuple[int, int]:
+        """Bytes of message and of payload that the last head spoke of."""
 
 def simd_level() -> Literal["avx512", "avx2", "portable"]:
     """The instruction set in use, by default the best that the processor has."""

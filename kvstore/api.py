@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from kvstore.errors import KVStoreError
 from kvstore.keys import ChunkRef
@@ -91,8 +91,7 @@ class Want:
     layers: tuple[int, int] | None = None  # indexes of layer groups inside the part, half-open
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """One part to store. `data` holds the raw bytes in the spec's layout."""
 
     ref: ChunkRef

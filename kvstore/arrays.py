@@ -74,6 +74,14 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
 
 
 def _numpy_memory(array: Any, dtype: str, shape: tuple[int, ...]) -> memoryview:
+    if (
+        isinstance(array, np.ndarray)
+        and array.ndim == 1
+        and array.dtype.char == "B"
+        and array.size
+        and array.flags.c_contiguous
+    ):
+        return array.data  # flat bytes as they are: three arrays less to make
     view = _flat_numpy(array)
     if isinstance(array, np.ndarray) and not _fits(array, dtype, shape):
         raise SpecMismatch(f"the array is {array.dtype} {list(array.shape)}; the spec says {dtype} {list(shape)}")

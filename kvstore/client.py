@@ -316,6 +316,8 @@ def _part(spec: KVSpec, part: Part | None) -> Part:
 
 
 def _ack(ack: Ack | str) -> Ack:
+    if isinstance(ack, Ack):
+        return ack
     try:
         return Ack(ack)
     except ValueError:

@@ -147,13 +147,40 @@ def write_header(
 
     Of each layer group its offset and length inside the payload and its xxh3-128, `[n, 16]`.
     """
-    fixed = _FIXED.pack(
-        MAGIC, VERSION, len(header) // BLOCK, 0, 0, 0,
+    fixed = _fixed(len(header), len(offsets), entry, spec, namespace, artefact, created_ms)
+    _native.write_header(header, fixed, offsets, lengths, digests)
+
+
+def write_record(
+    record: memoryview,
+    header: int,
+    entry: Entry,
+    spec: bytes,
+    namespace: bytes,
+    offsets: npt.NDArray[np.uint64],
+    lengths: npt.NDArray[np.uint64],
+    data: memoryview,
+) -> None:
+    """Write a whole record, created now, in one pass over `data`: its payload, padding, and the header as above."""
+    fixed = _fixed(header, len(offsets), entry, spec, namespace)
+    _native.write_record(record, header, fixed, data, offsets, lengths)
+
+
+def _fixed(
+    header: int,
+    layer_groups: int,
+    entry: Entry | Record,
+    spec: bytes,
+    namespace: bytes,
+    artefact: bytes = NO_ARTEFACT,
+    created_ms: int = 0,
+) -> bytes:
+    return _FIXED.pack(
+        MAGIC, VERSION, header // BLOCK, 0, 0, 0,
         entry.key, entry.parent, spec, namespace, artefact, entry.part.pack(),
-        entry.position, entry.tokens, entry.first_valid, len(offsets), entry.logical, entry.stored,
+        entry.position, entry.tokens, entry.first_valid, layer_groups, entry.logical, entry.stored,
         entry.form, entry.level, entry.exact, created_ms or time.time_ns() // 1_000_000,
     )  # fmt: skip
-    _native.write_header(header, fixed, offsets, lengths, digests)
 
 
 def padded(nbytes: int) -> int:

@@ -17,11 +17,9 @@ from kvstore.api import Backend, Query
 from kvstore.errors import InvalidArgument, KVStoreError, LeaseExpired, Shed
 from kvstore.spec import KVSpec
 from kvstore.transfer import (
-    Announced,
     GetPlan,
     Incoming,
     Outgoing,
-    check_put,
     failed_item,
     open_item,
     open_run,
@@ -289,10 +287,6 @@ class Service:
     def open_run(self, session: Session, plan: GetPlan, first: int) -> Sequence[Outgoing]:
         """As `open_item`, together with those that follow and are of the same part, such as its other layers."""
         return open_run(session.backend, plan, first)
-
-    def check_put(self, session: Session, head: Any) -> Announced:
-        """What a put's head announces, checked."""
-        return check_put(session.spec(head.spec), head)
 
     def start_put(self, session: Session, head: Any) -> Incoming:
         """Memory for a put that was announced."""

@@ -265,7 +265,8 @@ class Session:
         self._core.check_open()
 
     def _scope(self, spec: KVSpec) -> Scope:
-        self._check_open()
+        if self._closed or self._core.closed:
+            self._check_open()
         found = self._scopes.get(spec.digest)
         if found is None:
             found = self._scopes[spec.digest] = self._store.scope(self._namespace, spec)

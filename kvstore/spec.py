@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvstore.errors import InvalidArgument
 
@@ -65,8 +65,7 @@ class KVGroup:
         return max(0, tokens - self.window + 1) if self.window else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """The piece of a chunk that one tensor-parallel rank holds of one KV group and one range of layers.
 
     `layers` is half-open in the model's layer numbers; a part holds the group's layers inside it.
@@ -271,6 +270,11 @@ class KVSpec:
 
     @cached_property
     def _shapes(self) -> dict[tuple[Part, int], tuple[int, ...]]:
+        return {}
+
+    @cached_property
+    def packed_parts(self) -> dict[tuple[bytes, int], tuple[Part, int]]:
+        """By a packed part and a number of tokens: what `kvstore.wire.sized_part` has found them to be."""
         return {}
 
     @cached_property

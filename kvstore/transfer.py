@@ -216,22 +216,18 @@ class Announced:
 def check_put(spec: KVSpec, head: Any) -> Announced:
     """Check a put's head against its spec."""
     record = head.record
-    ref = wire.ref_from_record(record, spec)
-    parts = wire.parts_from_bytes(record.part, spec)
-    if len(parts) != 1:
-        raise InvalidArgument(f"a record names one part in 8 bytes, not {len(parts)}")
-    part = parts[0]
+    ref = wire.ref_from_record(record)
+    part, nbytes = wire.sized_part(spec, record.part, ref.tokens)
     if record.spec and record.spec != head.spec:
         raise SpecMismatch(f"the record is of spec {record.spec.hex()}, the put of spec {head.spec.hex()}")
     if record.form != RAW:
         raise InvalidArgument(f"puts take raw bytes (form 0), not form {record.form}: the store chooses the codec")
-    nbytes = spec.part_bytes(part, ref.tokens)
     if not (record.logical in (0, nbytes) and record.stored in (0, nbytes)):
         raise SpecMismatch(
             f"{part} of {ref.tokens} tokens has {nbytes} bytes in this spec; the record announces "
             f"{record.logical} logical and {record.stored} stored"
         )
-    _check_first_valid(record.first_valid, spec, part, ref.tokens)
+    check_first_valid(record.first_valid, spec, part, ref.tokens)
     ack = wire.ack_from_number(head.ack)
     expect = wire.digests_from_bytes(record.groups, spec.layer_ranges(part, ref.tokens)) if record.groups else b""
     return Announced(spec, ref, part, record.first_valid, nbytes, ack, expect)
@@ -244,6 +240,7 @@ def start_put(backend: Backend, spec: KVSpec, head: Any) -> Incoming:
     return Incoming(reservation, put.ack, put.expect)
 
 
-def _check_first_valid(first_valid: int, spec: KVSpec, part: Part, tokens: int) -> None:
+def check_first_valid(first_valid: int, spec: KVSpec, part: Part, tokens: int) -> None:
+    """Raise `InvalidArgument` for a first valid token that a part cannot have."""
     if first_valid and not (spec.groups[part.group].window and first_valid < tokens):
         raise InvalidArgument(f"first_valid={first_valid} is for sliding-window groups and below {tokens} tokens")

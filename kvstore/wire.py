@@ -6,7 +6,7 @@ import json
 import struct
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,24 @@ MAX_ERROR_CHARACTERS = 2000
 _PART_BYTES = 8
 _COUNTED = 4096
 _COUNT = struct.pack(f"<{_COUNTED}I", *range(_COUNTED))
+_STAGED_PUT = struct.Struct(f"<16s{KEY_BYTES}s{KEY_BYTES}s{_PART_BYTES}sIIIIIIQQ")
 _ITEM = struct.Struct(f"<{KEY_BYTES}sII{_PART_BYTES}s")
 _ACKS = (Ack.STORED, Ack.PERSISTED, Ack.SYNCED)
+
+
+class StagedPut(NamedTuple):
+    """A put of `offset` and what follows it in a piece of staging memory, as it travels: nothing of it is checked."""
+
+    spec: bytes
+    key: bytes
+    parent: bytes
+    part: bytes
+    position: int
+    tokens: int
+    first_valid: int
+    ack: int
+    staging: int
+    offset: int
 
 
 class UnknownSpec(SpecMismatch):
@@ -194,11 +210,10 @@ def record_to_message(record: Record, groups: npt.NDArray[Any]) -> Any:
     )
 
 
-def ref_from_record(message: Any, spec: KVSpec) -> ChunkRef:
-    """The chunk that a put's `Record` message names."""
+def ref_from_record(message: Any) -> ChunkRef:
+    """The chunk that a put's `Record` message names; its tokens are for `sized_part` to check."""
     check_key(message.key)
     check_key(message.parent)
-    check_tokens(message.tokens, spec)
     return ChunkRef(message.key, message.parent, message.position, message.tokens)
 
 
@@ -211,6 +226,40 @@ def digests_from_bytes(data: bytes, ranges: Sequence[tuple[int, int]]) -> bytes:
             "offsets and lengths follow from the part's shape, or leave `groups` empty"
         )
     return groups["xxh3"].tobytes()
+
+
+def staged_put_to_bytes(put: StagedPut) -> bytes:
+    """A `StagedPutRequest.put`."""
+    try:
+        return _STAGED_PUT.pack(*put[:-1], 0, put.offset, 0)
+    except struct.error as error:
+        raise InvalidArgument(f"this put does not fit its message: {error}") from None
+
+
+def staged_put_from_bytes(data: bytes) -> StagedPut:
+    """The inverse of `staged_put_to_bytes`."""
+    if len(data) != _STAGED_PUT.size:
+        raise InvalidArgument(f"a staged put has {_STAGED_PUT.size} bytes, not {len(data)}")
+    fields = _STAGED_PUT.unpack(data)
+    if fields[9] or fields[11]:
+        raise InvalidArgument("a staged put has zeros where nothing is said")
+    return StagedPut._make((*fields[:9], fields[10]))
+
+
+def sized_part(spec: KVSpec, part: bytes, tokens: int) -> tuple[Part, int]:
+    """One packed part of a chunk of `tokens` tokens, checked against the spec, and how many bytes it has."""
+    known = spec.packed_parts.get((part, tokens))
+    if known is None:
+        known = spec.packed_parts[part, tokens] = _sized_part(spec, part, tokens)
+    return known
+
+
+def _sized_part(spec: KVSpec, part: bytes, tokens: int) -> tuple[Part, int]:
+    check_tokens(tokens, spec)
+    parts = parts_from_bytes(part, spec)
+    if len(parts) != 1:
+        raise InvalidArgument(f"a record names one part in {_PART_BYTES} bytes, not {len(parts)}")
+    return parts[0], spec.part_bytes(parts[0], tokens)
 
 
 def keys_from_bytes(data: bytes) -> list[bytes]:

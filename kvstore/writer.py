@@ -23,7 +23,7 @@ from kvstore.core import DRAM, NVME, Copy, Core, Removed, now_ms
 from kvstore.errors import Closed, Corrupt, InvalidArgument, KVStoreError, Shed, StorageError, TooLarge
 from kvstore.keys import ChunkRef, check_key
 from kvstore.loan import Loan
-from kvstore.record import Entry, Record, unpack, write_header
+from kvstore.record import Entry, Record, unpack, write_header, write_record
 from kvstore.spec import Part
 from kvstore.tiers.base import Owner, Tier, TierFull
 from kvstore.tiers.dram import zero_padding
@@ -69,23 +69,33 @@ class Writer:
         geometry = self._check(scope, offer.ref, offer.part, offer.first_valid)
         if offer.data.nbytes != geometry.nbytes:
             raise InvalidArgument(f"{offer.data.nbytes} bytes were offered for a part of {geometry.nbytes}")
-        self._check_ack(ack, geometry)
+        if ack is not Ack.STORED:
+            self._check_ack(ack, geometry)
+        namespace = scope.namespace
         with self._core.lock:
             known, copy = self.twin(scope, offer.ref, offer.part, offer.first_valid, ack)
+            if not known and not namespace.quota:
+                namespace.promised += geometry.total
         if known:
             self.ensure(scope, copy, ack)
             return False
-        slot = self._reserve(scope, offer.ref, offer.part, offer.first_valid, geometry)
+        if namespace.quota:
+            self._keep_quota(namespace, geometry.total)
+        slot = self._slot(scope, offer.ref, offer.part, offer.first_valid, geometry)
         try:
-            memory = self._core.dram.view(slot.location, geometry.header, geometry.nbytes)
-            digests = _native.copy_hash_many(memory, offer.data, geometry.offsets, geometry.lengths)
+            entry = slot.entry()
+            write_record(
+                self._core.dram.view(slot.location, 0, geometry.total), geometry.header, entry,
+                scope.spec.digest, scope.namespace.digest, geometry.offsets, geometry.lengths, offer.data,
+            )  # fmt: skip
             if confirm is not None:
                 confirm()
-            copy = self.publish(slot, digests, ack)
+            copy = self._publish(slot, entry, ack)
         finally:
             if not slot.placed:
                 self.give_up(slot)
-        self.ensure(scope, copy, ack)
+        if ack is not Ack.STORED:
+            self.ensure(scope, copy, ack)
         return slot.placed
 
     def reserve(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int) -> StoreReservation:
@@ -94,19 +104,24 @@ class Writer:
         return StoreReservation(self, slot)
 
     def publish(self, slot: Slot, digests: Digests, ack: Ack) -> Copy | None:
-        """Write the header and make a part visible (`slot.placed` tells), unless one as good is there.
-
-        Gives the DRAM copy, held, where `ack` needs it written down, whether it came with this call or was there
-        before.
-        """
-        core, removed, scope, geometry, copy = self._core, Removed(), slot.scope, slot.geometry, None
-        ref, entry = slot.ref, slot.entry()
-        view = core.dram.view(slot.location, 0, geometry.total)
+        """Write the header and make a part visible; see `_publish`."""
+        scope, geometry, entry = slot.scope, slot.geometry, slot.entry()
+        view = self._core.dram.view(slot.location, 0, geometry.total)
         write_header(
             view[: geometry.header], entry, scope.spec.digest, scope.namespace.digest,
             geometry.offsets, geometry.lengths, digests,
         )  # fmt: skip
         zero_padding(view, geometry.header + geometry.nbytes)
+        return self._publish(slot, entry, ack)
+
+    def _publish(self, slot: Slot, entry: Entry, ack: Ack) -> Copy | None:
+        """Make a written part visible (`slot.placed` tells), unless one as good is there.
+
+        Gives the DRAM copy, held, where `ack` needs it written down, whether it came with this call or was there
+        before.
+        """
+        core, removed, scope, geometry, copy = self._core, Removed(), slot.scope, slot.geometry, None
+        ref = slot.ref
         try:
             with core.lock:
                 core.check_open()
@@ -123,7 +138,8 @@ class Writer:
                 if not slot.placed or ack is not Ack.STORED or core.doomed or core.bad:
                     _, copy = self.twin(scope, ref, slot.part, slot.first_valid, ack)
         finally:
-            core.settle(removed)
+            if removed.places:
+                core.settle(removed)
         return copy
 
     def give_up(self, slot: Slot) -> None:
@@ -218,7 +234,9 @@ class Writer:
             )
 
     def _check(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int) -> Geometry:
-        self._core.check_open()
+        core = self._core
+        if core.closed:
+            core.check_open()
         check_key(ref.key)
         check_key(ref.parent)
         geometry = scope.geometry(part, ref.tokens)
@@ -226,9 +244,9 @@ class Writer:
             raise InvalidArgument(f"{ref.tokens} tokens at {ref.position} are no chunk of this spec")
         if first_valid and not (scope.spec.groups[part.group].window and 0 < first_valid < ref.tokens):
             raise InvalidArgument(f"first_valid={first_valid} does not fit a chunk of {ref.tokens} tokens")
-        if geometry.total > self._core.dram.max_record:
+        if geometry.total > core.dram.max_record:
             raise TooLarge(
-                f"a part of {geometry.nbytes} bytes does not fit an extent of {self._core.dram.max_record}; "
+                f"a part of {geometry.nbytes} bytes does not fit an extent of {core.dram.max_record}; "
                 "raise [dram] extent and capacity or lower chunk_tokens"
             )
         return geometry
@@ -240,13 +258,14 @@ class Writer:
         """
         core = self._core
         chunk, row = core.find_part(scope, ref.key, part)
-        if chunk >= 0:
-            known = core.index.chunk(chunk)
-            if (known.position, known.tokens) != (ref.position, ref.tokens):
-                raise InvalidArgument(
-                    f"key {ref.key.hex()} is known with {known.tokens} tokens at {known.position}, "
-                    f"not {ref.tokens} at {ref.position}"
-                )
+        if chunk < 0:
+            return False, None
+        known = core.index.chunk(chunk)
+        if (known.position, known.tokens) != (ref.position, ref.tokens):
+            raise InvalidArgument(
+                f"key {ref.key.hex()} is known with {known.tokens} tokens at {known.position}, "
+                f"not {ref.tokens} at {ref.position}"
+            )
         if row < 0 or core.index.part(row).first_valid > first_valid:
             return False, None
         if core.bad and not core.bad.isdisjoint(core.index.part_placements(row)):
@@ -270,8 +289,14 @@ class Writer:
 
     def _reserve(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int, geometry: Geometry) -> Slot:
         self._keep_quota(scope.namespace, geometry.total)
+        return self._slot(scope, ref, part, first_valid, geometry)
+
+    def _slot(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int, geometry: Geometry) -> Slot:
+        """Memory for a part that its namespace has been promised room for."""
         try:
-            location = self.allocate(scope.namespace, geometry.total, self._core.config.put_wait_s)
+            location = self._core.dram.reserve(scope.namespace.digest, geometry.total)
+            if location < 0:
+                location = self.allocate(scope.namespace, geometry.total, self._core.config.put_wait_s)
         except KVStoreError:
             with self._core.lock:
                 scope.namespace.promised -= geometry.total

@@ -2,13 +2,12 @@
 #include "bind.hpp"
 #include "buffer.hpp"
 #include "copy.hpp"
+#include "ranges.hpp"
 #include "xxh3.hpp"
 
 namespace kvstore {
 
 namespace {
-
-constexpr std::size_t kDigestBytes = 16;
 
 nb::bytes to_bytes(const Hash128& hash) {
     std::uint8_t digest[kDigestBytes];
@@ -32,47 +31,6 @@ std::uint64_t hash_64(nb::handle object) {
     return xxh3_64(buffer.data(), buffer.bytes());
 }
 
-// Checked ranges of one buffer.
-class Ranges {
-public:
-    Ranges(nb::handle offsets, nb::handle lengths, std::size_t bytes)
-        : offsets_(offsets, "offsets"), lengths_(lengths, "lengths") {
-        if (offsets_.size() != lengths_.size())
-            throw nb::value_error(("offsets has " + std::to_string(offsets_.size()) + " items, lengths " +
-                                   std::to_string(lengths_.size()))
-                                      .c_str());
-        for (std::size_t i = 0; i < size(); ++i) {
-            if (offset(i) <= bytes && length(i) <= bytes - offset(i)) continue;
-            throw nb::value_error(("range " + std::to_string(i) + " (offset " + std::to_string(offset(i)) +
-                                   ", length " + std::to_string(length(i)) + ") ends outside the buffer of " +
-                                   std::to_string(bytes) + " bytes")
-                                      .c_str());
-        }
-    }
-
-    std::size_t size() const { return offsets_.size(); }
-    std::size_t offset(std::size_t i) const { return static_cast<std::size_t>(offsets_[i]); }
-    std::size_t length(std::size_t i) const { return static_cast<std::size_t>(lengths_[i]); }
-
-    std::size_t total() const {
-        std::size_t sum = 0;
-        for (std::size_t i = 0; i < size(); ++i) sum += length(i);
-        return sum;
-    }
-
-    void require_ascending() const {
-        for (std::size_t i = 1; i < size(); ++i)
-            if (offset(i) < offset(i - 1) + length(i - 1))
-                throw nb::value_error(("range " + std::to_string(i) + " begins at " + std::to_string(offset(i)) +
-                                       ", before the end of the range ahead of it")
-                                          .c_str());
-    }
-
-private:
-    Words offsets_;
-    Words lengths_;
-};
-
 nb::object hash_128_many(nb::handle object, nb::handle offsets, nb::handle lengths) {
     const BufferView buffer(object, "buffer");
     const Ranges ranges(offsets, lengths, buffer.bytes());
@@ -86,18 +44,10 @@ nb::object hash_128_many(nb::handle object, nb::handle offsets, nb::handle lengt
     return digests.release();
 }
 
-void check_pair(const BufferView& dst, const BufferView& src) {
-    if (dst.bytes() != src.bytes())
-        throw nb::value_error(("dst has " + std::to_string(dst.bytes()) + " bytes, src " + std::to_string(src.bytes()))
-                                  .c_str());
-    if (dst.data() < src.data() + src.bytes() && src.data() < dst.data() + dst.bytes())
-        throw nb::value_error("dst and src overlap");
-}
-
 void copy(nb::handle dst_object, nb::handle src_object) {
     const BufferView dst(dst_object, "dst", true);
     const BufferView src(src_object, "src");
-    check_pair(dst, src);
+    check_pair(dst.data(), dst.bytes(), src);
     const ReleaseGilFor release(src.bytes());
     copy_bytes(dst.data(), src.data(), src.bytes());
 }
@@ -105,7 +55,7 @@ void copy(nb::handle dst_object, nb::handle src_object) {
 nb::bytes copy_hash(nb::handle dst_object, nb::handle src_object) {
     const BufferView dst(dst_object, "dst", true);
     const BufferView src(src_object, "src");
-    check_pair(dst, src);
+    check_pair(dst.data(), dst.bytes(), src);
     Hash128 hash;
     {
         const ReleaseGilFor release(src.bytes());
@@ -114,29 +64,16 @@ nb::bytes copy_hash(nb::handle dst_object, nb::handle src_object) {
     return to_bytes(hash);
 }
 
-void copy_hash_ranges(const BufferView& dst, const BufferView& src, const Ranges& ranges, std::uint8_t* digests) {
-    std::size_t done = 0;
-    for (std::size_t i = 0; i < ranges.size(); ++i) {
-        const std::size_t offset = ranges.offset(i);
-        copy_bytes(dst.data() + done, src.data() + done, offset - done);
-        xxh3_128_copy(dst.data() + offset, src.data() + offset, ranges.length(i),
-                      store_for(dst.data() + offset, src.bytes()))
-            .write_canonical(digests + i * kDigestBytes);
-        done = offset + ranges.length(i);
-    }
-    copy_bytes(dst.data() + done, src.data() + done, src.bytes() - done);
-}
-
 nb::object copy_hash_many(nb::handle dst_object, nb::handle src_object, nb::handle offsets, nb::handle lengths) {
     const BufferView dst(dst_object, "dst", true);
     const BufferView src(src_object, "src");
-    check_pair(dst, src);
+    check_pair(dst.data(), dst.bytes(), src);
     const Ranges ranges(offsets, lengths, src.bytes());
     ranges.require_ascending();
     NewArray digests("u1", ranges.size(), kDigestBytes);
     {
         const ReleaseGilFor release(src.bytes());
-        copy_hash_ranges(dst, src, ranges, digests.data<std::uint8_t>());
+        copy_hash_ranges(dst.data(), src, ranges, digests.data<std::uint8_t>());
     }
     return digests.release();
 }
@@ -177,6 +114,9 @@ void bind_hash(nb::module_& m) {
     m.def("copy", copy, "dst"_a, "src"_a);
     m.def("copy_hash", copy_hash, "dst"_a, "src"_a);
     m.def("copy_hash_many", copy_hash_many, "dst"_a, "src"_a, "offsets"_a, "lengths"_a);
+    m.def("address_of", [](nb::handle object) {
+        return reinterpret_cast<std::uintptr_t>(BufferView(object, "buffer").data());
+    }, "buffer"_a);
     m.def("simd_level", level_name);
     m.def("set_simd_level", set_level_by_name, "name"_a);
     nb::class_<Hasher>(m, "Xxh3_128").def(nb::init<>()).def("update", &Hasher::update, "buffer"_a).def("digest", &Hasher::digest);

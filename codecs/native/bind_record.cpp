@@ -1,22 +1,44 @@
 // The header of a record, written where it stays; kvstore/record.py describes the format.
 #include "bind.hpp"
 #include "buffer.hpp"
+#include "ranges.hpp"
 #include "xxh3.hpp"
 
 #include <cstring>
+#include <vector>
 
 namespace kvstore {
 
 namespace {
 
 constexpr std::size_t kChecksumAt = 8;
-constexpr std::size_t kDigestBytes = 16;
 constexpr std::size_t kEntryBytes = 32;
 
 void refuse(const std::string& reason) { throw nb::value_error(reason.c_str()); }
 
 void put_word(std::uint8_t* at, std::uint64_t value) {
     for (int i = 0; i < 8; ++i) at[i] = static_cast<std::uint8_t>(value >> (8 * i));
+}
+
+// A header of `bytes` bytes over the fixed part, whole blocks of it.
+void lay_header(std::uint8_t* header, std::size_t bytes, const BufferView& fixed, const Words& offsets,
+                const Words& lengths, const std::uint8_t* digests) {
+    std::memcpy(header, fixed.data(), fixed.bytes());
+    put_word(header + kChecksumAt, 0);
+    std::uint8_t* entry = header + fixed.bytes();
+    for (std::size_t i = 0; i < offsets.size(); ++i, entry += kEntryBytes) {
+        put_word(entry, offsets[i]);
+        put_word(entry + 8, lengths[i]);
+        std::memcpy(entry + 16, digests + i * kDigestBytes, kDigestBytes);
+    }
+    std::memset(entry, 0, static_cast<std::size_t>(header + bytes - entry));
+    put_word(header + kChecksumAt, xxh3_64(header, bytes));
+}
+
+void check_header(std::size_t bytes, std::size_t fixed, std::size_t count) {
+    if (fixed < kChecksumAt + sizeof(std::uint64_t) || fixed + count * kEntryBytes > bytes)
+        refuse(std::to_string(fixed) + " bytes and " + std::to_string(count) +
+               " layer groups do not fit a header of " + std::to_string(bytes) + " bytes");
 }
 
 void write_header(nb::handle header_object, nb::handle fixed_object, nb::handle offsets_object,
@@ -30,20 +52,30 @@ void write_header(nb::handle header_object, nb::handle fixed_object, nb::handle 
     if (lengths.size() != count || digests.bytes() != count * kDigestBytes)
         refuse(std::to_string(count) + " offsets, " + std::to_string(lengths.size()) + " lengths and " +
                std::to_string(digests.bytes()) + " bytes of digests are no layer groups");
-    const std::size_t end = fixed.bytes() + count * kEntryBytes;
-    if (fixed.bytes() < kChecksumAt + sizeof(std::uint64_t) || end > header.bytes())
-        refuse(std::to_string(fixed.bytes()) + " bytes and " + std::to_string(count) +
-               " layer groups do not fit a header of " + std::to_string(header.bytes()) + " bytes");
-    std::memcpy(header.data(), fixed.data(), fixed.bytes());
-    put_word(header.data() + kChecksumAt, 0);
-    std::uint8_t* entry = header.data() + fixed.bytes();
-    for (std::size_t i = 0; i < count; ++i, entry += kEntryBytes) {
-        put_word(entry, offsets[i]);
-        put_word(entry + 8, lengths[i]);
-        std::memcpy(entry + 16, digests.data() + i * kDigestBytes, kDigestBytes);
-    }
-    std::memset(header.data() + end, 0, header.bytes() - end);
-    put_word(header.data() + kChecksumAt, xxh3_64(header.data(), header.bytes()));
+    check_header(header.bytes(), fixed.bytes(), count);
+    lay_header(header.data(), header.bytes(), fixed, offsets, lengths, digests.data());
+}
+
+void write_record(nb::handle record_object, std::size_t header_bytes, nb::handle fixed_object, nb::handle data_object,
+                  nb::handle offsets_object, nb::handle lengths_object) {
+    const BufferView record(record_object, "record", true);
+    const BufferView fixed(fixed_object, "fixed");
+    const BufferView data(data_object, "data");
+    const Words offsets(offsets_object, "offsets");
+    const Words lengths(lengths_object, "lengths");
+    const Ranges ranges(offsets_object, lengths_object, data.bytes());
+    ranges.require_ascending();
+    if (header_bytes > record.bytes() || data.bytes() > record.bytes() - header_bytes)
+        refuse("a header of " + std::to_string(header_bytes) + " bytes and " + std::to_string(data.bytes()) +
+               " bytes of payload do not fit a record of " + std::to_string(record.bytes()));
+    check_header(header_bytes, fixed.bytes(), ranges.size());
+    std::uint8_t* const payload = record.data() + header_bytes;
+    check_pair(payload, data.bytes(), data);
+    std::vector<std::uint8_t> digests(ranges.size() * kDigestBytes);
+    const ReleaseGilFor release(data.bytes());
+    copy_hash_ranges(payload, data, ranges, digests.data());
+    std::memset(payload + data.bytes(), 0, record.bytes() - header_bytes - data.bytes());
+    lay_header(record.data(), header_bytes, fixed, offsets, lengths, digests.data());
 }
 
 }  // namespace
@@ -51,6 +83,7 @@ void write_header(nb::handle header_object, nb::handle fixed_object, nb::handle 
 void bind_record(nb::module_& m) {
     using namespace nb::literals;
     m.def("write_header", write_header, "header"_a, "fixed"_a, "offsets"_a, "lengths"_a, "digests"_a);
+    m.def("write_record", write_record, "record"_a, "header_bytes"_a, "fixed"_a, "data"_a, "offsets"_a, "lengths"_a);
 }
 
 }  // namespace kvstore

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ def shape_facts(model: KVSpec | None) -> dict[str, Any]:
     return {} if model is None else {"model": model.model, "chunk_tokens": model.chunk_tokens, "tp": model.tp_size}
 
 
+@cache
 def layout(spec: KVSpec, tokens: int = 0) -> list[tuple[Part, slice]]:
     """Every part of a chunk and where it lies when all are written one after the other (0 tokens: a full chunk)."""
     found, at = [], 0

@@ -15,7 +15,7 @@ from kvstore import wire
 from kvstore.api import ChunkInfo, Event, PlacementInfo
 from kvstore.channels.patience import Patience, retry
 from kvstore.channels.stream import FAILED, MORE, ONE_WAY, PROTOCOL, BadFrame, Frame, Stream
-from kvstore.errors import DeadlineExceeded, KVStoreError, Unavailable
+from kvstore.errors import Closed, DeadlineExceeded, KVStoreError, Unavailable
 from kvstore.v1 import kvstore_pb2 as pb
 
 T = TypeVar("T")
@@ -85,6 +85,9 @@ class Lines:
         """Whether `close` was called."""
         return self._closed
 
+    def _is_closed(self) -> bool:
+        return self._closed
+
     def call(self, method: str, request: Any, response: Any) -> Any:
         """One message and its answer."""
         data = request.SerializeToString()
@@ -96,6 +99,8 @@ class Lines:
 
     def ask(self, line: Stream, number: int, message: bytes, payload: Sequence[memoryview] = ()) -> bytes:
         """One message and its answer on a line; raises the failure that the server answers with."""
+        if not payload:
+            return self.exchange(line, number, message)
         line.in_step = False
         try:
             line.send(number, message, payload=payload)
@@ -104,10 +109,27 @@ class Lines:
             raise
         return self.answer(line).message
 
+    def exchange(self, line: Stream, number: int, message: bytes, ahead: bytes = b"") -> bytes:
+        """`ask` without payload, behind encoded one-way frames that are `ahead` of it."""
+        line.in_step = False
+        try:
+            frame = line.exchange(number, message, ahead)
+        except Unavailable:
+            if not line.sent:
+                self._hear_why(line)
+            raise
+        if frame is not None and frame.method == number and not frame.flags & (FAILED | MORE):
+            line.in_step = not frame.payload
+            return frame.message
+        return self._answer(line, frame).message
+
     def answer(self, line: Stream) -> Frame:
         """The answer to what was sent on a line, once whatever the server says ahead of it has been dealt with."""
+        return self._answer(line, line.receive())
+
+    def _answer(self, line: Stream, first: Frame | None) -> Frame:
+        frame = first
         while True:
-            frame = line.receive()
             if frame is None:
                 raise Unavailable(f"{self.name} ended the connection")
             if frame.flags & FAILED:
@@ -119,25 +141,38 @@ class Lines:
             if frame.method != pb.METHOD_EXTENTS:
                 raise BadFrame(f"{self.name} answered method {line.asked} with a message of method {frame.method}")
             self._aside(line, frame)
+            frame = line.receive()
 
     def run(self, attempt: Callable[[Stream], T]) -> T:
         """`attempt` on a line that no other thread uses; again on a new one while the server is unavailable."""
-
-        def act(deadline: float) -> T:
-            line = self._take(deadline)
+        deadline = time.monotonic() + self.timeout
+        try:
+            return self._once(attempt, deadline)
+        except Unavailable as error:
+            failed = error
+        patience = Patience(self.timeout, self._retries, self._is_closed, deadline)
+        while True:
+            patience.after(failed)
             try:
-                return attempt(line)
-            except Unavailable:
-                self._drop_idle()  # what has broken one of them has most likely broken all
-                raise
-            finally:
-                self._give_back(line)
+                return self._once(attempt, deadline)
+            except Unavailable as error:
+                failed = error
 
-        return retry(act, self.timeout, self._retries, lambda: self._closed)
+    def _once(self, attempt: Callable[[Stream], T], deadline: float) -> T:
+        if self._closed:
+            raise Closed("this client is closed")
+        line = self._take(deadline)
+        try:
+            return attempt(line)
+        except Unavailable:
+            self._drop_idle()  # what has broken one of them has most likely broken all
+            raise
+        finally:
+            self._give_back(line)
 
     def each(self, attempt: Callable[[Stream], Iterator[T]]) -> Iterator[T]:
         """What `attempt` yields as it goes along, tried again like `run`. The caller's time does not count."""
-        patience = Patience(self.timeout, self._retries, lambda: self._closed)
+        patience = Patience(self.timeout, self._retries, self._is_closed)
         while True:
             patience.check()
             try:
@@ -174,7 +209,7 @@ class Lines:
             line.deadline = None
             return line
 
-        return retry(act, self.timeout, self._retries, lambda: self._closed)
+        return retry(act, self.timeout, self._retries, self._is_closed)
 
     def verify(self) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
         """Have the server read everything back."""

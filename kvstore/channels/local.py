@@ -117,8 +117,7 @@ class LocalBackend(Control):
 
         def attempt(line: Stream) -> tuple[Life, float, bytes]:
             life, sent = self._life_of(line), time.monotonic()
-            self._send(line, pb.METHOD_LOOKUP, message)
-            return life, sent, self._lines.answer(line).message
+            return life, sent, self._lines.exchange(line, pb.METHOD_LOOKUP, message, self._over())
 
         life, sent, told = self.with_spec(query.spec, lambda: self._lines.run(attempt))
         answer = pb.LookupResponse.FromString(told)
@@ -252,8 +251,7 @@ class LocalBackend(Control):
 
         def attempt(line: Stream) -> tuple[Life, float, bytes]:
             life, sent = self._life_of(line), time.monotonic()
-            self._send(line, pb.METHOD_PLACE, message)
-            return life, sent, self._lines.answer(line).message
+            return life, sent, self._lines.exchange(line, pb.METHOD_PLACE, message, self._over())
 
         life, sent, told = self.with_spec(spec, lambda: self._lines.run(attempt))
         answer = pb.PlaceResponse.FromString(told)
@@ -307,7 +305,7 @@ class LocalBackend(Control):
             if segment.number not in life.staged:
                 self._stage(line, life, segment)
             try:
-                return self._lines.ask(line, pb.METHOD_PUT_STAGED, request)
+                return self._lines.exchange(line, pb.METHOD_PUT_STAGED, request, self._over())
             finally:
                 if not line.in_step:  # tells the server, before the caller can write to the memory again
                     line.shut()
@@ -392,15 +390,10 @@ class LocalBackend(Control):
             raise Unavailable(f"{self._lines.name} was started again")
         life.extents.take(line, told)
 
-    def _send(self, line: Stream, method: int, message: bytes) -> None:
-        """Ask, telling on the way which leases are over."""
-        line.in_step = False
-        released = _drain(self._ended)
-        if not released:
-            line.send(method, message)
-            return
-        line.asked = method
-        line.send_raw([_release_frame(released) + encode(method, message)])
+    def _over(self) -> bytes:
+        """What tells the server, ahead of a call, which leases are over."""
+        released = _drain(self._ended) if self._ended else ()
+        return _release_frame(released) if released else b""
 
     def _send_released(self, leases: Sequence[bytes]) -> None:
         """Tell the server that leases are over. One that is gone has ended them already."""
@@ -436,15 +429,13 @@ def _windows(wants: Sequence[Want], left: list[int]) -> Iterator[list[int]]:
 
 
 def _staged_put(spec: KVSpec, offer: Offer, ack: Ack, staging: int, offset: int) -> bytes:
-    """The encoded message; filled in place, since a message given to another is copied."""
-    ref, request = offer.ref, pb.StagedPutRequest(staging=staging, offset=offset)
-    head = request.head
-    head.spec = spec.digest
-    head.ack = wire.ack_to_number(ack)
-    record = head.record
-    record.key, record.parent, record.part = ref.key, ref.parent, offer.part.pack()
-    record.position, record.tokens, record.first_valid = ref.position, ref.tokens, offer.first_valid
-    encoded: bytes = request.SerializeToString()
+    """The encoded message."""
+    ref = offer.ref
+    put = wire.StagedPut(
+        spec.digest, ref.key, ref.parent, offer.part.pack(), ref.position, ref.tokens, offer.first_valid,
+        wire.ack_to_number(ack), staging, offset,
+    )  # fmt: skip
+    encoded: bytes = pb.StagedPutRequest(put=wire.staged_put_to_bytes(put)).SerializeToString()
     return encoded
 
 

@@ -18,10 +18,13 @@ class Hopeless(Unavailable):
 
 
 class Patience:
-    """What is left of one call's time and tries. `deadline` is on the clock of `time.monotonic`."""
+    """What is left of one call's time and tries.
 
-    def __init__(self, timeout: float, retries: int, closed: Callable[[], bool]) -> None:
-        self.deadline = time.monotonic() + timeout
+    `deadline` is on the clock of `time.monotonic`; left out, it is `timeout` from now.
+    """
+
+    def __init__(self, timeout: float, retries: int, closed: Callable[[], bool], deadline: float | None = None) -> None:
+        self.deadline = time.monotonic() + timeout if deadline is None else deadline
         self._tries_left = retries
         self._closed = closed
         self._pause = _FIRST_PAUSE_S

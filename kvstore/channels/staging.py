@@ -41,7 +41,7 @@ class Segment:
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
         except OSError as error:
             raise StorageError(f"no memory for staging of {nbytes} bytes: {error.strerror}") from None
-        self.start = _address(memory)
+        self.start = _native.address_of(memory)
         self.view = memory.data
         self.allocator = _native.Allocator(nbytes, _GRAIN)
 
@@ -118,7 +118,7 @@ class Staging:
 
     def find(self, data: memoryview) -> tuple[Segment, int] | None:
         """The segment that memory lies in, and its offset there; None for memory of another kind."""
-        address, nbytes = _address(np.frombuffer(data, np.uint8)), data.nbytes
+        address, nbytes = _native.address_of(data), data.nbytes
         for segment in self._segments:
             offset = address - segment.start
             if 0 <= offset <= segment.nbytes - nbytes:
@@ -133,8 +133,3 @@ class Staging:
         segment = Segment(next(self._numbers), size)
         self._segments.append(segment)
         return segment
-
-
-def _address(array: np.ndarray[Any, Any]) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import cast
 from weakref import WeakKeyDictionary
 
 from kvstore import wire
 from kvstore.api import Offer
 from kvstore.channels.stream import MAX_DESCRIPTORS, BadFrame, Frame
-from kvstore.errors import Closed, InvalidArgument, KVStoreError, PermissionDenied
+from kvstore.errors import Closed, KVStoreError, PermissionDenied
+from kvstore.keys import ChunkRef
 from kvstore.server.local_staging import StagingArea
 from kvstore.server.streams import Connection, Handler
 from kvstore.session import Session
+from kvstore.transfer import check_first_valid
 from kvstore.v1 import kvstore_pb2 as pb
+
+_STORED, _KNOWN = (pb.PutResponse(stored=stored).SerializeToString() for stored in (True, False))
 
 
 def handlers() -> Mapping[int, Handler]:
@@ -90,20 +93,22 @@ class LocalCalls:
         A client that gave up may write there again, or put something else: then its connection is closed. What was
         copied before that was as it should be.
         """
-        request = wire.parse(pb.StagedPutRequest, _alone(frame))
+        put = wire.staged_put_from_bytes(wire.parse(pb.StagedPutRequest, _alone(frame)).put)
         session, stream = connection.session, connection.stream
-        put = connection.service.check_put(session, request.head)
-        if put.expect:
-            raise InvalidArgument("a staged put carries no checksums: they are computed while the bytes are taken")
-        data = session.own(StagingArea).memory(request.staging, request.offset, put.nbytes)
+        spec = session.spec(put.spec)
+        part, nbytes = wire.sized_part(spec, put.part, put.tokens)
+        if put.first_valid:
+            check_first_valid(put.first_valid, spec, part, put.tokens)
+        ack = wire.ack_from_number(put.ack)
+        data = session.own(StagingArea).memory(put.staging, put.offset, nbytes)
 
         def confirm() -> None:
             if stream.ended():
                 raise Closed("the client gave this put up")
 
-        offer = Offer(put.ref, put.part, data, put.first_valid)
-        stored = _store(connection).put_confirmed(put.spec, offer, put.ack, confirm)
-        connection.answer(frame, pb.PutResponse(stored=stored))
+        offer = Offer(ChunkRef(put.key, put.parent, put.position, put.tokens), part, data, put.first_valid)
+        stored = _store(connection).put_confirmed(spec, offer, ack, confirm)
+        stream.send(frame.method, _STORED if stored else _KNOWN)
 
     def index(self, connection: Connection, frame: Frame) -> None:
         """The descriptor of the namespace's index in shared memory."""
@@ -153,7 +158,8 @@ def _give(connection: Connection, store: Session, new: Sequence[int], gone: Sequ
 
 def _store(connection: Connection) -> Session:
     """The session as the embedded store gives it: the channels serve no other backend."""
-    return cast(Session, connection.session.backend)
+    store: Session = connection.session.backend  # type: ignore[assignment]
+    return store
 
 
 def _alone(frame: Frame) -> bytes:

@@ -7,9 +7,6 @@ import mmap
 import os
 import threading
 
-import numpy as np
-import numpy.typing as npt
-
 from kvstore import _native
 from kvstore.errors import InvalidArgument, Shed, StorageError
 from kvstore.settings import size_text
@@ -22,7 +19,7 @@ class StagingArea:
     """The staging memory of one session, by the numbers that its client has given to the pieces."""
 
     def __init__(self) -> None:
-        self._pieces: dict[int, npt.NDArray[np.uint8]] = {}
+        self._pieces: dict[int, memoryview] = {}
         self._bytes = 0
         self._closed = False
         self._lock = threading.Lock()
@@ -47,7 +44,7 @@ class StagingArea:
                 memory = _native.map_file(descriptor, nbytes)
             except OSError as error:
                 raise StorageError(f"staging of {nbytes} bytes cannot be mapped: {error.strerror}") from None
-            self._pieces[number] = memory
+            self._pieces[number] = memory.data
             self._bytes += nbytes
         _native.populate_read(memory)
 
@@ -58,7 +55,7 @@ class StagingArea:
             raise InvalidArgument(f"this session has no staging {number}; send Stage with its descriptor first")
         if offset + nbytes > len(piece):
             raise InvalidArgument(f"{nbytes} bytes at {offset} end outside staging {number} of {len(piece)} bytes")
-        return piece[offset : offset + nbytes].data
+        return piece[offset : offset + nbytes]
 
     def close(self) -> None:
         """Unmap everything."""

@@ -503,14 +503,10 @@ class StageResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class StagedPutRequest(_message.Message):
-    __slots__ = ("head", "staging", "offset")
-    HEAD_FIELD_NUMBER: _ClassVar[int]
-    STAGING_FIELD_NUMBER: _ClassVar[int]
-    OFFSET_FIELD_NUMBER: _ClassVar[int]
-    head: PutRequest.Head
-    staging: int
-    offset: int
-    def __init__(self, head: _Optional[_Union[PutRequest.Head, _Mapping]] = ..., staging: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+    __slots__ = ("put",)
+    PUT_FIELD_NUMBER: _ClassVar[int]
+    put: bytes
+    def __init__(self, put: _Optional[bytes] = ...) -> None: ...
 
 class IndexRequest(_message.Message):
     __slots__ = ()

@@ -74,10 +74,14 @@ def calls(client: Client, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The methods that are asked of the server from now on."""
     seen: list[int] = []
     backend: Any = client.backend
-    send = backend._send
-    monkeypatch.setattr(
-        backend, "_send", lambda line, method, message: (seen.append(method), send(line, method, message))[1]
-    )
+    exchange = backend._lines.exchange
+
+    def watched(line: Any, method: int, *rest: Any) -> bytes:
+        seen.append(method)
+        told: bytes = exchange(line, method, *rest)
+        return told
+
+    monkeypatch.setattr(backend._lines, "exchange", watched)
     return seen
 
 

@@ -74,11 +74,10 @@ def memfd(size: int, seals: int = fcntl.F_SEAL_SHRINK, flags: int = os.MFD_ALLOW
 
 
 def put_message(kit: Any, ref: kvstore.ChunkRef, staging: int, offset: int) -> Any:
-    record = pb.Record(
-        key=ref.key, parent=ref.parent, part=kit.small.part().pack(), position=ref.position, tokens=ref.tokens
+    put = wire.StagedPut(
+        kit.small.digest, ref.key, ref.parent, kit.small.part().pack(), ref.position, ref.tokens, 0, 0, staging, offset
     )
-    head = pb.PutRequest.Head(spec=kit.small.digest, record=record)
-    return pb.StagedPutRequest(head=head, staging=staging, offset=offset)
+    return pb.StagedPutRequest(put=wire.staged_put_to_bytes(put))
 
 
 def test_arrays_in_staging_are_put_without_a_copy(local: Client, kit: Any) -> None:
