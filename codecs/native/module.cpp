@@ -6,6 +6,7 @@ NB_MODULE(_native, m) {
     m.doc() = "What kvstore does in C++: checksums, copies, the arena's allocator, the chunk index.";
     kvstore::bind_allocator(m);
     kvstore::bind_hash(m);
+    kvstore::bind_hazards(m);
     kvstore::bind_index(m);
     kvstore::bind_lru(m);
     kvstore::bind_mapping(m);

@@ -196,6 +196,10 @@ class Stream:
         poll.register(self._sock, select.POLLRDHUP)
         return bool(poll.poll(0))
 
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._sock.fileno()
+
     def shut(self) -> None:
         """End the stream from another thread: whoever waits on it wakes up."""
         shut(self._sock)
