@@ -446,6 +446,9 @@ HAZARD_TABLE_BYTES: int
 MAX_HAZARDS: int
 """How many hazards a table has room for."""
 
+MAX_MARKS: int
+"""How many marks it has room for."""
+
 @final
 class HazardTable:
     """A client's notes of what it reads in the arena, in a memfd that it shares with the server.

@@ -123,6 +123,7 @@ void bind_hazards(nb::module_& m) {
     using namespace nb::literals;
     m.attr("HAZARD_TABLE_BYTES") = kHazardTableBytes;
     m.attr("MAX_HAZARDS") = kHazards;
+    m.attr("MAX_MARKS") = kMarks;
     nb::class_<HazardTable>(m, "HazardTable")
         .def("__init__", init<HazardTable>, "anchor"_a)
         .def("fileno", &HazardTable::fd)
