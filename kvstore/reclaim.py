@@ -53,7 +53,7 @@ class Reclaimer:
         if found is None:
             return Verdict.DEAD
         scope, placement, chunk = found
-        if not core.index.chunk_evictable(chunk, now_ms()):
+        if not core.may_go(chunk, core.held(scope.namespace)):
             return Verdict.KEEP
         if not tight or core.index.chunk(chunk).last_use > self._middle(scope):
             return Verdict.KEEP

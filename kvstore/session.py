@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvstore import _native
 from kvstore.api import (
     Ack,
     ChunkInfo,
@@ -25,6 +26,7 @@ from kvstore.catalog import Namespace, Scope
 from kvstore.core import DRAM, Core, now_ms, steady_ms
 from kvstore.errors import Closed, InvalidArgument
 from kvstore.events import Watcher
+from kvstore.hazards import open_board
 from kvstore.keys import REF_BYTES, ChunkRef, check_key
 from kvstore.leases import UNTIL_RELEASED, check_lease
 from kvstore.loader import Loader
@@ -64,6 +66,7 @@ class Session:
         self._scopes: dict[bytes, Scope] = {}
         self._reservations: set[StoreReservation] = set()
         self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
+        self._board: _native.HazardBoard | None = None
         self._closed = False
 
     def describe(self) -> Description:
@@ -167,6 +170,21 @@ class Session:
         self._check_open()
         return self._core.shared.share(self._namespace)
 
+    def honour(self, descriptor: int, nbytes: int) -> float:
+        """Hold what stands in a hazard table of the client's until this session ends (`kvstore.hazards`).
+
+        It replaces the table that was given before. `InvalidArgument` for another length, `StorageError` where it
+        cannot be mapped; the caller has seen to it that it cannot shrink. Gives the seconds that a lease may last.
+        """
+        board, core, owner = open_board(descriptor, nbytes), self._core, self._namespace.digest
+        with core.lock:
+            self._check_open()
+            if self._board is not None:
+                core.hazards.remove(owner, self._board)
+            self._board = board
+            core.hazards.add(owner, board)
+        return core.config.lease_limit_s
+
     def release(self, leases: Sequence[bytes]) -> None:
         core = self._core
         with core.lock:
@@ -256,6 +274,9 @@ class Session:
         for reservation in list(self._reservations):
             reservation.abort()
         with self._core.lock:
+            if self._board is not None:
+                self._core.hazards.remove(self._namespace.digest, self._board)
+                self._board = None
             self._core.leases.end_session(self._number)
             self._core.room.notify_all()
 

@@ -124,7 +124,14 @@ class Store:
         with core.lock:
             chunks, parts, placements = core.index.counts()
             counters = dict(core.counters)
-            gauges = {"leases": len(core.leases), "index_bytes": core.index.resident_bytes(), "loads": core.loads}
+            gauges = {
+                "leases": len(core.leases),
+                "hazards": sum(len(board.locations()) for board in core.hazards.boards(namespace.digest)),
+                "marks_lost": sum(board.lost for board in core.hazards.boards(namespace.digest)),
+                "waiting_bytes": core.dram.waiting,
+                "index_bytes": core.index.resident_bytes(),
+                "loads": core.loads,
+            }
         tiers = {
             tier.name: {
                 "kind": tier.kind,
