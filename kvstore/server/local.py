@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from kvstore import wire
 from kvstore.api import Offer
 from kvstore.channels.stream import MAX_DESCRIPTORS, BadFrame, Frame
-from kvstore.errors import Closed, InvalidArgument, KVStoreError, PermissionDenied
+from kvstore.errors import Closed, KVStoreError, PermissionDenied
 from kvstore.keys import ChunkRef
 from kvstore.server.local_staging import StagingArea, check_sealed
 from kvstore.server.streams import Connection, Handler
