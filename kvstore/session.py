@@ -164,7 +164,7 @@ class Session:
     def open_shared_index(self) -> tuple[int, int]:
         """A descriptor of the namespace's index in shared memory (the caller closes it), and its length in bytes.
 
-        For `kvstore.shared_index.SharedIndex`. The first call makes the index: 16 to 32 bytes a chunk of
+        For `kvstore.shared_index.SharedIndex`. The first call makes the index: 32 to 64 bytes a chunk of
         `max_chunks`. `StorageError` where there is no memory for it.
         """
         self._check_open()

@@ -312,8 +312,8 @@ class Writer:
             return
         if nbytes > quota:
             raise TooLarge(f"{nbytes} bytes are more than the quota of {quota} of namespace {namespace.name!r}")
+        held = core.held(namespace)
         with core.lock:
-            held = core.held(namespace)
             for tier in reversed(range(len(core.tiers))):
                 for row in core.policy(tier, namespace).victims():
                     if namespace.taken + nbytes <= quota:
@@ -345,8 +345,9 @@ class Writer:
         """
         core, removed, freed, passed = self._core, Removed(), 0, 0
         core.drain_marks(namespace)
+        held = core.held(namespace)
         with core.lock:
-            index, held = core.index, core.held(namespace)
+            index = core.index
             for row in core.policy(DRAM, namespace).victims():
                 if freed >= nbytes or passed > core.dram.capacity // 8:
                     break

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from kvstore import _native
 from kvstore.api import Fidelity, Found, Query
 from kvstore.channels.local_read import header_length
+from kvstore.errors import StorageError
 from kvstore.keys import ChunkRef, pack_refs
 from kvstore.shared_index import SharedIndex
 from kvstore.spec import KVSpec, Part
@@ -46,10 +47,13 @@ class HazardLeases:
     def __init__(self, index: SharedIndex, anchor: int) -> None:
         """`anchor` is the descriptor of a connection that lasts as long as the session; `end` comes before its close.
 
-        `OSError` where there is no memory for it.
+        `StorageError` where there is no memory for it.
         """
         self._index = index.reader
-        self._table = _native.HazardTable(anchor)
+        try:
+            self._table = _native.HazardTable(anchor)
+        except OSError as error:
+            raise StorageError(f"no memory for a hazard table: {error.strerror}") from None
         self._extents = self._index.extents
         self._shapes: dict[bytes, _Shape | None] = {}
         self._limit_s = 0.0
