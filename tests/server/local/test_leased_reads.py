@@ -89,6 +89,8 @@ def test_a_leased_chunk_is_read_without_a_call(local: Client, kit: Any, monkeypa
     chain = local.chain(kit.small, range(192))
     for number, ref in enumerate(chain.refs):
         local.put(kit.small, ref, block_of(kit, number))
+    with local.lookup(kit.small, chain, lease_s=10):  # maps the index and the extents
+        local.get(kit.small, chain.refs[0])
     seen = calls(local, monkeypatch)
     with local.lookup(kit.small, chain, lease_s=10) as hit:
         asked = len(seen)
