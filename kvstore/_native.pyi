@@ -521,11 +521,13 @@ HIDDEN: int
 class SharedTable:
     """The whole chunks of one namespace in a sealed memfd that its clients map; see `SharedTableReader`.
 
+    For chunks of one part whose placement in tier 0 is exact and raw it says where that lies, too.
+
     Readers ask elsewhere until `open`, after `close`, and when the last `beat` is 2 seconds old.
     """
 
     def __init__(self, entries: int) -> None:
-        """Room for so many chunks, 16 to 32 bytes each, taken at once. OSError if memory ends."""
+        """Room for so many chunks, 32 to 64 bytes each, taken at once. OSError if memory ends."""
 
     def open(self) -> None:
         """From now on the table says all."""
@@ -536,12 +538,21 @@ class SharedTable:
     def beat(self) -> None:
         """Note that the server is alive."""
 
+    def set_extents(self, epoch: int) -> None:
+        """Tell readers to ask about extents, by a number that is not the one before."""
+
     def fileno(self) -> int:
         """The memfd, open as long as this object is."""
 
     @property
     def nbytes(self) -> int:
         """Length of the memfd."""
+
+    def used_by(self, index: Index, marks: Buffer) -> tuple[NDArray[np.uint32], int, int]:
+        """What a client's marks say: rows of the chunks, in order; tokens of those found, and how many were read.
+
+        Numbers that stand for no chunk are passed over. `index` is the one that is published to this table.
+        """
 
     @property
     def overflowed(self) -> int:
@@ -562,8 +573,98 @@ class SharedTableReader:
         not 16 bytes.
         """
 
+    @property
+    def extents(self) -> int:
+        """What the server last gave to `set_extents`; 0 before, and once this is closed."""
+
     def close(self) -> None:
         """Unmap the table, when calls in other threads have returned."""
+
+HAZARD_TABLE_BYTES: int
+"""Length of every hazard table."""
+
+MAX_HAZARDS: int
+"""How many hazards a table has room for."""
+
+MAX_MARKS: int
+"""How many marks it has room for."""
+
+@final
+class HazardTable:
+    """A client's notes of what it reads in the arena, in a memfd that it shares with the server.
+
+    Any thread may call. Nothing is taken once the connection `anchor` has an end, or something to be read.
+    """
+
+    def __init__(self, anchor: int) -> None:
+        """Make and seal one. `anchor` is a descriptor that stays open until `end`. OSError if memory ends."""
+
+    def fileno(self) -> int:
+        """The memfd, open until `close_descriptor`; -1 after that."""
+
+    def close_descriptor(self) -> None:
+        """Close the memfd, which stays mapped."""
+
+    def take(
+        self, index: SharedTableReader, spec: bytes, refs: bytes, until: int, header: int, token_bytes: int
+    ) -> tuple[int, range | list[int], list[bool], bytes, bytes] | None:
+        """`SharedTableReader.lookup`, and hazards on all that the prompt uses: their numbers (u32), their places.
+
+        Places are packed as `kvstore.places` says, for records with a `header` of so many bytes and `token_bytes`
+        of payload for each token. `until` is in milliseconds of CLOCK_MONOTONIC. None, and nothing held, where only
+        the server can say or hold it all.
+        """
+
+    def take_each(
+        self, index: SharedTableReader, spec: bytes, refs: bytes, until: int, header: int, token_bytes: int
+    ) -> tuple[bytes, bytes] | None:
+        """Hazards on those of some chunks that can be read: their numbers, and one place for every chunk.
+
+        A place is `NOWHERE` where only the server can read. None, and nothing held, if it is so for all.
+        """
+
+    def release(self, numbers: bytes) -> None:
+        """Let hazards go; numbers that are not held are passed over."""
+
+    def end(self) -> None:
+        """Take and release nothing any more."""
+
+    @property
+    def is_honoured(self) -> bool:
+        """Whether the server has honoured every hazard until now; what was read before was read before."""
+
+    @property
+    def held(self) -> int:
+        """How many hazards are held."""
+
+@final
+class HazardBoard:
+    """A client's hazard table as the server sees it. The descriptor may be closed once this is made.
+
+    It may say anything at any time, and is believed only as far as that harms nobody else.
+    """
+
+    def __init__(self, fd: int) -> None:
+        """Map a memfd of `HAZARD_TABLE_BYTES` that cannot shrink. OSError if it cannot be mapped for writing."""
+
+    def honour(self) -> None:
+        """Tell the client that what it notes is looked for from now on."""
+
+    def end(self) -> None:
+        """Tell the client that it is not looked for any more."""
+
+    def holds(self, location: int) -> bool:
+        """Whether the record at a location is being read. To be asked after the shared table was changed."""
+
+    def locations(self) -> list[int]:
+        """The locations of all records that are being read, as the client says."""
+
+    def drain(self, limit: int) -> NDArray[np.uint32]:
+        """At most `limit` marks that were not given before, oldest first, for `SharedTable.used_by`."""
+
+    @property
+    def lost(self) -> int:
+        """Marks that the client found no room for, as it says."""
 
 @final
 class LruList:

@@ -134,6 +134,10 @@ class Arena:
             raise PermissionDenied(f"this namespace has no extent {number}")
         return os.dup(extent.fd), self.extent_bytes
 
+    def owner(self, location: int) -> bytes:
+        """The namespace that an allocation belongs to."""
+        return self._extents[location >> _SHIFT].owner or b""
+
     def numbers(self, owner: bytes) -> frozenset[int]:
         """The extents that a namespace owns."""
         return frozenset(extent.number for extent in self._owned.get(owner, ()))

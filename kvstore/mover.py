@@ -90,7 +90,7 @@ class Mover:
         while not self._stop.is_set():
             self._wake.wait(TICK_S)
             self._wake.clear()
-            self._core.shared.beat()
+            self._core.beat()
             pressed, self._pressed = self._pressed, set()
             try:
                 self._round(pressed)
@@ -103,8 +103,10 @@ class Mover:
     def _round(self, pressed: set[bytes]) -> None:
         core = self._core
         core.sweep()
+        core.dram.free_waiting()
         self._expire()
         for namespace in list(core.catalog.namespaces.values()):
+            core.drain_marks(namespace)
             waiting = namespace.digest in pressed
             if core.nvme is not None and (waiting or self._is_filling(namespace)):
                 self._demote(namespace, CLEAN_SHARE * core.dram.capacity)
@@ -164,7 +166,7 @@ class Mover:
         return scope, chunk.key, which, core.hold(placement, scope, which)
 
     def _write_all(self, dirty: list[_Dirty]) -> None:
-        self._core.shared.beat()  # a round may take long
+        self._core.beat()  # a round may take long
         for move in [self._pool.submit(self._write_down, *each) for each in dirty]:
             move.result()
 
@@ -200,7 +202,8 @@ class Mover:
         with core.lock:
             chunk, row = core.find_part(scope, key, part)
             here = -1 if row < 0 else core.index.find_placement(row, DRAM)
-            if here == copy.placement and core.only_in_dram(here) and core.drop_from_dram(chunk, removed):
+            held = core.held(scope.namespace)
+            if here == copy.placement and core.only_in_dram(here) and core.drop_from_dram(chunk, removed, held):
                 core.counters[reason] += 1
         core.settle(removed)
 
@@ -233,9 +236,11 @@ class Mover:
                 rows, start = core.index.chunks(start, ROWS_AT_ONCE)
                 for row in rows.tolist():
                     if self._inside(row, extent):
-                        core.drop_from_dram(row, removed)
+                        held = core.held(core.catalog.scopes[core.index.chunk(row).scope].namespace)
+                        core.drop_from_dram(row, removed, held)
         core.settle(removed)
-        core.dram.replace_extent(extent, namespace.digest)
+        if core.dram.replace_extent(extent, namespace.digest):
+            core.beat()  # who has it mapped holds its memory
 
     def _inside(self, row: int, extent: int) -> list[int]:
         """A chunk's placements that lie in an extent. Needs the lock."""
@@ -268,7 +273,7 @@ class Mover:
         core.settle(removed)
 
     def _expire_chunks(self, namespace: Namespace, before_ms: int, removed: Removed) -> None:
-        core = self._core
+        core, held = self._core, self._core.held(namespace)
         for tier in range(len(core.tiers)):
             for n, row in enumerate(core.policy(tier, namespace).victims()):
                 if core.index.chunk(row).last_use >= before_ms:
@@ -276,5 +281,5 @@ class Mover:
                 if n >= ROWS_AT_ONCE:
                     self._wake.set()  # the rest in the next round: the lock is for microseconds
                     break
-                if core.index.chunk_evictable(row, now_ms()):
+                if core.may_go(row, held):
                     core.drop_chunk(row, removed, "expired")

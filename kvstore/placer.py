@@ -11,11 +11,12 @@ import numpy as np
 
 from kvstore.api import Fidelity, Placed
 from kvstore.catalog import Scope
+from kvstore.checked import miss, verify_record
 from kvstore.core import Copy, Core, FoundItems
 from kvstore.errors import Closed, Corrupt, KVStoreError, SpecMismatch
+from kvstore.loader import Loader
 from kvstore.places import ITEM_BYTES, NOWHERE, places_of, unpack_item, unpack_places
 from kvstore.policy import Rows
-from kvstore.reader import Reader, miss, verify_record
 
 Hold: TypeAlias = Callable[[Rows], None]
 
@@ -23,9 +24,9 @@ Hold: TypeAlias = Callable[[Rows], None]
 class Placer:
     """Answers where parts lie."""
 
-    def __init__(self, core: Core, reader: Reader) -> None:
+    def __init__(self, core: Core, loader: Loader) -> None:
         self._core = core
-        self._reader = reader
+        self._loader = loader
 
     def place(self, scope: Scope, items: bytes, fidelity: Fidelity, verify: bool, hold: Hold) -> Placed:
         """Where packed items lie in DRAM, once they do; `hold` is called under the lock to put chunks under a lease.
@@ -41,7 +42,7 @@ class Placer:
                 core.count_found(scope, found)
                 hold(found.chunks)
                 return Placed(found.places, {})
-            work = _Placing(core, self._reader, scope, items, fidelity)
+            work = _Placing(core, self._loader, scope, items, fidelity)
             work.begin(found)
         try:
             work.load()
@@ -55,8 +56,8 @@ class Placer:
 class _Placing:
     """One call that has to load or to verify. Readers hold what is in DRAM until the lease does."""
 
-    def __init__(self, core: Core, reader: Reader, scope: Scope, items: bytes, fidelity: Fidelity) -> None:
-        self._core, self._reader, self._scope, self._fidelity = core, reader, scope, fidelity
+    def __init__(self, core: Core, loader: Loader, scope: Scope, items: bytes, fidelity: Fidelity) -> None:
+        self._core, self._loader, self._scope, self._fidelity = core, loader, scope, fidelity
         self._items = [unpack_item(items, i) for i in range(len(items) // ITEM_BYTES)]
         self._warm: list[int] = []
         self._cold: list[int] = []
@@ -84,12 +85,12 @@ class _Placing:
         loads = []
         for i in self._cold[1:]:
             try:
-                load = self._reader.submit(self._reader.hold_in_dram, self._scope, *self._items[i], self._fidelity)
+                load = self._loader.submit(self._loader.hold_in_dram, self._scope, *self._items[i], self._fidelity)
                 loads.append((i, load.result))
             except Closed as error:
                 self._failures[i] = error
         for i in self._cold[:1]:
-            self._keep(i, partial(self._reader.hold_in_dram, self._scope, *self._items[i], self._fidelity))
+            self._keep(i, partial(self._loader.hold_in_dram, self._scope, *self._items[i], self._fidelity))
         for i, result in loads:
             self._keep(i, result)
 
@@ -111,7 +112,7 @@ class _Placing:
             except (Corrupt, SpecMismatch) as error:
                 self._failures[i] = error
                 self._core.let_go([self.held.pop(i)])
-                self._reader.quarantine(self._scope, ref.key, part, copy)
+                self._loader.quarantine(self._scope, ref.key, part, copy)
 
     def finish(self, hold: Hold) -> Placed:
         """Put what is in DRAM under the lease and say where it lies."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeAlias
 
 import numpy as np
 
@@ -21,6 +22,7 @@ PLACE_BYTES = 24
 NOWHERE = 0xFFFF_FFFF_FFFF_FFFF
 EXTENT_SHIFT = 40
 ITEM_BYTES = 48
+Place: TypeAlias = tuple[int, int, int, int]  # (location, stored, form, first valid token)
 _PLACE = struct.Struct("<QQII")
 _ITEM = struct.Struct("<32sIIHHHH")
 _NO_PLACE = _PLACE.pack(NOWHERE, 0, 0, 0)
@@ -45,11 +47,11 @@ def unpack_item(items: bytes, index: int) -> tuple[ChunkRef, Part]:
     return ChunkRef(key, NO_PARENT, position, tokens), Part(group, rank, (start, end))
 
 
-def unpack_places(places: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """(location, stored, form, first valid token) of each packed place."""
+def unpack_places(places: bytes) -> Iterator[Place]:
+    """Each packed place."""
     return _PLACE.iter_unpack(places)
 
 
-def places_of(count: int, known: Mapping[int, tuple[int, int, int, int]]) -> bytes:
+def places_of(count: int, known: Mapping[int, Place]) -> bytes:
     """So many packed places: those that are known, as `unpack_places` gives them, and nowhere for the rest."""
     return b"".join([_PLACE.pack(*known[i]) if i in known else _NO_PLACE for i in range(count)])

@@ -26,10 +26,10 @@ class Reclaimer:
     def judge(self, tier: Tier, records: Sequence[tuple[Record, int]]) -> Sequence[Verdict]:
         """A verdict on each (record, location)."""
         core, removed, verdicts = self._core, Removed(), []
-        tight = tier.used > ROOMY * tier.capacity
+        tight, held = tier.used > ROOMY * tier.capacity, dict[bytes, frozenset[int]]()
         with core.lock:
             for record, location in records:
-                verdicts.append(self._judge(record, location, tight, removed))
+                verdicts.append(self._judge(record, location, tight, held, removed))
         # The tier sees to what it is told to drop; parts elsewhere that went with it are deleted here.
         told = {at for (_, at), verdict in zip(records, verdicts, strict=True) if verdict is Verdict.DROP}
         removed.places = [each for each in removed.places if each[0] is not tier or each[1] not in told]
@@ -47,13 +47,17 @@ class Reclaimer:
             core.index.set_loc(placement[1], new, record.stored)
             return True
 
-    def _judge(self, record: Record, location: int, tight: bool, removed: Removed) -> Verdict:
+    def _judge(
+        self, record: Record, location: int, tight: bool, held: dict[bytes, frozenset[int]], removed: Removed
+    ) -> Verdict:
         core = self._core
         found = self._placement(record, location)
         if found is None:
             return Verdict.DEAD
         scope, placement, chunk = found
-        if not core.index.chunk_evictable(chunk, now_ms()):
+        if record.namespace not in held:
+            held[record.namespace] = core.held(scope.namespace)
+        if not core.may_go(chunk, held[record.namespace]):
             return Verdict.KEEP
         if not tight or core.index.chunk(chunk).last_use > self._middle(scope):
             return Verdict.KEEP

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvstore import _native
 from kvstore.api import (
     Ack,
     ChunkInfo,
@@ -25,8 +26,10 @@ from kvstore.catalog import Namespace, Scope
 from kvstore.core import DRAM, Core, now_ms, steady_ms
 from kvstore.errors import Closed, InvalidArgument
 from kvstore.events import Watcher
+from kvstore.hazards import open_board
 from kvstore.keys import REF_BYTES, ChunkRef, check_key
 from kvstore.leases import UNTIL_RELEASED, check_lease
+from kvstore.loader import Loader
 from kvstore.placer import Placer
 from kvstore.places import ITEM_BYTES, pack_items
 from kvstore.policy import Rows
@@ -46,15 +49,24 @@ class Session:
     """One client's way into a store of this process; see `kvstore.api.Backend` for what each method promises."""
 
     def __init__(
-        self, store: Store, core: Core, reader: Reader, writer: Writer, namespace: Namespace, number: int
+        self,
+        store: Store,
+        core: Core,
+        reader: Reader,
+        loader: Loader,
+        writer: Writer,
+        namespace: Namespace,
+        number: int,
     ) -> None:
-        self._store, self._core, self._reader, self._writer = store, core, reader, writer
-        self._placer = Placer(core, reader)
+        self._store, self._core, self._writer = store, core, writer
+        self._reader, self._loader = reader, loader
+        self._placer = Placer(core, loader)
         self._namespace = namespace
         self._number = number
         self._scopes: dict[bytes, Scope] = {}
         self._reservations: set[StoreReservation] = set()
         self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
+        self._board: _native.HazardBoard | None = None
         self._closed = False
 
     def describe(self) -> Description:
@@ -152,11 +164,26 @@ class Session:
     def open_shared_index(self) -> tuple[int, int]:
         """A descriptor of the namespace's index in shared memory (the caller closes it), and its length in bytes.
 
-        For `kvstore.shared_index.SharedIndex`. The first call makes the index: 16 to 32 bytes a chunk of
+        For `kvstore.shared_index.SharedIndex`. The first call makes the index: 32 to 64 bytes a chunk of
         `max_chunks`. `StorageError` where there is no memory for it.
         """
         self._check_open()
         return self._core.shared.share(self._namespace)
+
+    def honour(self, descriptor: int, nbytes: int) -> float:
+        """Hold what stands in a hazard table of the client's until this session ends (`kvstore.hazards`).
+
+        It replaces the table that was given before. `InvalidArgument` for another length, `StorageError` where it
+        cannot be mapped; the caller has seen to it that it cannot shrink. Gives the seconds that a lease may last.
+        """
+        board, core, owner = open_board(descriptor, nbytes), self._core, self._namespace.digest
+        with core.lock:
+            self._check_open()
+            if self._board is not None:
+                core.hazards.remove(owner, self._board)
+            self._board = board
+            core.hazards.add(owner, board)
+        return core.config.lease_limit_s
 
     def release(self, leases: Sequence[bytes]) -> None:
         core = self._core
@@ -215,7 +242,7 @@ class Session:
         return count
 
     def prefetch(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
-        return self._reader.prefetch(self._scope(spec), _checked(keys))
+        return self._loader.prefetch(self._scope(spec), _checked(keys))
 
     def chunks(self, cursor: int = 0, limit: int = 1000) -> Page:
         self._check_open()
@@ -247,6 +274,9 @@ class Session:
         for reservation in list(self._reservations):
             reservation.abort()
         with self._core.lock:
+            if self._board is not None:
+                self._core.hazards.remove(self._namespace.digest, self._board)
+                self._board = None
             self._core.leases.end_session(self._number)
             self._core.room.notify_all()
 

@@ -46,6 +46,11 @@ class SharedIndex:
         answer = self._reader.lookup(spec.digest, query.refs)
         return None if answer is None else Found(*answer)
 
+    @property
+    def reader(self) -> _native.SharedTableReader:
+        """The native reader, for hazards."""
+        return self._reader
+
     def close(self) -> None:
         """Unmap the index; every look-up is the server's from now on."""
         self._reader.close()

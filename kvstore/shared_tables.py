@@ -43,6 +43,10 @@ class SharedTables:
             except OSError as error:
                 raise StorageError(f"no descriptor for the shared index: {error.strerror}") from error
 
+    def table(self, namespace: Namespace) -> _native.SharedTable | None:
+        """A namespace's table, if it was ever asked for."""
+        return self._tables.get(namespace.digest)
+
     def attach(self, scope: Scope) -> None:
         """Keep a scope's chunks in its namespace's table, if there is one. Needs the lock."""
         table = self._tables.get(scope.namespace.digest)
@@ -50,10 +54,14 @@ class SharedTables:
             self._index.publish_to(scope.number, table, scope.spec.digest, len(scope.parts))
             self._attached.add(scope.number)
 
-    def beat(self) -> None:
-        """Tell readers that this process is alive; they ask otherwise when they have not heard of it for 2 s."""
+    def beat(self, extents_epoch: int) -> None:
+        """Tell readers that this process is alive; they ask otherwise when they have not heard of it for 2 s.
+
+        With another epoch they ask once, and learn which extents are new or gone.
+        """
         for table in list(self._tables.values()):
             table.beat()
+            table.set_extents(extents_epoch)
 
     def close(self) -> None:
         """Tell readers that the tables say nothing any more. A second call does nothing."""

@@ -18,6 +18,7 @@ from kvstore.codecs import form_name
 from kvstore.config import Config
 from kvstore.core import DRAM, NVME, ROWS_AT_ONCE, Core, Removed
 from kvstore.errors import KVStoreError
+from kvstore.loader import Loader
 from kvstore.mover import Mover
 from kvstore.reader import Reader
 from kvstore.reclaim import Reclaimer
@@ -51,7 +52,8 @@ class Store:
         self._core = core = Core(config, dram, nvme)
         self._reclaimer = Reclaimer(core)
         self._writer = Writer(core, self._reclaimer)
-        self._reader = Reader(core, self._writer, threads)
+        self._loader = Loader(core, self._writer, threads)
+        self._reader = Reader(core, self._loader)
         self._mover = Mover(core, self._writer, threads)
         self._writer.wake_mover = self._mover.wake
         self._sessions = itertools.count(1)
@@ -122,7 +124,14 @@ class Store:
         with core.lock:
             chunks, parts, placements = core.index.counts()
             counters = dict(core.counters)
-            gauges = {"leases": len(core.leases), "index_bytes": core.index.resident_bytes(), "loads": core.loads}
+            gauges = {
+                "leases": len(core.leases),
+                "hazards": sum(len(board.locations()) for board in core.hazards.boards(namespace.digest)),
+                "marks_lost": sum(board.lost for board in core.hazards.boards(namespace.digest)),
+                "waiting_bytes": core.dram.waiting,
+                "index_bytes": core.index.resident_bytes(),
+                "loads": core.loads,
+            }
         tiers = {
             tier.name: {
                 "kind": tier.kind,
@@ -172,7 +181,7 @@ class Store:
                 core.closed = True
                 core.room.notify_all()
             core.shared.close()
-            self._reader.close()
+            self._loader.close()
             self._mover.close(flush=core.config.flush_on_close)
             core.sweep()
             core.events.close()
@@ -193,7 +202,7 @@ class Store:
         self._core.check_open()
         with self._core.lock:
             found = self._core.catalog.namespace(namespace)
-        return kind(self, self._core, self._reader, self._writer, found, next(self._sessions))
+        return kind(self, self._core, self._reader, self._loader, self._writer, found, next(self._sessions))
 
     def _check(self, namespace: Namespace, info: ChunkInfo, place: PlacementInfo) -> str | None:
         """Verify one copy; None if it went away before it was looked at."""
@@ -209,9 +218,9 @@ class Store:
                 return None
             copy = core.hold(placement, scope, place.part)
         try:
-            return self._reader.check(scope, info.key, place.part, copy)
+            return self._loader.check(scope, info.key, place.part, copy)
         finally:
-            self._reader.finish(scope, info.key, place.part, copy)
+            self._loader.finish(scope, info.key, place.part, copy)
 
     def _is_of(self, row: int, namespace: Namespace) -> bool:
         return self._core.catalog.scopes[self._core.index.chunk(row).scope].namespace is namespace

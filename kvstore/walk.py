@@ -79,15 +79,13 @@ def within_windows(
     ends = starts + refs["tokens"][used]
     satisfied = np.ones(len(used), bool)
     for group, present, first_valid in groups:
-        covered_from, since = np.empty(len(used), np.int64), 0
-        for n, i in enumerate(used.tolist()):
-            if not present[i]:
-                since = int(ends[n])
-            elif first_valid[i] or n == 0:
-                since = int(starts[n]) + int(first_valid[i])
-            covered_from[n] = since
-        needed = np.array([group.first_needed(int(end)) for end in ends], np.int64)
-        satisfied &= (covered_from <= needed) & present[used].astype(bool)
+        here, missing_head = present[used].astype(bool), first_valid[used].astype(np.int64)
+        # The token from which on all is there is set anew by a chunk that is not, or that lacks its first tokens.
+        anew = ~here | (missing_head > 0)
+        anew[:1] = True
+        since = np.maximum.accumulate(np.where(anew, np.arange(len(used)), 0))
+        covered_from = np.where(here, starts + missing_head, ends)[since]
+        satisfied &= here & (covered_from <= np.maximum(0, ends - group.window + 1))
     hits = np.flatnonzero(satisfied)
     count = int(hits[-1]) + 1 if len(hits) else 0
     first = int(refs["position"][0]) if len(refs) else 0

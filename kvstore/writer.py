@@ -312,12 +312,13 @@ class Writer:
             return
         if nbytes > quota:
             raise TooLarge(f"{nbytes} bytes are more than the quota of {quota} of namespace {namespace.name!r}")
+        held = core.held(namespace)
         with core.lock:
             for tier in reversed(range(len(core.tiers))):
                 for row in core.policy(tier, namespace).victims():
                     if namespace.taken + nbytes <= quota:
                         break
-                    if core.index.chunk_evictable(row, now_ms()):
+                    if core.may_go(row, held):
                         core.drop_chunk(row, removed)
             fits = namespace.taken + nbytes <= quota
             namespace.promised += nbytes * fits
@@ -343,18 +344,20 @@ class Writer:
         Bytes freed, and bytes passed over that could go once they are written down.
         """
         core, removed, freed, passed = self._core, Removed(), 0, 0
+        core.drain_marks(namespace)
+        held = core.held(namespace)
         with core.lock:
-            index, now = core.index, now_ms()
+            index = core.index
             for row in core.policy(DRAM, namespace).victims():
                 if freed >= nbytes or passed > core.dram.capacity // 8:
                     break
-                if not index.chunk_evictable(row, now):
+                if not core.may_go(row, held):
                     continue
                 copies = list(core.placements(row, DRAM))
                 if core.nvme is not None and any(core.only_in_dram(each) for each in copies):
                     passed += sum(index.placement(each).stored for each in copies)
                     continue
-                core.drop_from_dram(row, removed)
+                core.drop_from_dram(row, removed, held)
                 freed = removed.bytes_in(core.dram)
         core.settle(removed)
         return freed, passed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import ClassVar
 
 from kvstore import _native
@@ -29,6 +30,8 @@ class DramTier(Tier):
         self._lock = threading.Lock()
         self._closed = self._ending = False
         self._speed = Speed(8e9, 8e9, 1e-6)
+        self._waiting: list[tuple[int, int]] = []
+        self.is_read: Callable[[bytes, int], bool] = _by_nobody
 
     @property
     def capacity(self) -> int:
@@ -57,7 +60,11 @@ class DramTier(Tier):
         with self._lock:
             if self._ending:
                 raise Closed("the DRAM tier is closed")
-            return self._arena.alloc(namespace, nbytes)
+            location = self._arena.alloc(namespace, nbytes)
+            if location < 0 and self._waiting:
+                self._free_waiting()
+                location = self._arena.alloc(namespace, nbytes)
+            return location
 
     def stop_reserving(self) -> None:
         """From now on memory is given back and no longer handed out: leases end, their readers may not know yet."""
@@ -111,9 +118,33 @@ class DramTier(Tier):
         self._learn(out.nbytes, time.perf_counter() - start)
 
     def delete(self, location: int, record_bytes: int) -> None:
+        """Give a record's memory back, or as soon as nobody reads it any more without having told (`is_read`)."""
         with self._lock:
-            if not self._closed:
+            if self._closed:
+                return
+            if self.is_read(self._arena.owner(location), location):
+                self._waiting.append((location, record_bytes))
+            else:
                 self._arena.free(location, record_bytes)
+
+    def free_waiting(self) -> None:
+        """Give back the memory of deleted records that is not read any more."""
+        if self._waiting:
+            with self._lock:
+                self._free_waiting()
+
+    def _free_waiting(self) -> None:
+        waiting, self._waiting = ([] if self._closed else self._waiting), []
+        for location, record_bytes in waiting:
+            if self.is_read(self._arena.owner(location), location):
+                self._waiting.append((location, record_bytes))
+            else:
+                self._arena.free(location, record_bytes)
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of deleted records that are still being read."""
+        return sum(nbytes for _, nbytes in list(self._waiting))
 
     def donor(self, namespace: bytes) -> int | None:
         """The extent to empty so that a namespace with less memory gets some; None if all have their share."""
@@ -140,6 +171,12 @@ class DramTier(Tier):
         if nbytes >= 1 << 20 and seconds > 0:
             rate = 0.9 * self._speed.read_bytes_per_s + 0.1 * nbytes / seconds
             self._speed = Speed(rate, rate, self._speed.latency_s)
+
+
+def _by_nobody(namespace: bytes, location: int) -> bool:
+    """Where memory is not shared with readers that do not tell."""
+    del namespace, location
+    return False
 
 
 def zero_padding(record: memoryview, used: int) -> None:

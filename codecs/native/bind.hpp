@@ -9,6 +9,7 @@ namespace kvstore {
 void bind_allocator(nanobind::module_& m);
 void bind_frames(nanobind::module_& m);
 void bind_hash(nanobind::module_& m);
+void bind_hazards(nanobind::module_& m);
 void bind_index(nanobind::module_& m);
 void bind_lru(nanobind::module_& m);
 void bind_mapping(nanobind::module_& m);

@@ -189,6 +189,7 @@ void Index::set_loc(std::uint64_t row, std::uint64_t loc, std::uint64_t stored) 
     PlacementRow& placement = placements_[placements_.checked(row)];
     placement.loc = loc;
     placement.stored = stored;
+    republish(parts_[placement.part].chunk);
 }
 
 void Index::add_reader(std::uint64_t row) { ++placements_[placements_.checked(row)].readers; }

@@ -241,6 +241,8 @@ public:
     void publish_to(std::uint32_t scope, SharedTable* table, const SpecDigest& spec, std::uint32_t parts);
     // Enters those that were there before, some rows at a time: the row to go on from, -1 at the end.
     std::int64_t publish_rows(std::uint32_t start, std::size_t limit);
+    // Of all these chunks together.
+    std::uint64_t tokens(const std::uint32_t* rows, std::size_t count) const;
 
     std::uint32_t chunk_count() const { return chunks_.live(); }
     std::uint32_t part_count() const { return parts_.live(); }
@@ -249,6 +251,8 @@ public:
 
 private:
     static constexpr std::size_t kBatch = 64;
+    static constexpr std::uint8_t kReadableTier = 0;  // the arena, which clients map
+    static constexpr std::uint16_t kRawForm = 0;
 
     struct Publication {
         SharedTable* table = nullptr;
@@ -266,6 +270,7 @@ private:
     void prefetch_published(std::uint32_t chunk) const;
     void republish_in(const Publication& publication, std::uint32_t chunk);
     bool is_whole(const ChunkRow& chunk, std::uint32_t parts) const;
+    std::uint64_t readable_block(const ChunkRow& chunk, std::uint32_t parts) const;
     static std::uint64_t tag_of(const Publication& publication, const ChunkRow& chunk);
 
     std::int64_t find_hashed(std::uint64_t hash, std::uint32_t scope, const Key& key) const;

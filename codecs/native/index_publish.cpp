@@ -36,17 +36,37 @@ std::uint64_t Index::tag_of(const Publication& publication, const ChunkRow& chun
     return chunk_tag(publication.spec, reinterpret_cast<const std::uint8_t*>(&ref));
 }
 
+// Where clients may read a chunk without asking: a spec of one part, whose DRAM copy is exact and raw.
+std::uint64_t Index::readable_block(const ChunkRow& chunk, std::uint32_t parts) const {
+    if (parts != 1 || chunk.first_part == kNone || parts_[chunk.first_part].next != kNone) return 0;
+    const std::uint32_t row = placement_in(parts_[chunk.first_part], kReadableTier);
+    if (row == kNone || !placements_[row].exact || placements_[row].codec != kRawForm) return 0;
+    return block_of(placements_[row].loc);
+}
+
 void Index::republish_in(const Publication& publication, std::uint32_t row) {
     ChunkRow& chunk = chunks_[row];
     const bool visible = (chunk.flags & ChunkRow::kHidden) == 0 && is_whole(chunk, publication.parts);
-    if (visible == (chunk.published != 0)) return;
+    const bool was_visible = chunk.published != 0;
+    if (!visible && !was_visible) return;
     chunk.published = visible;
     const std::uint64_t tag = tag_of(publication, chunk);
-    if (visible) {
-        publication.table->insert(tag);
-    } else {
-        publication.table->remove(tag);
+    if (!visible) {
+        publication.table->remove(tag, row);
+        return;
     }
+    const std::uint64_t block = readable_block(chunk, publication.parts);
+    if (was_visible) {
+        publication.table->update(tag, row, block);
+    } else {
+        publication.table->insert(tag, row, block);
+    }
+}
+
+std::uint64_t Index::tokens(const std::uint32_t* rows, std::size_t count) const {
+    std::uint64_t sum = 0;
+    for (std::size_t i = 0; i < count; ++i) sum += chunks_[rows[i]].tokens;
+    return sum;
 }
 
 }  // namespace kvstore

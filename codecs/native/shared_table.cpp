@@ -25,7 +25,7 @@ namespace kvstore {
 namespace {
 
 constexpr std::array<char, 8> kMagic = {'k', 'v', 's', 't', 'a', 'b', 'l', 'e'};
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 constexpr std::size_t kHeaderBytes = 4096;
 constexpr std::uint64_t kStaleMs = 2000;
 constexpr std::size_t kBlock = 32;  // references whose buckets are on their way at once
@@ -53,7 +53,8 @@ TagBuckets::Bucket* buckets_behind(SharedHeader* header) {
 }  // namespace
 
 SharedTable::SharedTable(std::size_t entries)
-    : bytes_(kHeaderBytes + bucket_count(entries) * sizeof(TagBuckets::Bucket)) {
+    : bytes_(kHeaderBytes + bucket_count(entries) * sizeof(TagBuckets::Bucket)),
+      rows_(bucket_count(entries) * TagBuckets::kSlots) {
     fd_ = memfd_create("kvstore-shared-index", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd_ < 0) fail("memfd_create");
     try {
@@ -90,31 +91,52 @@ SharedTable::~SharedTable() {
     close(fd_);
 }
 
-void SharedTable::insert(std::uint64_t tag) {
-    const auto used = [](const TagBuckets::Bucket& bucket) {
-        return std::count_if(bucket.slots.begin(), bucket.slots.end(),
-                             [](const auto& slot) { return slot.load(std::memory_order_relaxed) != 0; });
-    };
-    buckets_.prefetch(tag);
-    TagBuckets::Bucket& first = buckets_.first(tag);
-    TagBuckets::Bucket& second = buckets_.second(tag);
-    TagBuckets::Slot* free = TagBuckets::find(used(second) < used(first) ? second : first, 0);
-    if (free != nullptr) {
-        free->store(tag, std::memory_order_release);
-    } else {
-        header_->overflowed.store(overflowed() + 1, std::memory_order_release);
-    }
+// Versions of 20 bits: two stores of one place that a reader could mix up are a million stores apart.
+std::uint64_t SharedTable::next_place(std::uint64_t block) {
+    version_ = (version_ + 1) & ((1U << kVersionBits) - 1);
+    return block == 0 ? 0 : block << kVersionBits | version_;
 }
 
-void SharedTable::remove(std::uint64_t tag) {
+std::uint32_t SharedTable::slot_of(std::uint64_t tag, std::uint32_t row) const {
     buckets_.prefetch(tag);
-    TagBuckets::Slot* slot = TagBuckets::find(buckets_.first(tag), tag);
-    if (slot == nullptr) slot = TagBuckets::find(buckets_.second(tag), tag);
-    if (slot != nullptr) {
-        slot->store(0, std::memory_order_release);
-    } else {
-        header_->overflowed.store(overflowed() - 1, std::memory_order_release);
+    return buckets_.find(tag, [&](std::uint32_t slot) { return rows_[slot] == row + 1; });
+}
+
+void SharedTable::insert(std::uint64_t tag, std::uint32_t row, std::uint64_t block) {
+    buckets_.prefetch(tag);
+    const std::uint64_t first = buckets_.first(tag), second = buckets_.second(tag);
+    const std::uint32_t slot = buckets_.free_in(buckets_.used(second) < buckets_.used(first) ? second : first);
+    if (slot == TagBuckets::kNoSlot) {
+        header_->overflowed.store(overflowed() + 1, std::memory_order_release);
+        return;
     }
+    rows_[slot] = row + 1;
+    buckets_.place(slot).store(next_place(block), std::memory_order_relaxed);
+    buckets_.tag(slot).store(tag, std::memory_order_release);  // after the place: who sees the one sees the other
+}
+
+void SharedTable::update(std::uint64_t tag, std::uint32_t row, std::uint64_t block) {
+    const std::uint32_t slot = slot_of(tag, row);
+    if (slot == TagBuckets::kNoSlot) return;  // overflowed
+    auto& place = buckets_.place(slot);
+    if (place.load(std::memory_order_relaxed) >> kVersionBits != block)
+        place.store(next_place(block), std::memory_order_release);
+}
+
+void SharedTable::remove(std::uint64_t tag, std::uint32_t row) {
+    const std::uint32_t slot = slot_of(tag, row);
+    if (slot == TagBuckets::kNoSlot) {
+        header_->overflowed.store(overflowed() - 1, std::memory_order_release);
+        return;
+    }
+    rows_[slot] = 0;
+    // The tag first: as long as a place stands there, the tag beside it is its own or none.
+    buckets_.tag(slot).store(0, std::memory_order_relaxed);
+    buckets_.place(slot).store(0, std::memory_order_release);
+}
+
+std::uint32_t SharedTable::row_in(std::uint32_t slot) const {
+    return slot < rows_.size() && rows_[slot] != 0 ? rows_[slot] - 1 : kNone;
 }
 
 void SharedTable::beat() { header_->heartbeat_ms.store(now_ms(), std::memory_order_relaxed); }
@@ -133,8 +155,9 @@ SharedTableReader::SharedTableReader(int fd, std::size_t bytes) : bytes_(bytes) 
     if (mapped == MAP_FAILED) fail("mmap");
     header_ = static_cast<SharedHeader*>(mapped);
     const std::uint64_t buckets = (bytes - kHeaderBytes) / sizeof(TagBuckets::Bucket);
-    if (header_->magic == kMagic && header_->version == kVersion && header_->slots == TagBuckets::kSlots &&
-        header_->buckets == buckets && std::has_single_bit(buckets) && buckets > 1) {
+    if ((bytes - kHeaderBytes) % sizeof(TagBuckets::Bucket) == 0 && header_->magic == kMagic &&
+        header_->version == kVersion && header_->slots == TagBuckets::kSlots && header_->buckets == buckets &&
+        std::has_single_bit(buckets) && buckets > 1) {
         buckets_ = TagBuckets(buckets_behind(header_), buckets);
         return;
     }
@@ -152,7 +175,7 @@ bool SharedTableReader::is_live() const {
 }
 
 bool SharedTableReader::lookup(const SpecDigest& spec, const std::uint8_t* refs, std::size_t count,
-                               std::uint8_t* present) const {
+                               std::uint8_t* present, Sighting* seen) const {
     if (!is_live()) return false;
     bool all = true;
     for (std::size_t begin = 0; begin < count; begin += kBlock) {
@@ -163,12 +186,21 @@ bool SharedTableReader::lookup(const SpecDigest& spec, const std::uint8_t* refs,
             buckets_.prefetch(tags[i - begin]);
         }
         for (std::size_t i = begin; i < end; ++i) {
-            present[i] = buckets_.contains(tags[i - begin]);
+            const std::uint32_t slot = buckets_.find(tags[i - begin]);
+            present[i] = slot != TagBuckets::kNoSlot;
             all &= present[i] != 0;
+            if (seen != nullptr)
+                seen[i] = {tags[i - begin], present[i] ? buckets_.place(slot).load(std::memory_order_acquire) : 0, slot};
         }
     }
     // After the slots: a chunk that found none was counted before anybody was told of it.
     return all || header_->overflowed.load(std::memory_order_acquire) == 0;
+}
+
+bool SharedTableReader::is_still(const Sighting& seen) const {
+    // In this order: the place is the one seen before, so that it was all the while, and the tag in between its own.
+    return buckets_.tag(seen.slot).load(std::memory_order_acquire) == seen.tag &&
+           buckets_.place(seen.slot).load(std::memory_order_acquire) == seen.place;
 }
 
 SharedReach reach_of(const std::uint8_t* refs, std::size_t count, const std::uint8_t* present) {

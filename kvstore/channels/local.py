@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,9 +20,10 @@ from kvstore import _native, wire
 from kvstore.api import Ack, ChunkInfo, Event, Fidelity, Found, Offer, PlacementInfo, Query, View, Want
 from kvstore.channels.bulk import BulkBackend
 from kvstore.channels.control import Control, OwnReservation, found_from, lookup_request
-from kvstore.channels.local_leases import Lease, Place
+from kvstore.channels.local_hazards import HazardLeases
+from kvstore.channels.local_leases import Lease
 from kvstore.channels.local_life import Life
-from kvstore.channels.local_read import fill, header_length
+from kvstore.channels.local_read import fill, header_length, is_of
 from kvstore.channels.local_view import LocalView
 from kvstore.channels.options import Options
 from kvstore.channels.staging import Segment, Staging
@@ -36,7 +37,7 @@ from kvstore.errors import (
     Unavailable,
 )
 from kvstore.keys import ChunkRef
-from kvstore.places import pack_items, unpack_places
+from kvstore.places import NOWHERE, Place, pack_items, unpack_places
 from kvstore.shared_index import SharedIndex
 from kvstore.spec import KVSpec, Part
 from kvstore.v1 import kvstore_pb2 as pb
@@ -80,7 +81,7 @@ class LocalBackend(Control):
         self._own_leases = os.urandom(8)
         self._numbers = itertools.count()
         self._ended: deque[bytes] = deque()
-        self._lingering: deque[tuple[LocalView, Life, bytes]] = deque()
+        self._lingering: deque[tuple[LocalView, Callable[[], None]]] = deque()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         _backends.add(self)
 
@@ -95,20 +96,35 @@ class LocalBackend(Control):
     # Look-ups
 
     def lookup(self, query: Query) -> Found:
-        """Without a lease in shared memory, where that knows the answer; with one by a call."""
+        """In shared memory, where that knows the answer, else by a call."""
+        life = self._shared()
         if query.lease:
-            return self._leased_lookup(query)
-        index = self._shared_index()
-        found = None if index is None else index.lookup(query)
+            return self._lookup_with_hazards(life, query) or self._leased_lookup(query)
+        found = None if life.index is None else life.index.lookup(query)
         return super().lookup(query) if found is None else found
 
     def release(self, leases: Sequence[bytes]) -> None:
         """End leases, one way."""
         life = self._life
-        if life is not None:
-            for each in leases:
-                life.leases.drop(each)
-        self._send_released(leases)
+        known = [None if life is None else life.leases.drop(each) for each in leases]
+        told = [each for each, lease in zip(leases, known, strict=True) if lease is None or lease.hazards is None]
+        if told:
+            self._send_released(told)
+
+    def _lookup_with_hazards(self, life: Life, query: Query) -> Found | None:
+        answer = None if life.hazards is None else life.hazards.lookup(query)
+        if answer is None:
+            return None
+        found, (places, numbers, deadline) = answer
+        old = life.leases.drop(query.lease)
+        if old is not None and old.hazards is None:
+            self._ended.append(query.lease)
+        parts = {query.spec.all_parts[0]: 0}
+        lease = Lease(
+            query.spec.digest, query.refs, found.used, parts, places, query.fidelity, deadline, life.hazards, numbers
+        )
+        life.leases.add(query.lease, lease)
+        return found
 
     def _leased_lookup(self, query: Query) -> Found:
         message = lookup_request(query, places=True).SerializeToString()
@@ -129,13 +145,14 @@ class LocalBackend(Control):
             life.leases.add(query.lease, lease)
         return found
 
-    def _shared_index(self) -> SharedIndex | None:
+    def _shared(self) -> Life:
+        """What is known of the server, with the memory that is shared with it, as far as it has such."""
         life = self._life
         if life is None or not life.index_asked:
-            life = self._lines.run(self._ask_for_index)
-        return life.index
+            life = self._lines.run(self._ask_to_share)
+        return life
 
-    def _ask_for_index(self, line: Stream) -> Life:
+    def _ask_to_share(self, line: Stream) -> Life:
         life = self._life_of(line)
         with life.lock:
             if life.index_asked:
@@ -147,6 +164,7 @@ class LocalBackend(Control):
                     life.index = SharedIndex(descriptor, pb.IndexResponse.FromString(told).bytes)
                 finally:
                     os.close(descriptor)
+                life.hazards = self._share_hazards(line, HazardLeases(life.index, life.anchor))
             except (Unavailable, DeadlineExceeded):
                 raise
             except KVStoreError:  # a server without one, or no memory for it: ask the server itself
@@ -154,12 +172,20 @@ class LocalBackend(Control):
             life.index_asked = True
         return life
 
+    def _share_hazards(self, line: Stream, hazards: HazardLeases) -> HazardLeases:
+        message = pb.HazardsRequest(bytes=_native.HAZARD_TABLE_BYTES).SerializeToString()
+        line.in_step = False
+        line.send(pb.METHOD_HAZARDS, message, descriptors=(hazards.fileno(),))
+        answer = pb.HazardsResponse.FromString(self._lines.answer(line).message)
+        hazards.begin(answer.lease_limit_ms / 1000)
+        return hazards
+
     # Reading
 
     def get(
         self, spec: KVSpec, wants: Sequence[Want], *, fidelity: Fidelity = Fidelity.EXACT, verify: bool = False
     ) -> Sequence[Exception | None]:
-        """Copy parts out of the arena: leased ones without a call, others in one."""
+        """Copy parts out of the arena: leased ones and those in shared memory without a call, others in one."""
         if self._lingering:
             self._sweep()
         outcomes: list[Exception | None] = [None] * len(wants)
@@ -171,6 +197,8 @@ class LocalBackend(Control):
                 if not _read_leased(life, spec, want, fidelity, verify):
                     left.append(number)
         if left:
+            left = self._read_with_hazards(spec, wants, left, verify)
+        if left:
             for window in _windows(wants, left) if len(left) > 1 else (left,):
                 self._read_placed(spec, wants, window, outcomes, fidelity, verify)
         return outcomes
@@ -180,6 +208,9 @@ class LocalBackend(Control):
         if self._lingering:
             self._sweep()
         spec.check_part(part)
+        found = self._view_with_hazard(spec, ref)
+        if found is not None:
+            return found
         lease = self._new_lease()
         try:
             placed = self._place(spec, pack_items([(ref, part)]), Fidelity.EXACT, False, lease, 0.0)
@@ -193,7 +224,44 @@ class LocalBackend(Control):
         except BaseException:
             self._send_released([lease])
             raise
-        return LocalView(memory, header, partial(self._end_view, placed.life, lease))
+        return LocalView(memory, header, partial(self._end_view, partial(self._end_lease, placed.life, lease)))
+
+    def _view_with_hazard(self, spec: KVSpec, ref: ChunkRef) -> LocalView | None:
+        life = self._shared()
+        hazards = life.hazards
+        taken = None if hazards is None else hazards.read(spec, (ref,), None)
+        if hazards is None or taken is None:
+            return None
+        try:
+            ((location, stored, _, _),) = unpack_places(taken.places)
+            header = header_length(spec, spec.all_parts[0])
+            memory = life.extents.memory(location, header, stored)
+            if memory is not None and is_of(memory, spec, ref):
+                return LocalView(memory, header, partial(self._end_view, partial(hazards.release, taken.numbers)))
+        except BaseException:
+            hazards.release(taken.numbers)
+            raise
+        hazards.release(taken.numbers)  # of an extent that only a call makes known
+        return None
+
+    def _read_with_hazards(self, spec: KVSpec, wants: Sequence[Want], left: list[int], verify: bool) -> list[int]:
+        """Copy what can be read without a call; what is left then."""
+        life = self._shared()
+        hazards = life.hazards
+        taken = None if hazards is None else hazards.read(spec, [wants[number].ref for number in left], HOLD_S)
+        if hazards is None or taken is None:
+            return left
+        rest, (part,) = list[int](), spec.all_parts
+        try:
+            for number, place in zip(left, unpack_places(taken.places), strict=True):
+                want = wants[number]
+                good = place[0] != NOWHERE and want.part == part
+                good = good and fill(life.extents, spec, want, place, verify) is None
+                if not good or time.monotonic() >= taken.deadline or not hazards.honoured:
+                    rest.append(number)
+        finally:
+            hazards.release(taken.numbers)
+        return rest
 
     def _read_placed(
         self,
@@ -258,18 +326,22 @@ class LocalBackend(Control):
         failures = {each.item: wire.failure_from_message(each.failure) for each in answer.failed}
         return _Placed(life, sent + lease_s - _MARGIN_S, list(unpack_places(answer.places)), failures)
 
-    def _end_view(self, life: Life, lease: bytes, view: LocalView) -> None:
-        if not view.over():
-            self._lingering.append((view, life, lease))
-        elif not life.ended:
+    def _end_view(self, give_back: Callable[[], None], view: LocalView) -> None:
+        if view.over():
+            give_back()
+        else:
+            self._lingering.append((view, give_back))
+
+    def _end_lease(self, life: Life, lease: bytes) -> None:
+        if not life.ended:
             self._send_released([lease])
 
     def _sweep(self) -> None:
         """Give back the leases of closed views that arrays stood on."""
         for _ in range(len(self._lingering)):
             with contextlib.suppress(IndexError):  # another thread sweeps too
-                view, life, lease = self._lingering.popleft()
-                self._end_view(life, lease, view)
+                view, give_back = self._lingering.popleft()
+                self._end_view(give_back, view)
 
     # Writing
 
@@ -346,7 +418,9 @@ class LocalBackend(Control):
         """In the child of a fork: session, leases and connections are the parent's, and every call is `Closed`."""
         self._lines.abandon()
         self._renewing = threading.Lock()
-        self._life = None
+        life, self._life = self._life, None
+        if life is not None:
+            life.leave_to_parent()
         for stream in list(self._streams):
             stream.close()
 
@@ -412,7 +486,7 @@ def _read_leased(life: Life, spec: KVSpec, want: Want, fidelity: Fidelity, verif
         return False
     lease, place = found
     outcome = fill(life.extents, spec, want, place, verify)
-    return outcome is None and time.monotonic() < lease.deadline and not life.ended
+    return outcome is None and not lease.is_over() and not life.ended
 
 
 def _windows(wants: Sequence[Want], left: list[int]) -> Iterator[list[int]]:

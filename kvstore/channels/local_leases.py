@@ -6,14 +6,14 @@ import struct
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from kvstore.api import Fidelity
+from kvstore.channels.local_hazards import HazardLeases
 from kvstore.keys import REF_BYTES, ChunkRef
-from kvstore.places import NOWHERE, PLACE_BYTES
+from kvstore.places import NOWHERE, PLACE_BYTES, Place
 from kvstore.spec import Part
 
-Place: TypeAlias = tuple[int, int, int, int]
 _PLACE = struct.Struct("<QQII")
 _REF = struct.Struct("<32sII")
 _FIRST_SWEEP = 64
@@ -23,10 +23,10 @@ class Lease:
     """One lease: `places` are packed, those of all `parts` for each of the `used` refs.
 
     `deadline`, on the clock of `time.monotonic`, is when its promise ends; 0 once it has been given up. Whoever
-    copies looks at it after the copy.
+    copies asks `is_over` after the copy. One that was taken without a call has `hazards`, by their `numbers`.
     """
 
-    __slots__ = ("deadline", "fidelity", "parts", "places", "refs", "spec", "used")
+    __slots__ = ("deadline", "fidelity", "hazards", "numbers", "parts", "places", "refs", "spec", "used")
 
     def __init__(
         self,
@@ -37,6 +37,8 @@ class Lease:
         places: bytes,
         fidelity: Fidelity,
         deadline: float,
+        hazards: HazardLeases | None = None,
+        numbers: bytes = b"",
     ) -> None:
         self.spec = spec
         self.refs = refs
@@ -45,6 +47,12 @@ class Lease:
         self.places = places
         self.fidelity = fidelity
         self.deadline = deadline
+        self.hazards = hazards
+        self.numbers = numbers
+
+    def is_over(self) -> bool:
+        """Whether what was read just now may be another chunk's."""
+        return time.monotonic() >= self.deadline or (self.hazards is not None and not self.hazards.honoured)
 
 
 class _Entry(NamedTuple):
@@ -84,11 +92,12 @@ class LeasedPlaces:
                     self._drop(each)
                 self._sweep_at = max(_FIRST_SWEEP, 2 * len(self._leases))
 
-    def drop(self, id_: bytes) -> None:
-        """Give a lease up; nothing happens where there is none. Before the server is told, and not after."""
-        if id_ in self._leases:
-            with self._lock:
-                self._drop(id_)
+    def drop(self, id_: bytes) -> Lease | None:
+        """Give a lease up, if there is one. Before the server is told, and not after."""
+        if id_ not in self._leases:
+            return None
+        with self._lock:
+            return self._drop(id_)
 
     def drop_all(self) -> None:
         """Give all leases up."""
@@ -129,15 +138,17 @@ class LeasedPlaces:
                     key, position, tokens = _REF.unpack_from(lease.refs, index * REF_BYTES)
                     table[key] = _Entry(lease, number * parts, position, tokens, table.get(key))
 
-    def _drop(self, id_: bytes) -> None:
+    def _drop(self, id_: bytes) -> Lease | None:
         """Needs the lock."""
         lease = self._leases.pop(id_, None)
         if lease is None:
-            return
+            return None
         lease.deadline = 0.0
+        if lease.hazards is not None:
+            lease.hazards.release(lease.numbers)
         if lease in self._waiting:
             self._waiting.remove(lease)
-            return
+            return lease
         table = self._tables.get(lease.spec, {})
         for index in lease.used:
             key = lease.refs[index * REF_BYTES : index * REF_BYTES + 32]
@@ -148,3 +159,4 @@ class LeasedPlaces:
                 table[key] = entry
             else:
                 table.pop(key, None)
+        return lease

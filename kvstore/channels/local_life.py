@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from kvstore.channels.extents import Extents
+from kvstore.channels.local_hazards import HazardLeases
 from kvstore.channels.local_leases import LeasedPlaces
 from kvstore.channels.stream import Stream
 from kvstore.shared_index import SharedIndex
@@ -23,13 +24,27 @@ class Life:
         self.leases = LeasedPlaces()
         self.staged: set[int] = set()
         self.index: SharedIndex | None = None
+        self.hazards: HazardLeases | None = None
         self.index_asked = False
         self.ended = False
-        self.lock = threading.Lock()  # of `staged` and `index`; held while the server is told
+        self.lock = threading.Lock()  # of `staged`, `index`, `hazards`; held while the server is told
         self._anchor = anchor
+
+    @property
+    def anchor(self) -> int:
+        """The descriptor of the connection that the session lasts with."""
+        return self._anchor.fileno()
 
     def end(self) -> None:
         """Nothing of it counts any more. Memory that somebody still looks at stays mapped."""
         self.ended = True
         self.leases.drop_all()
+        if self.hazards is not None:
+            self.hazards.end()  # before the descriptor that it watches may be another file's
         self._anchor.close()
+
+    def leave_to_parent(self) -> None:
+        """In the child of a fork: what is held is the parent's to release."""
+        self.ended = True
+        if self.hazards is not None:
+            self.hazards.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from functools import lru_cache
 
 import numpy as np
@@ -9,13 +10,15 @@ import numpy as np
 from kvstore import _native
 from kvstore.api import Want
 from kvstore.channels.extents import Extents
-from kvstore.channels.local_leases import Place
 from kvstore.codecs import codec
 from kvstore.errors import Corrupt, InvalidArgument, KVStoreError, SpecMismatch
+from kvstore.keys import ChunkRef
+from kvstore.places import Place
 from kvstore.record import RAW, header_bytes, unpack
 from kvstore.spec import KVSpec, Part
 
-_KEY = slice(32, 64)  # of a record's header
+_NAMES = struct.Struct("<32s32x16s40xII")  # of a record's header, from its byte 32 on: key, spec, position, tokens
+_NAMES_AT = 32
 
 
 @lru_cache(4096)
@@ -47,9 +50,14 @@ def fill(extents: Extents, spec: KVSpec, want: Want, place: Place, verify: bool)
             problem = _read_record(memory, header, spec, want, form, verify)
     except KVStoreError as error:
         return error
-    if problem is None and memory[_KEY] != want.ref.key:
-        return SpecMismatch(f"the record of {bytes(memory[_KEY]).hex()} lies where {want.ref.key.hex()} should")
+    if problem is None and not is_of(memory, spec, want.ref):
+        return SpecMismatch(f"another record lies where {want.ref.key.hex()} should")
     return problem
+
+
+def is_of(memory: memoryview, spec: KVSpec, ref: ChunkRef) -> bool:
+    """Whether a record says that it is a chunk's: what is found by a tag may be another's that shares it."""
+    return _NAMES.unpack_from(memory, _NAMES_AT) == (ref.key, spec.digest, ref.position, ref.tokens)
 
 
 def _copy_raw(payload: memoryview, spec: KVSpec, want: Want) -> KVStoreError | None:

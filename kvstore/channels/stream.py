@@ -179,6 +179,10 @@ class Stream:
         """Whether the other side has closed the connection, by now."""
         return _native.peer_has_ended(self._sock.fileno())
 
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._sock.fileno()
+
     def shut(self) -> None:
         """End the stream from another thread: whoever waits on it wakes up."""
         shut(self._sock)

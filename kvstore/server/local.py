@@ -11,7 +11,7 @@ from kvstore.api import Offer
 from kvstore.channels.stream import MAX_DESCRIPTORS, BadFrame, Frame
 from kvstore.errors import Closed, KVStoreError, PermissionDenied
 from kvstore.keys import ChunkRef
-from kvstore.server.local_staging import StagingArea
+from kvstore.server.local_staging import StagingArea, check_sealed
 from kvstore.server.streams import Connection, Handler
 from kvstore.session import Session
 from kvstore.transfer import check_first_valid
@@ -29,6 +29,7 @@ def handlers() -> Mapping[int, Handler]:
         pb.METHOD_STAGE: calls.stage,
         pb.METHOD_PUT_STAGED: calls.put_staged,
         pb.METHOD_INDEX: calls.index,
+        pb.METHOD_HAZARDS: calls.hazards,
     }
     return found
 
@@ -119,6 +120,18 @@ class LocalCalls:
             connection.stream.send(frame.method, answer, descriptors=(descriptor,))
         finally:
             os.close(descriptor)
+
+    def hazards(self, connection: Connection, frame: Frame) -> None:
+        """Honour a hazard table of the client; it learns of the extents that it may read."""
+        request = wire.parse(pb.HazardsRequest, _alone(frame))
+        descriptor = connection.stream.take_descriptor()
+        try:
+            check_sealed(descriptor, request.bytes, "hazard table")
+            limit_s = _store(connection).honour(descriptor, request.bytes)
+        finally:
+            os.close(descriptor)
+        self._tell_extents(connection)
+        connection.answer(frame, pb.HazardsResponse(lease_limit_ms=int(min(limit_s, 1e12) * 1000)))
 
     def _tell_extents(self, connection: Connection) -> None:
         """Give the descriptors of extents that are new to a connection, and tell which are gone.

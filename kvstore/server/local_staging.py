@@ -30,7 +30,7 @@ class StagingArea:
         `InvalidArgument` for what is no memfd sealed against shrinking, or not of `nbytes` bytes; `Shed` where the
         session has as much as it may have.
         """
-        check_staging(descriptor, nbytes)
+        check_sealed(descriptor, nbytes, "staging")
         with self._lock:
             if self._closed or number in self._pieces:
                 raise InvalidArgument(f"staging {number} is known already; every piece needs a number of its own")
@@ -64,17 +64,17 @@ class StagingArea:
             self._pieces.clear()
 
 
-def check_staging(descriptor: int, nbytes: int) -> None:
+def check_sealed(descriptor: int, nbytes: int, what: str) -> None:
     """Refuse memory that its owner could take away under a reader: that would kill this process."""
     try:
         seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
         size = os.fstat(descriptor).st_size
         page = os.fstatvfs(descriptor).f_bsize
     except OSError:
-        raise InvalidArgument("staging is a memfd with the seal F_SEAL_SHRINK; this descriptor is none") from None
+        raise InvalidArgument(f"{what} is a memfd with the seal F_SEAL_SHRINK; this descriptor is none") from None
     if not seals & fcntl.F_SEAL_SHRINK:
-        raise InvalidArgument("this staging is not sealed against shrinking; add F_SEAL_SHRINK before Stage")
+        raise InvalidArgument(f"this {what} is not sealed against shrinking; add F_SEAL_SHRINK before it is sent")
     if page != mmap.PAGESIZE:  # a hole in it could not be filled once the host's huge pages are gone
-        raise InvalidArgument("staging in huge pages is not taken; make the memfd without MFD_HUGETLB")
+        raise InvalidArgument(f"{what} in huge pages is not taken; make the memfd without MFD_HUGETLB")
     if size != nbytes or nbytes < 1:
-        raise InvalidArgument(f"staging of {nbytes} bytes was announced; the descriptor has {size}")
+        raise InvalidArgument(f"{what} of {nbytes} bytes was announced; the descriptor has {size}")

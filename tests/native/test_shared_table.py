@@ -188,7 +188,7 @@ def test_at_half_load_nothing_overflows() -> None:
     for number in range(entries):
         store(index, np.random.default_rng(number).bytes(32) if number < 64 else os.urandom(32))
     assert table.overflowed == 0
-    assert table.nbytes == 4096 + 16 * entries
+    assert table.nbytes == 4096 + 32 * entries
 
 
 def test_an_overflowed_table_still_says_what_it_has_and_recovers() -> None:
@@ -292,7 +292,7 @@ def put_u32(at: int, value: int) -> Callable[[bytearray], object]:
     "change",
     [
         put_u64(0, 0),
-        put_u32(8, 2),
+        put_u32(8, 1),
         put_u32(12, 4),
         put_u64(16, 0),
         put_u64(16, 1 << 40),

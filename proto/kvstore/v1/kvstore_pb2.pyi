@@ -41,6 +41,7 @@ class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     METHOD_PUT_STAGED: _ClassVar[Method]
     METHOD_INDEX: _ClassVar[Method]
     METHOD_EXTENTS: _ClassVar[Method]
+    METHOD_HAZARDS: _ClassVar[Method]
 FIDELITY_EXACT: Fidelity
 FIDELITY_LOSSY: Fidelity
 ACK_STORED: Ack
@@ -67,6 +68,7 @@ METHOD_STAGE: Method
 METHOD_PUT_STAGED: Method
 METHOD_INDEX: Method
 METHOD_EXTENTS: Method
+METHOD_HAZARDS: Method
 
 class KVGroup(_message.Message):
     __slots__ = ("layers", "kv_heads", "head_dim", "window", "latent_dim")
@@ -517,6 +519,18 @@ class IndexResponse(_message.Message):
     BYTES_FIELD_NUMBER: _ClassVar[int]
     bytes: int
     def __init__(self, bytes: _Optional[int] = ...) -> None: ...
+
+class HazardsRequest(_message.Message):
+    __slots__ = ("bytes",)
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    def __init__(self, bytes: _Optional[int] = ...) -> None: ...
+
+class HazardsResponse(_message.Message):
+    __slots__ = ("lease_limit_ms",)
+    LEASE_LIMIT_MS_FIELD_NUMBER: _ClassVar[int]
+    lease_limit_ms: int
+    def __init__(self, lease_limit_ms: _Optional[int] = ...) -> None: ...
 
 class Extents(_message.Message):
     __slots__ = ("given", "gone")
