@@ -58,6 +58,12 @@ def write_record(
     anything does not fit.
     """
 
+def wrong_ref(refs: Buffer, chunk_tokens: int, end: int) -> int:
+    """The first of packed look-up records without 1 to `chunk_tokens` tokens that end by `end`; -1 if there is none.
+
+    ValueError for what is no multiple of 40 bytes.
+    """
+
 def address_of(buffer: Buffer) -> int:
     """Where the buffer's memory begins."""
 

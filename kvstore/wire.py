@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from kvstore import errors
+from kvstore import _native, errors
 from kvstore.api import Ack, ChunkInfo, Event, Fidelity, PlacementInfo
 from kvstore.errors import InvalidArgument, KVStoreError, Shed, SpecMismatch
 from kvstore.keys import KEY_BYTES, NO_PARENT, REF_BYTES, ChunkRef, check_key, unpack_keys
@@ -128,18 +128,12 @@ def checked_refs(data: bytes, spec: KVSpec) -> bytes:
     """Packed look-up records as they are, every position and token count checked."""
     if len(data) % REF_BYTES:
         raise InvalidArgument(f"look-up records have {REF_BYTES} bytes each; {len(data)} is no multiple")
-    refs = np.frombuffer(data, REF_DTYPE)
-    if not len(refs):
-        return data
-    tokens, positions = refs["tokens"], refs["position"]
-    # One number each where all is well; 0 tokens wrap to more than any chunk has.
-    if (tokens - 1).max() < spec.chunk_tokens and int(positions.max()) + spec.chunk_tokens <= MAX_POSITION:
-        return data
-    wrong = refs[(tokens < 1) | (tokens > spec.chunk_tokens) | (positions.astype(np.uint64) + tokens > MAX_POSITION)]
-    if len(wrong):
+    wrong = _native.wrong_ref(data, spec.chunk_tokens, MAX_POSITION)
+    if wrong >= 0:
+        ref = np.frombuffer(data, REF_DTYPE)[wrong]
         raise InvalidArgument(
             f"a chunk of this spec has 1 to {spec.chunk_tokens} tokens that end by {MAX_POSITION}, not "
-            f"{wrong[0]['tokens']} at {wrong[0]['position']}"
+            f"{ref['tokens']} at {ref['position']}"
         )
     return data
 

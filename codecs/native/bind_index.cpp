@@ -211,6 +211,20 @@ nb::object bulk_insert(Index& index, nb::handle object, std::uint8_t tier) {
     return placements.release();
 }
 
+// The number of the first record whose tokens or end are out of bounds, -1 where all are well.
+std::int64_t wrong_ref(nb::handle object, std::uint32_t chunk_tokens, std::uint32_t end) {
+    const BufferView refs(object, "refs");
+    const std::size_t count = record_count(refs, sizeof(ChunkRef), "refs");
+    for (std::size_t i = 0; i < count; ++i) {
+        ChunkRef ref;
+        std::memcpy(&ref, refs.data() + i * sizeof ref, sizeof ref);
+        const bool well = ref.tokens >= 1 && ref.tokens <= chunk_tokens &&
+                          std::uint64_t{ref.position} + ref.tokens <= end;
+        if (!well) return static_cast<std::int64_t>(i);
+    }
+    return -1;
+}
+
 std::int64_t row_or_miss(std::uint32_t row) { return row == kNone ? -1 : std::int64_t{row}; }
 
 void bind_rows(nb::module_& m) {
@@ -254,6 +268,7 @@ void bind_index(nb::module_& m) {
     using namespace nb::literals;
     bind_rows(m);
     m.attr("EXPORT_ITEMSIZE") = sizeof(ExportRecord);
+    m.def("wrong_ref", wrong_ref, "refs"_a, "chunk_tokens"_a, "end"_a);
     nb::class_<Index>(m, "Index")
         .def("__init__", init_index, "max_chunks"_a, "secret"_a, "max_parts"_a = 0, "max_placements"_a = 0)
         .def("find", [](const Index& index, std::uint32_t scope, const nb::bytes& key) {

@@ -165,8 +165,9 @@ def found_from(answer: Any) -> Found:
     used: Sequence[int] = range(len(packed) // 4)
     if packed != _FIRST[: len(packed)]:
         used = wire.numbers_from_bytes(packed)
-    if used and max(used) >= len(present):
-        raise SpecMismatch(f"the server's answer uses chunk {max(used)} of {len(present)}")
+    last = -1 if not used else used[-1] if isinstance(used, range) else max(used)
+    if last >= len(present):
+        raise SpecMismatch(f"the server's answer uses chunk {last} of {len(present)}")
     return Found(answer.tokens, used, present, answer.leased)
 
 

@@ -18,6 +18,7 @@ import pytest
 import kvstore
 from kvstore import Client, InvalidArgument
 from kvstore.channels import local as channel
+from kvstore.v1 import kvstore_pb2 as pb
 
 READER = """
 import sys, numpy as np, kvstore
@@ -71,13 +72,14 @@ def reader(running: Any) -> Iterator[Callable[[float], Any]]:
 
 
 def calls(client: Client, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The methods that are asked of the server from now on."""
+    """The look-ups and places that the server is asked for from now on."""
     seen: list[int] = []
     backend: Any = client.backend
     exchange = backend._lines.exchange
 
     def watched(line: Any, method: int, *rest: Any) -> bytes:
-        seen.append(method)
+        if method in (pb.METHOD_LOOKUP, pb.METHOD_PLACE):
+            seen.append(method)
         told: bytes = exchange(line, method, *rest)
         return told
 
