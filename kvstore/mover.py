@@ -20,6 +20,7 @@ from kvstore._native import Chunk
 from kvstore.catalog import Namespace, Scope
 from kvstore.core import DRAM, NVME, Copy, Core, Removed, now_ms, steady_ms
 from kvstore.errors import Corrupt, KVStoreError, Shed, StorageError
+from kvstore.marks import drain_marks
 from kvstore.spec import Part
 from kvstore.writer import Writer
 
@@ -106,7 +107,7 @@ class Mover:
         core.dram.free_waiting()
         self._expire()
         for namespace in list(core.catalog.namespaces.values()):
-            core.drain_marks(namespace)
+            drain_marks(core, namespace)
             waiting = namespace.digest in pressed
             if core.nvme is not None and (waiting or self._is_filling(namespace)):
                 self._demote(namespace, CLEAN_SHARE * core.dram.capacity)
