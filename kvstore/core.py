@@ -111,7 +111,7 @@ class Core:
         self.room = threading.Condition(self.lock)
         self.index = _native.Index(config.max_chunks, secrets.randbits(64))
         self.catalog = Catalog()
-        self.shared = SharedTables(self.index, self.catalog, self.lock, config.max_chunks)
+        self.shared = SharedTables(self.index, self.catalog, self.lock, config.max_chunks, lambda: dram.extents_epoch)
         self.leases = Leases(self.index)
         self.hazards = Hazards()
         dram.is_read = self.hazards.holds
@@ -222,10 +222,6 @@ class Core:
                 held = self.held(self.catalog.scopes[self.index.chunk(row).scope].namespace)
             if self.may_go(row, held):
                 dropped += self.drop_chunk(row, removed)
-
-    def beat(self) -> None:
-        """Tell clients that share memory with this process how things are. To be called every second or so."""
-        self.shared.beat(self.dram.extents_epoch)
 
     def held(self, namespace: Namespace) -> frozenset[int]:
         """Locations in DRAM that clients hold without having told: for `may_go`, read once for a round of choosing."""
