@@ -39,7 +39,6 @@ DRAM, NVME = 0, 1
 ANY_TIER = bytes([DRAM, NVME])
 CHUNK_GONE = 2  # flag of Index.remove_placement
 ROWS_AT_ONCE = 64  # chunks let go when the index is full
-MARKS_AT_ONCE = 1024  # told of under the lock, some 0.1 ms
 _NO_ROWS = np.empty(0, np.uint32)
 
 
@@ -112,7 +111,7 @@ class Core:
         self.room = threading.Condition(self.lock)
         self.index = _native.Index(config.max_chunks, secrets.randbits(64))
         self.catalog = Catalog()
-        self.shared = SharedTables(self.index, self.catalog, self.lock, config.max_chunks)
+        self.shared = SharedTables(self.index, self.catalog, self.lock, config.max_chunks, lambda: dram.extents_epoch)
         self.leases = Leases(self.index)
         self.hazards = Hazards()
         dram.is_read = self.hazards.holds
@@ -224,10 +223,6 @@ class Core:
             if self.may_go(row, held):
                 dropped += self.drop_chunk(row, removed)
 
-    def beat(self) -> None:
-        """Tell clients that share memory with this process how things are. To be called every second or so."""
-        self.shared.beat(self.dram.extents_epoch)
-
     def held(self, namespace: Namespace) -> frozenset[int]:
         """Locations in DRAM that clients hold without having told: for `may_go`, read once for a round of choosing."""
         return self.hazards.held(namespace.digest)
@@ -241,25 +236,6 @@ class Core:
         if not index.chunk_evictable(chunk, now_ms()):
             return False
         return not held or held.isdisjoint(index.placement(each).loc for each in self.placements(chunk, DRAM))
-
-    def drain_marks(self, namespace: Namespace) -> None:
-        """Tell index and policies what clients have used without a call. Takes the lock, several times if need be."""
-        table = self.shared.table(namespace)
-        if table is None:
-            return
-        for board in self.hazards.boards(namespace.digest):
-            for _ in range(_native.MAX_MARKS // MARKS_AT_ONCE):  # and then on to the next, however many there are
-                with self.lock:
-                    marks = board.drain(MARKS_AT_ONCE)
-                    self._used_by_marks(namespace, *table.used_by(self.index, marks))
-                if len(marks) < MARKS_AT_ONCE:
-                    break
-
-    def _used_by_marks(self, namespace: Namespace, rows: Rows, tokens: int, read: int) -> None:
-        if len(rows):
-            self.counters["hit_tokens"] += tokens
-            self.counters["hits_dram"] += read
-            self.used_rows(rows[::-1].copy(), namespace)  # rows come in the order of use, a prefix leaf first
 
     def withdraw(self, scope: Scope, placement: int, removed: Removed, kind: str = "evicted") -> None:
         """Take a placement without readers out of the index. Needs the lock; `removed` is settled without it."""
@@ -382,7 +358,7 @@ class Core:
         hidden = chunk in self.doomed or any(each in self.bad for each in self.placements(chunk))
         self.index.set_flags(chunk, _native.HIDDEN if hidden else 0)
 
-    def drop_from_dram(self, chunk: int, removed: Removed, held: frozenset[int]) -> bool:
+    def drop_from_dram(self, chunk: int, removed: Removed, held: frozenset[int] = frozenset()) -> bool:
         """Withdraw a chunk from DRAM; all of it from everywhere if a part of it is nowhere else.
 
         Half a chunk is of no use to anyone. False, and nothing done, unless the chunk may go. Needs the lock.

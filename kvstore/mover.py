@@ -20,6 +20,7 @@ from kvstore._native import Chunk
 from kvstore.catalog import Namespace, Scope
 from kvstore.core import DRAM, NVME, Copy, Core, Removed, now_ms, steady_ms
 from kvstore.errors import Corrupt, KVStoreError, Shed, StorageError
+from kvstore.marks import drain_marks
 from kvstore.spec import Part
 from kvstore.writer import Writer
 
@@ -90,7 +91,7 @@ class Mover:
         while not self._stop.is_set():
             self._wake.wait(TICK_S)
             self._wake.clear()
-            self._core.beat()
+            self._core.shared.beat()
             pressed, self._pressed = self._pressed, set()
             try:
                 self._round(pressed)
@@ -106,7 +107,7 @@ class Mover:
         core.dram.free_waiting()
         self._expire()
         for namespace in list(core.catalog.namespaces.values()):
-            core.drain_marks(namespace)
+            drain_marks(core, namespace)
             waiting = namespace.digest in pressed
             if core.nvme is not None and (waiting or self._is_filling(namespace)):
                 self._demote(namespace, CLEAN_SHARE * core.dram.capacity)
@@ -166,7 +167,7 @@ class Mover:
         return scope, chunk.key, which, core.hold(placement, scope, which)
 
     def _write_all(self, dirty: list[_Dirty]) -> None:
-        self._core.beat()  # a round may take long
+        self._core.shared.beat()  # a round may take long
         for move in [self._pool.submit(self._write_down, *each) for each in dirty]:
             move.result()
 
@@ -240,7 +241,7 @@ class Mover:
                         core.drop_from_dram(row, removed, held)
         core.settle(removed)
         if core.dram.replace_extent(extent, namespace.digest):
-            core.beat()  # who has it mapped holds its memory
+            core.shared.beat()  # who has it mapped holds its memory
 
     def _inside(self, row: int, extent: int) -> list[int]:
         """A chunk's placements that lie in an extent. Needs the lock."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
 from kvstore import _native
 from kvstore.catalog import Catalog, Namespace, Scope
@@ -17,10 +18,21 @@ ROWS_AT_ONCE = 512  # entered under the lock, some 0.1 ms
 
 
 class SharedTables:
-    """The tables of a store, by namespace. `lock` is the store's."""
+    """The tables of a store, by namespace. `lock` is the store's.
 
-    def __init__(self, index: _native.Index, catalog: Catalog, lock: threading.Lock, max_chunks: int) -> None:
+    `extents_epoch` grows whenever an extent comes or goes.
+    """
+
+    def __init__(
+        self,
+        index: _native.Index,
+        catalog: Catalog,
+        lock: threading.Lock,
+        max_chunks: int,
+        extents_epoch: Callable[[], int],
+    ) -> None:
         self._index, self._catalog, self._lock = index, catalog, lock
+        self._extents_epoch = extents_epoch
         self._max_chunks = max_chunks
         self._tables: dict[bytes, _native.SharedTable] = {}
         self._attached: set[int] = set()
@@ -54,14 +66,14 @@ class SharedTables:
             self._index.publish_to(scope.number, table, scope.spec.digest, len(scope.parts))
             self._attached.add(scope.number)
 
-    def beat(self, extents_epoch: int) -> None:
+    def beat(self) -> None:
         """Tell readers that this process is alive; they ask otherwise when they have not heard of it for 2 s.
 
-        With another epoch they ask once, and learn which extents are new or gone.
+        Where extents have come or gone since, they ask once and learn which.
         """
         for table in list(self._tables.values()):
             table.beat()
-            table.set_extents(extents_epoch)
+            table.set_extents(self._extents_epoch())
 
     def close(self) -> None:
         """Tell readers that the tables say nothing any more. A second call does nothing."""
@@ -85,5 +97,6 @@ class SharedTables:
             with self._lock:
                 row = self._index.publish_rows(row, ROWS_AT_ONCE)
         table.beat()
+        table.set_extents(self._extents_epoch())
         table.open()
         return table

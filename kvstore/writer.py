@@ -23,6 +23,7 @@ from kvstore.core import DRAM, NVME, Copy, Core, Removed, now_ms
 from kvstore.errors import Closed, Corrupt, InvalidArgument, KVStoreError, Shed, StorageError, TooLarge
 from kvstore.keys import ChunkRef, check_key
 from kvstore.loan import Loan
+from kvstore.marks import drain_marks
 from kvstore.record import Entry, Record, unpack, write_header, write_record
 from kvstore.spec import Part
 from kvstore.tiers.base import Owner, Tier, TierFull
@@ -344,7 +345,7 @@ class Writer:
         Bytes freed, and bytes passed over that could go once they are written down.
         """
         core, removed, freed, passed = self._core, Removed(), 0, 0
-        core.drain_marks(namespace)
+        drain_marks(core, namespace)
         held = core.held(namespace)
         with core.lock:
             index = core.index

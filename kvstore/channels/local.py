@@ -18,12 +18,13 @@ import numpy as np
 
 from kvstore import _native, wire
 from kvstore.api import Ack, ChunkInfo, Event, Fidelity, Found, Offer, PlacementInfo, Query, View, Want
+from kvstore.channels import local_unasked
 from kvstore.channels.bulk import BulkBackend
 from kvstore.channels.control import Control, OwnReservation, found_from, lookup_request
 from kvstore.channels.local_hazards import HazardLeases
 from kvstore.channels.local_leases import Lease
 from kvstore.channels.local_life import Life
-from kvstore.channels.local_read import fill, header_length, is_of
+from kvstore.channels.local_read import fill, header_length
 from kvstore.channels.local_view import LocalView
 from kvstore.channels.options import Options
 from kvstore.channels.staging import Segment, Staging
@@ -37,7 +38,7 @@ from kvstore.errors import (
     Unavailable,
 )
 from kvstore.keys import ChunkRef
-from kvstore.places import NOWHERE, Place, pack_items, unpack_places
+from kvstore.places import Place, pack_items, unpack_places
 from kvstore.shared_index import SharedIndex
 from kvstore.spec import KVSpec, Part
 from kvstore.v1 import kvstore_pb2 as pb
@@ -99,7 +100,7 @@ class LocalBackend(Control):
         """In shared memory, where that knows the answer, else by a call."""
         life = self._shared()
         if query.lease:
-            return self._lookup_with_hazards(life, query) or self._leased_lookup(query)
+            return self._lookup_unasked(life, query) or self._leased_lookup(query)
         found = None if life.index is None else life.index.lookup(query)
         return super().lookup(query) if found is None else found
 
@@ -111,18 +112,14 @@ class LocalBackend(Control):
         if told:
             self._send_released(told)
 
-    def _lookup_with_hazards(self, life: Life, query: Query) -> Found | None:
-        answer = None if life.hazards is None else life.hazards.lookup(query)
+    def _lookup_unasked(self, life: Life, query: Query) -> Found | None:
+        answer = local_unasked.lookup(life, query)
         if answer is None:
             return None
-        found, (places, numbers, deadline) = answer
+        found, lease = answer
         old = life.leases.drop(query.lease)
         if old is not None and old.hazards is None:
             self._ended.append(query.lease)
-        parts = {query.spec.all_parts[0]: 0}
-        lease = Lease(
-            query.spec.digest, query.refs, found.used, parts, places, query.fidelity, deadline, life.hazards, numbers
-        )
         life.leases.add(query.lease, lease)
         return found
 
@@ -197,7 +194,7 @@ class LocalBackend(Control):
                 if not _read_leased(life, spec, want, fidelity, verify):
                     left.append(number)
         if left:
-            left = self._read_with_hazards(spec, wants, left, verify)
+            left = local_unasked.read(self._shared(), spec, wants, left, verify, HOLD_S)
         if left:
             for window in _windows(wants, left) if len(left) > 1 else (left,):
                 self._read_placed(spec, wants, window, outcomes, fidelity, verify)
@@ -208,7 +205,7 @@ class LocalBackend(Control):
         if self._lingering:
             self._sweep()
         spec.check_part(part)
-        found = self._view_with_hazard(spec, ref)
+        found = local_unasked.view(self._shared(), spec, ref, self._end_view)
         if found is not None:
             return found
         lease = self._new_lease()
@@ -225,43 +222,6 @@ class LocalBackend(Control):
             self._send_released([lease])
             raise
         return LocalView(memory, header, partial(self._end_view, partial(self._end_lease, placed.life, lease)))
-
-    def _view_with_hazard(self, spec: KVSpec, ref: ChunkRef) -> LocalView | None:
-        life = self._shared()
-        hazards = life.hazards
-        taken = None if hazards is None else hazards.read(spec, (ref,), None)
-        if hazards is None or taken is None:
-            return None
-        try:
-            ((location, stored, _, _),) = unpack_places(taken.places)
-            header = header_length(spec, spec.all_parts[0])
-            memory = life.extents.memory(location, header, stored)
-            if memory is not None and is_of(memory, spec, ref):
-                return LocalView(memory, header, partial(self._end_view, partial(hazards.release, taken.numbers)))
-        except BaseException:
-            hazards.release(taken.numbers)
-            raise
-        hazards.release(taken.numbers)  # of an extent that only a call makes known
-        return None
-
-    def _read_with_hazards(self, spec: KVSpec, wants: Sequence[Want], left: list[int], verify: bool) -> list[int]:
-        """Copy what can be read without a call; what is left then."""
-        life = self._shared()
-        hazards = life.hazards
-        taken = None if hazards is None else hazards.read(spec, [wants[number].ref for number in left], HOLD_S)
-        if hazards is None or taken is None:
-            return left
-        rest, (part,) = list[int](), spec.all_parts
-        try:
-            for number, place in zip(left, unpack_places(taken.places), strict=True):
-                want = wants[number]
-                good = place[0] != NOWHERE and want.part == part
-                good = good and fill(life.extents, spec, want, place, verify) is None
-                if not good or time.monotonic() >= taken.deadline or not hazards.honoured:
-                    rest.append(number)
-        finally:
-            hazards.release(taken.numbers)
-        return rest
 
     def _read_placed(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -110,7 +111,11 @@ class HazardLeases:
         end = float("inf") if seconds is None else time.monotonic() + seconds
         until = UNTIL_RELEASED if seconds is None else _until(end)
         _, header, token_bytes = shape
-        took = self._table.take_each(self._index, spec.digest, pack_refs(refs), until, header, token_bytes)
+        try:
+            packed = pack_refs(refs)
+        except struct.error:  # no chunk that there could be: the server says so
+            return None
+        took = self._table.take_each(self._index, spec.digest, packed, until, header, token_bytes)
         return None if took is None else Taken(took[1], took[0], end - _MARGIN_S)
 
     def release(self, numbers: bytes) -> None:

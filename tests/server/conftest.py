@@ -41,6 +41,10 @@ class Running:
     def gauge(self, name: str) -> int:
         return int(self.store.session("default").stats()["gauges"][name])
 
+    def holds(self) -> bool:
+        """Whether anything is leased, by a call or without."""
+        return self.gauge("leases") + self.gauge("hazards") > 0
+
     def used(self) -> int:
         return int(self.store.session("default").stats()["tiers"]["dram"]["used"])
 

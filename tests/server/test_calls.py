@@ -95,7 +95,7 @@ def test_leaving_off_early_hurts_nothing(running: Any, client: Client, kit: Any)
     assert next(each) == (0, None)
     each.close()
     assert np.array_equal(outs[0], data)
-    assert running.gauge("leases") == 1
+    assert running.holds()
     assert client.get_many(kit.large, wants) == [None] * 4
     core = running.store._core
     kit.eventually(lambda: all(core.index.placement(each).readers == 0 for each in placements(core)))
@@ -106,12 +106,12 @@ def test_leases_end_by_release_and_with_the_client(running: Any, client: Client,
     client.put(kit.small, chain.refs[0], kit.block(kit.small))
     with client.lookup(kit.small, chain, lease_s=30) as hit:
         assert hit.lease
-        assert running.gauge("leases") == 1
-    kit.eventually(lambda: running.gauge("leases") == 0)
+        assert running.holds()
+    kit.eventually(lambda: not running.holds())
     client.lookup(kit.small, chain, lease_s=30)
-    assert running.gauge("leases") == 1
+    assert running.holds()
     client.close()
-    kit.eventually(lambda: running.gauge("leases") == 0)
+    kit.eventually(lambda: not running.holds())
 
 
 def test_delete_pin_prefetch(client: Client, kit: Any) -> None:

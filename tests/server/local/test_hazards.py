@@ -438,3 +438,29 @@ def test_memory_that_a_client_held_is_free_when_it_is_gone(hostile: Any, running
     assert running.gauge("waiting_bytes") == running.used() > 0
     evil.close()
     kit.eventually(lambda: running.used() == 0)
+
+
+def test_a_record_of_another_name_is_not_read(local: Client, running: Any, kit: Any) -> None:
+    """As it would be found by a tag that two chunks share: the server decides."""
+    (ref,) = local.chain(kit.small, range(64)).refs
+    local.put(kit.small, ref, block_of(kit, 5))
+    with running.store.session("default").view(kit.small, ref, kit.small.part()) as view:
+        payload = np.frombuffer(view.data, np.uint8).ctypes.data
+    ctypes.c_uint8.from_address(payload - 4096 + 96).value ^= 1  # of the spec in the record's header
+    out = np.zeros_like(block_of(kit, 0))
+    with pytest.raises((kvstore.SpecMismatch, kvstore.Corrupt)):
+        local.get(kit.small, ref, out=out)
+    with pytest.raises(kvstore.NotFound):
+        local.view(kit.small, ref)
+
+
+def test_a_chunk_that_cannot_be_is_refused(local: Client, kit: Any) -> None:
+    (ref,) = local.chain(kit.small, range(64)).refs
+    local.put(kit.small, ref, block_of(kit, 5))
+    local.get(kit.small, ref)
+    for wrong in (kvstore.ChunkRef(ref.key, ref.parent, -1, 64), kvstore.ChunkRef(ref.key[:5], ref.parent, 0, 64)):
+        with pytest.raises(kvstore.InvalidArgument):
+            local.backend.view(kit.small, wrong, kit.small.part())
+        want = kvstore.Want(wrong, kit.small.part(), memoryview(bytearray(block_of(kit, 0).nbytes)))
+        with pytest.raises(kvstore.InvalidArgument):
+            local.backend.get(kit.small, [want])
