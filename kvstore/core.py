@@ -25,7 +25,6 @@ from kvstore.config import Config
 from kvstore.errors import Closed, InvalidArgument, KVStoreError, Shed
 from kvstore.events import EventHub
 from kvstore.gate import Gate
-from kvstore.hazards import Hazards
 from kvstore.leases import Leases
 from kvstore.loan import Loan
 from kvstore.policy import Lru, Policy, Rows
@@ -113,8 +112,7 @@ class Core:
         self.catalog = Catalog()
         self.shared = SharedTables(self.index, self.catalog, self.lock, config.max_chunks, lambda: dram.extents_epoch)
         self.leases = Leases(self.index)
-        self.hazards = Hazards()
-        dram.is_read = self.hazards.holds
+        self.hazards = dram.hazards
         self.events = EventHub()
         self.counters: Counter[str] = Counter()
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have

@@ -48,7 +48,7 @@ class Hazards:
         return any(board.holds(location) for board in self.boards(namespace))
 
     def held(self, namespace: bytes) -> frozenset[int]:
-        """The locations of all records that are being read now: what is better not chosen to go."""
+        """The locations of all records that are being read now, in any shared index or in none."""
         boards = self.boards(namespace)
         return frozenset().union(*(board.locations() for board in boards)) if boards else _NOTHING
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from typing import ClassVar
 
 from kvstore import _native
 from kvstore.arena import Arena
 from kvstore.errors import Closed
+from kvstore.hazards import Hazards
 from kvstore.record import Record
 from kvstore.tiers.base import Speed, Tier, TierFull
 
@@ -31,7 +31,7 @@ class DramTier(Tier):
         self._closed = self._ending = False
         self._speed = Speed(8e9, 8e9, 1e-6)
         self._waiting: list[tuple[int, int]] = []
-        self.is_read: Callable[[bytes, int], bool] = _by_nobody
+        self.hazards = Hazards()
 
     @property
     def capacity(self) -> int:
@@ -118,11 +118,11 @@ class DramTier(Tier):
         self._learn(out.nbytes, time.perf_counter() - start)
 
     def delete(self, location: int, record_bytes: int) -> None:
-        """Give a record's memory back, or as soon as nobody reads it any more without having told (`is_read`)."""
+        """Give a record's memory back, or as soon as nobody reads it any more without having told (`hazards`)."""
         with self._lock:
             if self._closed:
                 return
-            if self.is_read(self._arena.owner(location), location):
+            if self.hazards.holds(self._arena.owner(location), location):
                 self._waiting.append((location, record_bytes))
             else:
                 self._arena.free(location, record_bytes)
@@ -135,8 +135,10 @@ class DramTier(Tier):
 
     def _free_waiting(self) -> None:
         waiting, self._waiting = ([] if self._closed else self._waiting), []
+        owners = {self._arena.owner(location) for location, _ in waiting}
+        held = frozenset().union(*map(self.hazards.held, owners))
         for location, record_bytes in waiting:
-            if self.is_read(self._arena.owner(location), location):
+            if location in held:
                 self._waiting.append((location, record_bytes))
             else:
                 self._arena.free(location, record_bytes)
@@ -171,12 +173,6 @@ class DramTier(Tier):
         if nbytes >= 1 << 20 and seconds > 0:
             rate = 0.9 * self._speed.read_bytes_per_s + 0.1 * nbytes / seconds
             self._speed = Speed(rate, rate, self._speed.latency_s)
-
-
-def _by_nobody(namespace: bytes, location: int) -> bool:
-    """Where memory is not shared with readers that do not tell."""
-    del namespace, location
-    return False
 
 
 def zero_padding(record: memoryview, used: int) -> None:

@@ -166,6 +166,7 @@ bool HazardBoard::holds(std::uint64_t block) const {
 
 std::vector<std::uint64_t> HazardBoard::locations() const {
     std::vector<std::uint64_t> found;
+    std::atomic_thread_fence(std::memory_order_seq_cst);  // as in holds()
     const std::uint32_t count = high_water();
     const std::uint64_t now = now_ms();
     for (std::uint32_t i = 0; i < count; ++i) {
