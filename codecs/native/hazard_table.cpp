@@ -26,6 +26,15 @@ std::uint64_t now_ms() {
     return static_cast<std::uint64_t>(now.tv_sec) * 1000 + static_cast<std::uint64_t>(now.tv_nsec) / 1'000'000;
 }
 
+// A hazard counts a little longer than it says. Client and server may be in containers whose monotonic clocks differ;
+// by more than the age of a heartbeat they cannot, or the client would take no hazards (SharedTableReader::is_live).
+constexpr std::uint64_t kGraceMs = 3000;
+
+std::uint64_t over_before() {
+    const std::uint64_t now = now_ms();
+    return now > kGraceMs ? now - kGraceMs : 0;
+}
+
 }  // namespace
 
 HazardMemory::HazardMemory(int fd) {
@@ -159,7 +168,7 @@ bool HazardBoard::holds(std::uint64_t block) const {
     for (std::uint32_t i = 0; i < count; ++i) {
         const Hazard& hazard = memory_.hazard(i);
         if (hazard.block.load(std::memory_order_acquire) != block) continue;
-        if (hazard.until.load(std::memory_order_relaxed) >= now_ms()) return true;
+        if (hazard.until.load(std::memory_order_relaxed) >= over_before()) return true;
     }
     return false;
 }
@@ -168,11 +177,11 @@ std::vector<std::uint64_t> HazardBoard::locations() const {
     std::vector<std::uint64_t> found;
     std::atomic_thread_fence(std::memory_order_seq_cst);  // as in holds()
     const std::uint32_t count = high_water();
-    const std::uint64_t now = now_ms();
+    const std::uint64_t over = over_before();
     for (std::uint32_t i = 0; i < count; ++i) {
         const Hazard& hazard = memory_.hazard(i);
         const std::uint64_t block = hazard.block.load(std::memory_order_acquire);
-        if (block != 0 && hazard.until.load(std::memory_order_relaxed) >= now) found.push_back(block << kBlockBits);
+        if (block != 0 && hazard.until.load(std::memory_order_relaxed) >= over) found.push_back(block << kBlockBits);
     }
     return found;
 }
