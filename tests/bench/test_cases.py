@@ -98,7 +98,8 @@ def test_remote_reads_beside_a_raw_stream_and_redis() -> None:
     redis = ["redis"] if shutil.which(PROGRAM) else []
     assert [row["case"] for row in rows] == ["tcp-raw", "get", *redis, "get-batch", "put", "tcp-raw", "get", "put"]
     assert_rows(rows)
-    assert all(row["server_cpu_s_per_gb"] > 0 for row in rows)
+    # The clock of another process is behind by up to a tick, which may be all of one round.
+    assert sum(row["server_cpu_s_per_gb"] for row in rows) > 0
     plan = crowd.Plan((1, 2), seconds=0.05, pairs=2, working_set=2 * MiB, targets=1 * MiB)
     rows2 = remote.run(rounds=1, sizes=(256 << 10,), working_set=1 * MiB, crowds=plan)
     assert [row["case"] for row in rows2][-4:] == ["tcp-raw-1", "get-1", "tcp-raw-2", "get-2"]
