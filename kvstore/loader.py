@@ -15,11 +15,10 @@ from kvstore import _native
 from kvstore.api import Fidelity, Want
 from kvstore.catalog import Scope
 from kvstore.checked import check_digests, fill_from, groups_of, miss, span, verify_record
-from kvstore.codecs import Raw
 from kvstore.core import DRAM, Copy, Core, Removed
 from kvstore.errors import Closed, Corrupt, KVStoreError, Shed, SpecMismatch, StorageError
 from kvstore.keys import ChunkRef
-from kvstore.record import Record
+from kvstore.record import RAW, Record
 from kvstore.spec import Part
 from kvstore.writer import Writer
 
@@ -216,7 +215,7 @@ class Loader:
 
     def _fetch_layers(self, scope: Scope, want: Want, source: Copy) -> None:
         """Read the layers that are wanted from a slower tier into their destination, and verify them there."""
-        if source.form != Raw.number:
+        if source.form != RAW:
             raise SpecMismatch(f"form {source.form} cannot be read around DRAM")
         tier, layers, start = self._core.tiers[source.tier], *span(scope, want)
         header = memoryview(bytearray(source.header))
