@@ -1,0 +1,56 @@
+"""Run as a program: compiles every kernel for NVIDIA GPUs, which needs none, and prints what came out as JSON.
+
+Triton must not be in interpreter mode, so this is a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kvstore.codecs.gpu import rans
+
+Kernel = tuple[Any, dict[str, str], dict[str, Any], int]
+
+KERNELS: dict[str, list[Kernel]] = {
+    "rans": [
+        (
+            rans._rans_decode,
+            {"words": "*u16", "staged": "*u8", "slots": "*u32", "jobs": "*i64", "out": out, "status": "*i32"},
+            {"LEVELS": levels},
+            1,
+        )
+        for levels, out in ((False, "*u8"), (True, "*i16"))
+    ],
+}
+
+
+def compiled(kernel: Kernel, capability: int) -> dict[str, Any]:
+    """What matters of a kernel's machine code for a compute capability (80: A100, 90: H100)."""
+    function, signature, constants, warps = kernel
+    source = ASTSource(
+        fn=function,
+        signature=signature | dict.fromkeys(constants, "constexpr"),
+        constexprs={(function.arg_names.index(name),): value for name, value in constants.items()},
+    )
+    options = {"num_warps": warps, "enable_fp_fusion": False}
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    ptx = made.asm["ptx"]
+    return {
+        "fused": sum(word in ptx for word in ("fma.rn.f32", "mad.f32", "fma.rn.bf16", "fma.rn.f16")),
+        "inexact": sum(word in ptx for word in ("div.full.f32", "div.approx", "rcp.approx", ".ftz")),
+        "loose": ptx.count("\tmul.f32") + ptx.count("\tadd.f32") + ptx.count("\tsub.f32"),
+        "cubin_bytes": len(made.asm["cubin"]),
+        "shared_bytes": made.metadata.shared,
+    }
+
+
+if __name__ == "__main__":
+    capability = int(sys.argv[1])
+    report = {name: [compiled(each, capability) for each in kernels] for name, kernels in KERNELS.items()}
+    print(json.dumps(report))
