@@ -1,14 +1,16 @@
 """lz4 and zstd: general compressors, for any bytes.
 
 Elements of 2 and 4 bytes are turned left by one bit and split into byte planes first (`_native.split_bytes`): the
-highest byte is then the exponent of a float, all of it and nothing else, and the rest is noise that a compressor
-passes by. Opaque bytes and elements of one byte are taken as they are.
+highest byte is then a bfloat16's exponent, all of it and nothing else, and the rest is noise. Opaque bytes and elements
+of one byte are one plane, as they are.
 
-A body is one byte, 0 for bytes stored as they are or 1 for compressed ones, and then these.
+A body is a piece for each plane, highest first: u8 0 for bytes stored as they are or 1 for compressed ones, their
+length as u64, and then these. Planes are compressed apart, since statistics of one spoil those of the other.
 """
 
 from __future__ import annotations
 
+import struct
 from abc import abstractmethod
 from typing import ClassVar
 
@@ -21,7 +23,7 @@ from kvstore.codecs.block import Block
 from kvstore.codecs.frame import Buffer, Frame
 from kvstore.errors import Corrupt, InvalidArgument
 
-_STORED, _COMPRESSED = 0, 1
+_HEAD = struct.Struct("<BQ")  # kind, length
 
 
 class Compressed(Codec):
@@ -32,37 +34,53 @@ class Compressed(Codec):
 
     def check(self, block: Block) -> None:
         """Any dtype and layout; `InvalidArgument` for a layer longer than the compressor takes."""
-        longest = block.nbytes if block.opaque else block.layer_bytes
-        if longest > self.longest:
-            raise InvalidArgument(f"{self.name} takes {self.longest} bytes at once; a frame would have {longest}")
+        length = block.nbytes if block.opaque else block.layer_bytes // block.itemsize
+        if length > self.longest:
+            raise InvalidArgument(f"{self.name} takes {self.longest} bytes at once; a frame would have {length}")
 
     def encode_frame(self, raw: memoryview, block: Block, level: int, artefact: Artefact | None) -> Buffer:
-        """The bytes compressed, or as they are where that is no longer."""
+        """Each plane compressed, or as it is where that is no longer."""
         del level, artefact
-        planes = raw if _plain(block) else memoryview(np.empty(raw.nbytes, np.uint8))
-        if planes is not raw:
-            _native.split_bytes(planes, raw, block.itemsize)
-        packed = self.compress(planes)
-        return b"\1" + packed if len(packed) < raw.nbytes else b"\0" + raw
+        count, planes = _planes(block), raw
+        if count > 1:
+            planes = memoryview(np.empty(raw.nbytes, np.uint8))
+            _native.split_bytes(planes, raw, count)
+        length, pieces = raw.nbytes // count, []
+        for at in range(0, raw.nbytes, length):
+            plane = planes[at : at + length]
+            packed = self.compress(plane)
+            smaller = len(packed) < length
+            pieces += [_HEAD.pack(smaller, len(packed) if smaller else length), packed if smaller else plane]
+        return b"".join(pieces)
 
     def decode_frame(
         self, body: memoryview, frame: Frame, block: Block, out: memoryview, artefact: Artefact | None
     ) -> None:
         """The inverse, exact. `Corrupt` for what does not give the block's length."""
         del frame, artefact
-        kind, inside = body[0] if body else -1, body[1:]
-        if kind == _STORED and len(inside) == out.nbytes:
-            out[:] = inside
-            return
-        if kind != _COMPRESSED:
-            raise Corrupt(f"a {self.name} body of kind {kind} with {len(body)} bytes, for {out.nbytes} bytes")
-        planes = self.decompress(inside, out.nbytes)
-        if len(planes) != out.nbytes:
-            raise Corrupt(f"a {self.name} body gave {len(planes)} bytes instead of {out.nbytes}")
-        if _plain(block):
-            out[:] = planes
-        else:
-            _native.join_bytes(out, planes, block.itemsize)
+        count = _planes(block)
+        planes = out if count == 1 else memoryview(np.empty(out.nbytes, np.uint8))
+        length = out.nbytes // count
+        for at in range(0, out.nbytes, length):
+            body = self._decode_plane(body, planes[at : at + length])
+        if len(body):
+            raise Corrupt(f"{len(body)} bytes are left of a {self.name} body")
+        if count > 1:
+            _native.join_bytes(out, planes, count)
+
+    def _decode_plane(self, body: memoryview, plane: memoryview) -> memoryview:
+        """Decode the first piece of a body; what is left of the body."""
+        if len(body) < _HEAD.size:
+            raise Corrupt(f"a {self.name} body is cut off")
+        packed, length = _HEAD.unpack_from(body)
+        inside, rest = body[_HEAD.size : _HEAD.size + length], body[_HEAD.size + length :]
+        if packed not in (0, 1) or len(inside) != length:
+            raise Corrupt(f"a {self.name} body has a piece of kind {packed} and {length} bytes; {len(inside)} are here")
+        found = self.decompress(inside, plane.nbytes) if packed else inside
+        if len(found) != plane.nbytes:
+            raise Corrupt(f"a piece of a {self.name} body gives {len(found)} bytes instead of {plane.nbytes}")
+        plane[:] = found
+        return rest
 
     @abstractmethod
     def compress(self, data: memoryview) -> bytes:
@@ -117,5 +135,5 @@ class Zstd(Compressed):
             raise Corrupt(f"a damaged zstd body: {error}") from None
 
 
-def _plain(block: Block) -> bool:
-    return block.opaque or block.itemsize == 1
+def _planes(block: Block) -> int:
+    return 1 if block.opaque else block.itemsize
