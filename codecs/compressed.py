@@ -130,7 +130,7 @@ class Zstd(Compressed):
         import pyarrow
 
         try:
-            return memoryview(pyarrow.Codec("zstd").decompress(data, length))
+            return memoryview(pyarrow.Codec("zstd").decompress(data, length)).cast("B")
         except OSError as error:
             raise Corrupt(f"a damaged zstd body: {error}") from None
 
