@@ -13,11 +13,27 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kvstore.codecs.gpu import rans
+from kvstore.codecs.gpu import dequantize, rans
 
 Kernel = tuple[Any, dict[str, str], dict[str, Any], int]
 
+_DECODED = {"staged": "*u8", "sections": "*i64", "status": "*i32"}
+
+
+def quantizer(codec: int, bits: int, dim: int, dtype: int) -> dict[str, Any]:
+    """The constants of a quantizer's kernels."""
+    width = max(16, triton.next_power_of_2(dim))
+    shape = {"HEADS": 3, "DIM": dim, "WIDTH": width, "TILE": max(2, dequantize.TILE_ELEMENTS // width)}
+    return {"CODEC": codec, "BITS": bits, "SIZE": dim & -dim, "DTYPE": dtype, **shape}
+
+
+QUANTIZERS = [
+    quantizer(*each)
+    for each in ((4, 4, 64, 0), (5, 4, 64, 0), (6, 4, 128, 0), (6, 4, 80, 1), (7, 4, 576, 2), (7, 2, 64, 0))
+]
+
 KERNELS: dict[str, list[Kernel]] = {
+    "dequantize": [(dequantize._decode, _DECODED, constants, 4) for constants in QUANTIZERS],
     "rans": [
         (
             rans._rans_decode,
