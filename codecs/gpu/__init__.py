@@ -1,4 +1,4 @@
-"""Decoding on a GPU, in Triton. Imported only where it is asked for: `import kvstore` needs neither torch nor Triton."""
+"""Decoding on a GPU, in Triton. Imported only where asked for: `import kvstore` needs neither torch nor Triton."""
 
 from kvstore.codecs.gpu.decoding import decode, supports
 

@@ -12,6 +12,7 @@ from kvstore.codecs.block import Block
 from kvstore.codecs.frame import Buffer
 from kvstore.codecs.gpu.dequantize import Dequantizer
 from kvstore.codecs.gpu.staging import Staging, raise_corrupt
+from kvstore.codecs.gpu.transform import TransformDecoder
 from kvstore.errors import InvalidArgument
 
 
@@ -32,6 +33,7 @@ DECODERS: dict[str, type[Any]] = {
     "int8": Dequantizer,
     "int4": Dequantizer,
     "kivi": Dequantizer,
+    "transform": TransformDecoder,
 }
 
 
@@ -65,7 +67,7 @@ def decode(
                 raise InvalidArgument(f"{name} has no kernels: decode it on the host")
             kind = (name, opened.frame.level, opened.frame.artefact, each.dtype, each.planes, each.heads, each.dim)
             if kind not in decoders:
-                decoders[kind] = DECODERS[name](opened)
+                decoders[kind] = DECODERS[name](opened, device)
             address = out.data_ptr() + opened.frame.first * block.layer_bytes
             decoders[kind].add(opened, staging, address, chunk)
     if not decoders:

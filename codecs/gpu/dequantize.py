@@ -79,7 +79,7 @@ def _decode(
         values = level.to(tl.float32) * from_bfloat16(scale_bits) + from_bfloat16(zero_bits)
         wrong = inside & (_bad_scale(scale_bits) | _bad_zero(zero_bits))
     to = token.to(tl.int64) * tl.load(section + 2) + head * tl.load(section + 3) + dim * tl.load(section + 4)
-    store_floats(address, to, values, inside, DTYPE)
+    store_floats(address, to, values, inside, DTYPE, True)
     bad = tl.max(tl.max(wrong.to(tl.int32), 1), 0)
     tl.atomic_max(status + tl.load(section + 7), bad, mask=bad > 0)
 
@@ -115,7 +115,8 @@ def _from_e4m3(code: tl.tensor) -> tl.tensor:
 class Dequantizer:
     """Gathers the sections of frames of one shape, codec and level, and decodes them in one launch."""
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: Opened, device: torch.device) -> None:
+        del device
         quantizer = opened.codec
         assert isinstance(quantizer, Quantizer)
         self._codec, self._level, self._block = quantizer, opened.frame.level, opened.block

@@ -28,7 +28,8 @@ from kvstore.errors import Corrupt, InvalidArgument
 @dataclass(frozen=True, slots=True)
 class Job:
     """One stream of a launch. `at` (even), `tables` and `shifts` are bytes in the staged buffer, a shift for each
-    column of levels. `out` is the first element that it writes, `stride` elements lie from one token to the next."""
+    column of levels. `out` is the first element that it writes, `stride` elements lie from one token to the next.
+    `owner` is the place in the status that a bad stream sets to 1."""
 
     at: int
     words: int
@@ -38,10 +39,14 @@ class Job:
     stride: int
     tokens: int
     columns: int
+    owner: int
 
     def row(self) -> tuple[int, ...]:
         """The fields that the kernel reads."""
-        return (self.at // 2, self.words, self.tables, self.shifts, self.out, self.stride, self.tokens, self.columns)
+        return (
+            self.at // 2, self.words, self.tables, self.shifts, self.out, self.stride, self.tokens, self.columns,
+            self.owner,
+        )  # fmt: skip
 
 
 def slots_of(freqs: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
@@ -67,7 +72,7 @@ def _rans_decode(
     status: tl.tensor,
     LEVELS: tl.constexpr,
 ) -> None:
-    job = jobs + tl.program_id(0) * 8
+    job = jobs + tl.program_id(0) * 9
     stream = words + tl.load(job)
     limit = tl.load(job + 1).to(tl.int32)
     tables = staged + tl.load(job + 2)
@@ -107,23 +112,26 @@ def _rans_decode(
             row += stride
     wrong = wrong | (x != 32768)
     bad = tl.sum(wrong.to(tl.int32), 0) + (at != limit).to(tl.int32)
-    tl.store(status + tl.program_id(0), (bad != 0).to(tl.int32))
+    tl.atomic_max(status + tl.load(job + 8), 1, mask=bad != 0)
 
 
 def launch(
-    staged: torch.Tensor, slots: torch.Tensor, jobs: Sequence[Job], out: torch.Tensor, *, levels: bool
-) -> torch.Tensor:
+    staged: torch.Tensor,
+    slots: torch.Tensor,
+    jobs: Sequence[Job],
+    out: torch.Tensor,
+    status: torch.Tensor,
+    *,
+    levels: bool,
+) -> None:
     """Decode streams into `out`, symbols uint8 or, with `levels`, int16 `symbol - 128 << shift`.
 
-    Returns the status int32 `[jobs]`: 0 for a stream that an encoder made. `jobs` lie inside `staged` and `out`: see
-    `job_of`.
+    `jobs` lie inside `staged` and `out`: see `job_of`. A stream that no encoder makes sets its owner's status to 1.
     """
-    status = torch.ones(len(jobs), dtype=torch.int32, device=out.device)
     if jobs:
         rows = table([job.row() for job in jobs], out.device)
         words = staged.view(torch.uint16)
         _rans_decode[(len(jobs),)](words, staged, slots, rows, out, status, LEVELS=levels, num_warps=1)
-    return status
 
 
 def job_of(
@@ -134,6 +142,7 @@ def job_of(
     tokens: int,
     out: int,
     stride: int,
+    owner: int,
 ) -> Job:
     """Stage a stream, the tables and (for levels) the shifts of its columns. `Corrupt` for a length that none has."""
     size = len(stream)
@@ -143,7 +152,7 @@ def job_of(
         raise Corrupt(f"a stream of {tokens} × {len(tables)} symbols has no {size} bytes")
     words = (size - STATE_BYTES) // 2
     at, shift = staging.add(stream), 0 if shifts is None else staging.add_array(shifts)
-    return Job(at, words, staging.add_array(tables), shift, out, stride, tokens, len(tables))
+    return Job(at, words, staging.add_array(tables), shift, out, stride, tokens, len(tables), owner)
 
 
 def decode_streams(
@@ -161,9 +170,11 @@ def decode_streams(
     for stream, chosen, count in zip(streams, tables, tokens, strict=True):
         if len(chosen) and int(chosen.max()) >= len(freqs):
             raise InvalidArgument(f"a column's table is {chosen.max()}; the bank has {len(freqs)}")
-        jobs.append(job_of(staging, stream, chosen, None, count, at, len(chosen)))
+        jobs.append(job_of(staging, stream, chosen, None, count, at, len(chosen), len(jobs)))
         at += count * len(chosen)
     out = torch.empty(at, dtype=torch.uint8, device=device)
     slots = torch.from_numpy(slots_of(freqs)).to(device)
-    raise_corrupt(launch(staging.on(device), slots, jobs, out, levels=False), "streams")
+    status = torch.zeros(len(jobs), dtype=torch.int32, device=device)
+    launch(staging.on(device), slots, jobs, out, status, levels=False)
+    raise_corrupt(status, "streams")
     return [out[job.out :][: job.tokens * job.columns].view(job.tokens, job.columns) for job in jobs]

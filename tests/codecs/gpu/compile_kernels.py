@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kvstore.codecs.gpu import dequantize, rans
+from kvstore.codecs.gpu import dequantize, inverse, rans
 
 Kernel = tuple[Any, dict[str, str], dict[str, Any], int]
 
@@ -32,7 +32,24 @@ QUANTIZERS = [
     for each in ((4, 4, 64, 0), (5, 4, 64, 0), (6, 4, 128, 0), (6, 4, 80, 1), (7, 4, 576, 2), (7, 2, 64, 0))
 ]
 
+_SHAPE = {"PLANES": 2, "HEADS": 3, "DIM": 64}
+
 KERNELS: dict[str, list[Kernel]] = {
+    "inverse": [
+        (
+            inverse.inverse,
+            {"q": "*i16", "staged": "*fp32", "slices": "*i64"},
+            {**_SHAPE, "DTYPE": dtype, "TOKENS": 64, "PAIRS": pairs, "DEPTH": 32},
+            warps,
+        )
+        for dtype, pairs, warps in ((0, 32, 4), (0, 64, 8), (1, 32, 4), (2, 64, 8))
+    ],
+    "low bits": [
+        (inverse.add_low_bits, {"q": "*i16", "staged": "*u8", "columns": "*i64"}, {"TOKENS": 256}, 4),
+        (inverse.patch, {"q": "*i16", "places": "*i64", "values": "*i16", "count": "i32"}, {"BLOCK": 512}, 4),
+        (inverse.copy_sinks, {"staged": "*u8", "frames": "*i64"}, {**_SHAPE, "WIDE": False, "BLOCK": 1024}, 4),
+        (inverse.copy_sinks, {"staged": "*u8", "frames": "*i64"}, {**_SHAPE, "WIDE": True, "BLOCK": 1024}, 4),
+    ],
     "dequantize": [(dequantize._decode, _DECODED, constants, 4) for constants in QUANTIZERS],
     "rans": [
         (
