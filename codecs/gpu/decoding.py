@@ -11,7 +11,7 @@ from kvstore.codecs.base import Artefacts, Form, Opened, open_frames
 from kvstore.codecs.block import Block
 from kvstore.codecs.frame import Buffer
 from kvstore.codecs.gpu.dequantize import Dequantizer
-from kvstore.codecs.gpu.staging import Staging, raise_corrupt
+from kvstore.codecs.gpu.staging import Staging, device_of, raise_corrupt
 from kvstore.codecs.gpu.transform import TransformDecoder
 from kvstore.errors import InvalidArgument
 
@@ -57,7 +57,7 @@ def decode(
     bytes of its block in the order of its axes. What they hold after an error says nothing. Raises `InvalidArgument`
     for a codec without kernels (`supports`) and for a tensor that does not fit, else as `kvstore.codecs.decode`.
     """
-    device = _device_of(blocks, outs)
+    device = device_of(blocks, outs)
     staging, decoders = Staging(), dict[Any, Decoder]()
     for chunk, (container, block, out) in enumerate(zip(containers, blocks, outs, strict=True)):
         data = container.cpu().numpy().data if isinstance(container, torch.Tensor) else container
@@ -77,12 +77,3 @@ def decode(
     for decoder in decoders.values():
         decoder.launch(staged, status)
     raise_corrupt(status, "chunks")
-
-
-def _device_of(blocks: Sequence[Block], outs: Sequence[torch.Tensor]) -> torch.device:
-    for block, out in zip(blocks, outs, strict=True):
-        if not out.is_contiguous() or out.nbytes != block.nbytes:
-            raise InvalidArgument(f"the tensor must be contiguous, of {block.nbytes} bytes; it has {out.nbytes}")
-        if out.device != outs[0].device:
-            raise InvalidArgument(f"tensors on two devices: {outs[0].device} and {out.device}")
-    return outs[0].device if outs else torch.device("cpu")

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kvstore.codecs.block import Block
 from kvstore.codecs.frame import Buffer
-from kvstore.errors import Corrupt
+from kvstore.errors import Corrupt, InvalidArgument
 
 ALIGNMENT = 16  # bytes: of every piece
 
@@ -58,3 +59,13 @@ def raise_corrupt(status: torch.Tensor, what: str) -> None:
     wrong = torch.nonzero(status.cpu()).reshape(-1).tolist()
     if wrong:
         raise Corrupt(f"no encoder makes {len(wrong)} of {len(status)} {what}: numbers {wrong[:8]}")
+
+
+def device_of(blocks: Sequence[Block], tensors: Sequence[torch.Tensor]) -> torch.device:
+    """The one device of tensors that have the bytes of a block each. `InvalidArgument` where they have not."""
+    for block, each in zip(blocks, tensors, strict=True):
+        if not each.is_contiguous() or each.nbytes != block.nbytes:
+            raise InvalidArgument(f"the tensor must be contiguous, of {block.nbytes} bytes; it has {each.nbytes}")
+        if each.device != tensors[0].device:
+            raise InvalidArgument(f"tensors on two devices: {tensors[0].device} and {each.device}")
+    return tensors[0].device if tensors else torch.device("cpu")
