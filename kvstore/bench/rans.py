@@ -49,7 +49,8 @@ class Symbols:
         """What decoding a piece must give: bfloat16 bits `[plane, token, column]`, computed here."""
         levels, layer = self.symbols[piece].astype(np.float32) - np.float32(128), piece % len(self.tables)
         bits = (self.scale[layer][:, None] * levels + self.mean[layer][:, None]).view(np.uint32)
-        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+        rounded: Bits = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+        return rounded
 
 
 def run(kv: npt.NDArray[np.float32], *, rounds: int = 800, working_set: int = WORKING_SET) -> list[Row]:
