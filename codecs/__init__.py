@@ -14,6 +14,7 @@ from kvstore.codecs.base import (
     register,
 )
 from kvstore.codecs.block import Block
+from kvstore.codecs.cachegen import CacheGen
 from kvstore.codecs.compressed import Lz4, Zstd
 from kvstore.codecs.hadamard import Int4
 from kvstore.codecs.kivi import Kivi
@@ -30,3 +31,4 @@ register(Fp8())
 register(Int8())
 register(Int4())
 register(Kivi())
+register(CacheGen())

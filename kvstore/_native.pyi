@@ -278,6 +278,42 @@ class RansBank:
         """`scale * (symbol - 128) + mean` (float32 [columns] each) into `out`, `bfloat16`, `float16` or `float32`."""
 
 @final
+class CacheGenBank:
+    """The entropy coder's tables of the codec cachegen, and its frames; `kvstore.codecs.cachegen` says what they mean.
+
+    `freqs` is uint16 [n, 256]; ValueError unless n is 1 to 256 and each table sums to 4096. A view is a `dtype`
+    (`bfloat16`, `float16`, `float32`), and `shape` and `strides` [plane, token, head, dim] in elements. `floats` is
+    float32 [9, columns], `tables` uint8 [2, columns]. ValueError for what does not fit together.
+    """
+
+    def __init__(self, freqs: Buffer) -> None: ...
+    def encode(
+        self,
+        raw: Buffer,
+        dtype: str,
+        shape: tuple[int, int, int, int],
+        strides: tuple[int, int, int, int],
+        group: int,
+        first: int,
+        floats: Buffer,
+        tables: Buffer,
+    ) -> bytes | None:
+        """The body; None where there is NaN, infinity or a magnitude of 2^100 and more."""
+
+    def decode(
+        self,
+        body: Buffer,
+        out: Buffer,
+        dtype: str,
+        shape: tuple[int, int, int, int],
+        strides: tuple[int, int, int, int],
+        group: int,
+        floats: Buffer,
+        tables: Buffer,
+    ) -> bool:
+        """Decode into `out`; False for a body that no encoder makes."""
+
+@final
 class Allocator:
     """Best-fit allocator over the offsets of one extent; it keeps the holes only, outside the extent."""
 
