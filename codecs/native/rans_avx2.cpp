@@ -4,6 +4,7 @@
 
 #include "rans_kernels.hpp"
 
+#include <cpuid.h>
 #include <immintrin.h>
 
 #include <algorithm>
@@ -200,7 +201,11 @@ bool decode_as(const DecodeJob& job, Words& words, States& states) {
 }  // namespace
 
 bool avx2_usable() {
-    static const bool usable = __builtin_cpu_supports("f16c") && __builtin_cpu_supports("popcnt");
+    // Clang before 16 cannot be asked for F16C by name.
+    static const bool usable = [] {
+        unsigned a, b, c, d;
+        return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0 && (c & bit_POPCNT) != 0;
+    }();
     return usable;
 }
 
