@@ -14,8 +14,11 @@ from kvstore.codecs.base import (
     register,
 )
 from kvstore.codecs.block import Block
+from kvstore.codecs.transform import Transform
 
 __all__ = [
     "Artefact", "Block", "Codec", "Encoded", "Form", "ModelShape", "NotEncodable", "all_codecs", "codec_of", "decode",
     "encode", "form_name", "register",
 ]  # fmt: skip
+
+register(Transform())
