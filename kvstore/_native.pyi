@@ -52,6 +52,46 @@ def split_bytes(dst: Buffer, src: Buffer, width: int) -> None:
 def join_bytes(dst: Buffer, src: Buffer, width: int) -> None:
     """The inverse of `split_bytes`: from byte planes to elements."""
 
+def quantize(
+    method: str,
+    dtype: str,
+    shape: tuple[int, int, int, int, int],
+    steps: tuple[int, int, int, int, int],
+    raw: Buffer,
+    body: Buffer,
+) -> bool:
+    """Quantize a frame: `int8`, `fp8`, `int4`, `kivi:4` or `kivi:2`, as the codecs of these names define.
+
+    `shape` and `steps` (in elements) are [layer, plane, token, head, dim]. False, and nothing said by `body`, if a value
+    is not finite or 2^100 and more. ValueError if anything does not fit together.
+    """
+
+def dequantize(
+    method: str,
+    dtype: str,
+    shape: tuple[int, int, int, int, int],
+    steps: tuple[int, int, int, int, int],
+    body: Buffer,
+    out: Buffer,
+) -> bool:
+    """The inverse. False, and nothing said by `out`, for parameters that no encoder writes."""
+
+def lossless_encode(
+    dtype: str, shape: tuple[int, int, int, int, int], steps: tuple[int, int, int, int, int], raw: Buffer
+) -> bytes:
+    """The body of a frame of the codec `lossless`; shape and steps as for `quantize`."""
+
+def lossless_decode(
+    dtype: str, shape: tuple[int, int, int, int, int], steps: tuple[int, int, int, int, int], body: Buffer, out: Buffer
+) -> bool:
+    """The inverse. False, and nothing said by `out`, for a body that no encoder makes."""
+
+def lossless_freqs() -> bytes:
+    """The built-in tables' frequencies, uint16 [16, 32]."""
+
+def lossless_costs() -> bytes:
+    """What their symbols cost in 1/256 bit, uint16 [16, 32]."""
+
 def write_header(header: Buffer, fixed: Buffer, offsets: Buffer, lengths: Buffer, digests: Buffer) -> None:
     """Write a record's header in place: the fixed part, n layer groups, zeros, and its checksum (`kvstore.record`).
 
@@ -228,6 +268,53 @@ class Xxh3_128:
         """The hash of all bytes so far, as `xxh3_128` gives it."""
 
 @final
+class TransformPlan:
+    """How frames of the transform codec are coded (`kvstore.codecs.transform.plan.Plan`), laid out for native loops.
+
+    `freqs` uint16 [n, 256]; per column `tables` and `shift` uint8, `rounding` float32. `sections` are (first column,
+    matrix int8 [channels, live], scale float32 [channels], mean float32 [channels], forward float32 [live, channels]);
+    `rotary` per layer (pairs, first channel, whether they are neighbours). ValueError where these do not fit.
+
+    A block's elements have `strides` for layer, plane, token, head, dim, in elements; `tables` are per layer the
+    cosines and sines float32 [tokens - sinks, pairs], for `encode` those of the inverse rotation.
+    """
+
+    def __init__(
+        self,
+        freqs: Buffer,
+        tables: Buffer,
+        shift: Buffer,
+        rounding: Buffer,
+        sections: list[tuple[int, Buffer, Buffer, Buffer, Buffer]],
+        rotary: list[tuple[int, int, bool]],
+        planes: int,
+        heads: int,
+        dim: int,
+    ) -> None: ...
+    def decode(
+        self,
+        body: Buffer,
+        out: Buffer,
+        dtype: str,
+        tokens: int,
+        sinks: int,
+        strides: tuple[int, int, int, int, int],
+        tables: list[tuple[Buffer, Buffer]],
+    ) -> bool:
+        """False for a body that no encoder makes; what `out` then holds says nothing."""
+
+    def encode(
+        self,
+        data: Buffer,
+        dtype: str,
+        tokens: int,
+        sinks: int,
+        strides: tuple[int, int, int, int, int],
+        tables: list[tuple[Buffer, Buffer]],
+    ) -> bytes:
+        """ValueError for NaN or infinity, and for values too far from the mean."""
+
+@final
 class RansBank:
     """Tables of the entropy coder, prepared for both directions; `kvstore.codecs.rans` says what they mean.
 
@@ -252,6 +339,42 @@ class RansBank:
 
     def dequantize(self, data: Buffer, tables: Buffer, scale: Buffer, mean: Buffer, out: Buffer, dtype: str) -> bool:
         """`scale * (symbol - 128) + mean` (float32 [columns] each) into `out`, `bfloat16`, `float16` or `float32`."""
+
+@final
+class CacheGenBank:
+    """The entropy coder's tables of the codec cachegen, and its frames; `kvstore.codecs.cachegen` says what they mean.
+
+    `freqs` is uint16 [n, 256]; ValueError unless n is 1 to 256 and each table sums to 4096. A view is a `dtype`
+    (`bfloat16`, `float16`, `float32`), and `shape` and `strides` [plane, token, head, dim] in elements. `floats` is
+    float32 [9, columns], `tables` uint8 [2, columns]. ValueError for what does not fit together.
+    """
+
+    def __init__(self, freqs: Buffer) -> None: ...
+    def encode(
+        self,
+        raw: Buffer,
+        dtype: str,
+        shape: tuple[int, int, int, int],
+        strides: tuple[int, int, int, int],
+        group: int,
+        first: int,
+        floats: Buffer,
+        tables: Buffer,
+    ) -> bytes | None:
+        """The body; None where there is NaN, infinity or a magnitude of 2^100 and more."""
+
+    def decode(
+        self,
+        body: Buffer,
+        out: Buffer,
+        dtype: str,
+        shape: tuple[int, int, int, int],
+        strides: tuple[int, int, int, int],
+        group: int,
+        floats: Buffer,
+        tables: Buffer,
+    ) -> bool:
+        """Decode into `out`; False for a body that no encoder makes."""
 
 @final
 class Allocator:

@@ -109,7 +109,7 @@ def _counts(columns: _Columns, dead: Floats) -> npt.NDArray[np.float64]:
     """How often each column's symbols lie 0 to 127 from zero, `[section · column, 128]`."""
     distance = columns.distances(dead[columns.table] / (1 << columns.shift.astype(np.int32))) >> columns.shift[:, None]
     width = columns.shift.size
-    sections, tokens, size = distance.shape
+    sections, _, size = distance.shape
     column = np.arange(width).reshape(sections, 1, size)
     slot = np.minimum(distance, 128) + 129 * column
     found = np.bincount(slot.ravel(), minlength=129 * width).reshape(width, 129)

@@ -26,9 +26,11 @@ def encode(raw: memoryview, block: Block, plan: Plan) -> bytes:
     """The body of a frame. `NotEncodable` for NaN, infinity, and values that are out of proportion."""
     bits = block.canonical(raw)
     sinks = bodies.sinks_of(block.position, block.tokens, plan.sinks)
-    q = quantize(forward(channels(bits[:, :, sinks:], block, plan, sinks), plan), plan)
-    symbols, low, escapes = _symbols(q, plan)
     shape = _shape(block, plan, sinks)
+    q = np.zeros((0, plan.columns), np.int32)
+    if shape.tokens:
+        q = quantize(forward(channels(bits[:, :, sinks:], block, plan, sinks), plan), plan)
+    symbols, low, escapes = _symbols(q, plan)
     streams = [
         rans.encode(symbols[tokens, columns], plan.tables[columns], plan.bank)
         for tokens, columns in shape.tiles(bodies.STREAM_TOKENS, bodies.STREAM_COLUMNS)
@@ -80,11 +82,11 @@ def forward(values: Floats, plan: Plan) -> Floats:
 def quantize(components: Floats, plan: Plan) -> Quantized:
     """Whole numbers of components: what is left of their sizes, plus the rounding, without the fraction."""
     size = np.abs(components) + plan.rounding
-    if size.size and size.max() >= 32768:
+    if size.max() >= 32768:
         raise NotEncodable(f"a component is {size.max():.3g} steps from the mean; the transform codec holds 32,767")
     q = np.copysign(np.trunc(size), components).astype(np.int32)
     for section in plan.sections:
-        if len(q) and np.abs(q[:, section.columns]).sum(1).max() * 127 >= 1 << 31:
+        if np.abs(q[:, section.columns]).sum(1).max() * 127 >= 1 << 31:
             raise NotEncodable("the components of a token are too large together for 32-bit sums")
     return q
 
