@@ -19,7 +19,7 @@ import triton.language as tl
 
 from kvstore.codecs.base import Encoded, Form, NotEncodable, seal
 from kvstore.codecs.block import Block
-from kvstore.codecs.gpu.dequantize import TILE_ELEMENTS
+from kvstore.codecs.gpu.dequantize import FIELDS, TILE_ELEMENTS
 from kvstore.codecs.gpu.floats import (
     CODES,
     bfloat16_below,
@@ -30,7 +30,7 @@ from kvstore.codecs.gpu.floats import (
     store_pair,
     to_bfloat16,
 )
-from kvstore.codecs.gpu.staging import device_of, table
+from kvstore.codecs.gpu.staging import Staging, device_of
 from kvstore.codecs.hadamard import hadamard_size
 from kvstore.codecs.kivi import Kivi
 from kvstore.codecs.quantized import Fp8, Quantizer
@@ -269,8 +269,11 @@ def encode(sources: Sequence[torch.Tensor], blocks: Sequence[Block], form: Form)
         tokens = max(tokens, block.tokens)
     data = torch.empty(at, dtype=torch.uint8, device=device)
     status = torch.zeros(len(blocks), dtype=torch.int32, device=device)
-    for (heads, dim, dtype, by_channel), rows in groups.items():
-        _launch(codec, form.level, data, table(rows, device), status, (heads, dim, tokens), CODES[dtype], by_channel)
+    staging = Staging()
+    staged_rows = {key: staging.add_rows(rows) for key, rows in groups.items()}
+    staged = staging.on(device)
+    for (heads, dim, dtype, by_channel), rows in staged_rows.items():
+        _launch(codec, form.level, data, rows.of(staged), status, (heads, dim, tokens), CODES[dtype], by_channel)
     refused = torch.nonzero(status.cpu()).reshape(-1).tolist()
     if refused:
         raise NotEncodable(f"{codec.name} takes finite values below 2^100; chunks {refused[:8]} have others")
@@ -293,7 +296,7 @@ def _launch(
 ) -> None:
     heads, dim, tokens = extent
     if isinstance(codec, Fp8):
-        encode_channels[(len(rows), heads, triton.cdiv(dim, 32))](
+        encode_channels[(len(rows) // FIELDS, heads, triton.cdiv(dim, 32))](
             data,
             rows,
             status,
@@ -308,7 +311,7 @@ def _launch(
         return
     width = max(32, triton.next_power_of_2(dim))
     tile = max(32 if by_channel else 2, TILE_ELEMENTS // width)
-    encode_rows[(len(rows), heads, triton.cdiv(tokens, tile))](
+    encode_rows[(len(rows) // FIELDS, heads, triton.cdiv(tokens, tile))](
         data,
         rows,
         status,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,18 @@ from kvstore.codecs.frame import Buffer
 from kvstore.errors import Corrupt, InvalidArgument
 
 ALIGNMENT = 16  # bytes: of every piece
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Staged int64: from byte `at` on, `size` numbers."""
+
+    at: int
+    size: int
+
+    def of(self, staged: torch.Tensor) -> torch.Tensor:
+        """They themselves."""
+        return staged[self.at : self.at + 8 * self.size].view(torch.int64)
 
 
 class Staging:
@@ -39,6 +52,10 @@ class Staging:
             known = self._known[id(array)] = (array, self.add(data))
         return known[1]
 
+    def add_rows(self, rows: Sequence[tuple[int, ...]]) -> Rows:
+        """Rows of whole numbers: what the programs of a launch are to do, a row each."""
+        return Rows(self.add_array(np.array(rows, np.int64)), np.size(rows)) if rows else Rows(0, 0)
+
     def on(self, device: torch.device) -> torch.Tensor:
         """All pieces in one uint8 tensor on a device, through pinned memory where it has CUDA."""
         host = torch.empty(max(self.nbytes, ALIGNMENT), dtype=torch.uint8, pin_memory=device.type == "cuda")
@@ -47,11 +64,6 @@ class Staging:
             view[at : at + len(piece)] = piece
             at += len(piece) + -len(piece) % ALIGNMENT
         return host.to(device, non_blocking=True)
-
-
-def table(rows: Sequence[tuple[int, ...]], device: torch.device) -> torch.Tensor:
-    """Rows of whole numbers as int64 on a device: what the programs of a launch are to do, a row each."""
-    return torch.tensor(rows, dtype=torch.int64).to(device)
 
 
 def raise_corrupt(status: torch.Tensor, what: str) -> None:

@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kvstore.codecs.gpu import dequantize, inverse, quantize, rans
+from kvstore.codecs.gpu import dequantize, inverse, lossless, quantize, rans
 
 Kernel = tuple[Any, dict[str, str], dict[str, Any], int]
 
@@ -27,10 +27,7 @@ def quantizer(codec: int, bits: int, dim: int, dtype: int) -> dict[str, Any]:
     return {"CODEC": codec, "BITS": bits, "SIZE": dim & -dim, "DTYPE": dtype, **shape}
 
 
-QUANTIZERS = [
-    quantizer(*each)
-    for each in ((4, 4, 64, 0), (5, 4, 64, 0), (6, 4, 80, 1), (7, 4, 128, 2), (7, 2, 64, 0))
-]
+QUANTIZERS = [quantizer(*each) for each in ((4, 4, 64, 0), (5, 4, 64, 0), (6, 4, 80, 1), (7, 4, 128, 2), (7, 2, 64, 0))]
 
 _ENCODED = {"bodies": "*u8", "sections": "*i64", "status": "*i32"}
 _ROWS = [
@@ -50,6 +47,28 @@ KERNELS: dict[str, list[Kernel]] = {
             warps,
         )
         for dtype, pairs, warps in ((0, 32, 4), (2, 64, 8))
+    ],
+    "lossless": [
+        (
+            lossless.join,
+            {
+                "symbols": "*u8",
+                "staged": "*u8",
+                "frames": "*i64",
+                "counts": "*i32",
+                "ends": "*i64",
+                "status": "*i32",
+            },
+            {**_SHAPE, "DTYPE": 1, "BLOCK": lossless.BLOCK},
+            4,
+        ),
+        (
+            lossless.count_escapes,
+            {"symbols": "*u8", "frames": "*i64", "counts": "*i32"},
+            {"BLOCK": lossless.BLOCK},
+            4,
+        ),
+        (lossless.copy_bytes, {"staged": "*u8", "bodies": "*i64"}, {"BLOCK": lossless.COPIED}, 4),
     ],
     "low bits": [
         (inverse.add_low_bits, {"q": "*i16", "staged": "*u8", "columns": "*i64"}, {"TOKENS": 256}, 4),
