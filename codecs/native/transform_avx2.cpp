@@ -40,6 +40,8 @@ KVSTORE_AVX2_INLINE void inverse_block(const std::int16_t* panel, std::size_t pa
             const __m256i spread = _mm256_set1_epi32(both);
             sums[t][0] = _mm256_add_epi32(sums[t][0], _mm256_madd_epi16(spread, low));
             sums[t][1] = _mm256_add_epi32(sums[t][1], _mm256_madd_epi16(spread, high));
+            // Token by token: with all products first, as GCC would have it, the sums do not stay in registers.
+            asm volatile("" : "+x"(sums[t][0]), "+x"(sums[t][1]));
         }
     }
 #pragma GCC unroll 6
