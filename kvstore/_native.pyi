@@ -76,6 +76,22 @@ def dequantize(
 ) -> bool:
     """The inverse. False, and nothing said by `out`, for parameters that no encoder writes."""
 
+def lossless_encode(
+    dtype: str, shape: tuple[int, int, int, int, int], steps: tuple[int, int, int, int, int], raw: Buffer
+) -> bytes:
+    """The body of a frame of the codec `lossless`; shape and steps as for `quantize`."""
+
+def lossless_decode(
+    dtype: str, shape: tuple[int, int, int, int, int], steps: tuple[int, int, int, int, int], body: Buffer, out: Buffer
+) -> bool:
+    """The inverse. False, and nothing said by `out`, for a body that no encoder makes."""
+
+def lossless_freqs() -> bytes:
+    """The built-in tables' frequencies, uint16 [16, 32]."""
+
+def lossless_costs() -> bytes:
+    """What their symbols cost in 1/256 bit, uint16 [16, 32]."""
+
 def write_header(header: Buffer, fixed: Buffer, offsets: Buffer, lengths: Buffer, digests: Buffer) -> None:
     """Write a record's header in place: the fixed part, n layer groups, zeros, and its checksum (`kvstore.record`).
 

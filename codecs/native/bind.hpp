@@ -12,6 +12,7 @@ void bind_frames(nanobind::module_& m);
 void bind_hash(nanobind::module_& m);
 void bind_hazards(nanobind::module_& m);
 void bind_index(nanobind::module_& m);
+void bind_lossless(nanobind::module_& m);
 void bind_lru(nanobind::module_& m);
 void bind_mapping(nanobind::module_& m);
 void bind_populate(nanobind::module_& m);

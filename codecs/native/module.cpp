@@ -10,6 +10,7 @@ NB_MODULE(_native, m) {
     kvstore::bind_hash(m);
     kvstore::bind_hazards(m);
     kvstore::bind_index(m);
+    kvstore::bind_lossless(m);
     kvstore::bind_lru(m);
     kvstore::bind_mapping(m);
     kvstore::bind_populate(m);
