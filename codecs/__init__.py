@@ -20,6 +20,7 @@ from kvstore.codecs.hadamard import Int4
 from kvstore.codecs.kivi import Kivi
 from kvstore.codecs.lossless import Lossless
 from kvstore.codecs.quantized import Fp8, Int8
+from kvstore.codecs.transform import Transform
 
 __all__ = [
     "Artefact", "Block", "Codec", "Encoded", "Form", "ModelShape", "NotEncodable", "all_codecs", "codec_of", "decode",
@@ -34,3 +35,4 @@ register(Int8())
 register(Int4())
 register(Kivi())
 register(CacheGen())
+register(Transform())

@@ -268,6 +268,53 @@ class Xxh3_128:
         """The hash of all bytes so far, as `xxh3_128` gives it."""
 
 @final
+class TransformPlan:
+    """How frames of the transform codec are coded (`kvstore.codecs.transform.plan.Plan`), laid out for native loops.
+
+    `freqs` uint16 [n, 256]; per column `tables` and `shift` uint8, `rounding` float32. `sections` are (first column,
+    matrix int8 [channels, live], scale float32 [channels], mean float32 [channels], forward float32 [live, channels]);
+    `rotary` per layer (pairs, first channel, whether they are neighbours). ValueError where these do not fit.
+
+    A block's elements have `strides` for layer, plane, token, head, dim, in elements; `tables` are per layer the
+    cosines and sines float32 [tokens - sinks, pairs], for `encode` those of the inverse rotation.
+    """
+
+    def __init__(
+        self,
+        freqs: Buffer,
+        tables: Buffer,
+        shift: Buffer,
+        rounding: Buffer,
+        sections: list[tuple[int, Buffer, Buffer, Buffer, Buffer]],
+        rotary: list[tuple[int, int, bool]],
+        planes: int,
+        heads: int,
+        dim: int,
+    ) -> None: ...
+    def decode(
+        self,
+        body: Buffer,
+        out: Buffer,
+        dtype: str,
+        tokens: int,
+        sinks: int,
+        strides: tuple[int, int, int, int, int],
+        tables: list[tuple[Buffer, Buffer]],
+    ) -> bool:
+        """False for a body that no encoder makes; what `out` then holds says nothing."""
+
+    def encode(
+        self,
+        data: Buffer,
+        dtype: str,
+        tokens: int,
+        sinks: int,
+        strides: tuple[int, int, int, int, int],
+        tables: list[tuple[Buffer, Buffer]],
+    ) -> bytes:
+        """ValueError for NaN or infinity, and for values too far from the mean."""
+
+@final
 class RansBank:
     """Tables of the entropy coder, prepared for both directions; `kvstore.codecs.rans` says what they mean.
 

@@ -18,4 +18,5 @@ NB_MODULE(_native, m) {
     kvstore::bind_rans(m);
     kvstore::bind_record(m);
     kvstore::bind_shared(m);
+    kvstore::bind_transform(m);
 }
