@@ -13,11 +13,14 @@ from typing import Any, TypeVar
 
 from kvstore import __version__
 from kvstore.api import ChunkInfo, Description, Page, PlacementInfo
+from kvstore.artefacts import Artefacts
 from kvstore.catalog import Namespace, Scope
 from kvstore.codecs import form_name
+from kvstore.coder import Coder
 from kvstore.config import Config
 from kvstore.core import DRAM, NVME, ROWS_AT_ONCE, Core, Removed
 from kvstore.errors import KVStoreError
+from kvstore.forms import check_forms
 from kvstore.loader import Loader
 from kvstore.mover import Mover
 from kvstore.reader import Reader
@@ -31,6 +34,7 @@ from kvstore.tiers.dram import DramTier
 from kvstore.writer import Writer
 
 DELETE_PATIENCE_S = 0.25
+ARTEFACTS = "artefacts"  # the folder beside the segments
 AnySession = TypeVar("AnySession", bound=Session)
 
 
@@ -41,6 +45,9 @@ class Store:
 
     def __init__(self, config: Config) -> None:
         """Open the store. Raises `ConfigError`, `StorageError`."""
+        check_forms(config)
+        folder = None if config.nvme is None else config.nvme.path / ARTEFACTS
+        coder = Coder(config, Artefacts(folder, config.codecs.artefacts))
         nvme = _open_nvme(config)
         try:
             dram = DramTier(config.dram.capacity, config.dram.extent)
@@ -49,7 +56,7 @@ class Store:
                 nvme.close()
             raise
         threads = config.nvme.io_threads if config.nvme else 2
-        self._core = core = Core(config, dram, nvme)
+        self._core = core = Core(config, dram, nvme, coder)
         self._reclaimer = Reclaimer(core)
         self._writer = Writer(core, self._reclaimer)
         self._loader = Loader(core, self._writer, threads)
@@ -59,7 +66,7 @@ class Store:
         self._sessions = itertools.count(1)
         self._closing = threading.Lock()
         for each in config.namespaces:
-            core.catalog.add_namespace(Namespace(each.name, each.quota, each.ttl_s))
+            core.catalog.add_namespace(Namespace(each.name, each.quota, each.ttl_s, each.codec, each.lossy))
         self.notes: Sequence[str] = ()
         try:
             if nvme is not None:
@@ -150,6 +157,7 @@ class Store:
             "gauges": gauges,
             "counters": counters,
             "tiers": tiers,
+            "codecs": core.coder.stats(),
             "notes": list(self.notes),
         }
 
