@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from kvstore.codecs import Artefact, Block
 from kvstore.errors import ConfigError, Corrupt, NotFound, SpecMismatch, StorageError
@@ -18,16 +18,6 @@ from kvstore.forms import Named
 
 SUFFIX = ".safetensors"
 DIGEST_BYTES = 16
-
-
-class Listed(NamedTuple):
-    """An artefact on disk or in use. `current` ones are configured or shipped, and encode what comes."""
-
-    digest: bytes
-    kind: str
-    model: str
-    nbytes: int
-    current: bool
 
 
 class Artefacts:
@@ -91,17 +81,21 @@ class Artefacts:
                 self._kept.discard(digest)
                 self._path(digest).unlink(missing_ok=True)
 
-    def list(self) -> Sequence[Listed]:
-        """Everything that is here; files that cannot be read are left out."""
+    def stats(self) -> Sequence[Mapping[str, Any]]:
+        """Those that are configured or in use, as plain data; `current` ones encode what comes."""
         current = {each.digest for each in self._current}
-        found = []
-        for digest in sorted({*current, *self._known, *self._on_disk()}):
-            try:
-                each = self.get(digest)
-            except NotFound:
-                continue
-            found.append(Listed(digest, each.kind, each.model.name, len(each.data), digest in current))
-        return found
+        with self._lock:
+            known = sorted(self._known.items())
+        return [
+            {
+                "digest": digest.hex(),
+                "kind": each.kind,
+                "model": each.model.name,
+                "bytes": len(each.data),
+                "current": digest in current,
+            }
+            for digest, each in known
+        ]
 
     def _choose(self, form: Named, block: Block, model: str) -> Artefact | None:
         level = form.codec.levels[form.level]

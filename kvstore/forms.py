@@ -48,6 +48,12 @@ def lossless() -> Named | None:
     return None if found is None else Named(found)
 
 
+def form_text(name: str, level: int) -> str:
+    """A codec's name with that of a level, where there are several."""
+    codec = all_codecs().get(name)
+    return name if codec is None or not 0 <= level < len(codec.levels) else str(Named(codec, level))
+
+
 def check_opt_in(namespace: NamespaceConfig) -> None:
     """Raise `ConfigError` where a namespace wants its puts in a lossy form without having opted in to that."""
     form = None if namespace.codec is None else parse_form(namespace.codec, "namespace.codec")

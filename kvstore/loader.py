@@ -19,7 +19,7 @@ from kvstore.core import DRAM, Copy, Core, Removed
 from kvstore.decoding import check_known
 from kvstore.errors import Closed, Corrupt, KVStoreError, NotFound, Shed, SpecMismatch, StorageError
 from kvstore.keys import ChunkRef
-from kvstore.record import RAW, Record
+from kvstore.record import RAW, Record, unpack
 from kvstore.spec import Part
 from kvstore.writer import Writer
 
@@ -95,6 +95,16 @@ class Loader:
         except StorageError as error:
             return str(error)
         return ""
+
+    def header(self, copy: Copy) -> Record:
+        """The header of a copy (with a reader on it), wherever it lies."""
+        block, tier = memoryview(bytearray(copy.header)), self._core.tiers[copy.tier]
+
+        def read(location: int) -> Record:
+            tier.read_into(location, 0, block)
+            return unpack(block)
+
+        return self._wherever(copy, read)
 
     def finish(self, scope: Scope, key: bytes, part: Part, source: Copy) -> None:
         """Take the reader off a copy, and the copy out if it was found bad."""

@@ -35,10 +35,11 @@ from kvstore.placer import Placer
 from kvstore.places import ITEM_BYTES, pack_items
 from kvstore.policy import Rows
 from kvstore.reader import Reader, StoreView
+from kvstore.reservation import StoreReservation
 from kvstore.rows import REF_DTYPE
 from kvstore.spec import KVSpec, Part
 from kvstore.walk import Flags, Reach, walk, within_windows
-from kvstore.writer import StoreReservation, Writer
+from kvstore.writer import Writer
 
 if TYPE_CHECKING:
     from kvstore.store import Store

@@ -29,6 +29,7 @@ from kvstore.record import BLOCK
 from kvstore.recovery import index_recovered
 from kvstore.session import OwnedSession, Session
 from kvstore.spec import KVSpec, Part
+from kvstore.sweep import sweep, sweep_quietly
 from kvstore.tiers.base import Tier
 from kvstore.tiers.dram import DramTier
 from kvstore.writer import Writer
@@ -76,6 +77,8 @@ class Store:
             dram.close()
             raise
         self._mover.start()
+        if coder.artefacts.stale():
+            self._loader.submit(sweep_quietly, core, self._loader)
 
     def session(self, namespace: str = "default") -> Session:
         """A way in for one client. `UnknownNamespace` unless the namespace is configured."""
@@ -125,6 +128,10 @@ class Store:
                 return
             core.check_open()
 
+    def sweep_artefacts(self) -> int:
+        """Remove the artefacts that are neither configured nor named by any record; how many."""
+        return sweep(self._core, self._loader)
+
     def stats(self, namespace: Namespace) -> dict[str, Any]:
         """Counters since the start and gauges of now."""
         core = self._core
@@ -158,6 +165,7 @@ class Store:
             "counters": counters,
             "tiers": tiers,
             "codecs": core.coder.stats(),
+            "artefacts": core.coder.artefacts.stats(),
             "notes": list(self.notes),
         }
 

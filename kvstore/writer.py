@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,43 +17,17 @@ from kvstore.api import Ack, Offer
 from kvstore.catalog import Geometry, Namespace, Scope
 from kvstore.coder import Coded
 from kvstore.core import ANY_TIER, DRAM, NVME, Copy, Core, Removed, now_ms
-from kvstore.errors import Closed, Corrupt, InvalidArgument, KVStoreError, Shed, StorageError, TooLarge
+from kvstore.errors import InvalidArgument, KVStoreError, Shed, StorageError, TooLarge
 from kvstore.keys import ChunkRef, check_key
-from kvstore.loan import Loan
 from kvstore.marks import drain_marks
 from kvstore.record import RAW, Entry, Record, padded, unpack, write_header, write_record
+from kvstore.reservation import StoreReservation
+from kvstore.slot import Slot
 from kvstore.spec import Part
 from kvstore.tiers.base import Owner, Tier, TierFull
 from kvstore.tiers.dram import zero_padding
 
 Digests = npt.NDArray[np.uint8]
-
-
-@dataclass(slots=True)
-class Slot:
-    """Memory of the arena for one part that is not published yet."""
-
-    scope: Scope
-    ref: ChunkRef
-    part: Part
-    first_valid: int
-    geometry: Geometry
-    location: int
-    promised: bool = True  # counted towards the quota
-    placed: bool = False  # the memory belongs to a chunk now
-    record: Record | None = None  # of a part that was encoded
-
-    def entry(self) -> Entry | Record:
-        """What the index is told."""
-        return self.raw_entry() if self.record is None else self.record
-
-    def raw_entry(self) -> Entry:
-        """What there is to tell of a part that is raw."""
-        ref, geometry = self.ref, self.geometry
-        return Entry(
-            ref.key, ref.parent, self.part, ref.position, ref.tokens,
-            geometry.nbytes, geometry.nbytes, geometry.total, self.first_valid,
-        )  # fmt: skip
 
 
 class Writer:
@@ -77,7 +47,7 @@ class Writer:
         if offer.data.nbytes != geometry.nbytes:
             raise InvalidArgument(f"{offer.data.nbytes} bytes were offered for a part of {geometry.nbytes}")
         if ack is not Ack.STORED:
-            self._check_ack(ack, geometry)
+            self.check_ack(ack, geometry)
         namespace = scope.namespace
         with self._core.lock:
             known, copy = self.twin(scope, offer.ref, offer.part, offer.first_valid, ack)
@@ -108,7 +78,7 @@ class Writer:
     def reserve(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int) -> StoreReservation:
         """Memory for a part, to be filled in place."""
         slot = self._reserve(scope, ref, part, first_valid, self._check(scope, ref, part, first_valid))
-        return StoreReservation(self, slot)
+        return StoreReservation(self._core, self, slot)
 
     def publish(self, slot: Slot, digests: Digests, ack: Ack) -> tuple[bool, Copy | None]:
         """Write the header and make a part visible; see `_publish_in_form`."""
@@ -271,7 +241,7 @@ class Writer:
         header = bytes(view[:header_bytes])
         return Coded(unpack(header), header, view[header_bytes:])
 
-    def _check_ack(self, ack: Ack, geometry: Geometry) -> None:
+    def check_ack(self, ack: Ack, geometry: Geometry) -> None:
         if ack is Ack.STORED:
             return
         nvme = self._core.nvme
@@ -424,67 +394,3 @@ class Writer:
 def _nobody(namespace: Namespace) -> None:
     """Before there is a mover nobody waits for one."""
     del namespace
-
-
-class StoreReservation:
-    """Memory of the arena for one part; see `kvstore.api.Reservation`."""
-
-    def __init__(self, writer: Writer, slot: Slot) -> None:
-        self._writer, self._core, self._slot = writer, writer._core, slot
-        self._open = True
-        self._loan = Loan(self._core.dram.view(slot.location, slot.geometry.header, slot.geometry.nbytes))
-
-    @property
-    def data(self) -> memoryview:
-        """Memory to fill, of the exact length of the part."""
-        return self._loan.data
-
-    def commit(self, ack: Ack = Ack.STORED, *, expect: bytes = b"") -> bool:
-        """Hash what was written and publish it; see `kvstore.api.Reservation.commit`."""
-        slot, geometry = self._slot, self._slot.geometry
-        if not self._open:
-            raise Closed("this reservation was committed or aborted already")
-        self._writer._check_ack(ack, geometry)
-        digests = _native.xxh3_128_many(self.data, geometry.offsets, geometry.lengths)
-        if expect and digests.tobytes() != expect:
-            self.abort()
-            raise Corrupt(f"the bytes of chunk {slot.ref.key.hex()} do not match the checksums sent with them")
-        self._take()
-        try:
-            placed, copy = self._writer.publish(slot, digests, ack)
-        finally:
-            self._core.end_loan(self._loan, self._nothing if slot.placed else partial(self._writer.give_up, slot))
-        self._writer.ensure(slot.scope, copy, ack)
-        return placed
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it was neither committed nor aborted."""
-        return self._open
-
-    def abort(self) -> None:
-        """Give the memory back unless it was published."""
-        try:
-            self._take()
-        except Closed:
-            return
-        self._core.end_loan(self._loan, partial(self._writer.give_up, self._slot))
-
-    def _take(self) -> None:
-        """End the reservation, for one caller alone: what is done with its memory is up to that one."""
-        with self._core.lock:
-            if not self._open:
-                raise Closed("this reservation was committed or aborted already")
-            self._open = False
-            self._writer.count_no_longer(self._slot)
-
-    def _nothing(self) -> None:
-        """The memory belongs to a chunk now."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.abort()

@@ -69,6 +69,7 @@ def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
     made.add("stats", "inspect", "stats", "Print counters and gauges.")
     listed = made.add("ls", "inspect", "ls", "List the stored chunks of the namespace.")
     listed.add_argument("--limit", type=positive, metavar="N", help="stop after so many chunks")
+    made.add("artefacts", "inspect", "artefacts", "List what codecs have learnt of models, as far as the store has it.")
     made.add("verify", "verify", "verify", "Read everything back against its checksums; exit 6 if any is corrupt.")
     put = made.add("put", "objects", "put", "Store a part of one chunk, or of all chunks of a prompt.", _FILES)
     _choice(put)
