@@ -20,7 +20,7 @@ from kvstore.artefacts import Artefacts
 from kvstore.catalog import Scope
 from kvstore.codecs import Block, Encoded, Form, NotEncodable, form_name
 from kvstore.config import Config
-from kvstore.decoding import CODEC_FAILURES, decode_layers
+from kvstore.decoding import CODEC_FAILURES, decode_layers, threads_for
 from kvstore.errors import InvalidArgument, KVStoreError, SpecMismatch
 from kvstore.forms import Named, lossless, parse_form
 from kvstore.keys import ChunkRef
@@ -99,7 +99,7 @@ class Coder:
     ) -> None:  # fmt: skip
         """`kvstore.decoding.decode_layers` with this store's artefacts, counted."""
         start = time.perf_counter()
-        decode_layers(frames, out, spec, ref, part, layers, self.artefacts.get)
+        decode_layers(frames, out, spec, ref, part, layers, self.artefacts.get, threads=threads_for(out.nbytes))
         seconds = time.perf_counter() - start
         with self._lock:
             figures = self._figures.setdefault(form_name(form), Figures())

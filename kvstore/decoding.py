@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import cache
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
@@ -18,12 +21,39 @@ from kvstore.keys import ChunkRef
 from kvstore.record import NO_ARTEFACT, RAW, Record, group_table
 from kvstore.spec import KVSpec, Part
 
+SHARED_BYTES = 4 << 20
+MOST_THREADS = 4
 FindArtefact: TypeAlias = Callable[[bytes], Artefact]
 # What code of anybody's may raise on bytes or values that it was not written for.
 CODEC_FAILURES = (
     ArithmeticError, AssertionError, AttributeError, BufferError, LookupError, MemoryError, OSError, RuntimeError,
     TypeError, ValueError,
 )  # fmt: skip
+
+
+class _Joined(ThreadPoolExecutor):
+    """Threads whose `map` ends when all its calls have: none still writes to a destination that was given back."""
+
+    def map(self, fn: Callable[..., Any], *iterables: Any, **options: Any) -> Any:
+        """As `Executor.map`."""
+        del options
+        calls = [self.submit(fn, *each) for each in zip(*iterables, strict=True)]
+        wait(calls)
+        return [call.result() for call in calls]
+
+
+@cache
+def _shared_threads(count: int) -> Executor:
+    return _Joined(count, "kvstore-decode")
+
+
+os.register_at_fork(after_in_child=_shared_threads.cache_clear)
+
+
+def threads_for(nbytes: int) -> Executor | None:
+    """Threads of this process to decode so many raw bytes with; None where waking them is not worth it."""
+    cores = min(len(os.sched_getaffinity(0)), MOST_THREADS)
+    return _shared_threads(cores) if cores > 1 and nbytes >= SHARED_BYTES else None
 
 
 def known_forms() -> tuple[int, ...]:
@@ -59,8 +89,8 @@ def covering(
     first, end = layers
     if not 0 <= first < end <= count:
         raise InvalidArgument(f"layers {layers} are outside the part's {count} layer groups")
-    if len(groups) == 1:
-        return 0, 1
+    if len(groups) in (1, count):
+        return (0, 1) if len(groups) == 1 else layers
     due = []
     for row, (offset, length) in enumerate(zip(groups["offset"].tolist(), groups["length"].tolist(), strict=True)):
         frame, _ = read_frame(payload[offset : offset + length], verify=False)
@@ -79,9 +109,12 @@ def decode_layers(
     part: Part,
     layers: tuple[int, int] | None,
     find: FindArtefact,
+    *,
+    threads: Executor | None = None,
 ) -> None:
     """Decode layers of a part (none: all) into `out` from the frames that cover them, whose checksums have held.
 
+    In this thread, or in `threads`, a frame at a time.
     `NotFound` where the codec or the artefact is not here, `Corrupt` for bytes that no encoder makes, and
     `SpecMismatch` for those of another part.
     """
@@ -92,7 +125,7 @@ def decode_layers(
         if form not in known_forms():
             raise NotFound(f"chunk {ref.key.hex()} is stored in form {form}, which this build does not know: a miss")
     try:
-        codecs.decode(frames, out, block, layers=layers, artefacts=find, verify=False)
+        codecs.decode(frames, out, block, layers=layers, artefacts=find, verify=False, threads=threads)
     except NotFound as error:
         raise NotFound(f"chunk {ref.key.hex()} cannot be decoded: {error}") from None
     except KVStoreError:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from kvstore import _native
 from kvstore.api import Want
 from kvstore.channels.extents import Extents
-from kvstore.decoding import FindArtefact, covering, decode_layers, layer_count
+from kvstore.decoding import FindArtefact, covering, decode_layers, layer_count, threads_for
 from kvstore.errors import Corrupt, InvalidArgument, KVStoreError, SpecMismatch
 from kvstore.keys import ChunkRef
 from kvstore.places import Place
@@ -100,7 +100,8 @@ def _read_record(
     if not np.array_equal(digests, groups["xxh3"]):
         return Corrupt(f"layer groups of {want.ref.key.hex()} do not match their checksums")
     if form != RAW:
-        decode_layers(out, want.out, spec, want.ref, want.part, want.layers, find)
+        threads = threads_for(want.out.nbytes)
+        decode_layers(out, want.out, spec, want.ref, want.part, want.layers, find, threads=threads)
     return None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from kvstore import pieces, wire
 from kvstore.api import Want
 from kvstore.channels.arriving import Arriving, Groups
-from kvstore.decoding import FindArtefact, decode_layers, known_forms
+from kvstore.decoding import FindArtefact, decode_layers, known_forms, threads_for
 from kvstore.errors import Corrupt, InvalidArgument, KVStoreError, SpecMismatch
 from kvstore.record import RAW, padded
 from kvstore.spec import KVSpec
@@ -124,7 +124,10 @@ class _Item:
         if self._form == RAW:
             return None
         try:
-            decode_layers(self.arriving.data, want.out, self._spec, want.ref, want.part, want.layers, self._find)
+            decode_layers(
+                self.arriving.data, want.out, self._spec, want.ref, want.part, want.layers, self._find,
+                threads=threads_for(want.out.nbytes),
+            )  # fmt: skip
         except KVStoreError as error:
             return error
         return None

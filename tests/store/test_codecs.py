@@ -343,6 +343,24 @@ def test_each_and_many(box: Box) -> None:
             assert np.array_equal(out, rounded(values(LARGE, ref, LARGE.part())))
 
 
+def test_headers_are_as_long_in_every_form(box: Box) -> None:
+    tall = KVSpec.dense("tall", layers=131, kv_heads=1, head_dim=16, chunk_tokens=32)
+    client, chain = box.open(nvme=DISK, nvme_codec="t-lossy", namespaces=LOSSY), prompt(tall, 2)
+    only_below(box, client, tall, chain.refs)  # 66 frames, for which one block would be enough
+    check(client, tall, chain.refs, lossy=True)
+    client.close()
+    client = box.open(nvme=DISK, namespaces=LOSSY)
+    check(client, tall, chain.refs, lossy=True)
+    assert client.lookup(tall, chain, fidelity=Fidelity.LOSSY).tokens == 64
+
+
+def test_large_parts_are_decoded_by_several_threads(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.decoding.SHARED_BYTES", 1)
+    client, chain = box.open(nvme=DISK, nvme_codec="t-exact"), prompt(LARGE, 2)
+    only_below(box, client, LARGE, chain.refs)
+    check(client, LARGE, chain.refs)
+
+
 def test_a_restart_brings_encoded_records_back(box: Box) -> None:
     chain = prompt(SHARDED, 3, tail=20)
     client = box.open(nvme=DISK, nvme_codec="t-lossy", namespaces=LOSSY)
