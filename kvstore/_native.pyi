@@ -43,6 +43,39 @@ def copy_hash_many(dst: Buffer, src: Buffer, offsets: Buffer, lengths: Buffer) -
     ValueError otherwise, or if the buffers overlap or differ in length.
     """
 
+def split_bytes(dst: Buffer, src: Buffer, width: int) -> None:
+    """Turn each element of 2 or 4 bytes left by one bit and write its bytes to byte planes, the highest first.
+
+    ValueError for another width, lengths that differ or are no whole number of elements, or an overlap.
+    """
+
+def join_bytes(dst: Buffer, src: Buffer, width: int) -> None:
+    """The inverse of `split_bytes`: from byte planes to elements."""
+
+def quantize(
+    method: str,
+    dtype: str,
+    shape: tuple[int, int, int, int, int],
+    steps: tuple[int, int, int, int, int],
+    raw: Buffer,
+    body: Buffer,
+) -> bool:
+    """Quantize a frame: `int8`, `fp8`, `int4`, `kivi:4` or `kivi:2`, as the codecs of these names define.
+
+    `shape` and `steps` (in elements) are [layer, plane, token, head, dim]. False, and nothing said by `body`, if a value
+    is not finite or 2^100 and more. ValueError if anything does not fit together.
+    """
+
+def dequantize(
+    method: str,
+    dtype: str,
+    shape: tuple[int, int, int, int, int],
+    steps: tuple[int, int, int, int, int],
+    body: Buffer,
+    out: Buffer,
+) -> bool:
+    """The inverse. False, and nothing said by `out`, for parameters that no encoder writes."""
+
 def write_header(header: Buffer, fixed: Buffer, offsets: Buffer, lengths: Buffer, digests: Buffer) -> None:
     """Write a record's header in place: the fixed part, n layer groups, zeros, and its checksum (`kvstore.record`).
 
@@ -217,6 +250,32 @@ class Xxh3_128:
 
     def digest(self) -> bytes:
         """The hash of all bytes so far, as `xxh3_128` gives it."""
+
+@final
+class RansBank:
+    """Tables of the entropy coder, prepared for both directions; `kvstore.codecs.rans` says what they mean.
+
+    `freqs` is uint16 [n, 256]; ValueError unless n is 1 to 256 and each table sums to 4096. The number of tokens is
+    that of `symbols` or `out` for the columns that `tables` (uint8 [columns]) has; ValueError where they do not fit or
+    a column's table is not in the bank. Decoding gives False for a stream that no encoder makes.
+    """
+
+    def __init__(self, freqs: Buffer) -> None: ...
+    @property
+    def tables(self) -> int:
+        """How many."""
+
+    def encode(self, symbols: Buffer, tables: Buffer) -> bytes:
+        """The stream of uint8 [tokens, columns]. ValueError for a symbol without a frequency in its table."""
+
+    def decode(self, data: Buffer, tables: Buffer, out: Buffer) -> bool:
+        """Symbols into `out`, uint8 [tokens, columns]."""
+
+    def decode_levels(self, data: Buffer, tables: Buffer, out: Buffer) -> bool:
+        """`symbol - 128` into `out`, int16 [tokens, columns]."""
+
+    def dequantize(self, data: Buffer, tables: Buffer, scale: Buffer, mean: Buffer, out: Buffer, dtype: str) -> bool:
+        """`scale * (symbol - 128) + mean` (float32 [columns] each) into `out`, `bfloat16`, `float16` or `float32`."""
 
 @final
 class Allocator:
