@@ -20,7 +20,7 @@ from kvstore.artefacts import Artefacts
 from kvstore.catalog import Scope
 from kvstore.codecs import Block, Encoded, Form, NotEncodable, form_name
 from kvstore.config import Config
-from kvstore.decoding import CODEC_FAILURES, decode_layers, threads_for
+from kvstore.decoding import decode_layers, threads_for
 from kvstore.errors import InvalidArgument, KVStoreError, SpecMismatch
 from kvstore.forms import Named, lossless, parse_form
 from kvstore.keys import ChunkRef
@@ -156,7 +156,7 @@ class Coder:
         except KVStoreError as error:
             self._fell_back(_reason(error))
             return None
-        except CODEC_FAILURES:
+        except Exception:  # noqa: BLE001 - a codec is anybody's code, and nothing that it does may lose a part
             self._fell_back("failed")
             return None
         self._learn(named.codec.name, record.logical, coded.record.stored, seconds, decode_s)

@@ -24,11 +24,6 @@ from kvstore.spec import KVSpec, Part
 SHARED_BYTES = 4 << 20
 MOST_THREADS = 4
 FindArtefact: TypeAlias = Callable[[bytes], Artefact]
-# What code of anybody's may raise on bytes or values that it was not written for.
-CODEC_FAILURES = (
-    ArithmeticError, AssertionError, AttributeError, BufferError, LookupError, MemoryError, OSError, RuntimeError,
-    TypeError, ValueError,
-)  # fmt: skip
 
 
 class _Joined(ThreadPoolExecutor):
@@ -130,7 +125,9 @@ def decode_layers(
         raise NotFound(f"chunk {ref.key.hex()} cannot be decoded: {error}") from None
     except KVStoreError:
         raise
-    except CODEC_FAILURES as error:
+    except ImportError as error:
+        raise NotFound(f"chunk {ref.key.hex()} cannot be decoded here: {error}") from error
+    except Exception as error:
         raise Corrupt(f"chunk {ref.key.hex()} cannot be decoded: {type(error).__name__}: {error}") from error
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kvstore.codecs import Codec, all_codecs
+from kvstore import codecs
+from kvstore.codecs import Block, Codec, Form, all_codecs
 from kvstore.config import Config, NamespaceConfig
 from kvstore.errors import ConfigError
 from kvstore.nearest import nearest
+from kvstore.spec import CANONICAL_AXES
 
 RAW = "raw"
 LOSSLESS = "lossless"
@@ -66,8 +68,24 @@ def check_opt_in(namespace: NamespaceConfig) -> None:
 
 def check_forms(config: Config) -> None:
     """Raise `ConfigError` for a form that this build does not have, or that a namespace has not opted in to."""
-    parse_form(config.dram.codec, "dram.codec")
+    keys = {"dram.codec": config.dram.codec}
     if config.nvme is not None:
-        parse_form(config.nvme.codec, "nvme.codec")
+        keys["nvme.codec"] = config.nvme.codec
     for namespace in config.namespaces:
         check_opt_in(namespace)
+        keys["namespace.codec"] = namespace.codec or RAW
+    for key, text in keys.items():
+        form = parse_form(text, key)
+        if form is not None and not form.codec.artefact_kind:
+            _check_installed(form, key)
+
+
+def _check_installed(form: Named, key: str) -> None:
+    """Raise `ConfigError` for a codec that needs a package which is not here."""
+    block = Block("bfloat16", (0,), 2, 1, 1, 64, CANONICAL_AXES)
+    try:
+        codecs.encode(bytes(block.nbytes), block, Form(form.codec, form.level))
+    except ImportError as error:
+        raise ConfigError(f"{key} = {str(form)!r} cannot be used here: {error}; install that package") from None
+    except Exception:  # noqa: BLE001 - whatever else it makes of one token of zeros is not for here
+        return

@@ -94,6 +94,10 @@ class Learned(HighByte):
         super().decode_frame(memoryview(mended), frame, block, out, artefact)
 
 
+class OddError(Exception):
+    """Of a library of its own."""
+
+
 class Wrong(Deflate):
     """Claims to be exact and is not, or fails, as `mood` says."""
 
@@ -103,7 +107,9 @@ class Wrong(Deflate):
 
     def encode_frame(self, raw: memoryview, block: Block, level: int, artefact: Artefact | None) -> Buffer:
         if self.mood == "raises":
-            raise ZeroDivisionError("a codec with a bug")
+            raise OddError("a codec with a bug")
+        if self.mood == "not installed":
+            raise ModuleNotFoundError("No module named 'odd'")
         if self.mood == "larger":
             return bytes(len(raw) + 100)
         data = bytearray(raw)
@@ -114,7 +120,7 @@ class Wrong(Deflate):
         self, body: memoryview, frame: Frame, block: Block, out: memoryview, artefact: Artefact | None
     ) -> None:
         if self.mood == "cannot decode":
-            raise KeyError("a codec with a bug")
+            raise OddError("a codec with a bug")
         super().decode_frame(body, frame, block, out, artefact)
 
 

@@ -395,6 +395,12 @@ def test_an_unknown_codec_or_level_is_told_at_the_start(box: Box) -> None:
         box.open(namespaces=(NamespaceConfig("default", codec="lossless:x"),))
 
 
+def test_a_codec_whose_package_is_missing_is_told_at_the_start(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Wrong, "mood", "not installed")
+    with pytest.raises(ConfigError, match=r"nvme.codec = 't-wrong' cannot be used here: No module named 'odd'"):
+        box.open(nvme=DISK, nvme_codec="t-wrong")
+
+
 def test_a_form_that_this_build_does_not_know_is_a_miss_that_says_so(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     client, chain = box.open(nvme=DISK, nvme_codec="t-exact"), prompt(SMALL, 2)
     only_below(box, client, SMALL, chain.refs)
