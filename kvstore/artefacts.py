@@ -82,20 +82,25 @@ class Artefacts:
                 self._path(digest).unlink(missing_ok=True)
 
     def stats(self) -> Sequence[Mapping[str, Any]]:
-        """Those that are configured or in use, as plain data; `current` ones encode what comes."""
-        current = {each.digest for each in self._current}
+        """All of them as plain data; `current` ones encode what comes. What was not read has no kind and no model."""
+        current, found = {each.digest for each in self._current}, []
         with self._lock:
-            known = sorted(self._known.items())
-        return [
-            {
-                "digest": digest.hex(),
-                "kind": each.kind,
-                "model": each.model.name,
-                "bytes": len(each.data),
-                "current": digest in current,
-            }
-            for digest, each in known
-        ]
+            known = dict(self._known)
+        for digest in sorted({*known, *self._on_disk()}):
+            each = known.get(digest)
+            if each is None:
+                kind, model, nbytes = "", "", self._size(digest)
+            else:
+                kind, model, nbytes = each.kind, each.model.name, len(each.data)
+            told = {"digest": digest.hex(), "kind": kind, "model": model, "bytes": nbytes, "current": digest in current}
+            found.append(told)
+        return found
+
+    def _size(self, digest: bytes) -> int:
+        try:
+            return self._path(digest).stat().st_size
+        except OSError:
+            return 0
 
     def _choose(self, form: Named, block: Block, model: str) -> Artefact | None:
         level = form.codec.levels[form.level]

@@ -60,6 +60,8 @@ class Coder:
         self.artefacts = artefacts
         self._dram = parse_form(config.dram.codec, "dram.codec")
         self._nvme = None if config.nvme is None else parse_form(config.nvme.codec, "nvme.codec")
+        names = {each.codec for each in config.namespaces if each.codec is not None}
+        self._own = {name: parse_form(name, "namespace.codec") for name in names}
         self._lock = threading.Lock()
         self._figures: dict[str, Figures] = {}
         self._fallbacks: Counter[str] = Counter()
@@ -67,7 +69,7 @@ class Coder:
     def put_form(self, scope: Scope) -> Named | None:
         """The form in which a namespace's puts are stored, None for raw."""
         codec = scope.namespace.codec
-        return self._allowed(scope, self._dram if codec is None else parse_form(codec, "namespace.codec"))
+        return self._allowed(scope, self._dram if codec is None else self._own[codec])
 
     def form_below(self, scope: Scope) -> Named | None:
         """The form that a namespace's parts are given on their way to NVMe, None for as they are."""

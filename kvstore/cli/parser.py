@@ -79,6 +79,7 @@ def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
     put.add_argument("file", metavar="FILE")
     get = made.add("get", "objects", "get", "Read a part of one chunk, or of a prompt's longest stored prefix.", _FILES)
     _choice(get)
+    get.add_argument("--lossy", action="store_true", help="also from copies that a lossy codec has made")
     get.add_argument("-o", "--output", required=True, metavar="FILE")
     _choice(made.add("rm", "objects", "remove", "Delete chunks wherever they lie."), many=True)
     pin = made.add("pin", "objects", "pin", "Keep chunks from eviction for a time.")
