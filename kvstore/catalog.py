@@ -21,12 +21,15 @@ MAX_SCOPES = 65536
 class Namespace:
     """A tenant as the store sees it.
 
+    `codec` is the form of its puts (none: the DRAM tier's), `lossy` whether a lossy copy may be its last.
     `used` counts record bytes over all tiers, `promised` those of reservations that are not published yet.
     """
 
     name: str
     quota: int = 0
     ttl_s: float = 0.0
+    codec: str | None = None
+    lossy: bool = False
     open: bool = True
     used: int = 0
     promised: int = 0

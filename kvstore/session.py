@@ -24,6 +24,7 @@ from kvstore.api import (
 )
 from kvstore.catalog import Namespace, Scope
 from kvstore.core import DRAM, Core, now_ms, steady_ms
+from kvstore.decoding import OwnView
 from kvstore.errors import Closed, InvalidArgument
 from kvstore.events import Watcher
 from kvstore.hazards import open_board
@@ -34,10 +35,11 @@ from kvstore.placer import Placer
 from kvstore.places import ITEM_BYTES, pack_items
 from kvstore.policy import Rows
 from kvstore.reader import Reader, StoreView
+from kvstore.reservation import StoreReservation
 from kvstore.rows import REF_DTYPE
 from kvstore.spec import KVSpec, Part
 from kvstore.walk import Flags, Reach, walk, within_windows
-from kvstore.writer import StoreReservation, Writer
+from kvstore.writer import Writer
 
 if TYPE_CHECKING:
     from kvstore.store import Store
@@ -205,10 +207,16 @@ class Session:
             spec.check_part(want.part)
         return self._reader.get_each(self._scope(spec), wants, fidelity, verify)
 
-    def view(self, spec: KVSpec, ref: ChunkRef, part: Part) -> StoreView:
+    def view(
+        self, spec: KVSpec, ref: ChunkRef, part: Part, *, fidelity: Fidelity = Fidelity.EXACT, encoded: bool = False
+    ) -> StoreView | OwnView:
         check_key(ref.key)
         spec.check_part(part)
-        return self._reader.view(self._scope(spec), ref, part)
+        return self._reader.view(self._scope(spec), ref, part, fidelity, encoded)
+
+    def artefact(self, digest: bytes) -> bytes:
+        self._check_open()
+        return self._core.coder.artefacts.get(digest).data
 
     def put(self, spec: KVSpec, offer: Offer, *, ack: Ack = Ack.STORED) -> bool:
         return self._writer.put(self._scope(spec), offer, ack)
@@ -241,8 +249,8 @@ class Session:
                     count += 1
         return count
 
-    def prefetch(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
-        return self._loader.prefetch(self._scope(spec), _checked(keys))
+    def prefetch(self, spec: KVSpec, keys: Sequence[bytes], *, fidelity: Fidelity = Fidelity.EXACT) -> int:
+        return self._loader.prefetch(self._scope(spec), _checked(keys), fidelity)
 
     def chunks(self, cursor: int = 0, limit: int = 1000) -> Page:
         self._check_open()

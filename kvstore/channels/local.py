@@ -29,6 +29,7 @@ from kvstore.channels.local_view import LocalView
 from kvstore.channels.options import Options
 from kvstore.channels.staging import Segment, Staging
 from kvstore.channels.stream import ONE_WAY, Frame, Stream, encode
+from kvstore.decoding import FindArtefact, OwnView, known_forms, raw_record
 from kvstore.errors import (
     Corrupt,
     DeadlineExceeded,
@@ -39,6 +40,7 @@ from kvstore.errors import (
 )
 from kvstore.keys import ChunkRef
 from kvstore.places import Place, pack_items, unpack_places
+from kvstore.record import RAW, unpack
 from kvstore.shared_index import SharedIndex
 from kvstore.spec import KVSpec, Part
 from kvstore.v1 import kvstore_pb2 as pb
@@ -191,17 +193,19 @@ class LocalBackend(Control):
             left = list(range(len(wants)))
         else:
             for number, want in enumerate(wants):
-                if not _read_leased(life, spec, want, fidelity, verify):
+                if not _read_leased(life, spec, want, fidelity, verify, self.find_artefact):
                     left.append(number)
         if left:
-            left = local_unasked.read(self._shared(), spec, wants, left, verify, HOLD_S)
+            left = local_unasked.read(self._shared(), spec, wants, left, verify, HOLD_S, self.find_artefact)
         if left:
             for window in _windows(wants, left) if len(left) > 1 else (left,):
                 self._read_placed(spec, wants, window, outcomes, fidelity, verify)
         return outcomes
 
-    def view(self, spec: KVSpec, ref: ChunkRef, part: Part) -> View:
-        """A part where it lies, under a lease of its own without a time limit."""
+    def view(
+        self, spec: KVSpec, ref: ChunkRef, part: Part, *, fidelity: Fidelity = Fidelity.EXACT, encoded: bool = False
+    ) -> View:
+        """A part where it lies, under a lease of its own without a time limit; decoded if it is stored encoded."""
         if self._lingering:
             self._sweep()
         spec.check_part(part)
@@ -210,18 +214,33 @@ class LocalBackend(Control):
             return found
         lease = self._new_lease()
         try:
-            placed = self._place(spec, pack_items([(ref, part)]), Fidelity.EXACT, False, lease, 0.0)
+            placed = self._place(spec, pack_items([(ref, part)]), fidelity, False, lease, 0.0)
             for error in placed.failures.values():
                 raise error
-            (location, stored, _, _) = placed.places[0]
+            (location, stored, form, _) = placed.places[0]
             header = header_length(spec, part)
             memory = placed.life.extents.memory(location, header, stored)
             if memory is None:
                 raise SpecMismatch(f"the server named a place in an extent that it has not given: {location:#x}")
+            if form != RAW and not encoded:
+                own = self._decoded_view(placed, spec, ref, part, memory[:header])
+                self._send_released([lease])
+                return own
         except BaseException:
             self._send_released([lease])
             raise
         return LocalView(memory, header, partial(self._end_view, partial(self._end_lease, placed.life, lease)))
+
+    def _decoded_view(self, placed: _Placed, spec: KVSpec, ref: ChunkRef, part: Part, header: memoryview) -> OwnView:
+        """What is placed, decoded into memory of its own."""
+        data = np.empty(spec.part_bytes(part, ref.tokens), np.uint8).data
+        record, want = unpack(header), Want(ref, part, data)
+        problem = fill(placed.life.extents, spec, want, placed.places[0], True, self.find_artefact)
+        if problem is not None:
+            raise problem
+        if placed.life.ended:
+            raise Unavailable(f"{self._lines.name} has ended")
+        return OwnView(raw_record(record, data, spec), data)
 
     def _read_placed(
         self,
@@ -241,11 +260,14 @@ class LocalBackend(Control):
             again, inline = list[int](), list[int]()
             for at, number in enumerate(left):
                 outcome = placed.failures.get(at)
-                if isinstance(outcome, Shed):  # no room to bring it into DRAM: the server can still send it
+                strange = outcome is None and placed.places[at][2] not in (RAW, *known_forms())
+                if isinstance(outcome, Shed) or strange:  # no room in DRAM, or not to be decoded here: it can be sent
                     inline.append(number)
                     continue
                 if outcome is None:
-                    outcome = fill(placed.life.extents, spec, wants[number], placed.places[at], verify)
+                    outcome = fill(
+                        placed.life.extents, spec, wants[number], placed.places[at], verify, self.find_artefact
+                    )
                     if time.monotonic() >= placed.deadline or placed.life.ended:
                         again.append(number)
                         outcome = DeadlineExceeded(f"the copy took longer than {HOLD_S} s, {TRIES} times")
@@ -439,13 +461,13 @@ class LocalBackend(Control):
         return self._own_leases + next(self._numbers).to_bytes(8, "little")
 
 
-def _read_leased(life: Life, spec: KVSpec, want: Want, fidelity: Fidelity, verify: bool) -> bool:
+def _read_leased(life: Life, spec: KVSpec, want: Want, fidelity: Fidelity, verify: bool, find: FindArtefact) -> bool:
     """Copy a part that is under a lease of ours; False where it has to be asked for, whatever the reason."""
     found = life.leases.find(spec.digest, want.ref, want.part, fidelity)
     if found is None:
         return False
     lease, place = found
-    outcome = fill(life.extents, spec, want, place, verify)
+    outcome = fill(life.extents, spec, want, place, verify, find)
     return outcome is None and not lease.is_over() and not life.ended
 
 
