@@ -55,4 +55,17 @@ void copy_bytes(std::uint8_t* output, const std::uint8_t* input, std::size_t len
     std::memcpy(output + head + body, input + head + body, length - head - body);
 }
 
+void copy_hash_ranges(std::uint8_t* output, const std::uint8_t* input, std::size_t length,
+                      std::span<const Range> ranges, std::uint8_t* digests) {
+    std::size_t done = 0;
+    for (const auto& [offset, bytes] : ranges) {
+        copy_bytes(output + done, input + done, offset - done);
+        xxh3_128_copy(output + offset, input + offset, bytes, store_for(output + offset, length))
+            .write_canonical(digests);
+        digests += kDigestBytes;
+        done = offset + bytes;
+    }
+    copy_bytes(output + done, input + done, length - done);
+}
+
 }  // namespace kvstore
