@@ -36,9 +36,20 @@ def part_memory(array: Any, spec: KVSpec, part: Part, tokens: int, *, writable: 
     length. Raises `SpecMismatch` with both shapes where it does not fit, `InvalidArgument` where it is not
     contiguous, not on the CPU, empty or read-only.
     """
+    nbytes = spec.part_bytes(part, tokens)
     shape = spec.part_shape(part, tokens)
-    nbytes = prod(shape) * spec.itemsize
-    view = _tensor_memory(array, spec.dtype, shape) if is_torch(array) else _numpy_memory(array, spec.dtype, shape)
+    if (
+        type(array) is np.ndarray
+        and array.ndim == 1
+        and array.dtype.char == "B"
+        and array.size
+        and array.flags.c_contiguous
+    ):
+        view = array.data  # flat bytes as they are: three arrays less to make
+    elif is_torch(array):
+        view = _tensor_memory(array, spec.dtype, shape)
+    else:
+        view = _numpy_memory(array, spec.dtype, shape)
     if view.nbytes != nbytes:
         raise SpecMismatch(
             f"{view.nbytes} bytes do not fit: {part} of {tokens} tokens is {spec.dtype} {list(shape)}, "
@@ -74,14 +85,6 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
 
 
 def _numpy_memory(array: Any, dtype: str, shape: tuple[int, ...]) -> memoryview:
-    if (
-        isinstance(array, np.ndarray)
-        and array.ndim == 1
-        and array.dtype.char == "B"
-        and array.size
-        and array.flags.c_contiguous
-    ):
-        return array.data  # flat bytes as they are: three arrays less to make
     view = _flat_numpy(array)
     if isinstance(array, np.ndarray) and not _fits(array, dtype, shape):
         raise SpecMismatch(f"the array is {array.dtype} {list(array.shape)}; the spec says {dtype} {list(shape)}")

@@ -24,10 +24,10 @@ from kvstore.channels.control import Control, OwnReservation, found_from, lookup
 from kvstore.channels.local_hazards import HazardLeases
 from kvstore.channels.local_leases import Lease
 from kvstore.channels.local_life import Life
+from kvstore.channels.local_put import LocalPuts
 from kvstore.channels.local_read import fill, header_length
 from kvstore.channels.local_view import LocalView
 from kvstore.channels.options import Options
-from kvstore.channels.staging import Segment, Staging
 from kvstore.channels.stream import ONE_WAY, Frame, Stream, encode
 from kvstore.errors import (
     Corrupt,
@@ -46,7 +46,6 @@ from kvstore.v1 import kvstore_pb2 as pb
 HOLD_S = 5.0  # how long a get may take for its copies
 WINDOW_BYTES = 256 << 20  # what one call of a large get holds at a time
 TRIES = 3
-SMALL_BYTES = 4 << 20  # a put of so much goes through staging memory that is in the processor's cache
 _MARGIN_S = 0.002  # by how much the server's milliseconds may be short of ours
 _RELEASE_AT = 16
 
@@ -78,7 +77,7 @@ class LocalBackend(Control):
         self._inline = BulkBackend(self._lines)
         self._life: Life | None = None
         self._renewing = threading.Lock()
-        self._staging = Staging()
+        self._puts = LocalPuts(self._lines, self._life_of, self._over)
         self._own_leases = os.urandom(8)
         self._numbers = itertools.count()
         self._ended: deque[bytes] = deque()
@@ -92,7 +91,7 @@ class LocalBackend(Control):
 
     def buffer(self, shape: int | Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         """An array that the server can read where it lies; see `Client.buffer`."""
-        return self._staging.array(shape, dtype)
+        return self._puts.staging.array(shape, dtype)
 
     # Look-ups
 
@@ -307,54 +306,20 @@ class LocalBackend(Control):
 
     def put(self, spec: KVSpec, offer: Offer, *, ack: Ack = Ack.STORED) -> bool:
         """Store a part from staging memory; what lies elsewhere is copied there first."""
-        data = offer.data
-        staged = self._staging.find(data)
-        if staged is not None:
-            return self._put_staged(spec, offer, ack, *staged)
-        piece = self._staging.take(data.nbytes)
-        if piece is None:
-            return self._inline.put(spec, offer, ack=ack)
+        if spec.digest not in self._registered:
+            self.register(spec)
         try:
-            if data.nbytes <= SMALL_BYTES:
-                np.copyto(np.frombuffer(piece.data, np.uint8), np.frombuffer(data, np.uint8))
-            else:
-                _native.copy(piece.data, data)
-            return self._put_staged(spec, offer, ack, piece.segment, piece.offset)
-        finally:
-            self._staging.give_back(piece)
+            told = self._puts.put(spec, offer, ack)
+        except wire.UnknownSpec:
+            self.register(spec)
+            told = self._puts.put(spec, offer, ack)
+        return self._inline.put(spec, offer, ack=ack) if told is None else told
 
     def reserve(self, spec: KVSpec, ref: ChunkRef, part: Part, *, first_valid: int = 0) -> OwnReservation:
         """Staging memory; `commit` puts it."""
         spec.check_part(part)
-        data = self._staging.lend(spec.part_bytes(part, ref.tokens))
+        data = self._puts.staging.lend(spec.part_bytes(part, ref.tokens))
         return OwnReservation(self, spec, ref, part, first_valid, data)
-
-    def _put_staged(self, spec: KVSpec, offer: Offer, ack: Ack, segment: Segment, offset: int) -> bool:
-        request = _staged_put(spec, offer, ack, segment.number, offset)
-
-        def attempt(line: Stream) -> bytes:
-            life = self._life_of(line)
-            if segment.number not in life.staged:
-                self._stage(line, life, segment)
-            try:
-                return self._lines.exchange(line, pb.METHOD_PUT_STAGED, request, self._over())
-            finally:
-                if not line.in_step:  # tells the server, before the caller can write to the memory again
-                    line.shut()
-
-        answer = self.with_spec(spec, lambda: self._lines.run(attempt))
-        return bool(pb.PutResponse.FromString(answer).stored)
-
-    def _stage(self, line: Stream, life: Life, segment: Segment) -> None:
-        """Give a segment's descriptor to the server."""
-        with life.lock:
-            if segment.number in life.staged:
-                return
-            message = pb.StageRequest(number=segment.number, bytes=segment.nbytes).SerializeToString()
-            line.in_step = False
-            line.send(pb.METHOD_STAGE, message, descriptors=(segment.descriptor,))
-            self._lines.answer(line)
-            life.staged.add(segment.number)
 
     # The rest
 
@@ -460,17 +425,6 @@ def _windows(wants: Sequence[Want], left: list[int]) -> Iterator[list[int]]:
         window.append(number)
         nbytes += size
     yield window
-
-
-def _staged_put(spec: KVSpec, offer: Offer, ack: Ack, staging: int, offset: int) -> bytes:
-    """The encoded message."""
-    ref = offer.ref
-    put = wire.StagedPut(
-        spec.digest, ref.key, ref.parent, offer.part.pack(), ref.position, ref.tokens, offer.first_valid,
-        wire.ack_to_number(ack), staging, offset,
-    )  # fmt: skip
-    encoded: bytes = pb.StagedPutRequest(put=wire.staged_put_to_bytes(put)).SerializeToString()
-    return encoded
 
 
 def _drain(ended: deque[bytes]) -> list[bytes]:

@@ -12,13 +12,12 @@ from kvstore.channels.stream import encode
 from kvstore.errors import InvalidArgument, Shed, StorageError
 from kvstore.settings import size_text
 from kvstore.v1 import kvstore_pb2 as pb
-from kvstore.wire import STAGED_PUT_BYTES
+from kvstore.wire import STAGED_PUT_PREFIX
 
 MAX_PIECES = 64
 MAX_BYTES = 4 << 30
 STORED, KNOWN = (pb.PutResponse(stored=stored).SerializeToString() for stored in (True, False))
 _ANSWER = encode(pb.METHOD_PUT_STAGED, STORED)
-_PREFIX = pb.StagedPutRequest(put=bytes(STAGED_PUT_BYTES)).SerializeToString()[:-STAGED_PUT_BYTES]
 
 
 class StagingArea:
@@ -28,7 +27,7 @@ class StagingArea:
     """
 
     def __init__(self) -> None:
-        self.puts = _native.StagedPuts(pb.METHOD_PUT_STAGED, _PREFIX, _ANSWER)
+        self.puts = _native.StagedPuts(pb.METHOD_PUT_STAGED, STAGED_PUT_PREFIX, _ANSWER)
         self._pieces: dict[int, memoryview] = {}
         self._bytes = 0
         self._closed = False

@@ -85,7 +85,7 @@ def test_arrays_in_staging_are_put_without_a_copy(local: Client, kit: Any) -> No
     shape = kit.small.part_shape(kit.small.part(), 64)
     array = local.buffer((3, *shape), "bfloat16")
     assert array.ctypes.data % 64 == 0
-    staging: Staging = local.backend._staging  # type: ignore[attr-defined]
+    staging: Staging = local.backend._puts.staging  # type: ignore[attr-defined]
     for number, ref in enumerate(chain.refs[:3]):
         array[number] = number + 1
         assert staging.find(array[number].reshape(-1).view(np.uint8).data) is not None
@@ -119,7 +119,7 @@ def test_a_reservation_is_staging_memory(local: Client, kit: Any) -> None:
     (ref,) = local.chain(kit.small, range(64)).refs
     data = kit.block(kit.small)
     with local.reserve(kit.small, ref) as reservation:
-        assert local.backend._staging.find(reservation.data) is not None  # type: ignore[attr-defined]
+        assert local.backend._puts.staging.find(reservation.data) is not None  # type: ignore[attr-defined]
         reservation.data[:] = data.tobytes()
         with pytest.raises(kvstore.Corrupt):
             reservation.commit(expect=b"x" * 64)
@@ -134,7 +134,7 @@ def test_large_arrays_get_a_segment_of_their_own_and_full_staging_is_sent_inline
     monkeypatch.setattr("kvstore.channels.staging.MAX_BYTES", 1 << 20)
     data = kit.block(kit.large)
     assert local.put(kit.large, ref, data)
-    assert local.backend._staging._segments == []  # type: ignore[attr-defined]
+    assert local.backend._puts.staging._segments == []  # type: ignore[attr-defined]
     assert np.array_equal(local.get(kit.large, ref), data)
 
 
