@@ -38,14 +38,8 @@ def part_memory(array: Any, spec: KVSpec, part: Part, tokens: int, *, writable: 
     """
     nbytes = spec.part_bytes(part, tokens)
     shape = spec.part_shape(part, tokens)
-    if (
-        type(array) is np.ndarray
-        and array.ndim == 1
-        and array.dtype.char == "B"
-        and array.size
-        and array.flags.c_contiguous
-    ):
-        view = array.data  # flat bytes as they are: three arrays less to make
+    if _is_flat(array):
+        view = array.data  # as it is: three arrays less to make
     elif is_torch(array):
         view = _tensor_memory(array, spec.dtype, shape)
     else:
@@ -82,6 +76,17 @@ def empty(spec: KVSpec, part: Part, tokens: int, layers: int | None = None) -> n
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
     """The NumPy dtype that stands for a spec's dtype."""
     return np.dtype(_NUMPY_NAMES.get(dtype, (dtype,))[-1])
+
+
+def _is_flat(array: Any) -> bool:
+    """Whether an array is bytes in a row."""
+    return (
+        type(array) is np.ndarray
+        and array.ndim == 1
+        and array.dtype.char == "B"
+        and bool(array.size)
+        and array.flags.c_contiguous
+    )
 
 
 def _numpy_memory(array: Any, dtype: str, shape: tuple[int, ...]) -> memoryview:

@@ -1,4 +1,4 @@
-"""Puts over the local channel: from staging memory, which the server copies out of; what lies elsewhere is copied there."""
+"""Puts over the local channel: from staging memory, which the server reads. What lies elsewhere is copied there."""
 
 from __future__ import annotations
 
