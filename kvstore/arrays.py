@@ -39,7 +39,7 @@ def part_memory(array: Any, spec: KVSpec, part: Part, tokens: int, *, writable: 
     nbytes = spec.part_bytes(part, tokens)
     shape = spec.part_shape(part, tokens)
     if _is_flat(array):
-        view = array.data  # as it is: three arrays less to make
+        view: memoryview = array.data  # as it is: three arrays less to make
     elif is_torch(array):
         view = _tensor_memory(array, spec.dtype, shape)
     else:

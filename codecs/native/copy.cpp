@@ -39,8 +39,10 @@ void stream_lines(std::uint8_t* output, const std::uint8_t* input, std::size_t l
 }  // namespace
 
 Store store_for(const std::uint8_t* output, std::size_t copy_bytes) {
-    const bool streams = copy_bytes >= kStreamBytes && past_line(output) == 0;
-    return streams && simd_level() != SimdLevel::portable ? Store::stream : Store::cached;
+    // Arrays of NumPy's own begin 16 bytes after a page.
+    const bool streams = copy_bytes >= kStreamBytes && past_line(output) % 16 == 0;
+    if (!streams || simd_level() == SimdLevel::portable) return Store::cached;
+    return past_line(output) == 0 ? Store::stream : Store::stream_16;
 }
 
 void copy_bytes(std::uint8_t* output, const std::uint8_t* input, std::size_t length) {
