@@ -37,14 +37,14 @@ def part_memory(array: Any, spec: KVSpec, part: Part, tokens: int, *, writable: 
     contiguous, not on the CPU, empty or read-only.
     """
     nbytes = spec.part_bytes(part, tokens)
-    shape = spec.part_shape(part, tokens)
     if _is_flat(array):
         view: memoryview = array.data  # as it is: three arrays less to make
     elif is_torch(array):
-        view = _tensor_memory(array, spec.dtype, shape)
+        view = _tensor_memory(array, spec.dtype, spec.part_shape(part, tokens))
     else:
-        view = _numpy_memory(array, spec.dtype, shape)
+        view = _numpy_memory(array, spec.dtype, spec.part_shape(part, tokens))
     if view.nbytes != nbytes:
+        shape = spec.part_shape(part, tokens)
         raise SpecMismatch(
             f"{view.nbytes} bytes do not fit: {part} of {tokens} tokens is {spec.dtype} {list(shape)}, "
             f"{nbytes} bytes (spec {spec.digest.hex()})"
