@@ -36,7 +36,7 @@ from kvstore.api import (
     Want,
 )
 from kvstore.errors import InvalidArgument
-from kvstore.keys import Chain, ChunkRef, Extras, TokenIds, check_key, pack_refs
+from kvstore.keys import KEY_BYTES, Chain, ChunkRef, Extras, TokenIds, check_key, pack_refs
 from kvstore.spec import KVSpec, Part
 
 
@@ -343,8 +343,10 @@ def _ack(ack: Ack | str) -> Ack:
 
 
 def _check_ref(spec: KVSpec, ref: ChunkRef) -> None:
-    check_key(ref.key)
-    check_key(ref.parent)
+    key, parent = ref.key, ref.parent
+    if not (type(key) is type(parent) is bytes and len(key) == len(parent) == KEY_BYTES):
+        check_key(key)
+        check_key(parent)
     if not 1 <= ref.tokens <= spec.chunk_tokens:
         raise InvalidArgument(f"a chunk of this spec has 1 to {spec.chunk_tokens} tokens, not {ref.tokens}")
 

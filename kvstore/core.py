@@ -108,14 +108,15 @@ class Core:
         self.nvme = nvme
         self.coder = coder
         self.tiers: tuple[Tier, ...] = (dram,) if nvme is None else (dram, nvme)
-        self.lock = threading.Lock()
-        self.room = threading.Condition(self.lock)
+        self.lock = _native.Mutex()
+        self.room = threading.Condition(self.lock)  # type: ignore[arg-type]
         self.index = _native.Index(config.max_chunks, secrets.randbits(64))
         self.catalog = Catalog()
         self.shared = SharedTables(self.index, self.catalog, self.lock, config.max_chunks, lambda: dram.extents_epoch)
         self.leases = Leases(self.index)
         self.hazards = dram.hazards
-        self.events = EventHub()
+        self.intake = _native.Intake(self.index, self.lock)
+        self.events = EventHub(lambda watched: setattr(self.intake, "watched", watched))
         self.counters: Counter[str] = Counter()
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have
         self.bad: set[int] = set()  # placements that go when readers and leases have, and that nobody is given
@@ -129,6 +130,20 @@ class Core:
         """Raise `Closed` once the store is."""
         if self.closed:
             raise Closed("the store is closed")
+
+    def close(self) -> None:
+        """From now on nothing is taken in. Needs the lock."""
+        self.closed = True
+        self.intake.close()
+        self.room.notify_all()
+
+    def counted(self) -> dict[str, int]:
+        """The counters, with what was put natively. Needs the lock."""
+        counters = self.counters.copy()
+        for namespace in self.catalog.namespaces.values():
+            counters["stored"] += namespace.tally.stored
+            counters["stored_bytes"] += namespace.tally.stored_bytes
+        return {name: count for name, count in counters.items() if count}
 
     def policy(self, tier: int, namespace: Namespace) -> Policy:
         """The order of one namespace's chunks in one tier. Needs the lock."""

@@ -156,6 +156,11 @@ def write_header(
     _native.write_header(header, fixed, offsets, lengths, digests)
 
 
+def fixed_header(header: int, layer_groups: int, entry: Entry, spec: bytes, namespace: bytes) -> bytes:
+    """The fixed part of a header, for native code that puts in what differs between records of one shape."""
+    return _fixed(header, layer_groups, entry, spec, namespace)
+
+
 def write_record(
     record: memoryview,
     header: int,

@@ -28,6 +28,7 @@ from kvstore.decoding import OwnView
 from kvstore.errors import Closed, InvalidArgument
 from kvstore.events import Watcher
 from kvstore.hazards import open_board
+from kvstore.intake import teach
 from kvstore.keys import REF_BYTES, ChunkRef, check_key
 from kvstore.leases import UNTIL_RELEASED, check_lease
 from kvstore.loader import Loader
@@ -224,6 +225,10 @@ class Session:
     def put_confirmed(self, spec: KVSpec, offer: Offer, ack: Ack, confirm: Callable[[], None]) -> bool:
         """`put` from memory that may change under it: `confirm` raises if it could have, once the bytes are taken."""
         return self._writer.put(self._scope(spec), offer, ack, confirm)
+
+    def teach(self, puts: _native.StagedPuts, spec: KVSpec, part: Part, tokens: int) -> None:
+        """Have puts of such a part taken natively from now on, where nothing is special about them."""
+        teach(self._core, self._scope(spec), puts, part, tokens)
 
     def reserve(self, spec: KVSpec, ref: ChunkRef, part: Part, *, first_valid: int = 0) -> StoreReservation:
         reservation = self._writer.reserve(self._scope(spec), ref, part, first_valid)

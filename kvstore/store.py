@@ -137,7 +137,7 @@ class Store:
         core = self._core
         with core.lock:
             chunks, parts, placements = core.index.counts()
-            counters = dict(core.counters)
+            counters = core.counted()
             gauges = {
                 "leases": len(core.leases),
                 "hazards": sum(len(board.locations()) for board in core.hazards.boards(namespace.digest)),
@@ -194,8 +194,7 @@ class Store:
             if core.closed:
                 return
             with core.lock:  # from now on nothing is taken in that would miss the flush
-                core.closed = True
-                core.room.notify_all()
+                core.close()
             core.shared.close()
             self._loader.close()
             self._mover.close(flush=core.config.flush_on_close)
