@@ -25,29 +25,21 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """What one text left in a model. `kv` is bfloat16 bits `[layer, 2, token, head, dim]`.
-
-    `queries` is `[layer, head, dim, dim]`: the second moment of the queries of each KV head before rotation, the mean
-    over its query heads and tokens.
-    """
+    """What one text left in a model: `kv`, bfloat16 bits `[layer, 2, token, head, dim]`."""
 
     name: str
     ids: tuple[int, ...]
     kv: Bits
-    queries: Floats
 
 
 def capture(subject: Subject, name: str, ids: Sequence[int]) -> Captured:
     """Run the model over a text, or find what an earlier run left."""
     digest = hashlib.sha256(np.asarray(ids, "<u4").tobytes()).hexdigest()[:16]
-    folder = cache_root() / "kv" / f"{subject.name}-{subject.weights}"
-    kv_path, query_path = folder / f"{digest}.kv.npy", folder / f"{digest}.queries.npy"
-    if not (kv_path.is_file() and query_path.is_file()):
-        folder.mkdir(parents=True, exist_ok=True)
-        kv, queries = _run(subject, ids)
-        _write(query_path, queries)
-        _write(kv_path, kv)
-    return Captured(name, tuple(ids), np.load(kv_path, mmap_mode="r"), np.load(query_path))
+    path = cache_root() / "kv" / f"{subject.name}-{subject.weights}" / f"{digest}.kv.npy"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, _run(subject, ids))
+    return Captured(name, tuple(ids), np.load(path, mmap_mode="r"))
 
 
 def values_of(bits: Bits) -> Floats:
@@ -77,33 +69,15 @@ def rotate(keys: Floats, rotation: Rotation, *, position: int = 0, back: bool = 
     return turned
 
 
-def _run(subject: Subject, ids: Sequence[int]) -> tuple[Bits, Floats]:
+def _run(subject: Subject, ids: Sequence[int]) -> Bits:
     import torch
     from transformers import DynamicCache
 
-    queries = np.zeros((subject.layers, subject.heads, subject.dim, subject.dim), np.float32)
-
-    def watch(layer: int) -> Any:
-        def seen(module: Any, inputs: Any, output: Any) -> None:
-            del module, inputs
-            # [1, token, head · dim], or [1, head, token, dim] after a norm of each head
-            states = output[0] if output.dim() == 4 else output[0].unflatten(-1, (-1, subject.dim)).transpose(0, 1)
-            groups = states.unflatten(0, (subject.heads, -1)).flatten(1, 2)
-            queries[layer] = (groups.transpose(1, 2) @ groups / groups.shape[1]).numpy()
-
-        attention = subject.attention(layer)
-        return getattr(attention, "q_norm", attention.q_proj).register_forward_hook(seen)
-
-    hooks = [watch(layer) for layer in range(subject.layers)]
     cache = DynamicCache()
-    try:
-        with torch.inference_mode():
-            subject.model(torch.tensor([list(ids)]), past_key_values=cache, logits_to_keep=1)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.inference_mode():
+        subject.model(torch.tensor([list(ids)]), past_key_values=cache, logits_to_keep=1)
     made = [np.stack([each[0].transpose(0, 1).numpy() for each in (layer.keys, layer.values)]) for layer in cache.layers]
-    return bits_of(np.stack(made)), queries
+    return bits_of(np.stack(made))
 
 
 def _write(path: Path, array: npt.NDArray[Any]) -> None:

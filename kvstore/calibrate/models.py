@@ -79,10 +79,6 @@ class Subject:
         if len(shapes) != 1:
             raise InvalidArgument(f"the layers of {self.name} have several shapes {sorted(shapes)} (KV heads, head size)")
 
-    def attention(self, layer: int) -> Any:
-        """The attention module of a layer."""
-        return self.model.get_submodule(f"model.layers.{layer}.self_attn")
-
     @cached_property
     def rotations(self) -> list[Rotation]:
         """Of every layer. `InvalidArgument` for a model whose rotation is not found or changes with the length."""
