@@ -219,6 +219,32 @@ class Xxh3_128:
         """The hash of all bytes so far, as `xxh3_128` gives it."""
 
 @final
+class RansBank:
+    """Tables of the entropy coder, prepared for both directions; `kvstore.codecs.rans` says what they mean.
+
+    `freqs` is uint16 [n, 256]; ValueError unless n is 1 to 256 and each table sums to 4096. The number of tokens is
+    that of `symbols` or `out` for the columns that `tables` (uint8 [columns]) has; ValueError where they do not fit or
+    a column's table is not in the bank. Decoding gives False for a stream that no encoder makes.
+    """
+
+    def __init__(self, freqs: Buffer) -> None: ...
+    @property
+    def tables(self) -> int:
+        """How many."""
+
+    def encode(self, symbols: Buffer, tables: Buffer) -> bytes:
+        """The stream of uint8 [tokens, columns]. ValueError for a symbol without a frequency in its table."""
+
+    def decode(self, data: Buffer, tables: Buffer, out: Buffer) -> bool:
+        """Symbols into `out`, uint8 [tokens, columns]."""
+
+    def decode_levels(self, data: Buffer, tables: Buffer, out: Buffer) -> bool:
+        """`symbol - 128` into `out`, int16 [tokens, columns]."""
+
+    def dequantize(self, data: Buffer, tables: Buffer, scale: Buffer, mean: Buffer, out: Buffer, dtype: str) -> bool:
+        """`scale * (symbol - 128) + mean` (float32 [columns] each) into `out`, `bfloat16`, `float16` or `float32`."""
+
+@final
 class Allocator:
     """Best-fit allocator over the offsets of one extent; it keeps the holes only, outside the extent."""
 
