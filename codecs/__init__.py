@@ -14,8 +14,19 @@ from kvstore.codecs.base import (
     register,
 )
 from kvstore.codecs.block import Block
+from kvstore.codecs.compressed import Lz4, Zstd
+from kvstore.codecs.hadamard import Int4
+from kvstore.codecs.kivi import Kivi
+from kvstore.codecs.quantized import Fp8, Int8
 
 __all__ = [
     "Artefact", "Block", "Codec", "Encoded", "Form", "ModelShape", "NotEncodable", "all_codecs", "codec_of", "decode",
     "encode", "form_name", "register",
 ]  # fmt: skip
+
+register(Lz4())
+register(Zstd())
+register(Fp8())
+register(Int8())
+register(Int4())
+register(Kivi())

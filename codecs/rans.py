@@ -71,18 +71,18 @@ def encode(symbols: npt.NDArray[np.uint8], tables: npt.NDArray[np.uint8], freqs:
 
     `InvalidArgument` for a symbol without a frequency in its column's table, and for what does not fit together.
     """
-    freqs, symbols = _checked_freqs(freqs), _checked_symbols(symbols)
-    tables = _checked_tables(tables, symbols.shape[1], len(freqs))
-    if (freqs[tables, symbols] == 0).any():
+    wide, symbols = _checked_freqs(freqs), _checked_symbols(symbols)
+    tables = _checked_tables(tables, symbols.shape[1], len(wide))
+    if (wide[tables, symbols] == 0).any():
         raise InvalidArgument("a symbol has no frequency in its column's table")
-    starts = np.cumsum(freqs, axis=1) - freqs
+    starts = np.cumsum(wide, axis=1) - wide
     states = np.full(LANES, LOW, np.uint64)
     words: list[npt.NDArray[np.uint64]] = []
     for first in reversed(range(0, len(tables), LANES)):
         chosen = tables[first : first + LANES]
         lanes = slice(0, len(chosen))
         for row in symbols[::-1, first : first + LANES]:
-            freq, start, x = freqs[chosen, row], starts[chosen, row], states[lanes]
+            freq, start, x = wide[chosen, row], starts[chosen, row], states[lanes]
             gives = x >= freq << 19
             words.append(x[gives] & 0xFFFF)
             x = np.where(gives, x >> 16, x)
@@ -94,11 +94,11 @@ def decode(
     data: Buffer, tables: npt.NDArray[np.uint8], freqs: npt.NDArray[np.uint16], shape: tuple[int, int]
 ) -> npt.NDArray[np.uint8]:
     """The symbols uint8 `shape` (tokens, columns) of a stream; `Corrupt` if no encoder makes it."""
-    freqs = _checked_freqs(freqs)
+    wide = _checked_freqs(freqs)
     symbols = _checked_symbols(np.zeros(shape, np.uint8))
-    tables = _checked_tables(tables, shape[1], len(freqs))
+    tables = _checked_tables(tables, shape[1], len(wide))
     states, words = _opened(data)
-    ends = np.cumsum(freqs, axis=1)
+    ends = np.cumsum(wide, axis=1)
     of_slot = np.stack([np.searchsorted(end, np.arange(TOTAL), side="right") for end in ends])
     used = 0
     for first in range(0, len(tables), LANES):
@@ -107,7 +107,7 @@ def decode(
         for row in symbols[:, first : first + LANES]:
             slots = states[lanes] & (TOTAL - 1)
             row[:] = of_slot[chosen, slots]
-            freq = freqs[chosen, row]
+            freq = wide[chosen, row]
             x = freq * (states[lanes] >> 12) + slots - (ends[chosen, row] - freq)
             takes = np.flatnonzero(x < LOW)
             if used + len(takes) > len(words):

@@ -43,6 +43,15 @@ def copy_hash_many(dst: Buffer, src: Buffer, offsets: Buffer, lengths: Buffer) -
     ValueError otherwise, or if the buffers overlap or differ in length.
     """
 
+def split_bytes(dst: Buffer, src: Buffer, width: int) -> None:
+    """Turn each element of 2 or 4 bytes left by one bit and write its bytes to byte planes, the highest first.
+
+    ValueError for another width, lengths that differ or are no whole number of elements, or an overlap.
+    """
+
+def join_bytes(dst: Buffer, src: Buffer, width: int) -> None:
+    """The inverse of `split_bytes`: from byte planes to elements."""
+
 def write_header(header: Buffer, fixed: Buffer, offsets: Buffer, lengths: Buffer, digests: Buffer) -> None:
     """Write a record's header in place: the fixed part, n layer groups, zeros, and its checksum (`kvstore.record`).
 
