@@ -51,7 +51,8 @@ def values_of(bits: Bits) -> Floats:
 def bits_of(values: Floats) -> Bits:
     """float32 rounded to bfloat16, to the nearest, ties to even. Finite values only."""
     raw = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded: Bits = ((raw + np.uint32(0x7FFF) + ((raw >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    odd = (raw >> np.uint32(16)) & np.uint32(1)
+    rounded: Bits = ((raw + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
     return rounded
 
 
@@ -76,8 +77,8 @@ def _run(subject: Subject, ids: Sequence[int]) -> Bits:
     cache = DynamicCache()
     with torch.inference_mode():
         subject.model(torch.tensor([list(ids)]), past_key_values=cache, logits_to_keep=1)
-    made = [np.stack([each[0].transpose(0, 1).numpy() for each in (layer.keys, layer.values)]) for layer in cache.layers]
-    return bits_of(np.stack(made))
+    planes = [(layer.keys, layer.values) for layer in cache.layers]
+    return bits_of(np.stack([np.stack([plane[0].transpose(0, 1).numpy() for plane in pair]) for pair in planes]))
 
 
 def _write(path: Path, array: npt.NDArray[Any]) -> None:

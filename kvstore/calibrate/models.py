@@ -71,13 +71,13 @@ class Subject:
     @property
     def shape(self) -> ModelShape:
         """What an artefact says about the model it is for."""
-        return ModelShape(self.name, {layer: (2, self.heads, self.dim) for layer in range(self.layers)})
+        return ModelShape(self.name, dict.fromkeys(range(self.layers), (2, self.heads, self.dim)))
 
     def check(self) -> None:
         """Raise `InvalidArgument` for a model whose layers do not all have one shape."""
         shapes = {(group.kv_heads, group.head_dim) for group in self.spec.groups}
         if len(shapes) != 1:
-            raise InvalidArgument(f"the layers of {self.name} have several shapes {sorted(shapes)} (KV heads, head size)")
+            raise InvalidArgument(f"the layers of {self.name} differ in KV heads and head size: {sorted(shapes)}")
 
     @cached_property
     def rotations(self) -> list[Rotation]:
@@ -90,7 +90,7 @@ class Subject:
             inverse = getattr(embedding, f"{own}inv_freq", None)
             rope = getattr(embedding, "rope_type", "")
             if inverse is None or "dynamic" in str(rope):
-                raise InvalidArgument(f"{self.name} has no rotary embedding that is the same at every length ({rope!r})")
+                raise InvalidArgument(f"{self.name} has no rotary embedding that is alike at every length ({rope!r})")
             scale = float(getattr(embedding, f"{own}attention_scaling", 1.0))
             made.append(Rotation(inverse.float().numpy().copy(), scale))
         return made

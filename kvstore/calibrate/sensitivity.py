@@ -2,9 +2,9 @@
 
 A small error e in the cache gives KL(exact ‖ lossy) = ½ eᵀFe, where F is the sum over the predicted positions of the
 second moments of d log p(y) / d cache, y drawn from the model's own predictions. One backward pass over all positions
-estimates it for every layer at once: draws at different positions are independent and have mean zero, so the cross
-terms of their sum vanish. Injecting noise into one layer's keys or values after the other, which measures the same, takes
-a forward pass each and tells one number for a plane where this tells `[dim, dim]` of every head.
+estimates it for every layer at once: gradients of draws at different positions are independent and have mean zero, so
+the cross terms of their sum vanish. Injecting noise into one layer's keys or values after the other, which measures
+the same, takes a forward pass each and tells one number where this tells a `[dim, dim]` matrix of every head.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DRAWS = 2
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """`weights` `[layer, plane, head, dim, dim]`: noise of covariance C in a head's channels, the same at every token and
+    """`weights` `[layer, plane, head, dim, dim]`: noise of covariance C in a head's channels, at every token and in
     keys before rotation, costs tr(CW) nats a predicted token. `shared` is the same over all heads of a plane,
     `[layer, plane, head · dim, head · dim]`.
     """
