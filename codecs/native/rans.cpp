@@ -11,6 +11,9 @@ namespace kvstore::rans {
 namespace {
 
 DecodeKernel kernel() {
+#if defined(__x86_64__)
+    if (simd_level() >= SimdLevel::avx2 && avx2_usable()) return decode_avx2;
+#endif
     return decode_portable;
 }
 

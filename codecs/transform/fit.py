@@ -118,7 +118,7 @@ def fit(
     if variant not in VARIANTS:
         raise InvalidArgument(f"no variant {variant!r}: {', '.join(VARIANTS)}")
     if groups is None:
-        groups = [(layer,) for layer in model.layers]
+        groups = [(layer,) for layer in sorted(model.layers)]
     made = []
     for layers in groups:
         planes, heads, dim = model.layers[layers[0]]
@@ -167,17 +167,18 @@ def _group(
         basis = _basis(covariance[index], by_section[index])
         row[index] = np.abs(basis).max(1) / 127
         matrix[index] = np.rint(basis / row[index][:, None])
-    sample = _sample(documents, layers, count, size) - mean[:, None]
+    sample = _sample(documents, layers, count) - mean[:, None]
     inverses = np.linalg.inv(row[:, :, None].astype(np.float64) * matrix)
-    components = sample @ inverses.transpose(0, 2, 1).astype(np.float32)
-    return Group(layers, matrix, row, mean, np.asarray(sensitivity), components, weight.astype(np.float16))
+    components = sample @ np.ascontiguousarray(inverses.transpose(0, 2, 1).astype(np.float32))
+    kept = weight.astype(np.float16) if count == 1 and len(weight) > 1 else None
+    return Group(layers, matrix, row, mean, np.asarray(sensitivity), components, kept)
 
 
 def _moments(documents: Documents, layers: tuple[int, ...], count: int, size: int) -> tuple[Floats, Any]:
     """Mean `[section, D]` and covariance `[section, D, D]` over all documents."""
     total, sums, products = 0, np.zeros((count, size)), np.zeros((count, size, size))
     for number in range(len(documents.arrays)):
-        values = documents.values(number, layers).reshape(-1, count, size).transpose(1, 0, 2)
+        values = _by_section(documents.values(number, layers), count)
         total += values.shape[1]
         sums += values.sum(1, dtype=np.float64)
         products += values.transpose(0, 2, 1) @ values
@@ -199,9 +200,14 @@ def _basis(covariance: npt.NDArray[np.float64], weight: npt.NDArray[np.float64])
     return made
 
 
-def _sample(documents: Documents, layers: tuple[int, ...], count: int, size: int) -> Floats:
+def _sample(documents: Documents, layers: tuple[int, ...], count: int) -> Floats:
     """Values `[section, token, D]` of tokens that are spread over all documents."""
     tokens = sum(array.shape[2] - documents.sinks for array in documents.arrays)
     every = -(-tokens // SAMPLE_TOKENS)
     found = [documents.values(number, layers)[number % every :: every] for number in range(len(documents.arrays))]
-    return np.concatenate(found).reshape(-1, count, size).transpose(1, 0, 2)
+    return _by_section(np.concatenate(found), count)
+
+
+def _by_section(values: Floats, count: int) -> Floats:
+    """`[token, channel]` as `[section, token, D]`."""
+    return np.ascontiguousarray(values.reshape(len(values), count, -1).transpose(1, 0, 2))

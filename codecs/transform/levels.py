@@ -139,7 +139,7 @@ def _live(columns: _Columns, bank: npt.NDArray[np.uint16], dead: Floats) -> npt.
 def simulate(artefact: Artefact, level: str, values: Floats, position: int) -> tuple[Floats, float]:
     """The reconstruction of `[layer, plane, token, head, dim]`, all layers of the model, and its bits."""
     _, planes, tokens, heads, dim = values.shape
-    block = Block("float32", tuple(artefact.model.layers), planes, tokens, heads, dim, CANONICAL_AXES, position)
+    block = Block("float32", tuple(sorted(artefact.model.layers)), planes, tokens, heads, dim, CANONICAL_AXES, position)
     made, total = np.empty_like(values), 0.0
     for first, end in groups_of(artefact, block):
         part = block.cut(first, end)
