@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from kvstore import _native
 from kvstore.codecs.artefact import Artefact
 from kvstore.codecs.base import Codec, NotEncodable
 from kvstore.codecs.block import Block
@@ -50,14 +51,19 @@ class Quantizer(Codec):
     def encode_frame(self, raw: memoryview, block: Block, level: int, artefact: Artefact | None) -> Buffer:
         """The sections. `NotEncodable` for NaN, infinity or 2^100 and more, saying where."""
         del artefact
-        return self.encode_reference(raw, block, level)
+        body = np.empty(self.body_bytes(block, level), np.uint8)
+        if not _native.quantize(self._method(level), block.dtype, _shape(block), block.strides(), raw, body):
+            refuse_unfit(self.name, to_float32(block.canonical(raw), block.dtype), block)
+        return body.data
 
     def decode_frame(
         self, body: memoryview, frame: Frame, block: Block, out: memoryview, artefact: Artefact | None
     ) -> None:
-        """Decode into `out`. `Corrupt` for a body of another length or with scales that no encoder writes."""
+        """Decode into `out`. `Corrupt` for a body of another length or with parameters that no encoder writes."""
         del artefact
-        self.decode_reference(body, block, out, frame.level)
+        self.check_length(body, block, frame.level)
+        if not _native.dequantize(self._method(frame.level), block.dtype, _shape(block), block.strides(), body, out):
+            raise Corrupt(f"a {self.name} body has parameters that no encoder writes")
 
     def encode_reference(self, raw: memoryview, block: Block, level: int) -> Buffer:
         """`encode_frame`, by the definition."""
@@ -87,10 +93,21 @@ class Quantizer(Codec):
 
     def check_length(self, body: memoryview, block: Block, level: int) -> None:
         """Raise `Corrupt` unless a body has the length that its shape says."""
-        shape = (block.tokens, block.heads, block.dim)
-        due = len(block.layers) * sum(self.section_bytes(level, plane, shape) for plane in range(block.planes))
+        due = self.body_bytes(block, level)
         if len(body) != due:
             raise Corrupt(f"a {self.name} body has {len(body)} bytes instead of {due}")
+
+    def body_bytes(self, block: Block, level: int) -> int:
+        """Length of the body of a block."""
+        shape = (block.tokens, block.heads, block.dim)
+        return len(block.layers) * sum(self.section_bytes(level, plane, shape) for plane in range(block.planes))
+
+    def _method(self, level: int) -> str:
+        return f"{self.name}:{self.levels[level]}" if self.levels[level] else self.name
+
+
+def _shape(block: Block) -> tuple[int, int, int, int, int]:
+    return len(block.layers), block.planes, block.tokens, block.heads, block.dim
 
 
 def refuse_unfit(name: str, values: Floats, block: Block) -> None:

@@ -52,6 +52,30 @@ def split_bytes(dst: Buffer, src: Buffer, width: int) -> None:
 def join_bytes(dst: Buffer, src: Buffer, width: int) -> None:
     """The inverse of `split_bytes`: from byte planes to elements."""
 
+def quantize(
+    method: str,
+    dtype: str,
+    shape: tuple[int, int, int, int, int],
+    steps: tuple[int, int, int, int, int],
+    raw: Buffer,
+    body: Buffer,
+) -> bool:
+    """Quantize a frame: `int8`, `fp8`, `int4`, `kivi:4` or `kivi:2`, as the codecs of these names define.
+
+    `shape` and `steps` (in elements) are [layer, plane, token, head, dim]. False, and nothing said by `body`, if a value
+    is not finite or 2^100 and more. ValueError if anything does not fit together.
+    """
+
+def dequantize(
+    method: str,
+    dtype: str,
+    shape: tuple[int, int, int, int, int],
+    steps: tuple[int, int, int, int, int],
+    body: Buffer,
+    out: Buffer,
+) -> bool:
+    """The inverse. False, and nothing said by `out`, for parameters that no encoder writes."""
+
 def write_header(header: Buffer, fixed: Buffer, offsets: Buffer, lengths: Buffer, digests: Buffer) -> None:
     """Write a record's header in place: the fixed part, n layer groups, zeros, and its checksum (`kvstore.record`).
 
