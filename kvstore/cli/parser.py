@@ -62,6 +62,16 @@ def _server_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
         "demo", "demo", "demo", "Prefill a document, restart the store, load the KV back: the whole job."
     )
     demo.add_argument("--out", metavar="FOLDER", default="demo-out", help="where chart and JSON go (%(default)s)")
+    learn = _Commands(commands, common).add(
+        "calibrate", "calibrate", "calibrate", "Learn what the transform codec must know of a model: an artefact.",
+        "Minutes on a CPU for a small model. docs/calibration.md says which variant is practical for which model.",
+    )  # fmt: skip
+    learn.add_argument("model", metavar="MODEL", help="a folder that Transformers can load, or smollm2 or gemma3")
+    learn.add_argument("--text", nargs="+", default=[], metavar="FILE",
+                       help="what to run the model over (prose, code and manuals of installed packages)")  # fmt: skip
+    learn.add_argument("--variant", choices=("head", "layer", "joint"), default="head",
+                       help="a transform for each head, each layer, or K and V of several layers (head)")  # fmt: skip
+    learn.add_argument("--out", metavar="FILE", help="(MODEL-VARIANT.safetensors)")
 
 
 def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:
