@@ -14,6 +14,12 @@ from kvstore.codecs.base import (
     register,
 )
 from kvstore.codecs.block import Block
+from kvstore.codecs.cachegen import CacheGen
+from kvstore.codecs.compressed import Lz4, Zstd
+from kvstore.codecs.hadamard import Int4
+from kvstore.codecs.kivi import Kivi
+from kvstore.codecs.lossless import Lossless
+from kvstore.codecs.quantized import Fp8, Int8
 from kvstore.codecs.transform import Transform
 
 __all__ = [
@@ -21,4 +27,12 @@ __all__ = [
     "encode", "form_name", "register",
 ]  # fmt: skip
 
+register(Lz4())
+register(Zstd())
+register(Lossless())
+register(Fp8())
+register(Int8())
+register(Int4())
+register(Kivi())
+register(CacheGen())
 register(Transform())

@@ -44,7 +44,7 @@ class Codec(ABC):
     def groups(self, block: Block, artefact: Artefact | None) -> Sequence[tuple[int, int]]:
         """The layers of each frame, half-open, in order and without a gap: one each unless a codec joins several."""
         del artefact
-        return [(0, 1)] if block.opaque else [(i, i + 1) for i in range(len(block.layers))]
+        return [(0, len(block.layers))] if block.opaque else [(i, i + 1) for i in range(len(block.layers))]
 
     @abstractmethod
     def encode_frame(self, raw: memoryview, block: Block, level: int, artefact: Artefact | None) -> Buffer:
@@ -142,33 +142,64 @@ def decode(
     if out.nbytes != wanted.nbytes:
         raise InvalidArgument(f"the destination has {out.nbytes} bytes; what was asked for has {wanted.nbytes}")
 
-    def one(found: tuple[Frame, memoryview, int, int]) -> None:
-        frame, body, start, stop = found
-        each = block.cut(start, stop)
-        frame.check(each)
-        codec, artefact = codec_of(frame.codec), None
-        codec.check(each)
-        if frame.artefact != NO_ARTEFACT:
-            if artefacts is None:
-                raise NotFound(f"the artefact {frame.artefact.hex()} of a {codec.name} chunk is not here")
-            artefact = artefacts(frame.artefact)
-            artefact.check(each)
-        if not 0 <= frame.level < len(codec.levels) or frame.lanes != codec.lanes:
-            raise Corrupt(f"{codec.name} has no level {frame.level} with {frame.lanes} lanes")
+    def one(opened: Opened) -> None:
+        frame, each, codec = opened.frame, opened.block, opened.codec
+        start, stop = frame.first, frame.first + frame.layers
         inner_first, inner_end = max(start, first), min(stop, end)
         if (inner_first, inner_end) == (start, stop):
             at = (start - first) * block.layer_bytes
-            codec.decode_frame(body, frame, each, out[at : at + each.nbytes], artefact)
+            codec.decode_frame(opened.body, frame, each, out[at : at + each.nbytes], opened.artefact)
             return
         whole = memoryview(bytearray(each.nbytes))
-        codec.decode_frame(body, frame, each, whole, artefact)
+        codec.decode_frame(opened.body, frame, each, whole, opened.artefact)
         at, skip = (inner_first - first) * block.layer_bytes, (inner_first - start) * block.layer_bytes
         length = (inner_end - inner_first) * block.layer_bytes
         out[at : at + length] = whole[skip : skip + length]
 
-    due = _covering(memoryview(container).cast("B"), first, end, verify)
+    due = open_frames(container, block, layers=(first, end), artefacts=artefacts, verify=verify)
     for _ in (threads.map if threads else map)(one, due):
         pass
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A frame that is what its header says, and fits: `codec` can decode `body` into the layers of `block`."""
+
+    frame: Frame
+    body: memoryview
+    block: Block
+    codec: Codec
+    artefact: Artefact | None
+
+
+def open_frames(
+    container: Buffer,
+    block: Block,
+    *,
+    layers: tuple[int, int] | None = None,
+    artefacts: Artefacts | None = None,
+    verify: bool = True,
+) -> list[Opened]:
+    """The frames that hold some layers of a part, in order, checked against its block; raises as `decode` does."""
+    first, end = layers or (0, len(block.layers))
+    return [
+        _opened(frame, body, block.cut(start, stop), artefacts)
+        for frame, body, start, stop in _covering(memoryview(container).cast("B"), first, end, verify)
+    ]
+
+
+def _opened(frame: Frame, body: memoryview, block: Block, artefacts: Artefacts | None) -> Opened:
+    frame.check(block)
+    codec, artefact = codec_of(frame.codec), None
+    codec.check(block)
+    if frame.artefact != NO_ARTEFACT:
+        if artefacts is None:
+            raise NotFound(f"the artefact {frame.artefact.hex()} of a {codec.name} chunk is not here")
+        artefact = artefacts(frame.artefact)
+        artefact.check(block)
+    if not 0 <= frame.level < len(codec.levels) or frame.lanes != codec.lanes:
+        raise Corrupt(f"{codec.name} has no level {frame.level} with {frame.lanes} lanes")
+    return Opened(frame, body, block, codec, artefact)
 
 
 def _covering(container: memoryview, first: int, end: int, verify: bool) -> list[tuple[Frame, memoryview, int, int]]:

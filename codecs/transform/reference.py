@@ -65,12 +65,15 @@ def channels(bits: npt.NDArray[Any], block: Block, plan: Plan, sinks: int) -> Fl
     for layer, rotary in enumerate(plan.rotary):
         if rotary.pairs:
             rotary.turn_back(values[layer, 0], block.position + sinks)
-    return values.transpose(2, 0, 1, 3, 4).reshape(values.shape[2], -1)
+    tokens = values.shape[2]
+    return values.transpose(2, 0, 1, 3, 4).reshape(tokens, values.size // tokens if tokens else 0)
 
 
 def forward(values: Floats, plan: Plan) -> Floats:
     """Components in units of their step, `[token, column]`."""
     made = np.zeros((len(values), plan.columns), np.float32)
+    if not len(values):
+        return made
     for section in plan.sections:
         made[:, section.columns] = (values[:, section.channels] - section.mean) @ section.forward.T
     return made

@@ -62,6 +62,16 @@ def _server_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
         "demo", "demo", "demo", "Prefill a document, restart the store, load the KV back: the whole job."
     )
     demo.add_argument("--out", metavar="FOLDER", default="demo-out", help="where chart and JSON go (%(default)s)")
+    learn = _Commands(commands, common).add(
+        "calibrate", "calibrate", "calibrate", "Learn what the transform codec must know of a model: an artefact.",
+        "Minutes on a CPU for a small model. docs/calibration.md says which variant is practical for which model.",
+    )  # fmt: skip
+    learn.add_argument("model", metavar="MODEL", help="a folder that Transformers can load, or smollm2 or gemma3")
+    learn.add_argument("--text", nargs="+", default=[], metavar="FILE",
+                       help="what to run the model over (prose, code and manuals of installed packages)")  # fmt: skip
+    learn.add_argument("--variant", choices=("head", "layer", "joint"), default="head",
+                       help="a transform for each head, each layer, or K and V of several layers (head)")  # fmt: skip
+    learn.add_argument("--out", metavar="FILE", help="(MODEL-VARIANT.safetensors)")
 
 
 def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:
@@ -69,6 +79,7 @@ def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
     made.add("stats", "inspect", "stats", "Print counters and gauges.")
     listed = made.add("ls", "inspect", "ls", "List the stored chunks of the namespace.")
     listed.add_argument("--limit", type=positive, metavar="N", help="stop after so many chunks")
+    made.add("artefacts", "inspect", "artefacts", "List what codecs have learnt of models, as far as the store has it.")
     made.add("verify", "verify", "verify", "Read everything back against its checksums; exit 6 if any is corrupt.")
     put = made.add("put", "objects", "put", "Store a part of one chunk, or of all chunks of a prompt.", _FILES)
     _choice(put)
@@ -78,6 +89,7 @@ def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
     put.add_argument("file", metavar="FILE")
     get = made.add("get", "objects", "get", "Read a part of one chunk, or of a prompt's longest stored prefix.", _FILES)
     _choice(get)
+    get.add_argument("--lossy", action="store_true", help="also from copies that a lossy codec has made")
     get.add_argument("-o", "--output", required=True, metavar="FILE")
     _choice(made.add("rm", "objects", "remove", "Delete chunks wherever they lie."), many=True)
     pin = made.add("pin", "objects", "pin", "Keep chunks from eviction for a time.")
