@@ -72,7 +72,7 @@ def test_error_falls_with_the_step() -> None:
         native.decode(body, block, memoryview(out))
         errors.append(float(np.square(values_of(out, block) - values).mean() / values.var()))
         sizes.append(len(body))
-    assert errors[0] < 1e-5 < errors[1] < 1e-2 < errors[2] < 0.2
+    assert errors[0] < 1e-4 < errors[1] < 1e-2 < errors[2] < 0.2
     assert sizes[0] > sizes[1] > sizes[2]
 
 
