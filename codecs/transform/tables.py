@@ -54,7 +54,8 @@ def _smooth(counts: Counts) -> Counts:
     spread = max((counts * np.arange(len(counts))).sum() / max(total, 1), 0.02)
     decay = spread / (1 + spread)
     tail = (1 - decay) * decay ** np.arange(len(counts)) + 1e-9
-    return (counts + 2 * tail / tail.sum()) / (total + 2)
+    share: Counts = (counts + 2 * tail / tail.sum()) / (total + 2)
+    return share
 
 
 def _table(counts: Counts) -> npt.NDArray[np.uint16]:
