@@ -44,7 +44,7 @@ class Codec(ABC):
     def groups(self, block: Block, artefact: Artefact | None) -> Sequence[tuple[int, int]]:
         """The layers of each frame, half-open, in order and without a gap: one each unless a codec joins several."""
         del artefact
-        return [(0, 1)] if block.opaque else [(i, i + 1) for i in range(len(block.layers))]
+        return [(0, len(block.layers))] if block.opaque else [(i, i + 1) for i in range(len(block.layers))]
 
     @abstractmethod
     def encode_frame(self, raw: memoryview, block: Block, level: int, artefact: Artefact | None) -> Buffer:

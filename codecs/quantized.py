@@ -203,8 +203,8 @@ class Int8(Quantizer):
 class Fp8(Quantizer):
     """float8_e4m3fn with one power of two per channel (head and dim) of the chunk: 8 + 8/tokens bits per element.
 
-    A section: exponents u8 [head, dim], then rows u8 [token, head, dim]. An element is e4m3fn(row) · 2^(exponent - 135).
-    The exponent is the least with which the channel's largest magnitude stays within 448, and 32 at least.
+    A section: exponents u8 [head, dim], then rows u8 [token, head, dim]. An element is
+    e4m3fn(row) · 2^(exponent - 135). The exponent is the least with which the channel's largest magnitude stays within 448, and 32 at least.
     """
 
     number, name = 4, "fp8"
@@ -238,7 +238,9 @@ def to_e4m3(values: Floats) -> npt.NDArray[np.uint8]:
     """The nearest float8_e4m3fn to finite values, at most 448."""
     bits = values.view(np.uint32)
     large = bits & np.uint32(0x7FFFFFFF)
-    normal = ((large + np.uint32(0x7FFFF) + ((large >> np.uint32(20)) & np.uint32(1))) >> np.uint32(20)) - np.uint32(960)
+    normal = ((large + np.uint32(0x7FFFF) + ((large >> np.uint32(20)) & np.uint32(1))) >> np.uint32(20)) - np.uint32(
+        960
+    )
     small = np.abs(values) < np.float32(2.0**-6)
     tiny = np.rint(np.where(small, np.abs(values), np.float32(0)) * np.float32(512)).astype(np.uint32)
     code = np.minimum(np.where(small, tiny, normal), np.uint32(0x7E))
