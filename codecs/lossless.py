@@ -105,10 +105,10 @@ def decode_reference(body: memoryview, block: Block, out: memoryview) -> None:
     data = np.frombuffer(body, np.uint8)[_HEAD.size :]
     lengths = (count if kind & WIDE else sections, count, rest_bytes(block), escaped)
     first, second, rest, escapes, stream = np.split(data, np.cumsum(lengths))
-    if kind & WIDE:
-        offsets, tables = first, second
-    else:
-        offsets, tables = np.repeat(first, count // sections) + (second >> 4), second & 15
+    offsets, tables = first, second
+    if not kind & WIDE:
+        offsets = np.repeat(first, count // sections) + (second >> np.uint8(4))
+        tables = second & np.uint8(15)
     shape = (block.tokens, sections * channels)
     symbols = rans.decode(stream.tobytes(), np.repeat(tables, span), freqs(), shape)
     columns = symbols + np.repeat(offsets, span)
@@ -140,7 +140,8 @@ def join(exponents: Bytes, rest: Bytes, dtype: str) -> Bits:
     shape, count = exponents.shape, exponents.size
     if dtype == "float32":
         low, middle, top = rest.reshape(3, *shape).astype(np.uint32)
-        return (top & 0x80) << 24 | exponents.astype(np.uint32) << 23 | (top & 0x7F) << 16 | middle << 8 | low
+        joined: Bits = (top & 0x80) << 24 | exponents.astype(np.uint32) << 23 | (top & 0x7F) << 16 | middle << 8 | low
+        return joined
     if dtype == "bfloat16":
         kept = rest.reshape(shape).astype(np.uint16)
         return (kept & 0x80) << 8 | exponents.astype(np.uint16) << 7 | kept & 0x7F
