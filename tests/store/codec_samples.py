@@ -112,8 +112,10 @@ class Wrong(Deflate):
             raise ModuleNotFoundError("No module named 'odd'")
         if self.mood == "larger":
             return bytes(len(raw) + 100)
+        if self.mood == "cut off":
+            return bytes(super().encode_frame(raw, block, level, artefact))[:-7]
         data = bytearray(raw)
-        data[len(data) // 2] ^= 1
+        data[len(data) // 2] ^= self.mood == "wrong"
         return super().encode_frame(memoryview(data), block, level, artefact)
 
     def decode_frame(
