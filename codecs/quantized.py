@@ -238,7 +238,9 @@ def to_e4m3(values: Floats) -> npt.NDArray[np.uint8]:
     """The nearest float8_e4m3fn to finite values, at most 448."""
     bits = values.view(np.uint32)
     large = bits & np.uint32(0x7FFFFFFF)
-    normal = ((large + np.uint32(0x7FFFF) + ((large >> np.uint32(20)) & np.uint32(1))) >> np.uint32(20)) - np.uint32(960)
+    normal = ((large + np.uint32(0x7FFFF) + ((large >> np.uint32(20)) & np.uint32(1))) >> np.uint32(20)) - np.uint32(
+        960
+    )
     small = np.abs(values) < np.float32(2.0**-6)
     tiny = np.rint(np.where(small, np.abs(values), np.float32(0)) * np.float32(512)).astype(np.uint32)
     code = np.minimum(np.where(small, tiny, normal), np.uint32(0x7E))

@@ -158,7 +158,12 @@ def _ridged(weight: npt.NDArray[np.float64], ridge: float) -> npt.NDArray[np.flo
 
 
 def _group(
-    documents: Documents, layers: tuple[int, ...], weight: npt.NDArray[np.float64], sensitivity: Any, count: int, size: int
+    documents: Documents,
+    layers: tuple[int, ...],
+    weight: npt.NDArray[np.float64],
+    sensitivity: Any,
+    count: int,
+    size: int,
 ) -> Group:
     mean, covariance = _moments(documents, layers, count, size)
     by_section = weight.reshape(count, -1, *weight.shape[1:])

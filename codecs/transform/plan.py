@@ -163,7 +163,9 @@ def _make(contents: _Contents, block: Block, level: str) -> Plan:
         raise InvalidArgument(f"this artefact has no level {level!r}: it has {', '.join(contents.levels)}")
     at, number = contents.levels.index(level), contents.group_of(block.layers[0])
     if contents.groups[number] != block.layers:
-        raise InvalidArgument(f"a frame of this artefact holds the layers {contents.groups[number]}, not {block.layers}")
+        raise InvalidArgument(
+            f"a frame of this artefact holds the layers {contents.groups[number]}, not {block.layers}"
+        )
     planes, heads, dim = contents.model.layers[block.layers[0]]
     if contents.variant != "head" and block.heads != heads:
         raise InvalidArgument(
@@ -224,7 +226,9 @@ class _Tensors:
         ):
             raise Corrupt(f"group {group} of the artefact holds numbers out of range")
 
-    def section(self, index: int, start: int, column: int) -> tuple[Section, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    def section(
+        self, index: int, start: int, column: int
+    ) -> tuple[Section, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """One section, and its columns' tables and shifts."""
         live, step = int(self.live[index]), self.step[index]
         matrix = np.ascontiguousarray(self.matrix[index, :, :live])
