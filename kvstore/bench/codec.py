@@ -109,6 +109,7 @@ def _row(candidate: Candidate, model: str, facts: Row) -> Row:
         "mode": candidate.mode,
         "model": model,
         "exact": candidate.form.exact,
+        **dict.fromkeys(("bytes", "p50_s", "p99_s", "gbps", "baseline", "ratio")),
         **facts,
         "artefact_bytes": candidate.artefact_bytes,
         "bar": None,

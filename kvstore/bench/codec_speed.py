@@ -87,12 +87,14 @@ def speed(candidate: Candidate, chunks: Chunks, *, rounds: int = ROUNDS) -> Row:
     coded = sum(len(each) for slot in containers for each in slot) / chunks.distinct
     elements = chunks.nbytes // 2
     return {
-        "bytes": chunks.nbytes,
+        # The row's own time is the decoding; what all benchmarks have is there for programs that read any of them.
+        **{
+            name: rows["decode"][name]
+            for name in ("bytes", "p50_s", "p99_s", "gbps", "baseline", "ratio", "cpu_s_per_gb")
+        },
         "encode_ratio": 1 / rows["encode"]["ratio"],
         "decode_ratio": 1 / rows["decode"]["ratio"],
         "encode_gbps": rows["encode"]["gbps"],
-        "decode_gbps": rows["decode"]["gbps"],
-        "baseline": "memcpy",
         "bits": 8 * coded / elements,
         "times_smaller": chunks.nbytes / coded,
     }

@@ -24,7 +24,7 @@ from kvstore.errors import InvalidArgument
 SINKS = 4
 MAX_JOINT = 2048
 TOKENS_GOOD, TOKENS_LEAST = 20, 5  # per dimension of a transform
-SENSITIVITY_DOCUMENTS = 3
+SENSITIVITY_DOCUMENTS = 6
 # The divergence that a level promises, less a margin for documents that nothing was fitted to.
 TARGETS: Mapping[str, Mapping[str, float]] = MappingProxyType({
     "head": {"near": 0.0002, "matches-fp8": 0.0020, "matches-int4": 0.0060, "small": 0.0120},

@@ -63,13 +63,13 @@ def gemma_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2,000 tokens of words that follow no pattern."""
+    """4,000 tokens of words that follow no pattern."""
     path = tmp_path_factory.mktemp("texts") / "words.txt"
     state, words = 1, []
-    while sum(map(len, words)) + len(words) < 2000:
+    while sum(map(len, words)) + len(words) < 4000:
         state = state * 1103515245 + 12345 & 0x7FFFFFFF
         words.append("abcdefghijklmnop"[state % 13 :][: 2 + state % 5])
-    path.write_text(" ".join(words)[:2000], encoding="utf-8")
+    path.write_text(" ".join(words)[:4000], encoding="utf-8")
     return path
 
 
