@@ -27,8 +27,8 @@ def test_the_artefact_codes_the_models_own_cache(
     variant: str, gemma_folder: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "made.safetensors"
-    code, told, _ = run(capsys, gemma_folder, "--text", text_file, "--variant", variant, "--out", out)
-    assert code == 0
+    code, told, err = run(capsys, gemma_folder, "--text", text_file, "--variant", variant, "--out", out)
+    assert code == 0, err
     assert told["bytes"] == out.stat().st_size
     artefact = Artefact.load(out)
     assert told["digest"] == artefact.digest.hex()
