@@ -18,6 +18,7 @@ from kvstore.codecs.cachegen import CacheGen
 from kvstore.codecs.compressed import Lz4, Zstd
 from kvstore.codecs.hadamard import Int4
 from kvstore.codecs.kivi import Kivi
+from kvstore.codecs.lossless import Lossless
 from kvstore.codecs.quantized import Fp8, Int8
 from kvstore.codecs.transform import Transform
 
@@ -28,6 +29,7 @@ __all__ = [
 
 register(Lz4())
 register(Zstd())
+register(Lossless())
 register(Fp8())
 register(Int8())
 register(Int4())

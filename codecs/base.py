@@ -44,7 +44,7 @@ class Codec(ABC):
     def groups(self, block: Block, artefact: Artefact | None) -> Sequence[tuple[int, int]]:
         """The layers of each frame, half-open, in order and without a gap: one each unless a codec joins several."""
         del artefact
-        return [(0, 1)] if block.opaque else [(i, i + 1) for i in range(len(block.layers))]
+        return [(0, len(block.layers))] if block.opaque else [(i, i + 1) for i in range(len(block.layers))]
 
     @abstractmethod
     def encode_frame(self, raw: memoryview, block: Block, level: int, artefact: Artefact | None) -> Buffer:
@@ -108,12 +108,24 @@ def encode(raw: Buffer, block: Block, form: Form, *, threads: Executor | None = 
     def one(span: tuple[int, int]) -> tuple[bytes, Buffer]:
         part = block.cut(*span)
         at = span[0] * block.layer_bytes
-        body = codec.encode_frame(raw[at : at + part.nbytes], part, form.level, artefact)
-        digest = form.digest
-        head = Frame.of(codec.number, form.level, part, len(body), lanes=codec.lanes, artefact=digest)
-        return head.pack(body), body
+        return _headed(codec.encode_frame(raw[at : at + part.nbytes], part, form.level, artefact), part, form)
 
-    made = list((threads.map if threads else map)(one, codec.groups(block, artefact)))
+    return _joined(list((threads.map if threads else map)(one, codec.groups(block, artefact))), form)
+
+
+def seal(bodies: Sequence[Buffer], block: Block, form: Form) -> Encoded:
+    """The container of bodies that were made elsewhere, on a GPU say: one for each of the codec's layer groups."""
+    groups = form.codec.groups(block, form.artefact)
+    return _joined([_headed(body, block.cut(*span), form) for body, span in zip(bodies, groups, strict=True)], form)
+
+
+def _headed(body: Buffer, block: Block, form: Form) -> tuple[bytes, Buffer]:
+    codec = form.codec
+    head = Frame.of(codec.number, form.level, block, len(body), lanes=codec.lanes, artefact=form.digest)
+    return head.pack(body), body
+
+
+def _joined(made: Sequence[tuple[bytes, Buffer]], form: Form) -> Encoded:
     lengths = np.array([len(head) + len(body) for head, body in made], np.uint64)
     offsets = np.cumsum(lengths, dtype=np.uint64) - lengths
     data = b"".join(piece for pair in made for piece in pair)
@@ -142,33 +154,64 @@ def decode(
     if out.nbytes != wanted.nbytes:
         raise InvalidArgument(f"the destination has {out.nbytes} bytes; what was asked for has {wanted.nbytes}")
 
-    def one(found: tuple[Frame, memoryview, int, int]) -> None:
-        frame, body, start, stop = found
-        each = block.cut(start, stop)
-        frame.check(each)
-        codec, artefact = codec_of(frame.codec), None
-        codec.check(each)
-        if frame.artefact != NO_ARTEFACT:
-            if artefacts is None:
-                raise NotFound(f"the artefact {frame.artefact.hex()} of a {codec.name} chunk is not here")
-            artefact = artefacts(frame.artefact)
-            artefact.check(each)
-        if not 0 <= frame.level < len(codec.levels) or frame.lanes != codec.lanes:
-            raise Corrupt(f"{codec.name} has no level {frame.level} with {frame.lanes} lanes")
+    def one(opened: Opened) -> None:
+        frame, each, codec = opened.frame, opened.block, opened.codec
+        start, stop = frame.first, frame.first + frame.layers
         inner_first, inner_end = max(start, first), min(stop, end)
         if (inner_first, inner_end) == (start, stop):
             at = (start - first) * block.layer_bytes
-            codec.decode_frame(body, frame, each, out[at : at + each.nbytes], artefact)
+            codec.decode_frame(opened.body, frame, each, out[at : at + each.nbytes], opened.artefact)
             return
         whole = memoryview(bytearray(each.nbytes))
-        codec.decode_frame(body, frame, each, whole, artefact)
+        codec.decode_frame(opened.body, frame, each, whole, opened.artefact)
         at, skip = (inner_first - first) * block.layer_bytes, (inner_first - start) * block.layer_bytes
         length = (inner_end - inner_first) * block.layer_bytes
         out[at : at + length] = whole[skip : skip + length]
 
-    due = _covering(memoryview(container).cast("B"), first, end, verify)
+    due = open_frames(container, block, layers=(first, end), artefacts=artefacts, verify=verify)
     for _ in (threads.map if threads else map)(one, due):
         pass
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A frame that is what its header says, and fits: `codec` can decode `body` into the layers of `block`."""
+
+    frame: Frame
+    body: memoryview
+    block: Block
+    codec: Codec
+    artefact: Artefact | None
+
+
+def open_frames(
+    container: Buffer,
+    block: Block,
+    *,
+    layers: tuple[int, int] | None = None,
+    artefacts: Artefacts | None = None,
+    verify: bool = True,
+) -> list[Opened]:
+    """The frames that hold some layers of a part, in order, checked against its block; raises as `decode` does."""
+    first, end = layers or (0, len(block.layers))
+    return [
+        _opened(frame, body, block.cut(start, stop), artefacts)
+        for frame, body, start, stop in _covering(memoryview(container).cast("B"), first, end, verify)
+    ]
+
+
+def _opened(frame: Frame, body: memoryview, block: Block, artefacts: Artefacts | None) -> Opened:
+    frame.check(block)
+    codec, artefact = codec_of(frame.codec), None
+    codec.check(block)
+    if frame.artefact != NO_ARTEFACT:
+        if artefacts is None:
+            raise NotFound(f"the artefact {frame.artefact.hex()} of a {codec.name} chunk is not here")
+        artefact = artefacts(frame.artefact)
+        artefact.check(block)
+    if not 0 <= frame.level < len(codec.levels) or frame.lanes != codec.lanes:
+        raise Corrupt(f"{codec.name} has no level {frame.level} with {frame.lanes} lanes")
+    return Opened(frame, body, block, codec, artefact)
 
 
 def _covering(container: memoryview, first: int, end: int, verify: bool) -> list[tuple[Frame, memoryview, int, int]]:

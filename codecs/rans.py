@@ -174,6 +174,8 @@ class Bank:
         for each in (scale, mean):
             if each.dtype != np.float32 or each.shape != tables.shape:
                 raise InvalidArgument(f"scale and mean are float32 [{len(tables)}], not {each.dtype} {each.shape}")
+            if not np.isfinite(each).all():
+                raise InvalidArgument("scale and mean must be finite")
         scale, mean = np.ascontiguousarray(scale), np.ascontiguousarray(mean)
         _sound(self._native.dequantize(data, tables, scale, mean, out, dtype), out)
 

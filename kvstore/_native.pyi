@@ -62,8 +62,8 @@ def quantize(
 ) -> bool:
     """Quantize a frame: `int8`, `fp8`, `int4`, `kivi:4` or `kivi:2`, as the codecs of these names define.
 
-    `shape` and `steps` (in elements) are [layer, plane, token, head, dim]. False, and nothing said by `body`, if a value
-    is not finite or 2^100 and more. ValueError if anything does not fit together.
+    `shape` and `steps` (in elements) are [layer, plane, token, head, dim]. False, and nothing said by `body`, if a
+    value is not finite or 2^100 and more. ValueError if anything does not fit together.
     """
 
 def dequantize(
@@ -75,6 +75,22 @@ def dequantize(
     out: Buffer,
 ) -> bool:
     """The inverse. False, and nothing said by `out`, for parameters that no encoder writes."""
+
+def lossless_encode(
+    dtype: str, shape: tuple[int, int, int, int, int], steps: tuple[int, int, int, int, int], raw: Buffer
+) -> bytes:
+    """The body of a frame of the codec `lossless`; shape and steps as for `quantize`."""
+
+def lossless_decode(
+    dtype: str, shape: tuple[int, int, int, int, int], steps: tuple[int, int, int, int, int], body: Buffer, out: Buffer
+) -> bool:
+    """The inverse. False, and nothing said by `out`, for a body that no encoder makes."""
+
+def lossless_freqs() -> bytes:
+    """The built-in tables' frequencies, uint16 [16, 32]."""
+
+def lossless_costs() -> bytes:
+    """What their symbols cost in 1/256 bit, uint16 [16, 32]."""
 
 def write_header(header: Buffer, fixed: Buffer, offsets: Buffer, lengths: Buffer, digests: Buffer) -> None:
     """Write a record's header in place: the fixed part, n layer groups, zeros, and its checksum (`kvstore.record`).
@@ -192,6 +208,9 @@ class FrameSocket:
     def receive(self, deadline: float | None, patience: float, idle: bool, longest: int) -> Frame | int:
         """The next frame. With `idle` its first byte may take longer than `patience`."""
 
+    def serve(self, puts: StagedPuts, patience: float, longest: int) -> Frame | int:
+        """`receive` with `idle` and without a deadline; puts that `puts` can take are taken and answered meanwhile."""
+
     def exchange(
         self, method: int, message: Buffer, ahead: Buffer, deadline: float | None, patience: float, longest: int
     ) -> Frame | int:
@@ -252,6 +271,53 @@ class Xxh3_128:
         """The hash of all bytes so far, as `xxh3_128` gives it."""
 
 @final
+class TransformPlan:
+    """How frames of the transform codec are coded (`kvstore.codecs.transform.plan.Plan`), laid out for native loops.
+
+    `freqs` uint16 [n, 256]; per column `tables` and `shift` uint8, `rounding` float32. `sections` are (first column,
+    matrix int8 [channels, live], scale float32 [channels], mean float32 [channels], forward float32 [live, channels]);
+    `rotary` per layer (pairs, first channel, whether they are neighbours). ValueError where these do not fit.
+
+    A block's elements have `strides` for layer, plane, token, head, dim, in elements; `tables` are per layer the
+    cosines and sines float32 [tokens - sinks, pairs], for `encode` those of the inverse rotation.
+    """
+
+    def __init__(
+        self,
+        freqs: Buffer,
+        tables: Buffer,
+        shift: Buffer,
+        rounding: Buffer,
+        sections: list[tuple[int, Buffer, Buffer, Buffer, Buffer]],
+        rotary: list[tuple[int, int, bool]],
+        planes: int,
+        heads: int,
+        dim: int,
+    ) -> None: ...
+    def decode(
+        self,
+        body: Buffer,
+        out: Buffer,
+        dtype: str,
+        tokens: int,
+        sinks: int,
+        strides: tuple[int, int, int, int, int],
+        tables: list[tuple[Buffer, Buffer]],
+    ) -> bool:
+        """False for a body that no encoder makes; what `out` then holds says nothing."""
+
+    def encode(
+        self,
+        data: Buffer,
+        dtype: str,
+        tokens: int,
+        sinks: int,
+        strides: tuple[int, int, int, int, int],
+        tables: list[tuple[Buffer, Buffer]],
+    ) -> bytes:
+        """ValueError for NaN or infinity, and for values too far from the mean."""
+
+@final
 class RansBank:
     """Tables of the entropy coder, prepared for both directions; `kvstore.codecs.rans` says what they mean.
 
@@ -276,6 +342,42 @@ class RansBank:
 
     def dequantize(self, data: Buffer, tables: Buffer, scale: Buffer, mean: Buffer, out: Buffer, dtype: str) -> bool:
         """`scale * (symbol - 128) + mean` (float32 [columns] each) into `out`, `bfloat16`, `float16` or `float32`."""
+
+@final
+class CacheGenBank:
+    """The entropy coder's tables of the codec cachegen, and its frames; `kvstore.codecs.cachegen` says what they mean.
+
+    `freqs` is uint16 [n, 256]; ValueError unless n is 1 to 256 and each table sums to 4096. A view is a `dtype`
+    (`bfloat16`, `float16`, `float32`), and `shape` and `strides` [plane, token, head, dim] in elements. `floats` is
+    float32 [9, columns], `tables` uint8 [2, columns]. ValueError for what does not fit together.
+    """
+
+    def __init__(self, freqs: Buffer) -> None: ...
+    def encode(
+        self,
+        raw: Buffer,
+        dtype: str,
+        shape: tuple[int, int, int, int],
+        strides: tuple[int, int, int, int],
+        group: int,
+        first: int,
+        floats: Buffer,
+        tables: Buffer,
+    ) -> bytes | None:
+        """The body; None where there is NaN, infinity or a magnitude of 2^100 and more."""
+
+    def decode(
+        self,
+        body: Buffer,
+        out: Buffer,
+        dtype: str,
+        shape: tuple[int, int, int, int],
+        strides: tuple[int, int, int, int],
+        group: int,
+        floats: Buffer,
+        tables: Buffer,
+    ) -> bool:
+        """Decode into `out`; False for a body that no encoder makes."""
 
 @final
 class Allocator:
@@ -724,6 +826,106 @@ class HazardBoard:
     @property
     def lost(self) -> int:
         """Marks that the client found no room for, as it says."""
+
+@final
+class Mutex:
+    """A lock that native code takes, too; waits for it without the GIL. RuntimeError to release what nobody holds."""
+
+    def __init__(self) -> None: ...
+    def acquire(self, blocking: bool = True) -> bool: ...
+    def release(self) -> None: ...
+    def locked(self) -> bool: ...
+    def __enter__(self) -> bool: ...
+    def __exit__(self, *error: object) -> None: ...
+
+@final
+class Holdings:
+    """The extents of one namespace, for Python and native code to allocate from. `lock` is theirs.
+
+    All but `wait_for_writers` need it. An extent's memory and allocator must outlive its place in here.
+    """
+
+    def __init__(self, lock: Mutex) -> None: ...
+    def add(self, number: int, memory: Buffer, allocator: Allocator) -> None: ...
+    def remove(self, number: int) -> None: ...
+    def alloc(self, nbytes: int) -> int:
+        """A location (`extent number << 40 | offset`), or -1 where there is no room."""
+
+    def end(self) -> None:
+        """From now on nothing is handed out."""
+
+    def wait_for_writers(self) -> None:
+        """After `end`: return when native code writes to none of the memory any more."""
+
+@final
+class Intake:
+    """Where native code takes puts into a store: its index, and the lock that guards it."""
+
+    def __init__(self, index: Index, lock: Mutex) -> None: ...
+    def close(self) -> None:
+        """Take nothing more. Needs the lock."""
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody wants to hear of every put; then none is taken natively."""
+
+    @watched.setter
+    def watched(self, watched: bool) -> None: ...
+
+@final
+class Tally:
+    """What was put into one namespace natively. Needs the store's lock."""
+
+    def __init__(self) -> None: ...
+    @property
+    def stored(self) -> int:
+        """Parts."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of their payload."""
+
+    @property
+    def used(self) -> int:
+        """Bytes of the namespace's records; whoever adds or removes some in Python counts here, too."""
+
+    @used.setter
+    def used(self, nbytes: int) -> None: ...
+
+@final
+class StagedPuts:
+    """Puts from the staged memory of one session, taken natively where nothing is special about them.
+
+    A put is one that has no windows, acknowledges `stored`, and adds to the index what is not there. `prefix` stands
+    before it in a message of `method`; `answer` is the encoded frame that says it is stored.
+    """
+
+    def __init__(self, method: int, prefix: bytes, answer: bytes) -> None: ...
+    def add_memory(self, number: int, memory: Buffer) -> bool:
+        """Memory to put from, kept; False for a number that is known."""
+
+    def add_shape(
+        self,
+        spec: bytes,
+        part: bytes,
+        tokens: int,
+        intake: Intake,
+        holdings: Holdings,
+        order: LruList,
+        tally: Tally,
+        scope: int,
+        fixed: bytes,
+        header: int,
+        payload: int,
+        total: int,
+        offsets: Buffer,
+        lengths: Buffer,
+    ) -> bool:
+        """Take puts of such a part from now on; False where 1,024 kinds are known.
+
+        `fixed` is the fixed part of its record's header; `header`, `payload` and `total` are lengths in bytes,
+        `offsets` and `lengths` (uint64) its layer groups. ValueError for what does not fit together.
+        """
 
 @final
 class LruList:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kvstore import _native
 from kvstore.codecs.artefact import Artefact
 from kvstore.codecs.block import Block
 from kvstore.codecs.floats import Floats
@@ -49,13 +50,20 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class LayerTables:
-    """One layer's columns at one level. `freqs` is the bank."""
+    """One layer's columns at one level. `freqs` is the bank, `bank` the same prepared.
+
+    `floats` `[9, columns]` and `tables` `[2, columns]` are all the rest for native code: the mean, then step, inverse,
+    low and high of anchors, then those of differences.
+    """
 
     group: int
     freqs: npt.NDArray[np.uint16]
     mean: Floats
     anchors: Side
     deltas: Side
+    bank: _native.CacheGenBank
+    floats: Floats
+    tables: npt.NDArray[np.uint8]
 
 
 def layer_tables(artefact: Artefact, block: Block, level: int) -> LayerTables:
@@ -102,14 +110,16 @@ class _Model:
         self.anchor_step = _bounded("anchor_step", array("anchor_step", np.float32, (columns,)), _LEAST_STEP)
         self.anchor_floor = _bounded("anchor_floor", array("anchor_floor", np.float32, (levels, planes)), _LEAST_STEP)
         self.step = _bounded("step", array("step", np.float32, (levels, planes)), _LEAST_STEP)
-        self.group = artefact.facts.get("group")
-        if not isinstance(self.group, int) or not 1 <= self.group <= MAX_GROUP:
-            raise Corrupt(f"the artefact has groups of {self.group!r} tokens, not 1 to {MAX_GROUP}")
+        group = artefact.facts.get("group")
+        if not isinstance(group, int) or not 1 <= group <= MAX_GROUP:
+            raise Corrupt(f"the artefact has groups of {group!r} tokens, not 1 to {MAX_GROUP}")
+        self.group = group
         if (self.freqs.sum(axis=1, dtype=np.int64) != TOTAL).any() or not self.freqs[:, 0].all():
             raise Corrupt(f"a table of the artefact does not sum to {TOTAL}, or lacks symbol 0")
         if self.tables.max(initial=0) >= len(self.freqs):
             raise Corrupt(f"a column's table is {self.tables.max()}; the artefact has {len(self.freqs)}")
         self.low, self.high = _runs(self.freqs)
+        self.bank = _native.CacheGenBank(self.freqs)
 
     def cut(self, block: Block, level: int) -> LayerTables:
         """The columns of a block of one layer: all planes, the heads that it has."""
@@ -126,11 +136,11 @@ class _Model:
             return np.repeat(values[level, first_plane : first_plane + planes], block.heads * dim)
 
         anchor_step = np.maximum(of(self.anchor_step), per_plane(self.anchor_floor))
-        tables = self.tables[level]
-        return LayerTables(
-            self.group, self.freqs, of(self.mean), self._side(anchor_step, of(tables[0])),
-            self._side(per_plane(self.step), of(tables[1])),
-        )  # fmt: skip
+        mean, tables = of(self.mean), self.tables[level]
+        sides = self._side(anchor_step, of(tables[0])), self._side(per_plane(self.step), of(tables[1]))
+        rows = [mean, *(row for side in sides for row in (side.step, side.inverse, side.low, side.high))]
+        both = np.stack([side.tables for side in sides])
+        return LayerTables(self.group, self.freqs, mean, *sides, self.bank, np.stack(rows), both)
 
     def _side(self, step: Floats, tables: npt.NDArray[np.uint8]) -> Side:
         return Side(step, np.float32(1) / step, tables, self.low[tables], self.high[tables])

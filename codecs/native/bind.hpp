@@ -7,16 +7,20 @@
 namespace kvstore {
 
 void bind_allocator(nanobind::module_& m);
+void bind_cachegen(nanobind::module_& m);
 void bind_frames(nanobind::module_& m);
 void bind_hash(nanobind::module_& m);
 void bind_hazards(nanobind::module_& m);
 void bind_index(nanobind::module_& m);
+void bind_lossless(nanobind::module_& m);
 void bind_lru(nanobind::module_& m);
 void bind_mapping(nanobind::module_& m);
 void bind_populate(nanobind::module_& m);
+void bind_puts(nanobind::module_& m);
 void bind_quantize(nanobind::module_& m);
 void bind_rans(nanobind::module_& m);
 void bind_record(nanobind::module_& m);
 void bind_shared(nanobind::module_& m);
+void bind_transform(nanobind::module_& m);
 
 }  // namespace kvstore

@@ -5,15 +5,19 @@ NB_MODULE(_native, m) {
     nanobind::set_leak_warnings(false);
     m.doc() = "What kvstore does in C++: checksums, copies, the arena's allocator, the chunk index.";
     kvstore::bind_allocator(m);
+    kvstore::bind_cachegen(m);
     kvstore::bind_frames(m);
     kvstore::bind_hash(m);
     kvstore::bind_hazards(m);
     kvstore::bind_index(m);
+    kvstore::bind_lossless(m);
     kvstore::bind_lru(m);
     kvstore::bind_mapping(m);
     kvstore::bind_populate(m);
+    kvstore::bind_puts(m);
     kvstore::bind_quantize(m);
     kvstore::bind_rans(m);
     kvstore::bind_record(m);
     kvstore::bind_shared(m);
+    kvstore::bind_transform(m);
 }

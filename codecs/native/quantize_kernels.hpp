@@ -55,7 +55,8 @@ bool encode_int8(const Plane& plane, const std::uint8_t* elements, std::uint8_t*
 
 template <typename Float>
 bool decode_int8(const Plane& plane, const std::uint8_t* section, std::uint8_t* elements) {
-    const Tile tile(plane.dim);
+    const std::size_t dim = plane.dim;
+    const Tile tile(dim);
     const std::uint8_t* const rows = section + 2 * plane.tokens * plane.heads;
     return for_tiles(plane, [&](std::size_t first, std::size_t tokens, std::size_t head) {
         for (std::size_t token = 0; token < tokens; ++token) {
@@ -63,9 +64,9 @@ bool decode_int8(const Plane& plane, const std::uint8_t* section, std::uint8_t* 
             const std::uint16_t bits = get_word(section + 2 * number);
             if (!sound_scale(bits)) return false;
             const float scale = from_bf16(bits);
-            const std::uint8_t* __restrict const levels = rows + number * plane.dim;
+            const std::uint8_t* __restrict const levels = rows + number * dim;
             float* __restrict const row = tile.row(token);
-            for (std::size_t i = 0; i < plane.dim; ++i)
+            for (std::size_t i = 0; i < dim; ++i)
                 row[i] = static_cast<float>(static_cast<std::int8_t>(levels[i])) * scale;
         }
         store_tile<Float>(plane, elements, first, tokens, head, tile);

@@ -122,15 +122,16 @@ template <typename Float>
 void store_tile(const Plane& plane, std::uint8_t* elements, std::size_t first, std::size_t tokens, std::size_t head,
                 const Tile& tile) {
     using Word = typename Float::Word;
+    const std::size_t dim = plane.dim, step = plane.dim_step;
     for (std::size_t token = 0; token < tokens; ++token) {
         std::uint8_t* __restrict const to =
             elements + ((first + token) * plane.token_step + head * plane.head_step) * sizeof(Word);
         const float* __restrict const row = tile.row(token);
-        if (plane.dim_step == 1) {
-            for (std::size_t i = 0; i < plane.dim; ++i) store_word<Word>(to + i * sizeof(Word), Float::narrow(row[i]));
+        if (step == 1) {
+            for (std::size_t i = 0; i < dim; ++i) store_word<Word>(to + i * sizeof(Word), Float::narrow(row[i]));
         } else {
-            for (std::size_t i = 0; i < plane.dim; ++i)
-                store_word<Word>(to + i * plane.dim_step * sizeof(Word), Float::narrow(row[i]));
+            for (std::size_t i = 0; i < dim; ++i)
+                store_word<Word>(to + i * step * sizeof(Word), Float::narrow(row[i]));
         }
     }
 }

@@ -12,7 +12,8 @@ namespace {
 
 DecodeKernel kernel() {
 #if defined(__x86_64__)
-    if (simd_level() >= SimdLevel::avx2 && avx2_usable()) return decode_avx2;
+    if (simd_level() == SimdLevel::avx512 && avx512_usable()) return decode_avx512;
+    if (simd_level() != SimdLevel::portable && avx2_usable()) return decode_avx2;
 #endif
     return decode_portable;
 }

@@ -63,6 +63,16 @@ struct DecodeJob {
     const Target& target;
 };
 
+// Where in the slots each lane's table begins, for the block of columns from `first` on.
+inline States bases_of(const DecodeJob& job, std::size_t first) {
+    States bases;
+    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+        const bool rests = first + lane >= job.tables.size();
+        bases[lane] = static_cast<std::uint32_t>((rests ? job.bank.tables() : job.tables[first + lane]) * kSlots);
+    }
+    return bases;
+}
+
 struct EncodeJob {
     const Bank& bank;
     std::span<const std::uint8_t> tables;

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from kvstore.codecs.artefact import Artefact
 from kvstore.codecs.base import Codec
 from kvstore.codecs.block import Block
+from kvstore.codecs.floats import require_floats
 from kvstore.codecs.frame import Buffer, Frame
-from kvstore.codecs.transform import reference
+from kvstore.codecs.transform.native import NativePlan
 from kvstore.codecs.transform.plan import KIND, groups_of, plan_of
-from kvstore.codecs.transform.values import DTYPES
 from kvstore.errors import Corrupt, InvalidArgument
 
 
@@ -28,10 +28,7 @@ class Transform(Codec):
 
     def check(self, block: Block) -> None:
         """`InvalidArgument` for a dtype other than bfloat16, float16, float32, an opaque layout, too many tokens."""
-        if block.dtype not in DTYPES:
-            raise InvalidArgument(f"the transform codec takes {', '.join(DTYPES)}, not {block.dtype}")
-        if block.opaque:
-            raise InvalidArgument("the transform codec needs a layout with axes, not an opaque one")
+        require_floats(self.name, block)
         if not 1 <= block.tokens <= 65536:
             raise InvalidArgument(f"a chunk has 1 to 65536 tokens, not {block.tokens}")
 
@@ -43,7 +40,7 @@ class Transform(Codec):
         """The body of one frame (`kvstore.codecs.transform.body`)."""
         if artefact is None:
             raise InvalidArgument("the transform codec needs an artefact: kvstore calibrate makes one")
-        return reference.encode(raw, block, plan_of(artefact, block, self.levels[level]))
+        return self._native(artefact, block, level).encode(raw, block)
 
     def decode_frame(
         self, body: memoryview, frame: Frame, block: Block, out: memoryview, artefact: Artefact | None
@@ -51,4 +48,8 @@ class Transform(Codec):
         """Decode a body; bit for bit what every host gives."""
         if artefact is None:
             raise Corrupt("a frame of the transform codec names no artefact")
-        reference.decode(body, block, plan_of(artefact, block, self.levels[frame.level]), out)
+        self._native(artefact, block, frame.level).decode(body, block, out)
+
+    def _native(self, artefact: Artefact, block: Block, level: int) -> NativePlan:
+        key = ("native", block.layers, block.first_head, block.heads, level)
+        return artefact.prepared(key, lambda: NativePlan(plan_of(artefact, block, self.levels[level]), block))

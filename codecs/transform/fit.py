@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.codecs.artefact import Artefact, ModelShape
+from kvstore.codecs.floats import Floats
 from kvstore.codecs.transform import levels
 from kvstore.codecs.transform.plan import KIND, MAX_DIMENSIONS, VARIANTS
-from kvstore.codecs.transform.rotary import Floats, Rotary
+from kvstore.codecs.transform.rotary import Rotary
 from kvstore.errors import InvalidArgument
 
 MAX_JOINT = 2048

@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from kvstore.codecs.artefact import Artefact
 from kvstore.codecs.block import Block
+from kvstore.codecs.floats import Floats
 from kvstore.codecs.transform import reference
 from kvstore.codecs.transform.body import sinks_of
 from kvstore.codecs.transform.plan import MAX_SHIFT, Plan, plan_of
-from kvstore.codecs.transform.rotary import Floats
 from kvstore.codecs.transform.tables import bank_of, bits_of
 from kvstore.spec import CANONICAL_AXES
 
@@ -109,7 +109,7 @@ def _counts(columns: _Columns, dead: Floats) -> npt.NDArray[np.float64]:
     """How often each column's symbols lie 0 to 127 from zero, `[section · column, 128]`."""
     distance = columns.distances(dead[columns.table] / (1 << columns.shift.astype(np.int32))) >> columns.shift[:, None]
     width = columns.shift.size
-    sections, tokens, size = distance.shape
+    sections, _, size = distance.shape
     column = np.arange(width).reshape(sections, 1, size)
     slot = np.minimum(distance, 128) + 129 * column
     found = np.bincount(slot.ravel(), minlength=129 * width).reshape(width, 129)

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from kvstore.codecs.artefact import Artefact
 from kvstore.codecs.block import Block
-from kvstore.codecs.transform.rotary import Floats, Rotary
+from kvstore.codecs.floats import Floats
+from kvstore.codecs.transform.rotary import Rotary
 from kvstore.errors import Corrupt, InvalidArgument, SpecMismatch
 
 KIND = "transform"

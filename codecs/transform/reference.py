@@ -14,10 +14,9 @@ import numpy.typing as npt
 from kvstore.codecs import rans
 from kvstore.codecs.base import NotEncodable
 from kvstore.codecs.block import Block
+from kvstore.codecs.floats import Floats, from_float32, to_float32
 from kvstore.codecs.transform import body as bodies
 from kvstore.codecs.transform.plan import Plan
-from kvstore.codecs.transform.rotary import Floats
-from kvstore.codecs.transform.values import to_bits, to_floats
 
 Quantized = npt.NDArray[np.int32]
 
@@ -26,9 +25,11 @@ def encode(raw: memoryview, block: Block, plan: Plan) -> bytes:
     """The body of a frame. `NotEncodable` for NaN, infinity, and values that are out of proportion."""
     bits = block.canonical(raw)
     sinks = bodies.sinks_of(block.position, block.tokens, plan.sinks)
-    q = quantize(forward(channels(bits[:, :, sinks:], block, plan, sinks), plan), plan)
-    symbols, low, escapes = _symbols(q, plan)
     shape = _shape(block, plan, sinks)
+    q = np.zeros((0, plan.columns), np.int32)
+    if shape.tokens:
+        q = quantize(forward(channels(bits[:, :, sinks:], block, plan, sinks), plan), plan)
+    symbols, low, escapes = _symbols(q, plan)
     streams = [
         rans.encode(symbols[tokens, columns], plan.tables[columns], plan.bank)
         for tokens, columns in shape.tiles(bodies.STREAM_TOKENS, bodies.STREAM_COLUMNS)
@@ -52,23 +53,26 @@ def decode(body: memoryview, block: Block, plan: Plan, out: memoryview) -> None:
     head = np.frombuffer(pieces.raw, bits.dtype).reshape(bits[:, :, :sinks].shape)
     bits[:, :, :sinks] = head
     if shape.tokens:
-        bits[:, :, sinks:] = to_bits(turned(inverse(q, plan), block, plan, sinks), block.dtype)
+        bits[:, :, sinks:] = from_float32(turned(inverse(q, plan), block, plan, sinks), block.dtype)
 
 
 def channels(bits: npt.NDArray[Any], block: Block, plan: Plan, sinks: int) -> Floats:
     """Values `[token, channel]` of bits `[layer, plane, token, head, dim]`, keys before rotation."""
-    values = to_floats(bits, block.dtype)
+    values = np.array(to_float32(np.ascontiguousarray(bits), block.dtype))
     if not np.isfinite(values).all():
         raise NotEncodable("NaN or infinity in KV: the transform codec takes finite values; lossless takes these")
     for layer, rotary in enumerate(plan.rotary):
         if rotary.pairs:
             rotary.turn_back(values[layer, 0], block.position + sinks)
-    return values.transpose(2, 0, 1, 3, 4).reshape(values.shape[2], -1)
+    tokens = values.shape[2]
+    return values.transpose(2, 0, 1, 3, 4).reshape(tokens, values.size // tokens if tokens else 0)
 
 
 def forward(values: Floats, plan: Plan) -> Floats:
     """Components in units of their step, `[token, column]`."""
     made = np.zeros((len(values), plan.columns), np.float32)
+    if not len(values):
+        return made
     for section in plan.sections:
         made[:, section.columns] = (values[:, section.channels] - section.mean) @ section.forward.T
     return made
@@ -77,11 +81,11 @@ def forward(values: Floats, plan: Plan) -> Floats:
 def quantize(components: Floats, plan: Plan) -> Quantized:
     """Whole numbers of components: what is left of their sizes, plus the rounding, without the fraction."""
     size = np.abs(components) + plan.rounding
-    if size.size and size.max() >= 32768:
+    if size.max() >= 32768:
         raise NotEncodable(f"a component is {size.max():.3g} steps from the mean; the transform codec holds 32,767")
     q = np.copysign(np.trunc(size), components).astype(np.int32)
     for section in plan.sections:
-        if len(q) and np.abs(q[:, section.columns]).sum(1).max() * 127 >= 1 << 31:
+        if np.abs(q[:, section.columns]).sum(1).max() * 127 >= 1 << 31:
             raise NotEncodable("the components of a token are too large together for 32-bit sums")
     return q
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import factorial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kvstore.codecs.floats import Floats
 from kvstore.errors import InvalidArgument
 
-Floats: TypeAlias = npt.NDArray[np.float32]
 STYLES = ("half", "interleaved")
 # π/2 in three pieces: a quotient of up to 20 bits times either of the first two is exact.
 _HALF_PI = (1.57079632673412561417e00, 6.07710050630396597660e-11, 2.02226624879595063154e-21)
@@ -53,23 +53,25 @@ class Rotary:
 
     def tables(self, position: int, tokens: int) -> tuple[Floats, Floats]:
         """Cosine and sine, float32 `[token, pair]`, of the tokens from `position` on, times `scaling`."""
-        return _tables(self.frequencies.tobytes(), self.scaling, position, tokens)
+        return _tables(self.frequencies.tobytes(), self.scaling, position, tokens, back=False)
+
+    def tables_back(self, position: int, tokens: int) -> tuple[Floats, Floats]:
+        """The tables of the inverse rotation."""
+        return _tables(self.frequencies.tobytes(), self.scaling, position, tokens, back=True)
 
     def turn(self, x: Floats, position: int) -> None:
         """Rotate `x` `[token, head, dim]` in place, each product and sum rounded to float32."""
-        first, second = self._pairs_of(x)
-        cos, sin = (table[:, None, :] for table in self.tables(position, len(x)))
-        turned = first * cos - second * sin
-        second[...] = second * cos + first * sin
-        first[...] = turned
+        self._turn(x, self.tables(position, len(x)))
 
     def turn_back(self, x: Floats, position: int) -> None:
         """The inverse of `turn`, up to rounding."""
+        self._turn(x, self.tables_back(position, len(x)))
+
+    def _turn(self, x: Floats, tables: tuple[Floats, Floats]) -> None:
         first, second = self._pairs_of(x)
-        undo = np.float32(1 / self.scaling**2)
-        cos, sin = (table[:, None, :] * undo for table in self.tables(position, len(x)))
-        turned = first * cos + second * sin
-        second[...] = second * cos - first * sin
+        cos, sin = (table[:, None, :] for table in tables)
+        turned = first * cos - second * sin
+        second[...] = second * cos + first * sin
         first[...] = turned
 
     def _pairs_of(self, x: Floats) -> tuple[Floats, Floats]:
@@ -80,10 +82,12 @@ class Rotary:
 
 
 @lru_cache(maxsize=64)
-def _tables(frequencies: bytes, scaling: float, position: int, tokens: int) -> tuple[Floats, Floats]:
+def _tables(frequencies: bytes, scaling: float, position: int, tokens: int, *, back: bool) -> tuple[Floats, Floats]:
+    if back:
+        scaling = 1 / scaling
     at = np.arange(position, position + tokens, dtype=np.float64)
     cos, sin = cos_sin(at[:, None] * np.frombuffer(frequencies))
-    made = tuple(np.ascontiguousarray((each * scaling).astype(np.float32)) for each in (cos, sin))
+    made = tuple((each * scaling).astype(np.float32) for each in (cos, -sin if back else sin))
     for table in made:
         table.flags.writeable = False
     return made[0], made[1]

@@ -1,0 +1,100 @@
+"""Elements of KV on a device: the bits of a dtype to float32 and back, as `kvstore.codecs.floats` does it.
+
+Kernels get the addresses of what they read and write as numbers, so that one launch serves tensors of many chunks.
+They are launched with `enable_fp_fusion=False`: a fused multiply-add would round once where the reference rounds twice.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+CODES = {"bfloat16": 0, "float16": 1, "float32": 2}  # DTYPE of the kernels
+
+
+@triton.jit
+def load_floats(address: tl.tensor, offsets: tl.tensor, mask: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
+    """Elements as float32, 0 where masked."""
+    if DTYPE == 2:
+        values = tl.load(address.to(tl.pointer_type(tl.float32)) + offsets, mask=mask, other=0.0)
+    else:
+        bits = tl.load(address.to(tl.pointer_type(tl.uint16)) + offsets, mask=mask, other=0)
+        if DTYPE == 1:
+            values = bits.to(tl.float16, bitcast=True).to(tl.float32)
+        else:
+            values = (bits.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return values
+
+
+@triton.jit
+def store_floats(
+    address: tl.tensor, offsets: tl.tensor, values: tl.tensor, mask: tl.tensor, DTYPE: tl.constexpr, CLAMP: tl.constexpr
+) -> None:
+    """Store the nearest elements, ties to even. What float16 cannot reach becomes infinity, or its largest number."""
+    if DTYPE == 2:
+        tl.store(address.to(tl.pointer_type(tl.float32)) + offsets, values, mask=mask)
+    elif DTYPE == 1:
+        if CLAMP:
+            values = tl.minimum(tl.maximum(values, -65504.0), 65504.0)
+        tl.store(address.to(tl.pointer_type(tl.float16)) + offsets, values.to(tl.float16), mask=mask)
+    else:
+        tl.store(address.to(tl.pointer_type(tl.uint16)) + offsets, to_bfloat16(values).to(tl.uint16), mask=mask)
+
+
+@triton.jit
+def to_bfloat16(values: tl.tensor) -> tl.tensor:
+    """The nearest bfloat16 numbers of finite values, as uint32."""
+    bits = values.to(tl.uint32, bitcast=True)
+    return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+
+
+@triton.jit
+def bfloat16_below(values: tl.tensor) -> tl.tensor:
+    """The largest bfloat16 numbers that are not above finite values, as uint32; 0 for -0."""
+    bits = (values + 0.0).to(tl.uint32, bitcast=True)
+    return (bits + (bits >> 31) * 0xFFFF) >> 16
+
+
+@triton.jit
+def from_bfloat16(bits: tl.tensor) -> tl.tensor:
+    """The values of bfloat16 numbers in the low half of uint32."""
+    return (bits << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def load_pair(data: tl.tensor, offsets: tl.tensor, mask: tl.tensor) -> tl.tensor:
+    """Little-endian u16 at byte offsets that may be odd, as uint32."""
+    low = tl.load(data + offsets, mask=mask, other=0).to(tl.uint32)
+    return low | tl.load(data + offsets + 1, mask=mask, other=0).to(tl.uint32) << 8
+
+
+@triton.jit
+def store_pair(data: tl.tensor, offsets: tl.tensor, bits: tl.tensor, mask: tl.tensor) -> None:
+    """The inverse of `load_pair`."""
+    tl.store(data + offsets, (bits & 0xFF).to(tl.uint8), mask=mask)
+    tl.store(data + offsets + 1, (bits >> 8 & 0xFF).to(tl.uint8), mask=mask)
+
+
+@triton.jit
+def nearest(values: tl.tensor) -> tl.tensor:
+    """Rounded to whole numbers, ties to even, for magnitudes below 2^22: adding 1.5 * 2^23 leaves no fraction."""
+    return (values + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def hadamard(values: tl.tensor, ROWS: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr) -> tl.tensor:
+    """Blocks of SIZE along the last axis of `[ROWS, WIDTH]` times the Hadamard matrix, by `hadamard`'s butterflies.
+
+    Whole numbers and floats; the order of sums is the format's.
+    """
+    for level in tl.static_range(SIZE.bit_length() - 1):
+        values = _butterflies(values, ROWS, WIDTH, SIZE >> (level + 1))
+    return values
+
+
+@triton.jit
+def _butterflies(values: tl.tensor, ROWS: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr) -> tl.tensor:
+    pairs = tl.reshape(values, (ROWS * WIDTH // (2 * STEP), 2, STEP))
+    first, second = tl.split(tl.permute(pairs, (0, 2, 1)))
+    mixed = tl.permute(tl.join(first + second, first - second), (0, 2, 1))
+    return tl.reshape(mixed, (ROWS, WIDTH))
