@@ -354,7 +354,8 @@ def test_capacity_and_quota_count_encoded_bytes(box: Box) -> None:
 
 
 def test_pressure_demotes_and_encodes(box: Box) -> None:
-    client, chain = box.open(dram=2 * MiB, extent=2 * MiB, nvme=DISK, nvme_codec="t-exact"), prompt(LARGE, 24)
+    client = box.open(dram=2 * MiB, extent=2 * MiB, nvme=DISK, nvme_codec="t-exact", put_wait_s=20)
+    chain = prompt(LARGE, 24)
     fill(client, LARGE, chain.refs)
     hit = client.lookup(LARGE, chain)
     assert len(hit.refs) >= 20
