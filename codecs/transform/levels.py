@@ -19,7 +19,7 @@ from kvstore.codecs.block import Block
 from kvstore.codecs.floats import Floats
 from kvstore.codecs.transform import reference
 from kvstore.codecs.transform.body import sinks_of
-from kvstore.codecs.transform.plan import MAX_SHIFT, Plan, groups_of, plan_of
+from kvstore.codecs.transform.plan import MAX_SHIFT, Plan, plan_of
 from kvstore.codecs.transform.tables import bank_of, bits_of
 from kvstore.spec import CANONICAL_AXES
 
