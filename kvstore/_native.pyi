@@ -62,8 +62,8 @@ def quantize(
 ) -> bool:
     """Quantize a frame: `int8`, `fp8`, `int4`, `kivi:4` or `kivi:2`, as the codecs of these names define.
 
-    `shape` and `steps` (in elements) are [layer, plane, token, head, dim]. False, and nothing said by `body`, if a value
-    is not finite or 2^100 and more. ValueError if anything does not fit together.
+    `shape` and `steps` (in elements) are [layer, plane, token, head, dim]. False, and nothing said by `body`, if a
+    value is not finite or 2^100 and more. ValueError if anything does not fit together.
     """
 
 def dequantize(

@@ -6,6 +6,7 @@ record that names it, and is removed when no record names it any more and nobody
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 from kvstore.codecs import Artefact, Block
 from kvstore.errors import ConfigError, Corrupt, NotFound, SpecMismatch, StorageError
 from kvstore.forms import Named
+from kvstore.spec import KVSpec
 
 SUFFIX = ".safetensors"
 DIGEST_BYTES = 16
@@ -37,12 +39,12 @@ class Artefacts:
         for each in self._current:
             self._known[each.digest] = each
 
-    def choose(self, form: Named, block: Block, model: str) -> Artefact | None:
-        """The artefact to encode a model's blocks with; None where there is none that fits."""
+    def choose(self, form: Named, block: Block, spec: KVSpec) -> Artefact | None:
+        """The artefact to encode blocks of a spec with; None where there is none of its model, shape and rotation."""
         shape = (block.layers, block.planes, block.heads, block.dim, block.first_head)
-        key = (form.codec.number, form.level, model, shape)
+        key = (form.codec.number, form.level, spec.digest, shape)
         if key not in self._chosen:
-            self._chosen[key] = self._choose(form, block, model)
+            self._chosen[key] = self._choose(form, block, spec)
         return self._chosen[key]
 
     def get(self, digest: bytes) -> Artefact:
@@ -102,13 +104,13 @@ class Artefacts:
         except OSError:
             return 0
 
-    def _choose(self, form: Named, block: Block, model: str) -> Artefact | None:
+    def _choose(self, form: Named, block: Block, spec: KVSpec) -> Artefact | None:
         level = form.codec.levels[form.level]
         for each in self._current:
             levels = each.facts.get("levels")
             if each.kind != form.codec.artefact_kind or (levels and level not in levels):
                 continue
-            if _short(each.model.name) != _short(model):
+            if not _is_of(each, spec):
                 continue
             try:
                 each.check(block)
@@ -144,6 +146,21 @@ class Artefacts:
             if len(name) == 2 * DIGEST_BYTES and all(each in "0123456789abcdef" for each in name):
                 found.add(bytes.fromhex(name))
         return found
+
+
+def _is_of(artefact: Artefact, spec: KVSpec) -> bool:
+    """Whether a spec says that it is of the model that an artefact was made from.
+
+    The last part of its name begins with the last part of the artefact's, in any case, and the rotary embedding is the
+    same where the artefact says what it was. A fine-tune has other statistics, which costs size and quality alone.
+    """
+    rope = artefact.facts.get("rope")
+    same = rope is None or _plain(rope) == _plain(spec.rope)
+    return same and _short(spec.model).startswith(_short(artefact.model.name))
+
+
+def _plain(rope: Mapping[str, Any]) -> str:
+    return json.dumps(rope, sort_keys=True, default=str)
 
 
 def _short(model: str) -> str:

@@ -167,7 +167,7 @@ class Coder:
     def _made(self, spec: KVSpec, raw: memoryview, block: Block, named: Named) -> tuple[Encoded | None, float]:
         artefact = None
         if named.codec.artefact_kind:
-            artefact = None if block.opaque else self.artefacts.choose(named, block, spec.model)
+            artefact = None if block.opaque else self.artefacts.choose(named, block, spec)
             if artefact is None:
                 self._fell_back("no_artefact")
                 return None, 0.0

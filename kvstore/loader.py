@@ -124,6 +124,40 @@ class Loader:
                 core.condemn(scope, here, removed)
         core.settle(removed)
 
+    def reject(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> None:
+        """Take out a copy in DRAM (that nobody holds any more for the caller) which was found bad while it was read.
+
+        Where its bytes are those that were stored, and still cannot be decoded, the other copies cannot be either.
+        """
+        core, removed = self._core, Removed()
+        if copy.form == RAW or self._is_damaged(scope, key, part, copy):
+            self.quarantine(scope, key, part, copy)
+            return
+        with core.lock:
+            _, row = core.find_part(scope, key, part)
+            for placement in core.index.part_placements(row) if row >= 0 else ():
+                if core.index.placement(placement).codec == copy.form:
+                    core.condemn(scope, placement, removed)
+            core.counters["undecodable"] += 1
+        core.settle(removed)
+
+    def _is_damaged(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> bool:
+        """Whether a copy in DRAM is not what its checksums say, or is there no more."""
+        core = self._core
+        with core.lock:
+            _, row = core.find_part(scope, key, part)
+            here = -1 if row < 0 else core.index.find_placement(row, DRAM)
+            if here != copy.placement or core.index.placement(here).loc != copy.location:
+                return True
+            core.hold(here, scope, part)
+        try:
+            verify_record(core.dram.view(copy.location, 0, copy.total), scope, key, part, core.dram.name)
+        except (Corrupt, SpecMismatch):
+            return True
+        finally:
+            core.let_go([copy])
+        return False
+
     def submit(self, work: Callable[..., Result], *args: Any) -> Future[Result]:
         """Run a load beside others; `Closed` once the store is."""
         return _submit(self._pool, work, *args)
@@ -229,7 +263,11 @@ class Loader:
         if source.form != RAW:
             memory = memoryview(mmap.mmap(-1, source.total))
             self._check_decodable(self._fetch(scope, want.ref.key, want.part, source, memory), source)
-            fill_from(memory, scope, want, source, False, self._core.coder)
+            try:
+                fill_from(memory, scope, want, source, False, self._core.coder)
+            except (Corrupt, SpecMismatch):
+                self._bad.add(source.placement)
+                raise
             return
         tier, layers, start = self._core.tiers[source.tier], *span(scope, want)
         header = memoryview(bytearray(source.header))

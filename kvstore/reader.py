@@ -47,7 +47,7 @@ class Reader:
         for each in held.items:
             if isinstance(outcomes[each.number], Corrupt | SpecMismatch):
                 want = wants[each.number]
-                self._loader.quarantine(scope, want.ref.key, want.part, each.copy(scope, want.part))
+                self._loader.reject(scope, want.ref.key, want.part, each.copy(scope, want.part))
         for i in cold[:1]:
             outcomes[i] = self._get_cold(scope, wants[i], fidelity)
         for i, load in loads:
@@ -81,7 +81,7 @@ class Reader:
             self._let_go(held)
             for each in bad:
                 want = wants[each.number]
-                self._loader.quarantine(scope, want.ref.key, want.part, each.copy(scope, want.part))
+                self._loader.reject(scope, want.ref.key, want.part, each.copy(scope, want.part))
             for load in loads:
                 load.cancel()
             wait(loads)  # nobody writes to the destinations once this has ended
@@ -91,13 +91,16 @@ class Reader:
         copy = self._loader.hold_in_dram(scope, ref, part, fidelity)
         if copy.form == RAW or encoded:
             return StoreView(self._core, copy)
+        good = True
         try:
             return self._decoded_view(scope, ref, part, copy)
         except (Corrupt, SpecMismatch):
-            self._loader.quarantine(scope, ref.key, part, copy)
+            good = False
             raise
         finally:
             self._core.let_go([copy])
+            if not good:
+                self._loader.reject(scope, ref.key, part, copy)
 
     def _decoded_view(self, scope: Scope, ref: ChunkRef, part: Part, copy: Copy) -> OwnView:
         data = np.empty(scope.spec.part_bytes(part, ref.tokens), np.uint8).data
@@ -154,10 +157,14 @@ class Reader:
             return self._loader.read_around(scope, want, fidelity)
         except KVStoreError as error:
             return error
+        outcome = None
         try:
-            return self._loader.fill(scope, want, copy, verify=False)
+            outcome = self._loader.fill(scope, want, copy, verify=False)
+            return outcome
         finally:
             self._core.let_go([copy])
+            if isinstance(outcome, Corrupt | SpecMismatch):
+                self._loader.reject(scope, want.ref.key, want.part, copy)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,8 @@ from kvstore.codecs.base import Artefacts, Form, Opened, open_frames
 from kvstore.codecs.block import Block
 from kvstore.codecs.frame import Buffer
 from kvstore.codecs.gpu.dequantize import Dequantizer
-from kvstore.codecs.gpu.staging import Staging, raise_corrupt
+from kvstore.codecs.gpu.lossless import LosslessDecoder
+from kvstore.codecs.gpu.staging import Staging, device_of, raise_corrupt
 from kvstore.codecs.gpu.transform import TransformDecoder
 from kvstore.errors import InvalidArgument
 
@@ -23,12 +24,17 @@ class Decoder(Protocol):
         """Take a frame whose layers are to go to `address`; its chunk's place in the status is `chunk`."""
         ...
 
+    def close(self, staging: Staging) -> None:
+        """Stage what else the launches read: there will be no more frames."""
+        ...
+
     def launch(self, staged: torch.Tensor, status: torch.Tensor) -> None:
         """Decode all of them. Where one turns out to be corrupt, its chunk's status becomes another than 0."""
         ...
 
 
 DECODERS: dict[str, type[Any]] = {
+    "lossless": LosslessDecoder,
     "fp8": Dequantizer,
     "int8": Dequantizer,
     "int4": Dequantizer,
@@ -42,6 +48,59 @@ def supports(form: Form) -> bool:
     return form.codec.name in DECODERS
 
 
+class Batch:
+    """Many chunks to decode, a container each into a tensor each, all on one device.
+
+    A container is host memory, or a uint8 tensor, which is copied to the host: headers and checksums are checked there
+    before anything is launched (`verify=False`: headers alone). A tensor is contiguous, of any dtype, and has the
+    bytes of its block in the order of its axes; what they hold after an error says nothing. Raises `InvalidArgument`
+    for a codec without kernels (`supports`) and for a tensor that does not fit, else as `kvstore.codecs.decode`.
+    """
+
+    def __init__(
+        self,
+        containers: Sequence[Buffer | torch.Tensor],
+        blocks: Sequence[Block],
+        outs: Sequence[torch.Tensor],
+        *,
+        artefacts: Artefacts | None = None,
+        verify: bool = True,
+    ) -> None:
+        self._device, self._outs = device_of(blocks, outs), tuple(outs)
+        self._staging, self._decoders = Staging(), dict[Any, Decoder]()
+        for chunk, (container, block, out) in enumerate(zip(containers, blocks, outs, strict=True)):
+            data = container.cpu().numpy().data if isinstance(container, torch.Tensor) else container
+            for opened in open_frames(data, block, artefacts=artefacts, verify=verify):
+                address = out.data_ptr() + opened.frame.first * block.layer_bytes
+                self._decoder_of(opened).add(opened, self._staging, address, chunk)
+        for decoder in self._decoders.values():
+            decoder.close(self._staging)
+        self._staged = self._status = torch.empty(0)
+
+    def _decoder_of(self, opened: Opened) -> Decoder:
+        name, block, frame = opened.codec.name, opened.block, opened.frame
+        if name not in DECODERS:
+            raise InvalidArgument(f"{name} has no kernels: decode it on the host")
+        kind = (name, frame.level, frame.artefact, block.dtype, block.planes, block.heads, block.dim)
+        if kind not in self._decoders:
+            self._decoders[kind] = DECODERS[name](opened, self._device)
+        return self._decoders[kind]
+
+    def upload(self) -> None:
+        """Copy what the launches read to the device, in the order of its stream."""
+        self._staged = self._staging.on(self._device)
+        self._status = torch.zeros(len(self._outs), dtype=torch.int32, device=self._device)
+
+    def launch(self) -> None:
+        """Start decoding what was uploaded; does not wait."""
+        for decoder in self._decoders.values():
+            decoder.launch(self._staged, self._status)
+
+    def wait(self) -> None:
+        """Wait until all is decoded. `Corrupt` names the chunks that no encoder makes, by their places."""
+        raise_corrupt(self._status, "chunks")
+
+
 def decode(
     containers: Sequence[Buffer | torch.Tensor],
     blocks: Sequence[Block],
@@ -50,39 +109,8 @@ def decode(
     artefacts: Artefacts | None = None,
     verify: bool = True,
 ) -> None:
-    """Decode a container each into a tensor each, all on one device, and wait until that is done.
-
-    A container is host memory, or a uint8 tensor, which is copied to the host: headers and checksums are checked there
-    before anything is launched (`verify=False`: headers alone). A tensor is contiguous, of any dtype, and has the
-    bytes of its block in the order of its axes. What they hold after an error says nothing. Raises `InvalidArgument`
-    for a codec without kernels (`supports`) and for a tensor that does not fit, else as `kvstore.codecs.decode`.
-    """
-    device = _device_of(blocks, outs)
-    staging, decoders = Staging(), dict[Any, Decoder]()
-    for chunk, (container, block, out) in enumerate(zip(containers, blocks, outs, strict=True)):
-        data = container.cpu().numpy().data if isinstance(container, torch.Tensor) else container
-        for opened in open_frames(data, block, artefacts=artefacts, verify=verify):
-            name, each = opened.codec.name, opened.block
-            if name not in DECODERS:
-                raise InvalidArgument(f"{name} has no kernels: decode it on the host")
-            kind = (name, opened.frame.level, opened.frame.artefact, each.dtype, each.planes, each.heads, each.dim)
-            if kind not in decoders:
-                decoders[kind] = DECODERS[name](opened, device)
-            address = out.data_ptr() + opened.frame.first * block.layer_bytes
-            decoders[kind].add(opened, staging, address, chunk)
-    if not decoders:
-        return
-    status = torch.zeros(len(outs), dtype=torch.int32, device=device)
-    staged = staging.on(device)
-    for decoder in decoders.values():
-        decoder.launch(staged, status)
-    raise_corrupt(status, "chunks")
-
-
-def _device_of(blocks: Sequence[Block], outs: Sequence[torch.Tensor]) -> torch.device:
-    for block, out in zip(blocks, outs, strict=True):
-        if not out.is_contiguous() or out.nbytes != block.nbytes:
-            raise InvalidArgument(f"the tensor must be contiguous, of {block.nbytes} bytes; it has {out.nbytes}")
-        if out.device != outs[0].device:
-            raise InvalidArgument(f"tensors on two devices: {outs[0].device} and {out.device}")
-    return outs[0].device if outs else torch.device("cpu")
+    """Decode a `Batch`, and wait until that is done."""
+    batch = Batch(containers, blocks, outs, artefacts=artefacts, verify=verify)
+    batch.upload()
+    batch.launch()
+    batch.wait()

@@ -15,11 +15,12 @@ import triton.language as tl
 
 from kvstore.codecs.base import Opened
 from kvstore.codecs.gpu.floats import CODES, from_bfloat16, hadamard, load_pair, store_floats
-from kvstore.codecs.gpu.staging import Staging, table
+from kvstore.codecs.gpu.staging import Rows, Staging
 from kvstore.codecs.hadamard import hadamard_size
 from kvstore.codecs.kivi import Kivi
 from kvstore.codecs.quantized import Quantizer
 
+FIELDS = 8  # of a section's row
 TILE_ELEMENTS = 2048  # of a program: 16 per thread
 
 
@@ -121,6 +122,7 @@ class Dequantizer:
         assert isinstance(quantizer, Quantizer)
         self._codec, self._level, self._block = quantizer, opened.frame.level, opened.block
         self._rows: list[tuple[int, ...]] = []
+        self._staged = Rows(0, 0)
         self._tokens = 0
 
     def add(self, opened: Opened, staging: Staging, address: int, chunk: int) -> None:
@@ -137,6 +139,10 @@ class Dequantizer:
                 at += self._codec.section_bytes(level, plane, shape)
         self._tokens = max(self._tokens, block.tokens)
 
+    def close(self, staging: Staging) -> None:
+        """Stage what the programs are to do: there will be no more frames."""
+        self._staged = staging.add_rows(self._rows)
+
     def launch(self, staged: torch.Tensor, status: torch.Tensor) -> None:
         """Decode; the status of a chunk becomes 1 where a parameter is none that an encoder writes."""
         block = self._block
@@ -145,7 +151,7 @@ class Dequantizer:
         codec: Any = self._codec
         _decode[(len(self._rows), block.heads, triton.cdiv(self._tokens, tile))](
             staged,
-            table(self._rows, staged.device),
+            self._staged.of(staged),
             status,
             CODEC=codec.number,
             BITS=codec.bits[self._level] if isinstance(codec, Kivi) else 4,

@@ -20,9 +20,11 @@ import triton
 import triton.language as tl
 
 from kvstore.codecs.frame import Buffer
-from kvstore.codecs.gpu.staging import Staging, raise_corrupt, table
+from kvstore.codecs.gpu.staging import Rows, Staging, raise_corrupt
 from kvstore.codecs.rans import STATE_BYTES, TOTAL
 from kvstore.errors import Corrupt, InvalidArgument
+
+FIELDS = 9  # of a job's row
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,22 +118,15 @@ def _rans_decode(
 
 
 def launch(
-    staged: torch.Tensor,
-    slots: torch.Tensor,
-    jobs: Sequence[Job],
-    out: torch.Tensor,
-    status: torch.Tensor,
-    *,
-    levels: bool,
+    staged: torch.Tensor, slots: torch.Tensor, jobs: Rows, out: torch.Tensor, status: torch.Tensor, *, levels: bool
 ) -> None:
     """Decode streams into `out`, symbols uint8 or, with `levels`, int16 `symbol - 128 << shift`.
 
-    `jobs` lie inside `staged` and `out`: see `job_of`. A stream that no encoder makes sets its owner's status to 1.
+    `jobs` are rows of `Job`, inside `staged` and `out`. A stream that no encoder makes sets its owner's status to 1.
     """
-    if jobs:
-        rows = table([job.row() for job in jobs], out.device)
-        words = staged.view(torch.uint16)
-        _rans_decode[(len(jobs),)](words, staged, slots, rows, out, status, LEVELS=levels, num_warps=1)
+    if jobs.size:
+        grid, words = (jobs.size // FIELDS,), staged.view(torch.uint16)
+        _rans_decode[grid](words, staged, slots, jobs.of(staged), out, status, LEVELS=levels, num_warps=1)
 
 
 def job_of(
@@ -175,6 +170,7 @@ def decode_streams(
     out = torch.empty(at, dtype=torch.uint8, device=device)
     slots = torch.from_numpy(slots_of(freqs)).to(device)
     status = torch.zeros(len(jobs), dtype=torch.int32, device=device)
-    launch(staging.on(device), slots, jobs, out, status, levels=False)
+    rows = staging.add_rows([job.row() for job in jobs])
+    launch(staging.on(device), slots, rows, out, status, levels=False)
     raise_corrupt(status, "streams")
     return [out[job.out :][: job.tokens * job.columns].view(job.tokens, job.columns) for job in jobs]

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from kvstore.codecs.block import Block
 from kvstore.codecs.frame import Buffer
-from kvstore.errors import Corrupt
+from kvstore.errors import Corrupt, InvalidArgument
 
 ALIGNMENT = 16  # bytes: of every piece
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Staged int64: from byte `at` on, `size` numbers."""
+
+    at: int
+    size: int
+
+    def of(self, staged: torch.Tensor) -> torch.Tensor:
+        """They themselves."""
+        return staged[self.at : self.at + 8 * self.size].view(torch.int64)
 
 
 class Staging:
@@ -38,6 +52,10 @@ class Staging:
             known = self._known[id(array)] = (array, self.add(data))
         return known[1]
 
+    def add_rows(self, rows: Sequence[tuple[int, ...]]) -> Rows:
+        """Rows of whole numbers: what the programs of a launch are to do, a row each."""
+        return Rows(self.add_array(np.array(rows, np.int64)), np.size(rows)) if rows else Rows(0, 0)
+
     def on(self, device: torch.device) -> torch.Tensor:
         """All pieces in one uint8 tensor on a device, through pinned memory where it has CUDA."""
         host = torch.empty(max(self.nbytes, ALIGNMENT), dtype=torch.uint8, pin_memory=device.type == "cuda")
@@ -48,13 +66,18 @@ class Staging:
         return host.to(device, non_blocking=True)
 
 
-def table(rows: Sequence[tuple[int, ...]], device: torch.device) -> torch.Tensor:
-    """Rows of whole numbers as int64 on a device: what the programs of a launch are to do, a row each."""
-    return torch.tensor(rows, dtype=torch.int64).to(device)
-
-
 def raise_corrupt(status: torch.Tensor, what: str) -> None:
     """Wait for the device, and raise `Corrupt` unless the status of every program is zero."""
     wrong = torch.nonzero(status.cpu()).reshape(-1).tolist()
     if wrong:
         raise Corrupt(f"no encoder makes {len(wrong)} of {len(status)} {what}: numbers {wrong[:8]}")
+
+
+def device_of(blocks: Sequence[Block], tensors: Sequence[torch.Tensor]) -> torch.device:
+    """The one device of tensors that have the bytes of a block each. `InvalidArgument` where they have not."""
+    for block, each in zip(blocks, tensors, strict=True):
+        if not each.is_contiguous() or each.nbytes != block.nbytes:
+            raise InvalidArgument(f"the tensor must be contiguous, of {block.nbytes} bytes; it has {each.nbytes}")
+        if each.device != tensors[0].device:
+            raise InvalidArgument(f"tensors on two devices: {tensors[0].device} and {each.device}")
+    return tensors[0].device if tensors else torch.device("cpu")

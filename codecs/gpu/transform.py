@@ -18,7 +18,7 @@ from kvstore.codecs.block import Block
 from kvstore.codecs.gpu import inverse as kernels
 from kvstore.codecs.gpu import rans
 from kvstore.codecs.gpu.floats import CODES
-from kvstore.codecs.gpu.staging import Staging, table
+from kvstore.codecs.gpu.staging import Rows, Staging
 from kvstore.codecs.transform import body as bodies
 from kvstore.codecs.transform.plan import Plan, plan_of
 from kvstore.codecs.transform.rotary import Rotary
@@ -109,6 +109,8 @@ class TransformDecoder:
         self._slices: list[tuple[int, ...]] = []
         self._low_bits: list[tuple[int, ...]] = []
         self._sinks: list[tuple[int, ...]] = []
+        self._staged_jobs = self._staged_slices = self._staged_low_bits = self._staged_sinks = Rows(0, 0)
+        self._patches = (Rows(0, 0), 0)  # where their places and values are
         self._places: list[npt.NDArray[np.int64]] = []
         self._values: list[npt.NDArray[np.int16]] = []
         self._levels = 0  # elements of scratch
@@ -151,24 +153,37 @@ class TransformDecoder:
         self._levels += tokens * columns
         self._tokens = max(self._tokens, tokens)
 
+    def close(self, staging: Staging) -> None:
+        """Stage what the programs are to do: there will be no more frames."""
+        self._staged_jobs = staging.add_rows([job.row() for job in self._jobs])
+        self._staged_slices = staging.add_rows(self._slices)
+        self._staged_low_bits = staging.add_rows(self._low_bits)
+        self._staged_sinks = staging.add_rows(self._sinks)
+        if self._places:
+            places = np.concatenate(self._places)
+            self._patches = (
+                Rows(staging.add_array(places), len(places)),
+                staging.add_array(np.concatenate(self._values)),
+            )
+
     def launch(self, staged: torch.Tensor, status: torch.Tensor) -> None:
         """Decode them all."""
         block, device = self._block, self._device
         shape = {"PLANES": block.planes, "HEADS": block.heads, "DIM": block.dim}
         if self._sinks:
             grid = (len(self._sinks), triton.cdiv(max(row[1] for row in self._sinks), 1024))
-            rows = table(self._sinks, device)
+            rows = self._staged_sinks.of(staged)
             kernels.copy_sinks[grid](staged, rows, **shape, WIDE=block.itemsize == 4, BLOCK=1024, num_warps=4)
         if not self._tokens:
             return
         q = torch.empty(self._levels + DEPTH, dtype=torch.int16, device=device)
-        rans.launch(staged, self._slots(), self._jobs, q, status, levels=True)
+        rans.launch(staged, self._slots(), self._staged_jobs, q, status, levels=True)
         if self._low_bits:
             grid = (len(self._low_bits), triton.cdiv(self._tokens, 256))
-            kernels.add_low_bits[grid](q, staged, table(self._low_bits, device), TOKENS=256, num_warps=4)
+            kernels.add_low_bits[grid](q, staged, self._staged_low_bits.of(staged), TOKENS=256, num_warps=4)
         if self._places:
-            places = torch.from_numpy(np.concatenate(self._places)).to(device)
-            values = torch.from_numpy(np.concatenate(self._values)).to(device)
+            found, at = self._patches
+            places, values = found.of(staged), staged[at : at + 2 * found.size].view(torch.int16)
             kernels.patch[(triton.cdiv(len(places), 512),)](q, places, values, len(places), BLOCK=512, num_warps=4)
         tile = 64 if self._tokens > 32 else 32
         pairs = 64 if self._pairs > 32 else 32
@@ -176,7 +191,7 @@ class TransformDecoder:
         kernels.inverse[grid](
             q,
             staged.view(torch.float32),
-            table(self._slices, device),
+            self._staged_slices.of(staged),
             **shape,
             DTYPE=CODES[block.dtype],
             TOKENS=tile,

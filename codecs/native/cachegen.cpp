@@ -161,7 +161,7 @@ public:
     bool sound() const {
         float value;
         for (const std::uint8_t* at = at_; at < end_; at += bytes_of(dtype_))
-            if (!kPortableRows.load(dtype_, at, 1, 1, &value)) return false;
+            if (!read(at, &value)) return false;
         return true;
     }
     // Puts elements into `out` where a token's symbols are 0, and their values into `values`. False: too few.
@@ -170,7 +170,7 @@ public:
         for (std::size_t column = 0; column < columns; ++column) {
             if (symbols[column] != 0) continue;
             if (at_ == end_) return false;
-            kPortableRows.load(dtype_, at_, 1, 1, values + column);
+            read(at_, values + column);
             std::memcpy(out + runs.offset(token, column), at_, runs.item);
             at_ += runs.item;
         }
@@ -179,6 +179,13 @@ public:
     bool used_up() const { return at_ == end_; }
 
 private:
+    // Elements lie behind streams of any length: at no multiple of their own.
+    bool read(const std::uint8_t* from, float* value) const {
+        alignas(4) std::uint8_t element[4];
+        std::memcpy(element, from, bytes_of(dtype_));
+        return kPortableRows.load(dtype_, element, 1, 1, value);
+    }
+
     const std::uint8_t* at_;
     const std::uint8_t* end_;
     Dtype dtype_;

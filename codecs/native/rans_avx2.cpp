@@ -2,6 +2,7 @@
 // table of all 256 masks.
 #if defined(__x86_64__)
 
+#include "cpu_features.hpp"
 #include "rans_kernels.hpp"
 
 #include <immintrin.h>
@@ -200,7 +201,7 @@ bool decode_as(const DecodeJob& job, Words& words, States& states) {
 }  // namespace
 
 bool avx2_usable() {
-    static const bool usable = __builtin_cpu_supports("f16c") && __builtin_cpu_supports("popcnt");
+    static const bool usable = cpu_has_f16c() && __builtin_cpu_supports("popcnt");
     return usable;
 }
 

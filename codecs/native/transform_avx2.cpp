@@ -1,6 +1,7 @@
 // The transform's loops for AVX2. Products of whole numbers by vpmaddwd, six tokens by sixteen channels in registers.
 #if defined(__x86_64__)
 
+#include "cpu_features.hpp"
 #include "transform_kernels.hpp"
 
 #include <immintrin.h>
@@ -279,7 +280,7 @@ KVSTORE_AVX2 bool load(const RowsJob& rows, float* values) {
 const Kernels kAvx2{inverse, forward, quantize, turn, store, load};
 
 bool avx2_usable() {
-    return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 && __builtin_cpu_supports("f16c") != 0;
+    return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 && cpu_has_f16c();
 }
 
 }  // namespace kvstore::transform

@@ -19,7 +19,7 @@ from kvstore.codecs.block import Block
 from kvstore.codecs.floats import Floats
 from kvstore.codecs.transform import reference
 from kvstore.codecs.transform.body import sinks_of
-from kvstore.codecs.transform.plan import MAX_SHIFT, Plan, groups_of, plan_of
+from kvstore.codecs.transform.plan import MAX_SHIFT, Plan, plan_of
 from kvstore.codecs.transform.tables import bank_of, bits_of
 from kvstore.spec import CANONICAL_AXES
 
@@ -144,17 +144,18 @@ def _live(columns: _Columns, bank: npt.NDArray[np.uint16], dead: Floats) -> npt.
 def simulate(artefact: Artefact, level: str, values: Floats, position: int) -> tuple[Floats, float]:
     """The reconstruction of `[layer, plane, token, head, dim]`, all layers of the model, and its bits."""
     _, planes, tokens, heads, dim = values.shape
-    block = Block("float32", tuple(sorted(artefact.model.layers)), planes, tokens, heads, dim, CANONICAL_AXES, position)
+    places = {layer: place for place, layer in enumerate(sorted(artefact.model.layers))}
     made, total = np.empty_like(values), 0.0
-    for first, end in groups_of(artefact, block):
-        part = block.cut(first, end)
+    for group in artefact.facts["groups"]:
+        part = Block("float32", tuple(group), planes, tokens, heads, dim, CANONICAL_AXES, position)
         plan = plan_of(artefact, part, level)
         sinks = sinks_of(position, tokens, plan.sinks)
-        made[first:end, :, :sinks] = values[first:end, :, :sinks]
-        total += sinks * (end - first) * planes * heads * dim * 16
-        bits = np.ascontiguousarray(values[first:end, :, sinks:]).view(np.uint32)
+        at = [places[layer] for layer in group]
+        made[at, :, :sinks] = values[at, :, :sinks]
+        total += sinks * len(group) * planes * heads * dim * 16
+        bits = np.ascontiguousarray(values[at, :, sinks:]).view(np.uint32)
         q = reference.quantize(reference.forward(reference.channels(bits, part, plan, sinks), plan), plan)
-        made[first:end, :, sinks:] = reference.turned(reference.inverse(q, plan), part, plan, sinks)
+        made[at, :, sinks:] = reference.turned(reference.inverse(q, plan), part, plan, sinks)
         total += _coded_bits(q, plan)
     return made, total
 

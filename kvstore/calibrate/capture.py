@@ -21,6 +21,7 @@ from kvstore.demo.models import cache_root
 
 Bits = npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float32]
+FOLLOWING = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,11 @@ def capture(subject: Subject, name: str, ids: Sequence[int]) -> Captured:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, _run(subject, ids))
     return Captured(name, tuple(ids), np.load(path, mmap_mode="r"))
+
+
+def context_of(document: Captured) -> int:
+    """How many tokens of a document are cached to predict the others: all but 256, or half of a short one."""
+    return max(len(document.ids) - FOLLOWING, len(document.ids) // 2)
 
 
 def values_of(bits: Bits) -> Floats:

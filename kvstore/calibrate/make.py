@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore import __version__
-from kvstore.calibrate.capture import Bits, Captured, Floats, values_of
+from kvstore.calibrate.capture import Bits, Captured, Floats, context_of, values_of
 from kvstore.calibrate.models import Subject
-from kvstore.calibrate.quality import FOLLOWING, Judge, mean
+from kvstore.calibrate.quality import Judge, mean
 from kvstore.calibrate.search import steps_for
 from kvstore.calibrate.sensitivity import Sensitivity, measure
 from kvstore.codecs.artefact import Artefact
@@ -24,7 +24,7 @@ from kvstore.errors import InvalidArgument
 SINKS = 4
 MAX_JOINT = 2048
 TOKENS_GOOD, TOKENS_LEAST = 20, 5  # per dimension of a transform
-SENSITIVITY_DOCUMENTS = 3
+SENSITIVITY_DOCUMENTS = 6
 # The divergence that a level promises, less a margin for documents that nothing was fitted to.
 TARGETS: Mapping[str, Mapping[str, float]] = MappingProxyType({
     "head": {"near": 0.0002, "matches-fp8": 0.0020, "matches-int4": 0.0060, "small": 0.0120},
@@ -109,7 +109,7 @@ def make(
     needs(subject, variant, tokens).check()
     if sensitivity is None:
         sensitivity = sensitivity_of(subject, calibration, stage)
-    weights, scale = _normalized(sensitivity)
+    weights, scale = sensitivity.weights()
     rotary = [Rotary(each.inverse.astype(np.float64), scaling=each.scale) for each in subject.rotations]
     arrays = cast("Sequence[npt.NDArray[np.float32]]", [_Widened(each.kv) for each in calibration])
     with stage(f"fitting {variant}", None):
@@ -142,16 +142,11 @@ def make(
     return fitted.artefact(steps, told)
 
 
-def context_of(document: Captured) -> int:
-    """How many tokens of a document are cached to predict the others: all but 256, or half of a short one."""
-    return max(len(document.ids) - FOLLOWING, len(document.ids) // 2)
-
-
 def sensitivity_of(subject: Subject, calibration: Sequence[Captured], stage: Stage = silent) -> Sensitivity:
     """What errors cost, from the first few documents."""
     chosen = calibration[:SENSITIVITY_DOCUMENTS]
     with stage("sensitivity", len(chosen)) as advance:
-        return measure(subject, chosen, context_of(chosen[0]), sinks=SINKS, advance=advance)
+        return measure(subject, chosen, sinks=SINKS, advance=advance)
 
 
 def flops_per_token(artefact: Artefact) -> int:
@@ -175,14 +170,6 @@ class _Widened:
 
     def __getitem__(self, layers: Any) -> Floats:
         return values_of(self.bits[layers])
-
-
-def _normalized(sensitivity: Sensitivity) -> tuple[Floats, Floats]:
-    """Weights whose diagonals are 1 in the mean of a plane, and the KL of a unit of so weighted noise in a channel."""
-    weights = sensitivity.weights
-    channels = weights.shape[2] * weights.shape[3]
-    scale = np.maximum(np.trace(weights, axis1=3, axis2=4).sum(2) / channels, 1e-20)
-    return weights / scale[:, :, None, None, None], scale
 
 
 def _first_step(subject: Subject, kl: float) -> float:

@@ -95,6 +95,16 @@ class Subject:
             made.append(Rotation(inverse.float().numpy().copy(), scale))
         return made
 
+    def output_moments(self) -> Floats:
+        """ΣWᵀW `[layer, head, dim, dim]` over the output projections of the query heads that share a KV head."""
+        made = []
+        for layer in range(self.layers):
+            projection = self.model.get_submodule(f"model.layers.{layer}.self_attn.o_proj").weight.detach().numpy()
+            by_query = projection.reshape(len(projection), -1, self.dim).transpose(1, 0, 2)
+            moments = by_query.transpose(0, 2, 1) @ by_query
+            made.append(moments.reshape(self.heads, -1, self.dim, self.dim).sum(1))
+        return np.stack(made).astype(np.float32)
+
     def tokens(self, text: str, count: int) -> list[int]:
         """The first tokens of a text, with what the tokenizer puts in front; fewer where it is shorter."""
         ids: list[int] = self.tokenizer(text[: 16 * count]).input_ids

@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.calibrate.capture import Bits, Captured, Floats, values_of
+from kvstore.calibrate.capture import FOLLOWING, Bits, Captured, Floats, values_of
 from kvstore.calibrate.models import Subject
-
-FOLLOWING = 256
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,7 @@ def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Pars
     index.add_argument("--chunks", type=positive, default=1_000_000, metavar="N", help="(%(default)s)")
     index.add_argument("--soak", type=positive, default=1_000_000, metavar="N",
                        help="insertions and evictions of the soak (%(default)s)")  # fmt: skip
+    _codec(told.add("codec", "bench", "codec", "Size and speed of every codec; with --quality what it costs a model."))
     torture = made.add("torture", "bench", "torture", "kill -9 at random moments under load, then check everything.")
     torture.add_argument("--rounds", type=positive, default=100, metavar="N", help="kills (%(default)s)")
     torture.add_argument("--path", metavar="FOLDER", help="where the store lies (a temporary folder)")
@@ -136,6 +137,19 @@ def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Pars
                        help="the environments that make bench-peers installed (~/.cache/kvstore/peers)")  # fmt: skip
     peers.add_argument("--sizes", type=sizes, metavar="SIZE,…", help="of a chunk, multiples of 256 KiB (1MiB,16MiB)")
     peers.add_argument("--rounds", type=positive, default=40, metavar="N", help="timed rounds (%(default)s)")
+
+
+def _codec(parser: _Parser) -> None:
+    """The flags of `bench codec`."""
+    parser.add_argument("--model", default="smollm2", metavar="NAME", help="smollm2 or gemma3 (%(default)s)")
+    parser.add_argument("--quality", action="store_true", help="run the model on named documents: KL and top-1")
+    parser.add_argument("--no-speed", action="store_true", help="with --quality: leave the times out")
+    parser.add_argument("--documents", type=positive, metavar="N", help="of each genre (2; gemma3 1)")
+    parser.add_argument("--codecs", type=words, default=(), metavar="NAME,…", help="only these, like transform,kivi")
+    parser.add_argument("--artefact", nargs="+", default=[], metavar="FILE",
+                        help="more artefacts of the model, like a joint transform for the level small")  # fmt: skip
+    parser.add_argument("--plot", nargs="?", const="bench-codec.png", metavar="FILE",
+                        help="with --quality: draw size against KL (bench-codec.png)")  # fmt: skip
 
 
 def _mix(parser: _Parser) -> None:

@@ -112,8 +112,10 @@ class Wrong(Deflate):
             raise ModuleNotFoundError("No module named 'odd'")
         if self.mood == "larger":
             return bytes(len(raw) + 100)
+        if self.mood == "cut off":
+            return bytes(super().encode_frame(raw, block, level, artefact))[:-7]
         data = bytearray(raw)
-        data[len(data) // 2] ^= 1
+        data[len(data) // 2] ^= self.mood == "wrong"
         return super().encode_frame(memoryview(data), block, level, artefact)
 
     def decode_frame(
@@ -124,7 +126,7 @@ class Wrong(Deflate):
         super().decode_frame(body, frame, block, out, artefact)
 
 
-def learned_artefact(spec: KVSpec, byte: int = 0x5A, name: str = "") -> Artefact:
+def learned_artefact(spec: KVSpec, byte: int = 0x5A, name: str = "", **facts: object) -> Artefact:
     """An artefact for `Learned`."""
     layers = {
         layer: (1, 1, group.latent_dim) if group.latent_dim else (2, group.kv_heads, group.head_dim)
@@ -132,7 +134,7 @@ def learned_artefact(spec: KVSpec, byte: int = 0x5A, name: str = "") -> Artefact
         for layer in group.layers
     }
     shape = ModelShape(name or spec.model, layers)
-    return Artefact.build("t-learned", shape, {}, {"byte": np.array([byte], np.uint8)})
+    return Artefact.build("t-learned", shape, facts, {"byte": np.array([byte], np.uint8)})
 
 
 @contextmanager

@@ -83,7 +83,12 @@ def test_a_record_names_the_artefact_that_it_was_made_with(box: Box, tmp_path: P
 
 def test_none_or_one_of_another_model_falls_back(box: Box, tmp_path: Path) -> None:
     wrong_shape = KVSpec.dense("org/Model", layers=3, kv_heads=2, head_dim=32, chunk_tokens=32)
-    others = [learned_artefact(SPEC, name="Other"), learned_artefact(wrong_shape)]
+    others = [
+        learned_artefact(SPEC, name="Other"),
+        learned_artefact(wrong_shape),
+        learned_artefact(SPEC, rope={"theta": 10_000.0}),
+        learned_artefact(SPEC, levels=["another"]),
+    ]
     client = begin(box, *(save(tmp_path, each) for each in others))
     put(box, client)
     assert {place.form for info in client.list() for place in info.placements} == {"lossless"}

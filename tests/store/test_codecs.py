@@ -13,7 +13,7 @@ from kvstore import Fidelity
 from kvstore.codecs import all_codecs
 from kvstore.config import NamespaceConfig
 from kvstore.core import Removed
-from kvstore.errors import ConfigError, NotFound, Shed
+from kvstore.errors import ConfigError, Corrupt, NotFound, Shed
 from kvstore.keys import ChunkRef
 from kvstore.spec import OPAQUE, KVGroup, KVSpec, Part
 from tests.store.codec_samples import Wrong, registered
@@ -261,6 +261,57 @@ def test_a_codec_that_fails_loses_nothing(
     box.settled(client)
 
 
+def test_frames_that_no_encoder_makes_are_quarantined(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.coder.Coder._proven", lambda *args: 0.1)  # or it would have been seen before
+    monkeypatch.setattr(Wrong, "mood", "cut off")
+    client, chain = box.open(nvme=DISK, nvme_codec="t-wrong"), prompt(SMALL, 2)
+    only_below(box, client, SMALL, chain.refs)
+    for ref in chain.refs:
+        with pytest.raises(Corrupt):
+            client.get(SMALL, ref)
+        with pytest.raises(NotFound):  # nor from below, where the same bytes are
+            client.view(SMALL, ref)
+    counters = client.stats()["counters"]
+    assert (counters["quarantined_dram"], counters["quarantined_nvme"], counters["undecodable"]) == (2, 2, 2)
+    assert client.lookup(SMALL, chain).tokens == 0
+    fill(client, SMALL, chain.refs)
+    check(client, SMALL, chain.refs)
+    box.settled(client)
+
+
+@pytest.mark.parametrize("read", ["get", "each", "view"])
+def test_a_decoder_with_a_bug_is_told_as_corrupt(box: Box, monkeypatch: pytest.MonkeyPatch, read: str) -> None:
+    monkeypatch.setattr(Wrong, "mood", "right")
+    client, ref = box.open(nvme=DISK, nvme_codec="t-wrong"), prompt(SMALL, 1).refs[0]
+    only_below(box, client, SMALL, [ref])
+    assert forms(client) == {"nvme": {"t-wrong"}}
+    monkeypatch.setattr(Wrong, "mood", "cannot decode")
+    if read == "each":
+        out = np.zeros(SMALL.part_shape(SMALL.part(), ref.tokens), np.uint16)
+        ((_, problem),) = client.get_each(SMALL, [client.want(SMALL, ref, out)])
+        assert isinstance(problem, Corrupt)
+    else:
+        with pytest.raises(Corrupt, match="OddError"):
+            getattr(client, read)(SMALL, ref)
+    assert client.lookup(SMALL, prompt(SMALL, 1)).tokens == 0
+    box.settled(client)
+
+
+def test_a_damaged_copy_in_dram_leaves_the_one_below(box: Box) -> None:
+    client, chain = box.open(nvme=DISK, nvme_codec="t-exact"), prompt(SMALL, 1)
+    only_below(box, client, SMALL, chain.refs)
+    with client.view(SMALL, chain.refs[0], encoded=True) as view:
+        record = view.record
+    core = box.store(client)._core
+    with core.lock:
+        place = next(core.index.placement(each) for each in core.placements(core.index.chunks(0, 10)[0].tolist()[0], 0))
+    core.dram.view(place.loc, record.header_bytes + 100, 1)[0] ^= 0x40
+    with pytest.raises(Corrupt):
+        client.get(SMALL, chain.refs[0], verify=True)
+    check(client, SMALL, chain.refs)
+    box.settled(client)
+
+
 def test_what_does_not_get_smaller_stays_raw(box: Box) -> None:
     client, ref = box.open(nvme=DISK, nvme_codec="t-exact"), prompt(SMALL, 1).refs[0]
     box.only_on_disk(client, SMALL, [ref])  # random bits
@@ -303,7 +354,8 @@ def test_capacity_and_quota_count_encoded_bytes(box: Box) -> None:
 
 
 def test_pressure_demotes_and_encodes(box: Box) -> None:
-    client, chain = box.open(dram=2 * MiB, extent=2 * MiB, nvme=DISK, nvme_codec="t-exact"), prompt(LARGE, 24)
+    client = box.open(dram=2 * MiB, extent=2 * MiB, nvme=DISK, nvme_codec="t-exact", put_wait_s=20)
+    chain = prompt(LARGE, 24)
     fill(client, LARGE, chain.refs)
     hit = client.lookup(LARGE, chain)
     assert len(hit.refs) >= 20

@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kvstore.codecs.gpu import dequantize, inverse, rans
+from kvstore.codecs.gpu import dequantize, inverse, lossless, quantize, rans
 
 Kernel = tuple[Any, dict[str, str], dict[str, Any], int]
 
@@ -27,11 +27,15 @@ def quantizer(codec: int, bits: int, dim: int, dtype: int) -> dict[str, Any]:
     return {"CODEC": codec, "BITS": bits, "SIZE": dim & -dim, "DTYPE": dtype, **shape}
 
 
-QUANTIZERS = [
-    quantizer(*each)
-    for each in ((4, 4, 64, 0), (5, 4, 64, 0), (6, 4, 128, 0), (6, 4, 80, 1), (7, 4, 576, 2), (7, 2, 64, 0))
-]
+QUANTIZERS = [quantizer(*each) for each in ((4, 4, 64, 0), (5, 4, 64, 0), (6, 4, 80, 1), (7, 4, 128, 2), (7, 2, 64, 0))]
 
+_ENCODED = {"bodies": "*u8", "sections": "*i64", "status": "*i32"}
+_ROWS = [
+    {**each, "BY_CHANNEL": by_channel, "TILE": max(32 if by_channel else 2, each["TILE"])}
+    for each in QUANTIZERS[1:]
+    for by_channel in ((False, True) if each["CODEC"] == 7 else (False,))
+]
+_FP8 = {"HEADS": 3, "DIM": 64, "DTYPE": 0, "TILE": 32, "WIDTH": 32}
 _SHAPE = {"PLANES": 2, "HEADS": 3, "DIM": 64}
 
 KERNELS: dict[str, list[Kernel]] = {
@@ -42,13 +46,39 @@ KERNELS: dict[str, list[Kernel]] = {
             {**_SHAPE, "DTYPE": dtype, "TOKENS": 64, "PAIRS": pairs, "DEPTH": 32},
             warps,
         )
-        for dtype, pairs, warps in ((0, 32, 4), (0, 64, 8), (1, 32, 4), (2, 64, 8))
+        for dtype, pairs, warps in ((0, 32, 4), (2, 64, 8))
+    ],
+    "lossless": [
+        (
+            lossless.join,
+            {
+                "symbols": "*u8",
+                "staged": "*u8",
+                "frames": "*i64",
+                "counts": "*i32",
+                "ends": "*i64",
+                "status": "*i32",
+            },
+            {**_SHAPE, "DTYPE": 1, "BLOCK": lossless.BLOCK},
+            4,
+        ),
+        (
+            lossless.count_escapes,
+            {"symbols": "*u8", "frames": "*i64", "counts": "*i32"},
+            {"BLOCK": lossless.BLOCK},
+            4,
+        ),
+        (lossless.copy_bytes, {"staged": "*u8", "bodies": "*i64"}, {"BLOCK": lossless.COPIED}, 4),
     ],
     "low bits": [
         (inverse.add_low_bits, {"q": "*i16", "staged": "*u8", "columns": "*i64"}, {"TOKENS": 256}, 4),
         (inverse.patch, {"q": "*i16", "places": "*i64", "values": "*i16", "count": "i32"}, {"BLOCK": 512}, 4),
         (inverse.copy_sinks, {"staged": "*u8", "frames": "*i64"}, {**_SHAPE, "WIDE": False, "BLOCK": 1024}, 4),
         (inverse.copy_sinks, {"staged": "*u8", "frames": "*i64"}, {**_SHAPE, "WIDE": True, "BLOCK": 1024}, 4),
+    ],
+    "quantize": [
+        *((quantize.encode_rows, _ENCODED, constants, 4) for constants in _ROWS),
+        (quantize.encode_channels, _ENCODED, _FP8, 4),
     ],
     "dequantize": [(dequantize._decode, _DECODED, constants, 4) for constants in QUANTIZERS],
     "rans": [

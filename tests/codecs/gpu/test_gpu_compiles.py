@@ -11,6 +11,7 @@ import pytest
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("capability", [80, 90])
 def test_machine_code(capability: int) -> None:
     done = subprocess.run(
@@ -19,7 +20,7 @@ def test_machine_code(capability: int) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from kvstore.codecs import Block, Form, all_codecs, gpu
+from kvstore.codecs import Block, Form, NotEncodable, all_codecs, gpu
 from kvstore.codecs import decode as decode_on_host
 from kvstore.codecs import encode as encode_on_host
 from kvstore.codecs.floats import from_float32
@@ -72,6 +72,43 @@ def test_decoding_gives_the_bits_of_the_definition(name: str, level: int, block:
 def test_many_chunks_and_tails_at_once(name: str, level: int, device: torch.device) -> None:
     blocks = [block_of(tokens, 2, 32, layers=2) for tokens in (16, 3)]
     decoded(Form(all_codecs()[name], level), [(block, values_of(block, n)) for n, block in enumerate(blocks)], device)
+
+
+@pytest.mark.parametrize(("name", "level"), FORMS)
+@pytest.mark.parametrize(
+    "block",
+    [
+        block_of(33, 2, 40, layers=2),
+        block_of(3, 1, 7, "float32"),
+        block_of(34, 1, 16, "float16", axes=("layer", "kv", "head", "dim", "token")),
+        replace(block_of(2, 1, 576, axes=("layer", "token", "dim")), planes=1),
+    ],
+    ids=["two-tiles", "odd", "permuted", "latent"],
+)
+def test_encoding_gives_the_bytes_of_the_definition(name: str, level: int, block: Block, device: torch.device) -> None:
+    form, raws = Form(all_codecs()[name], level), [values_of(block), bytes(block.nbytes)]
+    sources = [torch.frombuffer(bytearray(raw), dtype=torch.uint8).to(device) for raw in raws]
+    for raw, made in zip(raws, gpu.encode(sources, [block, block], form), strict=True):
+        expected = encode_on_host(raw, block, form)
+        assert bytes(made.data) == bytes(expected.data)
+        assert made.lengths.tolist() == expected.lengths.tolist()
+
+
+@pytest.mark.parametrize("name", ["int8", "fp8", "int4", "kivi"])
+@pytest.mark.parametrize("value", [0x7FC0, 0xFF80, 0x7180], ids=["nan", "infinity", "2^100"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, in the interpreter
+def test_what_lossy_codecs_do_not_take(name: str, value: int, device: torch.device) -> None:
+    block = block_of(3, 1, 8)
+    bits = torch.zeros(block.nbytes // 2, dtype=torch.uint16, device=device)
+    sources = [bits, bits.clone()]
+    sources[1][-1] = value
+    with pytest.raises(NotEncodable, match=r"chunks \[1\] have others"):
+        gpu.encode(sources, [block, block], Form(all_codecs()[name]))
+
+
+def test_codecs_that_the_host_encodes(device: torch.device) -> None:
+    with pytest.raises(InvalidArgument, match="lz4 has no kernels"):
+        gpu.encode([], [], Form(all_codecs()["lz4"]))
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, in the interpreter: NaN is the point

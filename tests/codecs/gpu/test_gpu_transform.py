@@ -9,19 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from kvstore.codecs import Artefact, Block, Encoded, Form, ModelShape, all_codecs, gpu, register
+from kvstore.codecs import Artefact, Block, Encoded, Form, ModelShape, all_codecs, gpu
 from kvstore.codecs import decode as decode_on_host
 from kvstore.codecs import encode as encode_on_host
 from kvstore.codecs.floats import from_float32
 from kvstore.codecs.frame import HEADER_BYTES, frames
-from kvstore.codecs.transform import Rotary, Transform
+from kvstore.codecs.transform import Rotary
 from kvstore.codecs.transform.body import Shape, unpack
 from kvstore.codecs.transform.fit import Documents, fit
 from kvstore.codecs.transform.plan import plan_of
 from kvstore.errors import Corrupt, NotFound
 
-if "transform" not in all_codecs():
-    register(Transform())
 CANONICAL = ("layer", "kv", "token", "head", "dim")
 LAYERS, HEADS, DIM = 2, 2, 16
 TURN = Rotary.of_base(10000.0, DIM // 2)
