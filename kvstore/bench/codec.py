@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from kvstore.bench import codec_bars, codec_quality, codec_speed
+from kvstore.bench import codec_bars, codec_quality, codec_speed, rans
 from kvstore.bench.codec_forms import CHUNK, Bits, Candidate, candidates
 from kvstore.bench.measure import Row, machine
+from kvstore.calibrate.capture import values_of
 from kvstore.codecs import Artefact
 from kvstore.codecs.shipped import shipped_artefacts
 from kvstore.errors import InvalidArgument, StorageError
-from kvstore.schema import nearest
+from kvstore.nearest import nearest
 from kvstore.spec import KVSpec
 
 MODELS = tuple(codec_quality.PROTOCOLS)
@@ -60,7 +61,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 def _with_model(
     model: str, extra: Sequence[Artefact], only: Sequence[str], each: int, speed: bool, advance: Callable[[], None]
 ) -> list[Row]:
-    from kvstore.calibrate.models import subject
+    from kvstore.calibrate.models import folder_of, subject
 
     loaded, protocol = subject(model), codec_quality.PROTOCOLS[model]
     if each:
@@ -75,6 +76,9 @@ def _with_model(
             if row["genre"] == "in":
                 fast = timed[row["case"], row["mode"]]
                 row.update({key: value for key, value in fast.items() if key not in ("bits", "times_smaller")})
+        if not only:
+            rows += [{**row, "model": model} for row in rans.run(values_of(kept[0][:, :, CHUNK:]))]
+            rows += codec_quality.lmcache(loaded, folder_of(model), protocol)
     return rows
 
 
@@ -87,9 +91,13 @@ def _drawn(model: str, extra: Sequence[Artefact], only: Sequence[str], advance: 
         artefact.model.name, layers=len(layers), kv_heads=heads, head_dim=dim, rope=artefact.facts.get("rope", {})
     )
     forms = _chosen(candidates(spec, extra), only)
-    timed = _timed(forms, spec, codec_speed.drawn(artefact, spec), advance)
+    caches = codec_speed.drawn(artefact, spec)
+    timed = _timed(forms, spec, caches, advance)
     note = f"chunks drawn from the tables of {artefact.model.name}'s artefact; in rotation over 256 MiB and more"
-    return [_row(candidate, model, {**timed[candidate.case, candidate.mode], "note": note}) for candidate in forms]
+    rows = [_row(candidate, model, {**timed[candidate.case, candidate.mode], "note": note}) for candidate in forms]
+    if not only:
+        rows += [{**row, "model": model} for row in rans.run(values_of(np.concatenate(caches[:2], axis=2)))]
+    return rows
 
 
 def _timed(

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.codecs import Artefact, Block, Codec, Form, all_codecs, decode, encode
-from kvstore.codecs.base import NO_ARTEFACT
-from kvstore.codecs.frame import frames
+from kvstore.codecs.frame import NO_ARTEFACT, frames
 from kvstore.codecs.shipped import fits, shipped
 from kvstore.codecs.transform import KIND, VARIANTS
 from kvstore.codecs.transform import reference as transform_reference
@@ -55,9 +54,9 @@ def candidates(spec: KVSpec, extra: Sequence[Artefact] = ()) -> list[Candidate]:
             own = [
                 each for each in extra if (each.kind, each.facts.get("variant", "")) == (codec.artefact_kind, variant)
             ]
-            artefact = own[0] if own else shipped(codec.artefact_kind, spec, variant)
-            if artefact is not None:
-                found += [_candidate(codec, level, artefact) for level in artefact.facts["levels"]]
+            chosen = own[0] if own else shipped(codec.artefact_kind, spec, variant)
+            if chosen is not None:
+                found += [_candidate(codec, level, chosen) for level in chosen.facts["levels"]]
     return found
 
 

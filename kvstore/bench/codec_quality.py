@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
-from kvstore.bench.codec_forms import Candidate, coded
-from kvstore.bench.measure import Row
-from kvstore.calibrate.capture import Captured, capture
+import numpy as np
+
+from kvstore.bench.codec_forms import CHUNK, Candidate, coded
+from kvstore.bench.codec_peer import lmcache_cachegen, python_of_lmcache
+from kvstore.bench.measure import Row, expect
+from kvstore.calibrate.capture import FOLLOWING, Captured, capture, values_of
 from kvstore.calibrate.documents import CALIBRATED, HELD_OUT, Document, documents
 from kvstore.calibrate.models import Subject
-from kvstore.calibrate.quality import FOLLOWING, Judge
+from kvstore.calibrate.quality import Judge, Verdict, mean
 
 ALL_GENRES = (*CALIBRATED, *HELD_OUT)
 
@@ -65,7 +69,11 @@ def measured(
         judge = Judge(subject, cache, protocol.context)
         for candidate in candidates:
             lossy, nbytes = coded(candidate, subject.spec, judge.exact)
-            verdict = judge.judge(lossy)
+            if candidate.form.exact:
+                expect(np.array_equal(lossy, judge.exact), candidate.case, 0)
+                verdict = Verdict(0.0, 1.0)
+            else:
+                verdict = judge.judge(values_of(lossy))
             found[candidate].append(Measured(document.genre, verdict.kl, verdict.top1, 8 * nbytes / lossy.size))
             advance()
     return found
@@ -91,3 +99,24 @@ def rows(found: Mapping[Candidate, Sequence[Measured]]) -> list[tuple[Candidate,
             }
             made.append((candidate, row))
     return made
+
+
+def lmcache(subject: Subject, model: Path, protocol: Protocol) -> list[Row]:
+    """The row of LMCache's CacheGen, on two documents, where it is installed and the model has one KV group."""
+    if python_of_lmcache() is None or len(subject.spec.groups) > 1:
+        return []
+    few = Protocol(protocol.context, 1, CALIBRATED[:2])
+    judges = [Judge(subject, cache, protocol.context) for _, cache in captured(subject, few)]
+    chunks = [
+        np.ascontiguousarray(judge.exact[:, :, start : start + CHUNK])
+        for judge in judges
+        for start in range(0, protocol.context, CHUNK)
+    ]
+    made = lmcache_cachegen(chunks, model)
+    each = len(chunks) // len(judges)
+    verdicts = [
+        judge.judge(values_of(np.concatenate(made.decoded[number * each : (number + 1) * each], axis=2)))
+        for number, judge in enumerate(judges)
+    ]
+    found = mean(verdicts)
+    return [made.row(model=subject.name, genre="in", documents=len(judges), kl=found.kl, top1=found.top1)]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from kvstore.codecs.artefact import ModelShape
 from kvstore.demo.models import GEMMA3, SMOLLM2, PackagedModel, convert, load
 from kvstore.errors import InvalidArgument
-from kvstore.schema import nearest
+from kvstore.nearest import nearest
 from kvstore.spec import KVSpec
 
 Floats = npt.NDArray[np.float32]

@@ -38,11 +38,11 @@ class Judge:
         self._log = torch.log_softmax(logits, -1)
         self._top = logits.argmax(-1)
 
-    def judge(self, cache: Bits | Floats) -> Verdict:
-        """How far a cache `[layer, 2, token, head, dim]` (float32, or bfloat16 bits) is from the exact one."""
+    def judge(self, cache: Floats) -> Verdict:
+        """How far a cache `[layer, 2, token, head, dim]` float32 is from the exact one."""
         import torch
 
-        logits = self._logits(values_of(cache) if cache.dtype == np.uint16 else cache)
+        logits = self._logits(cache)
         log = torch.log_softmax(logits, -1)
         kl = torch.nn.functional.kl_div(log, self._log, log_target=True, reduction="none").sum(-1)
         same = (logits.argmax(-1) == self._top).float()

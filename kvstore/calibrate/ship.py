@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvstore.calibrate import make, texts
-from kvstore.calibrate.capture import Captured, Floats, capture, values_of
+from kvstore.calibrate.capture import Captured, capture, values_of
 from kvstore.calibrate.models import PACKAGED, Subject, subject
 from kvstore.codecs.artefact import Artefact
 
@@ -44,7 +44,7 @@ def profile(loaded: Subject, learnt: Sequence[Captured], read: texts.Texts) -> A
     from kvstore.codecs.cachegen import profile as measured
 
     facts = {**texts.told(read), "weights": loaded.weights, "rope": dict(loaded.spec.rope)}
-    samples: list[Floats] = [values_of(each.kv) for each in learnt[:PROFILED]]
+    samples = [list(values_of(each.kv)) for each in learnt[:PROFILED]]
     return measured(samples, loaded.shape, facts=facts)
 
 

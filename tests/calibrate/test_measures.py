@@ -30,7 +30,7 @@ def test_the_exact_cache_costs_nothing_and_gives_what_a_whole_prompt_gives(loade
 
     document = capture(loaded, "a", loaded.tokens(text_file.read_text(), TOKENS))
     judge = Judge(loaded, document, CONTEXT, TOKENS - CONTEXT)
-    same = judge.judge(judge.exact)
+    same = judge.judge(values_of(judge.exact))
     assert same.kl == pytest.approx(0, abs=1e-6)
     assert same.top1 == 1
     with torch.inference_mode():
