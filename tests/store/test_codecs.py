@@ -42,7 +42,7 @@ def codecs() -> Iterator[None]:
 
 def values(spec: KVSpec, ref: ChunkRef, part: Part) -> np.ndarray[Any, Any]:
     """The array of a part: a function of its key, finite, and with something to encode in it."""
-    return (content(spec, ref, part) & 0x0F01) | 0x3008
+    return (content(spec, ref, part) & 0x0301) | 0x3C08
 
 
 def rounded(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
