@@ -36,10 +36,10 @@ def shipped(kind: str, spec: KVSpec, variant: str = "") -> Artefact | None:
 def fits(artefact: Artefact, spec: KVSpec) -> bool:
     """Whether a spec is of the model that an artefact was made from.
 
-    The last part of the spec's model name begins with the artefact's, in any case; layers, heads and head size are
-    the same, and so is the rotary embedding where the artefact says what it was.
+    The last part of the spec's model name begins with that of the artefact's, in any case; layers, heads and head size
+    are the same, and so is the rotary embedding where the artefact says what it was.
     """
-    if not spec.model.rpartition("/")[2].casefold().startswith(artefact.model.name.casefold()):
+    if not _short(spec.model).startswith(_short(artefact.model.name)):
         return False
     shapes = {
         layer: (1, 1, group.latent_dim) if group.latent_dim else (2, group.kv_heads, group.head_dim)
@@ -48,6 +48,11 @@ def fits(artefact: Artefact, spec: KVSpec) -> bool:
     }
     rope = artefact.facts.get("rope")
     return shapes == dict(artefact.model.layers) and (rope is None or _canonical(rope) == _canonical(spec.rope))
+
+
+def _short(model: str) -> str:
+    """A model's name without the organisation or the folder in front of it."""
+    return model.rstrip("/").rpartition("/")[2].casefold()
 
 
 @cache
