@@ -6,7 +6,6 @@ record that names it, and is removed when no record names it any more and nobody
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kvstore.codecs import Artefact, Block
+from kvstore.codecs.shipped import fits
 from kvstore.errors import ConfigError, Corrupt, NotFound, SpecMismatch, StorageError
 from kvstore.forms import Named
 from kvstore.spec import KVSpec
@@ -110,7 +110,7 @@ class Artefacts:
             levels = each.facts.get("levels")
             if each.kind != form.codec.artefact_kind or (levels and level not in levels):
                 continue
-            if not _is_of(each, spec):
+            if not fits(each, spec):
                 continue
             try:
                 each.check(block)
@@ -146,26 +146,6 @@ class Artefacts:
             if len(name) == 2 * DIGEST_BYTES and all(each in "0123456789abcdef" for each in name):
                 found.add(bytes.fromhex(name))
         return found
-
-
-def _is_of(artefact: Artefact, spec: KVSpec) -> bool:
-    """Whether a spec says that it is of the model that an artefact was made from.
-
-    The last part of its name begins with the last part of the artefact's, in any case, and the rotary embedding is the
-    same where the artefact says what it was. A fine-tune has other statistics, which costs size and quality alone.
-    """
-    rope = artefact.facts.get("rope")
-    same = rope is None or _plain(rope) == _plain(spec.rope)
-    return same and _short(spec.model).startswith(_short(artefact.model.name))
-
-
-def _plain(rope: Mapping[str, Any]) -> str:
-    return json.dumps(rope, sort_keys=True, default=str)
-
-
-def _short(model: str) -> str:
-    """A model's name without the organisation or the folder in front of it."""
-    return model.rstrip("/").rpartition("/")[2].casefold()
 
 
 def _load(path: Path) -> Artefact:

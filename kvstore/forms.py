@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from kvstore import codecs
 from kvstore.codecs import Block, Codec, Form, all_codecs
+from kvstore.codecs.shipped import shipped_artefacts
 from kvstore.config import Config, NamespaceConfig
 from kvstore.errors import ConfigError
 from kvstore.nearest import nearest
@@ -66,18 +69,30 @@ def check_opt_in(namespace: NamespaceConfig) -> None:
         )
 
 
+def artefact_files(config: Config) -> Sequence[Path]:
+    """The artefacts that may encode: those configured, then, where a form needs any, those shipped."""
+    named = (parse_form(text, key) for key, text in _configured(config))
+    needed = any(form is not None and form.codec.artefact_kind for form in named)
+    return [*config.codecs.artefacts, *(shipped_artefacts().values() if needed else ())]
+
+
 def check_forms(config: Config) -> None:
     """Raise `ConfigError` for a form that this build does not have, or that a namespace has not opted in to."""
-    keys = {"dram.codec": config.dram.codec}
-    if config.nvme is not None:
-        keys["nvme.codec"] = config.nvme.codec
     for namespace in config.namespaces:
         check_opt_in(namespace)
-        keys["namespace.codec"] = namespace.codec or RAW
-    for key, text in keys.items():
+    for key, text in _configured(config):
         form = parse_form(text, key)
         if form is not None and not form.codec.artefact_kind:
             _check_installed(form, key)
+
+
+def _configured(config: Config) -> Iterator[tuple[str, str]]:
+    """Every form that a configuration names, by its key."""
+    yield "dram.codec", config.dram.codec
+    if config.nvme is not None:
+        yield "nvme.codec", config.nvme.codec
+    for namespace in config.namespaces:
+        yield "namespace.codec", namespace.codec or RAW
 
 
 def _check_installed(form: Named, key: str) -> None:

@@ -20,7 +20,7 @@ from kvstore.coder import Coder
 from kvstore.config import Config
 from kvstore.core import DRAM, NVME, ROWS_AT_ONCE, Core, Removed
 from kvstore.errors import KVStoreError
-from kvstore.forms import check_forms
+from kvstore.forms import artefact_files, check_forms
 from kvstore.loader import Loader
 from kvstore.mover import Mover
 from kvstore.reader import Reader
@@ -48,7 +48,7 @@ class Store:
         """Open the store. Raises `ConfigError`, `StorageError`."""
         check_forms(config)
         folder = None if config.nvme is None else config.nvme.path / ARTEFACTS
-        coder = Coder(config, Artefacts(folder, config.codecs.artefacts))
+        coder = Coder(config, Artefacts(folder, artefact_files(config)))
         nvme = _open_nvme(config)
         try:
             dram = DramTier(config.dram.capacity, config.dram.extent)

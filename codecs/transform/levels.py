@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,16 +30,17 @@ _ROUNDS = 3
 _FRAME_BITS, _STREAM_BITS = 8 * (64 + 20), 8 * (64 + 4)
 
 
-class Learnt(Protocol):
-    """What `arrays_of` needs of a group of layers (`kvstore.codecs.transform.fit.Group`)."""
+@dataclass(frozen=True, eq=False)
+class Group:
+    """What was learnt of one group of layers: arrays by section, and the components of a sample of tokens."""
 
     layers: tuple[int, ...]
-    matrix: npt.NDArray[np.int8]
-    row: Floats
-    mean: Floats
-    sensitivity: npt.NDArray[np.float64]
-    components: Floats
-    weight: npt.NDArray[np.float16] | None
+    matrix: npt.NDArray[np.int8]  # [section, D, D]
+    row: Floats  # [section, D]
+    mean: Floats  # [section, D]
+    sensitivity: npt.NDArray[np.float64]  # [section], 1 where it is in the weights
+    components: Floats  # [section, token, D], of the sample
+    weight: npt.NDArray[np.float16] | None = None  # [head, dim, dim], where columns are left out
 
 
 @dataclass(eq=False)
@@ -54,10 +55,12 @@ class _Columns:
 
     def distances(self, dead: Floats) -> npt.NDArray[np.int32]:
         """Whole numbers without their sign, quantized with the dead zone of each column `[section, column]`."""
-        return (np.abs(self.values) + (np.float32(0.5) - dead)[:, None]).astype(np.int32)
+        size = np.abs(self.values) + (np.float32(0.5) - dead)[:, None]
+        whole: npt.NDArray[np.int32] = size.astype(np.int32)
+        return whole
 
 
-def arrays_of(groups: Sequence[Learnt], steps: Sequence[float]) -> dict[str, npt.NDArray[Any]]:
+def arrays_of(groups: Sequence[Group], steps: Sequence[float]) -> dict[str, npt.NDArray[Any]]:
     """The artefact's arrays but for the rotary frequencies."""
     made = [[_columns(group, step) for group in groups] for step in steps]
     every = [columns for level in made for columns in level]
@@ -81,7 +84,7 @@ def arrays_of(groups: Sequence[Learnt], steps: Sequence[float]) -> dict[str, npt
     return arrays
 
 
-def _columns(group: Learnt, step: float) -> _Columns:
+def _columns(group: Group, step: float) -> _Columns:
     each = (step / np.sqrt(group.sensitivity)).astype(np.float32)
     values = group.components / each[:, None, None]
     deviation = values.std(1) / _COARSEST
@@ -121,7 +124,9 @@ def _dead_zones(bank: npt.NDArray[np.uint16]) -> Floats:
     bits, share = bits_of(bank)[:, 128:].astype(np.float64), bank[:, 128:].astype(np.float64)
     slope = np.minimum(np.diff(bits, axis=1), 8)
     weight = share[:, 1:] + 1e-9
-    return np.clip(PRICE / 2 * (slope * weight).sum(1) / weight.sum(1), 0, 0.45).astype(np.float32)
+    mean = (slope * weight).sum(1) / weight.sum(1)
+    dead: Floats = np.clip(PRICE / 2 * mean, 0, 0.45).astype(np.float32)
+    return dead
 
 
 def _live(columns: _Columns, bank: npt.NDArray[np.uint16], dead: Floats) -> npt.NDArray[np.uint16]:

@@ -120,7 +120,7 @@ class _Contents:
             self.groups = [tuple(int(layer) for layer in group) for group in facts["groups"]]
             self.sinks = int(facts["sinks"])
             rotary = facts["rotary"]
-            self._rotary = {
+            self._rotary: dict[str, Any] = {
                 "style": str(rotary["style"]), "start": int(rotary["start"]), "scaling": float(rotary["scaling"]),
             }  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
@@ -177,7 +177,7 @@ def _make(contents: _Contents, block: Block, level: str) -> Plan:
     shape = {"head": (planes * heads, dim), "layer": (planes, heads * dim), "joint": (1, joined * planes * heads * dim)}
     count, dimensions = shape[contents.variant]
     tensors = _Tensors(contents, number, at, count, dimensions)
-    wanted = range(count)
+    wanted = list(range(count))
     if contents.variant == "head":
         ours = range(block.first_head, block.first_head + block.heads)
         wanted = [plane * heads + head for plane in range(planes) for head in ours]

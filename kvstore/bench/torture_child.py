@@ -57,7 +57,9 @@ def chunk(number: int) -> ChunkRef:
 def data(number: int, part: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """The bytes of a part; those of half of the chunks get smaller when they are encoded."""
     found = content(number * len(PARTS) + part, SPEC.part_bytes(PARTS[part], chunk(number).tokens))
-    return found & 0x0F if number // THREADS % 2 else found
+    if number // THREADS % 2:
+        found &= np.uint8(0x0F)
+    return found
 
 
 def say(line: str) -> None:

@@ -100,7 +100,7 @@ def client(serving: Serving, channel: str) -> Iterator[Client]:
 def values(position: int, tokens: int) -> np.ndarray[Any, Any]:
     shape = SPEC.part_shape(SPEC.part(), tokens)
     random = np.random.default_rng(position).integers(0, 1 << 16, shape, np.uint16)
-    return (random & 0x0F01) | 0x3008
+    return (random & 0x0301) | 0x3C08
 
 
 def right(kind: str, index: int) -> np.ndarray[Any, Any]:

@@ -40,13 +40,6 @@ class Deflate(Codec):
         out[:] = found
 
 
-class Lossless(Deflate):
-    """Stands in for `lossless` where that is not built."""
-
-    number, name = 902, "lossless"
-    levels = ("",)
-
-
 class HighByte(Codec):
     """Lossy: keeps the high byte of 16-bit elements; joins pairs of layers. Refuses NaN of bfloat16."""
 
@@ -139,12 +132,10 @@ def learned_artefact(spec: KVSpec, byte: int = 0x5A, name: str = "", **facts: ob
 
 @contextmanager
 def registered() -> Iterator[None]:
-    """These codecs known, and `lossless` where it is not already."""
+    """These codecs known."""
     before = dict(base._CODECS)
     for codec in (Deflate(), HighByte(), Learned(), Wrong()):
         base.register(codec)
-    if "lossless" not in base.all_codecs():
-        base.register(Lossless())
     try:
         yield
     finally:

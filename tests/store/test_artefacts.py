@@ -12,6 +12,7 @@ import pytest
 import kvstore
 from kvstore import Fidelity
 from kvstore.codecs import Artefact
+from kvstore.codecs.shipped import shipped_artefacts
 from kvstore.config import CodecsConfig, NamespaceConfig
 from kvstore.core import Removed
 from kvstore.errors import ConfigError, NotFound
@@ -31,7 +32,7 @@ def codecs() -> Iterator[None]:
 
 
 def values(number: int) -> np.ndarray[Any, Any]:
-    return (content(SPEC, CHAIN.refs[number], SPEC.part()) & 0x0F01) | 0x3008
+    return (content(SPEC, CHAIN.refs[number], SPEC.part()) & 0x0301) | 0x3C08
 
 
 def save(folder: Path, artefact: Artefact) -> Path:
@@ -159,3 +160,31 @@ def test_what_no_record_names_is_removed(box: Box, tmp_path: Path) -> None:
     assert kept(box) == {f"{second.digest.hex()}.safetensors"}
     assert np.array_equal(get(client, 1), values(1) & 0xFF00)
     box.settled(client)
+
+
+@pytest.mark.parametrize("form", ["transform:near", "transform:matches-int4", "cachegen:fine"])
+def test_shipped_artefacts_encode_the_models_they_are_for(box: Box, form: str) -> None:
+    name, _, level = form.partition(":")
+    kind = shipped_artefacts()[f"smollm2-135m-instruct-{'head' if name == 'transform' else name}"]
+    rope = Artefact.load(kind).facts.get("rope", {})
+    shape: dict[str, Any] = {"layers": 30, "kv_heads": 3, "head_dim": 64, "rope": rope}
+    spec = KVSpec.dense("HuggingFaceTB/SmolLM2-135M-Instruct", chunk_tokens=64, **shape)
+    client = box.open(nvme=64 * MiB, nvme_codec=form, namespaces=LOSSY, flush_on_close=False)
+    (ref,) = prompt(spec, 1).refs
+    values = np.random.default_rng(7).normal(0, 1, spec.part_shape(spec.part(), 64)).astype(np.float32)
+    bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+    client.put(spec, ref, bits, ack="persisted")
+    (stored,) = (place for info in client.list() for place in info.placements if place.tier == "nvme")
+    assert (stored.form, stored.exact) == (name, False)
+    assert stored.stored < stored.logical * 0.75
+    core, removed = box.store(client)._core, Removed()
+    with core.lock:
+        for row in core.index.chunks(0, 100)[0].tolist():
+            core.drop_from_dram(row, removed)
+    core.settle(removed)
+    with pytest.raises(NotFound):
+        client.get(spec, ref)
+    got = np.asarray(client.get(spec, ref, fidelity=Fidelity.LOSSY)).view(np.uint16)
+    near = (got.astype(np.uint32) << 16).view(np.float32)
+    assert 0 < np.mean((near - values) ** 2) < 1.0
+    assert client.stats()["codecs"]["fallbacks"] == {}

@@ -42,7 +42,7 @@ def codecs() -> Iterator[None]:
 
 def values(spec: KVSpec, ref: ChunkRef, part: Part) -> np.ndarray[Any, Any]:
     """The array of a part: a function of its key, finite, and with something to encode in it."""
-    return (content(spec, ref, part) & 0x0F01) | 0x3008
+    return (content(spec, ref, part) & 0x0301) | 0x3C08
 
 
 def rounded(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -354,7 +354,8 @@ def test_capacity_and_quota_count_encoded_bytes(box: Box) -> None:
 
 
 def test_pressure_demotes_and_encodes(box: Box) -> None:
-    client, chain = box.open(dram=2 * MiB, extent=2 * MiB, nvme=DISK, nvme_codec="t-exact"), prompt(LARGE, 24)
+    client = box.open(dram=2 * MiB, extent=2 * MiB, nvme=DISK, nvme_codec="t-exact", put_wait_s=20)
+    chain = prompt(LARGE, 24)
     fill(client, LARGE, chain.refs)
     hit = client.lookup(LARGE, chain)
     assert len(hit.refs) >= 20

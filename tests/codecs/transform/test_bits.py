@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from kvstore import _native
 from kvstore.codecs.transform import reference
 from kvstore.codecs.transform.native import NativePlan
-from kvstore.codecs.transform.plan import plan_of
+from kvstore.codecs.transform.plan import Section, plan_of
 from kvstore.codecs.transform.rotary import Rotary, cos_sin
 from tests.codecs.transform.golden import BODY, ELEMENTS, golden
 from tests.codecs.transform.made import CANONICAL_AXES, artefact, block_of, noise, raw_of, values_of
@@ -72,8 +73,28 @@ def test_error_falls_with_the_step() -> None:
         native.decode(body, block, memoryview(out))
         errors.append(float(np.square(values_of(out, block) - values).mean() / values.var()))
         sizes.append(len(body))
-    assert errors[0] < 1e-5 < errors[1] < 1e-2 < errors[2] < 0.2
+    assert errors[0] < 1e-3 < errors[1] < errors[2] < 1.5
     assert sizes[0] > sizes[1] > sizes[2]
+
+
+@pytest.mark.parametrize("value", [65504.0, -65519.0, 70000.0])
+def test_what_float16_cannot_reach_becomes_its_largest_number(value: float, simd: str) -> None:
+    block, plan, _ = golden()
+    far = Section(
+        0,
+        0,
+        plan.sections[0].matrix,
+        *(np.full(2, each, np.float32) for each in (0, value)),
+        np.eye(2, dtype=np.float32),
+    )
+    plan = replace(plan, sections=(far, *plan.sections[1:]), rotary=(Rotary(np.zeros(0)),))
+    block, out, again = replace(block, dtype="float16"), bytearray(96), bytearray(96)
+    native = NativePlan(plan, block)
+    body = bytes.fromhex(BODY)
+    native.decode(body, block, memoryview(out))
+    reference.decode(memoryview(body), block, plan, memoryview(again))
+    assert out == again
+    assert (values_of(out, block)[0, 0, 2:, 0] == np.clip(np.float32(value), -65504, 65504)).all()
 
 
 def test_golden_body(simd: str) -> None:

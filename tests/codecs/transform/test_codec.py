@@ -105,8 +105,8 @@ def test_an_artefact_that_lacks_or_garbles_an_array_is_corrupt(name: str) -> Non
     for change in (None, found.arrays[name][..., :0], np.full_like(found.arrays[name], 60)):
         arrays = {key: value for key, value in found.arrays.items() if key != name}
         if change is not None:
-            if name in ("0.matrix", "0.step", "rotary.0", "dead") and change.size:
-                continue
+            if name == "rotary.0" or (change.size and name not in ("bank", "0.live")):
+                continue  # these mean something: no rotation, other numbers
             arrays[name] = change
         broken = Artefact.build("transform", found.model, found.facts, arrays)
         with pytest.raises(Corrupt):
@@ -132,11 +132,11 @@ def test_outliers_are_escaped_and_zeros_are_cheap() -> None:
     values = noise(9, 1, 2, 64, 3, 16)
     values[0, 0, 7] *= 40
     values[0, 1, :20] = 0
-    native, out = NativePlan(plan_of(found, block, "matches-fp8"), block), bytearray(block.nbytes)
+    native, out = NativePlan(plan_of(found, block, "near"), block), bytearray(block.nbytes)
     body = native.encode(raw_of(values, block), block)
     assert int.from_bytes(body[8:12], "little") > 0
     native.decode(body, block, memoryview(out))
-    assert np.abs(values_of(out, block) - values).max() < 2
+    assert np.abs(values_of(out, block) - values).max() < 0.2
 
 
 def test_hostile_bodies_are_corrupt() -> None:
