@@ -121,10 +121,11 @@ def fit(
         weight = np.stack([_ridged(each, ridge) for each in weight])
         scale = np.concatenate([sensitivity[layer] for layer in layers]).astype(np.float64)
         if variant == "joint":
-            weight, scale = weight * np.repeat(scale, heads)[:, None, None], np.ones(1)
+            weight *= np.repeat(scale, heads)[:, None, None]
+            scale = np.array([np.trace(weight, axis1=1, axis2=2).mean() / dim])
+            weight /= scale  # groups differ in what a unit of noise costs, and so in their steps
         elif variant == "head":
             scale = np.repeat(scale, heads)
-        weight /= np.trace(weight, axis1=1, axis2=2).mean() / dim if variant == "joint" else 1
         made.append(_group(documents, tuple(layers), weight, scale, count, dimensions))
     return Fitted(model, variant, documents, made)
 

@@ -90,7 +90,7 @@ def _bar_of(row: Row, rows: Sequence[Row], model: str) -> Bar | None:
         inside = next(
             (r for r in rows if (r["case"], r["mode"], r.get("genre")) == ("transform", row["mode"], "in")), None
         )
-        return inside and Bar(inside["times_smaller"] / OUT_SIZE, inside["kl"] * OUT_KL)
+        return None if inside is None else Bar(inside["times_smaller"] / OUT_SIZE, inside["kl"] * OUT_KL)
     case, best = BEST[model]
     if row["case"] == case and genre == "in" and row is _smallest(rows, case, best.kl):
         return best
