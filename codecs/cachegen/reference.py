@@ -73,7 +73,7 @@ def encode_body(bits: Bits, dtype: str, tables: LayerTables, first: int) -> byte
 
 def decode_body(body: memoryview, dtype: str, tables: LayerTables, out: Bits) -> None:
     """Decode into `out` [token, column]. `Corrupt` for a body that no encoder makes."""
-    first, streams, written = _opened(body, dtype, out.dtype, tables.group)
+    first, streams, written = open_body(body, dtype, out.dtype, tables.group)
     anchors = anchor_rows(len(out), tables.group, first)
     others = np.delete(np.arange(len(out)), anchors)
     columns = out.shape[1]
@@ -109,7 +109,7 @@ def _due(written: Bits, symbols: Symbols) -> Bits:
     return written
 
 
-def _opened(
+def open_body(
     body: memoryview, dtype: str, element: np.dtype[Any], group: int
 ) -> tuple[int, tuple[memoryview, memoryview], tuple[Bits, Bits]]:
     """The tokens of the first group, both streams, and the elements written out for either."""

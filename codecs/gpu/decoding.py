@@ -10,6 +10,7 @@ import torch
 from kvstore.codecs.base import Artefacts, Form, Opened, open_frames
 from kvstore.codecs.block import Block
 from kvstore.codecs.frame import Buffer
+from kvstore.codecs.gpu.cachegen import CacheGenDecoder
 from kvstore.codecs.gpu.dequantize import Dequantizer
 from kvstore.codecs.gpu.lossless import LosslessDecoder
 from kvstore.codecs.gpu.staging import Staging, device_of, raise_corrupt
@@ -39,6 +40,7 @@ DECODERS: dict[str, type[Any]] = {
     "int8": Dequantizer,
     "int4": Dequantizer,
     "kivi": Dequantizer,
+    "cachegen": CacheGenDecoder,
     "transform": TransformDecoder,
 }
 

@@ -1,8 +1,8 @@
 """The lossless codec on a device: exponents by rANS, then sign and mantissa joined to them (`kvstore.codecs.lossless`).
 
-Escaped exponents lie one after the other in the order of tokens, so that where one is to be found follows from how
-many there are before it: a launch counts them by token, a sum over all tokens gives every token its first, and the
-last launch finds the others by a scan along the token. Scratch is a byte per element.
+Where an escaped exponent lies follows from how many there are before it: a launch counts them by token, a sum over all
+tokens gives every token its first, and the last launch finds the others by a scan along the token. Scratch is a byte
+per element.
 """
 
 from __future__ import annotations
@@ -20,27 +20,13 @@ from kvstore.codecs import lossless
 from kvstore.codecs.base import Opened
 from kvstore.codecs.block import Block
 from kvstore.codecs.gpu import rans
+from kvstore.codecs.gpu.escapes import BLOCK, FIELDS, before, counted
 from kvstore.codecs.gpu.floats import CODES
 from kvstore.codecs.gpu.staging import Rows, Staging
 from kvstore.errors import Corrupt
 
 HEAD_BYTES = 5
-BLOCK = 256  # columns that a program takes at a time
 COPIED = 4096  # bytes of a stored body that a program copies
-
-
-@triton.jit
-def count_escapes(symbols: tl.tensor, frames: tl.tensor, counts: tl.tensor, BLOCK: tl.constexpr) -> None:
-    """How many symbols of each token are escapes."""
-    job = frames + tl.program_id(0) * 16
-    columns, tokens, token = tl.load(job + 1).to(tl.int32), tl.load(job + 2).to(tl.int32), tl.program_id(1)
-    row = symbols + tl.load(job) + token.to(tl.int64) * columns
-    found = tl.zeros((BLOCK,), tl.int32)
-    for first in range(0, columns, BLOCK):
-        column = first + tl.arange(0, BLOCK)
-        inside = (column < columns) & (token < tokens)
-        found += (tl.load(row + column, mask=inside, other=0) == 31).to(tl.int32)
-    tl.store(counts + tl.load(job + 3) + token, tl.sum(found, 0), mask=token < tokens)
 
 
 @triton.jit
@@ -62,9 +48,7 @@ def join(
     columns, tokens, token = tl.load(job + 1).to(tl.int32), tl.load(job + 2).to(tl.int32), tl.program_id(1)
     if token < tokens:
         row = symbols + tl.load(job) + token.to(tl.int64) * columns
-        place = tl.load(job + 3)
-        before = tl.load(ends + place) - tl.load(counts + place)
-        used = (tl.load(ends + place + token) - tl.load(counts + place + token) - before).to(tl.int32)
+        used = before(counts, ends, tl.load(job + 3), token)
         due = tl.load(job + 7).to(tl.int32)
         offsets, rest, escapes = staged + tl.load(job + 4), staged + tl.load(job + 5), staged + tl.load(job + 6)
         count = tl.load(job + 15)
@@ -138,7 +122,7 @@ class LosslessDecoder:
         self._jobs: list[rans.Job] = []
         self._frames: list[tuple[int, ...]] = []
         self._stored: list[tuple[int, ...]] = []
-        self._staged = (Rows(0, 0), Rows(0, 0), Rows(0, 0))  # jobs, frames, stored
+        self._staged = (Rows(0, 0),) * 4  # jobs, matrices, frames, stored
         self._symbols = self._rows = self._tokens = self._longest = 0
 
     def add(self, opened: Opened, staging: Staging, address: int, chunk: int) -> None:
@@ -163,11 +147,12 @@ class LosslessDecoder:
     def close(self, staging: Staging) -> None:
         """Stage what the programs are to do: there will be no more frames."""
         jobs = staging.add_rows([job.row() for job in self._jobs])
-        self._staged = (jobs, staging.add_rows(self._frames), staging.add_rows(self._stored))
+        matrices = staging.add_rows([row[:FIELDS] for row in self._frames])
+        self._staged = (jobs, matrices, staging.add_rows(self._frames), staging.add_rows(self._stored))
 
     def launch(self, staged: torch.Tensor, status: torch.Tensor) -> None:
         """Decode; the status of a chunk becomes 1 where a stream or its escapes are none that an encoder writes."""
-        jobs, frames, stored = self._staged
+        jobs, matrices, frames, stored = self._staged
         if self._stored:
             grid = (len(self._stored), triton.cdiv(self._longest, COPIED))
             copy_bytes[grid](staged, stored.of(staged), BLOCK=COPIED, num_warps=4)
@@ -175,13 +160,12 @@ class LosslessDecoder:
             return
         block, rows = self._block, frames.of(staged)
         symbols = torch.empty(self._symbols, dtype=torch.uint8, device=self._device)
-        counts = torch.empty(self._rows, dtype=torch.int32, device=self._device)
         rans.launch(staged, _slots(self._device), jobs, symbols, status, levels=False)
-        grid = (len(self._frames), self._tokens)
-        count_escapes[grid](symbols, rows, counts, BLOCK=BLOCK, num_warps=4)
-        ends = torch.cumsum(counts, 0, dtype=torch.int64)
+        counts, ends = counted(symbols, staged, matrices, self._tokens, self._rows, lossless.ESCAPE)
         shape = {"PLANES": block.planes, "HEADS": block.heads, "DIM": block.dim, "DTYPE": CODES[block.dtype]}
-        join[grid](symbols, staged, rows, counts, ends, status, **shape, BLOCK=BLOCK, num_warps=4)
+        join[len(self._frames), self._tokens](
+            symbols, staged, rows, counts, ends, status, **shape, BLOCK=BLOCK, num_warps=4
+        )
 
 
 @lru_cache(maxsize=8)

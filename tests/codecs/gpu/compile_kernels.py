@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kvstore.codecs.gpu import dequantize, inverse, lossless, quantize, rans
+from kvstore.codecs.gpu import cachegen, dequantize, escapes, inverse, lossless, quantize, rans
 
 Kernel = tuple[Any, dict[str, str], dict[str, Any], int]
 
@@ -59,16 +59,32 @@ KERNELS: dict[str, list[Kernel]] = {
                 "ends": "*i64",
                 "status": "*i32",
             },
-            {**_SHAPE, "DTYPE": 1, "BLOCK": lossless.BLOCK},
+            {**_SHAPE, "DTYPE": 1, "BLOCK": escapes.BLOCK},
             4,
         ),
         (
-            lossless.count_escapes,
-            {"symbols": "*u8", "frames": "*i64", "counts": "*i32"},
-            {"BLOCK": lossless.BLOCK},
+            escapes.count_escapes,
+            {"symbols": "*u8", "matrices": "*i64", "counts": "*i32"},
+            {"ESCAPE": 31, "BLOCK": escapes.BLOCK},
             4,
         ),
         (lossless.copy_bytes, {"staged": "*u8", "bodies": "*i64"}, {"BLOCK": lossless.COPIED}, 4),
+    ],
+    "cachegen": [
+        (
+            cachegen.values,
+            {
+                "symbols": "*u8",
+                "staged": "*u8",
+                "floats": "*fp32",
+                "frames": "*i64",
+                "counts": "*i32",
+                "ends": "*i64",
+                "status": "*i32",
+            },
+            {"HEADS": 3, "DIM": 64, "DTYPE": 0, "BLOCK": escapes.BLOCK},
+            4,
+        )
     ],
     "low bits": [
         (inverse.add_low_bits, {"q": "*i16", "staged": "*u8", "columns": "*i64"}, {"TOKENS": 256}, 4),
