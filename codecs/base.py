@@ -44,7 +44,7 @@ class Codec(ABC):
     def groups(self, block: Block, artefact: Artefact | None) -> Sequence[tuple[int, int]]:
         """The layers of each frame, half-open, in order and without a gap: one each unless a codec joins several."""
         del artefact
-        return [(0, 1)] if block.opaque else [(i, i + 1) for i in range(len(block.layers))]
+        return [(0, len(block.layers))] if block.opaque else [(i, i + 1) for i in range(len(block.layers))]
 
     @abstractmethod
     def encode_frame(self, raw: memoryview, block: Block, level: int, artefact: Artefact | None) -> Buffer:
@@ -196,7 +196,9 @@ def open_frames(
     first, end = layers or (0, len(block.layers))
     return [
         _opened(frame, body, block.cut(start, stop), artefacts)
-        for frame, body, start, stop in _covering(memoryview(container).cast("B"), first, end, verify)
+        for frame, body, start, stop in _covering(
+            memoryview(container).cast("B"), first, end, len(block.layers), verify
+        )
     ]
 
 
@@ -214,12 +216,16 @@ def _opened(frame: Frame, body: memoryview, block: Block, artefacts: Artefacts |
     return Opened(frame, body, block, codec, artefact)
 
 
-def _covering(container: memoryview, first: int, end: int, verify: bool) -> list[tuple[Frame, memoryview, int, int]]:
-    """The frames that hold layers `first` to `end`, which must follow one another without a gap."""
+def _covering(
+    container: memoryview, first: int, end: int, layers: int, verify: bool
+) -> list[tuple[Frame, memoryview, int, int]]:
+    """The frames that hold layers `first` to `end` of `layers`, which must follow one another without a gap."""
     due: list[tuple[Frame, memoryview, int, int]] = []
     at = first
     for frame, body in frames(container, verify=verify):
         stop = frame.first + frame.layers
+        if stop > layers:
+            raise Corrupt(f"a frame holds the layers {frame.first} to {stop} of a part that has {layers}")
         if stop <= first or frame.first >= end:
             continue
         if frame.first > at or (due and frame.first != at):

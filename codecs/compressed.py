@@ -43,7 +43,7 @@ class Compressed(Codec):
         del level, artefact
         count, planes = _planes(block), raw
         if count > 1:
-            planes = memoryview(np.empty(raw.nbytes, np.uint8))
+            planes = np.empty(raw.nbytes, np.uint8).data
             _native.split_bytes(planes, raw, count)
         length, pieces = raw.nbytes // count, []
         for at in range(0, raw.nbytes, length):
@@ -59,7 +59,7 @@ class Compressed(Codec):
         """The inverse, exact. `Corrupt` for what does not give the block's length."""
         del frame, artefact
         count = _planes(block)
-        planes = out if count == 1 else memoryview(np.empty(out.nbytes, np.uint8))
+        planes = out if count == 1 else np.empty(out.nbytes, np.uint8).data
         length = out.nbytes // count
         for at in range(0, out.nbytes, length):
             body = self._decode_plane(body, planes[at : at + length])

@@ -9,8 +9,8 @@ A body is stored, if that is no longer: u8 0, then the raw bytes. Else:
     u8        kind: 1, plus 2 where the channels of a head share their parameters, plus 4 where those are wide
     u32       number of escaped exponents
     u8 ...    parameters of each channel [layer, plane, head, dim] (or of each head [layer, plane, head]). Narrow: the
-              least offset of each [layer, plane], then for each channel (offset - least) << 4 | table. Wide: the offsets
-              of all, then the tables of all
+              least offset of each [layer, plane], then for each channel (offset - least) << 4 | table. Wide: all
+              offsets, then all tables
     ...       sign and mantissa bits of all elements [layer, plane, token, head, dim]: see `split`
     u8 ...    the escaped exponents, in the order of [token, channel]
     ...       the rANS stream (`kvstore.codecs.rans`) of symbols [token, channel]
@@ -105,10 +105,10 @@ def decode_reference(body: memoryview, block: Block, out: memoryview) -> None:
     data = np.frombuffer(body, np.uint8)[_HEAD.size :]
     lengths = (count if kind & WIDE else sections, count, rest_bytes(block), escaped)
     first, second, rest, escapes, stream = np.split(data, np.cumsum(lengths))
-    if kind & WIDE:
-        offsets, tables = first, second
-    else:
-        offsets, tables = np.repeat(first, count // sections) + (second >> 4), second & 15
+    offsets, tables = first, second
+    if not kind & WIDE:
+        offsets = np.repeat(first, count // sections) + (second >> np.uint8(4))
+        tables = second & np.uint8(15)
     shape = (block.tokens, sections * channels)
     symbols = rans.decode(stream.tobytes(), np.repeat(tables, span), freqs(), shape)
     columns = symbols + np.repeat(offsets, span)
@@ -140,7 +140,8 @@ def join(exponents: Bytes, rest: Bytes, dtype: str) -> Bits:
     shape, count = exponents.shape, exponents.size
     if dtype == "float32":
         low, middle, top = rest.reshape(3, *shape).astype(np.uint32)
-        return (top & 0x80) << 24 | exponents.astype(np.uint32) << 23 | (top & 0x7F) << 16 | middle << 8 | low
+        joined: Bits = (top & 0x80) << 24 | exponents.astype(np.uint32) << 23 | (top & 0x7F) << 16 | middle << 8 | low
+        return joined
     if dtype == "bfloat16":
         kept = rest.reshape(shape).astype(np.uint16)
         return (kept & 0x80) << 8 | exponents.astype(np.uint16) << 7 | kept & 0x7F
@@ -158,8 +159,8 @@ def rest_bytes(block: Block) -> int:
 def choose(columns: Bytes, span: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
     """Offset and table for each `span` columns of exponents [token, column], and their cost in 1/256 bit.
 
-    The largest exponent becomes symbol 30 - shift, shifts being 0 to 7; of all tables and shifts the cheapest, the first
-    of equals, by counts of exponents at each depth below the largest.
+    The largest exponent becomes symbol 30 - shift, shifts being 0 to 7; of all tables and shifts the cheapest, the
+    first of equals, by counts of exponents at each depth below the largest.
     """
     groups = columns.reshape(len(columns), -1, span).transpose(1, 0, 2).reshape(columns.shape[1] // span, -1)
     largest = groups.max(axis=1).astype(np.int64)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,17 +53,18 @@ def symbols(counts: Counts, shift: int) -> Counts:
     return found
 
 
-def costs(freqs: npt.NDArray[np.float64]) -> Counts:
+def costs(freqs: npt.NDArray[Any]) -> Counts:
     """Bits per symbol; an escape costs the 8 of the exponent that follows, too."""
     bits = -np.log2(freqs / freqs.sum(axis=1, keepdims=True))
     bits[:, ESCAPE] += 8
-    return bits.astype(np.float32)
+    found: Counts = bits.astype(np.float32)
+    return found
 
 
 def learn(counts: Counts, tables: int) -> npt.NDArray[np.uint16]:
     """`tables` frequencies [tables, 256] of 12 bits."""
     rng = np.random.default_rng(0)
-    freqs = symbols(counts[rng.choice(len(counts), tables, replace=False)], 3) + 0.3
+    freqs: npt.NDArray[Any] = symbols(counts[rng.choice(len(counts), tables, replace=False)], 3) + 0.3
     for _ in range(ROUNDS):
         bits = costs(freqs).T
         each = np.stack([symbols(counts, shift) @ bits for shift in range(SHIFTS)], axis=2).reshape(len(counts), -1)

@@ -151,7 +151,10 @@ def pack_rows(levels: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]
     length = -(-dim * bits // 8)
     padded = np.zeros((tokens, heads, 8 // bits, length), np.uint8)
     padded.reshape(tokens, heads, -1)[..., :dim] = levels
-    return np.bitwise_or.reduce(padded << np.arange(0, 8, bits, dtype=np.uint8)[:, None], axis=2)
+    packed: npt.NDArray[np.uint8] = np.bitwise_or.reduce(
+        padded << np.arange(0, 8, bits, dtype=np.uint8)[:, None], axis=2
+    )
+    return packed
 
 
 def unpack_rows(rows: npt.NDArray[np.uint8], bits: int, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
@@ -203,8 +206,9 @@ class Int8(Quantizer):
 class Fp8(Quantizer):
     """float8_e4m3fn with one power of two per channel (head and dim) of the chunk: 8 + 8/tokens bits per element.
 
-    A section: exponents u8 [head, dim], then rows u8 [token, head, dim]. An element is e4m3fn(row) · 2^(exponent - 135).
-    The exponent is the least with which the channel's largest magnitude stays within 448, and 32 at least.
+    A section: exponents u8 [head, dim], then rows u8 [token, head, dim]. An element is
+    e4m3fn(row) · 2^(exponent - 135). The exponent is the least with which the channel's largest
+    magnitude stays within 448, and 32 at least.
     """
 
     number, name = 4, "fp8"
@@ -238,11 +242,14 @@ def to_e4m3(values: Floats) -> npt.NDArray[np.uint8]:
     """The nearest float8_e4m3fn to finite values, at most 448."""
     bits = values.view(np.uint32)
     large = bits & np.uint32(0x7FFFFFFF)
-    normal = ((large + np.uint32(0x7FFFF) + ((large >> np.uint32(20)) & np.uint32(1))) >> np.uint32(20)) - np.uint32(960)
+    rounded = large + np.uint32(0x7FFFF) + ((large >> np.uint32(20)) & np.uint32(1))
+    normal = (rounded >> np.uint32(20)) - np.uint32(120 << 3)  # from float32's bias of exponents to e4m3's
     small = np.abs(values) < np.float32(2.0**-6)
     tiny = np.rint(np.where(small, np.abs(values), np.float32(0)) * np.float32(512)).astype(np.uint32)
     code = np.minimum(np.where(small, tiny, normal), np.uint32(0x7E))
-    return (code | ((bits >> np.uint32(24)) & np.uint32(0x80))).astype(np.uint8)
+    sign = (bits >> np.uint32(24)) & np.uint32(0x80)
+    found: npt.NDArray[np.uint8] = (code | sign).astype(np.uint8)
+    return found
 
 
 def from_e4m3(codes: npt.NDArray[np.uint8]) -> Floats:

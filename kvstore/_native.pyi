@@ -62,8 +62,8 @@ def quantize(
 ) -> bool:
     """Quantize a frame: `int8`, `fp8`, `int4`, `kivi:4` or `kivi:2`, as the codecs of these names define.
 
-    `shape` and `steps` (in elements) are [layer, plane, token, head, dim]. False, and nothing said by `body`, if a value
-    is not finite or 2^100 and more. ValueError if anything does not fit together.
+    `shape` and `steps` (in elements) are [layer, plane, token, head, dim]. False, and nothing said by `body`, if a
+    value is not finite or 2^100 and more. ValueError if anything does not fit together.
     """
 
 def dequantize(
@@ -207,6 +207,9 @@ class FrameSocket:
 
     def receive(self, deadline: float | None, patience: float, idle: bool, longest: int) -> Frame | int:
         """The next frame. With `idle` its first byte may take longer than `patience`."""
+
+    def serve(self, puts: StagedPuts, patience: float, longest: int) -> Frame | int:
+        """`receive` with `idle` and without a deadline; puts that `puts` can take are taken and answered meanwhile."""
 
     def exchange(
         self, method: int, message: Buffer, ahead: Buffer, deadline: float | None, patience: float, longest: int
@@ -823,6 +826,106 @@ class HazardBoard:
     @property
     def lost(self) -> int:
         """Marks that the client found no room for, as it says."""
+
+@final
+class Mutex:
+    """A lock that native code takes, too; waits for it without the GIL. RuntimeError to release what nobody holds."""
+
+    def __init__(self) -> None: ...
+    def acquire(self, blocking: bool = True) -> bool: ...
+    def release(self) -> None: ...
+    def locked(self) -> bool: ...
+    def __enter__(self) -> bool: ...
+    def __exit__(self, *error: object) -> None: ...
+
+@final
+class Holdings:
+    """The extents of one namespace, for Python and native code to allocate from. `lock` is theirs.
+
+    All but `wait_for_writers` need it. An extent's memory and allocator must outlive its place in here.
+    """
+
+    def __init__(self, lock: Mutex) -> None: ...
+    def add(self, number: int, memory: Buffer, allocator: Allocator) -> None: ...
+    def remove(self, number: int) -> None: ...
+    def alloc(self, nbytes: int) -> int:
+        """A location (`extent number << 40 | offset`), or -1 where there is no room."""
+
+    def end(self) -> None:
+        """From now on nothing is handed out."""
+
+    def wait_for_writers(self) -> None:
+        """After `end`: return when native code writes to none of the memory any more."""
+
+@final
+class Intake:
+    """Where native code takes puts into a store: its index, and the lock that guards it."""
+
+    def __init__(self, index: Index, lock: Mutex) -> None: ...
+    def close(self) -> None:
+        """Take nothing more. Needs the lock."""
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody wants to hear of every put; then none is taken natively."""
+
+    @watched.setter
+    def watched(self, watched: bool) -> None: ...
+
+@final
+class Tally:
+    """What was put into one namespace natively. Needs the store's lock."""
+
+    def __init__(self) -> None: ...
+    @property
+    def stored(self) -> int:
+        """Parts."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of their payload."""
+
+    @property
+    def used(self) -> int:
+        """Bytes of the namespace's records; whoever adds or removes some in Python counts here, too."""
+
+    @used.setter
+    def used(self, nbytes: int) -> None: ...
+
+@final
+class StagedPuts:
+    """Puts from the staged memory of one session, taken natively where nothing is special about them.
+
+    A put is one that has no windows, acknowledges `stored`, and adds to the index what is not there. `prefix` stands
+    before it in a message of `method`; `answer` is the encoded frame that says it is stored.
+    """
+
+    def __init__(self, method: int, prefix: bytes, answer: bytes) -> None: ...
+    def add_memory(self, number: int, memory: Buffer) -> bool:
+        """Memory to put from, kept; False for a number that is known."""
+
+    def add_shape(
+        self,
+        spec: bytes,
+        part: bytes,
+        tokens: int,
+        intake: Intake,
+        holdings: Holdings,
+        order: LruList,
+        tally: Tally,
+        scope: int,
+        fixed: bytes,
+        header: int,
+        payload: int,
+        total: int,
+        offsets: Buffer,
+        lengths: Buffer,
+    ) -> bool:
+        """Take puts of such a part from now on; False where 1,024 kinds are known.
+
+        `fixed` is the fixed part of its record's header; `header`, `payload` and `total` are lengths in bytes,
+        `offsets` and `lengths` (uint64) its layer groups. ValueError for what does not fit together.
+        """
 
 @final
 class LruList:

@@ -76,9 +76,16 @@ class AsyncClient:
         """End the lease of a hit."""
         await self._run(hit.release)
 
-    async def contains(self, spec: KVSpec, refs: Sequence[ChunkRef], *, parts: Sequence[Part] = ()) -> list[bool]:
+    async def contains(
+        self,
+        spec: KVSpec,
+        refs: Sequence[ChunkRef],
+        *,
+        parts: Sequence[Part] = (),
+        fidelity: Fidelity = Fidelity.EXACT,
+    ) -> list[bool]:
         """See `Client.contains`."""
-        return await self._run(lambda: self._client.contains(spec, refs, parts=parts))
+        return await self._run(lambda: self._client.contains(spec, refs, parts=parts, fidelity=fidelity))
 
     async def put(
         self,
@@ -136,9 +143,20 @@ class AsyncClient:
         finally:
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, leave))
 
-    async def view(self, spec: KVSpec, ref: ChunkRef, *, part: Part | None = None) -> View:
+    async def view(
+        self,
+        spec: KVSpec,
+        ref: ChunkRef,
+        *,
+        part: Part | None = None,
+        fidelity: Fidelity = Fidelity.EXACT,
+        encoded: bool = False,
+    ) -> View:
         """See `Client.view`."""
-        return await self._run(lambda: self._client.view(spec, ref, part=part), dispose=lambda view: view.close())
+        return await self._run(
+            lambda: self._client.view(spec, ref, part=part, fidelity=fidelity, encoded=encoded),
+            dispose=lambda view: view.close(),
+        )
 
     async def reserve(
         self, spec: KVSpec, ref: ChunkRef, *, part: Part | None = None, first_valid: int = 0
@@ -165,9 +183,9 @@ class AsyncClient:
         """See `Client.unpin`."""
         return await self._run(lambda: self._client.unpin(spec, keys))
 
-    async def prefetch(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
+    async def prefetch(self, spec: KVSpec, keys: Sequence[bytes], *, fidelity: Fidelity = Fidelity.EXACT) -> int:
         """See `Client.prefetch`."""
-        return await self._run(lambda: self._client.prefetch(spec, keys))
+        return await self._run(lambda: self._client.prefetch(spec, keys, fidelity=fidelity))
 
     async def page(self, cursor: int = 0, limit: int = 1000) -> Page:
         """See `Client.page`."""

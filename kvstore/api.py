@@ -245,8 +245,16 @@ class Backend(Protocol):
         out of any `get`.
         """
 
-    def view(self, spec: KVSpec, ref: ChunkRef, part: Part) -> View:
-        """A part without a copy. `NotFound` if it is not there; `InvalidArgument` where a way in has no views."""
+    def view(
+        self, spec: KVSpec, ref: ChunkRef, part: Part, *, fidelity: Fidelity = Fidelity.EXACT, encoded: bool = False
+    ) -> View:
+        """A part without a copy. `NotFound` if it is not there; `InvalidArgument` where a way in has no views.
+
+        One that is stored encoded comes decoded, in memory of its own, or with `encoded` as it is stored.
+        """
+
+    def artefact(self, digest: bytes) -> bytes:
+        """The file of an artefact that a stored chunk names; `NotFound` where it is not here."""
 
     def put(self, spec: KVSpec, offer: Offer, *, ack: Ack = Ack.STORED) -> bool:
         """Store a part; False if it was there already. `Shed` under pressure."""
@@ -259,7 +267,7 @@ class Backend(Protocol):
     def pin(self, spec: KVSpec, keys: Sequence[bytes], seconds: float) -> int:
         """Keep chunks from eviction for a time (0: unpin); how many there were."""
 
-    def prefetch(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
+    def prefetch(self, spec: KVSpec, keys: Sequence[bytes], *, fidelity: Fidelity = Fidelity.EXACT) -> int:
         """Bring chunks into DRAM in the background; how many were found."""
 
     def chunks(self, cursor: int = 0, limit: int = 1000) -> Page: ...

@@ -67,7 +67,7 @@ class Extent:
 
 
 class Arena:
-    """Extents for all namespaces. Callers lock around everything but `view` and `wait`."""
+    """Extents for all namespaces. Callers hold `lock` around everything but `view`, `wait` and `close`."""
 
     def __init__(self, capacity: int, extent_bytes: int) -> None:
         self.extent_bytes = min(extent_bytes, capacity) // BLOCK * BLOCK
@@ -75,9 +75,12 @@ class Arena:
             raise ConfigError(f"[dram] needs an extent and a capacity of at least {BLOCK} bytes, not {capacity}")
         count = capacity // self.extent_bytes
         self.capacity = count * self.extent_bytes
+        self.lock = _native.Mutex()
         self.epoch = 0  # grows when an extent is handed out or destroyed
         self._extents: dict[int, Extent] = {}
         self._owned: dict[bytes, list[Extent]] = {}
+        self._holdings: dict[bytes, _native.Holdings] = {}
+        self._ended = False
         self._spare: list[Extent] = []
         self._promised: Counter[bytes] = Counter()
         self._pending = count
@@ -104,16 +107,26 @@ class Arena:
 
     def alloc(self, owner: bytes, nbytes: int) -> int:
         """The location of `nbytes` bytes in one of the owner's extents, or -1 if there is no room (yet)."""
-        for extent in self._owned.get(owner, ()):
-            offset = extent.allocator.alloc(nbytes)
-            if offset >= 0:
-                return extent.number << _SHIFT | offset
-        if nbytes > self.extent_bytes:
-            return -1
-        extent_or_none = self._take(owner)
-        if extent_or_none is None:
-            return -1
-        return extent_or_none.number << _SHIFT | extent_or_none.allocator.alloc(nbytes)
+        holdings = self.holdings(owner)
+        location = holdings.alloc(nbytes)
+        if location < 0 and nbytes <= self.extent_bytes and self._take(owner):
+            return holdings.alloc(nbytes)
+        return location
+
+    def holdings(self, owner: bytes) -> _native.Holdings:
+        """A namespace's extents, for native code that allocates."""
+        found = self._holdings.get(owner)
+        if found is None:
+            found = self._holdings[owner] = _native.Holdings(self.lock)
+            if self._ended:
+                found.end()
+        return found
+
+    def end(self) -> None:
+        """From now on nothing is handed out."""
+        self._ended = True
+        for each in self._holdings.values():
+            each.end()
 
     def free(self, location: int, nbytes: int) -> None:
         """Give an allocation back."""
@@ -166,6 +179,7 @@ class Arena:
         if extent.allocator.used or extent.owner is None:
             return False
         self._owned[extent.owner].remove(extent)
+        self.holdings(extent.owner).remove(number)
         del self._extents[number]
         self.epoch += 1
         extent.destroy()
@@ -176,7 +190,9 @@ class Arena:
         return True
 
     def close(self) -> None:
-        """Stop making extents and give all of them back."""
+        """Stop making extents and give all of them back; after `end`."""
+        for each in self._holdings.values():
+            each.wait_for_writers()
         with self._change:
             self._closed = True
             self._change.notify_all()
@@ -188,19 +204,20 @@ class Arena:
         self._owned.clear()
         self._spare.clear()
 
-    def _take(self, owner: bytes) -> Extent | None:
+    def _take(self, owner: bytes) -> bool:
         with self._change:
             if not self._is_free_for(owner):
                 if self._failure and not self._extents:
                     raise self._failure
-                return None
+                return False
             extent = self._spare.pop(0)
             self._promised -= Counter([owner])
         extent.owner = owner
         self._extents[extent.number] = extent
         self._owned.setdefault(owner, []).append(extent)
+        self.holdings(owner).add(extent.number, extent.view, extent.allocator)
         self.epoch += 1
-        return extent
+        return True
 
     def _is_free_for(self, owner: bytes) -> bool:
         """Whether an owner may take a spare extent: one promised to it, or one promised to nobody."""

@@ -36,10 +36,15 @@ def part_memory(array: Any, spec: KVSpec, part: Part, tokens: int, *, writable: 
     length. Raises `SpecMismatch` with both shapes where it does not fit, `InvalidArgument` where it is not
     contiguous, not on the CPU, empty or read-only.
     """
-    shape = spec.part_shape(part, tokens)
-    nbytes = prod(shape) * spec.itemsize
-    view = _tensor_memory(array, spec.dtype, shape) if is_torch(array) else _numpy_memory(array, spec.dtype, shape)
+    nbytes = spec.part_bytes(part, tokens)
+    if _is_flat(array):
+        view: memoryview = array.data  # as it is: three arrays less to make
+    elif is_torch(array):
+        view = _tensor_memory(array, spec.dtype, spec.part_shape(part, tokens))
+    else:
+        view = _numpy_memory(array, spec.dtype, spec.part_shape(part, tokens))
     if view.nbytes != nbytes:
+        shape = spec.part_shape(part, tokens)
         raise SpecMismatch(
             f"{view.nbytes} bytes do not fit: {part} of {tokens} tokens is {spec.dtype} {list(shape)}, "
             f"{nbytes} bytes (spec {spec.digest.hex()})"
@@ -73,15 +78,18 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
     return np.dtype(_NUMPY_NAMES.get(dtype, (dtype,))[-1])
 
 
-def _numpy_memory(array: Any, dtype: str, shape: tuple[int, ...]) -> memoryview:
-    if (
-        isinstance(array, np.ndarray)
+def _is_flat(array: Any) -> bool:
+    """Whether an array is bytes in a row."""
+    return (
+        type(array) is np.ndarray
         and array.ndim == 1
         and array.dtype.char == "B"
-        and array.size
+        and bool(array.size)
         and array.flags.c_contiguous
-    ):
-        return array.data  # flat bytes as they are: three arrays less to make
+    )
+
+
+def _numpy_memory(array: Any, dtype: str, shape: tuple[int, ...]) -> memoryview:
     view = _flat_numpy(array)
     if isinstance(array, np.ndarray) and not _fits(array, dtype, shape):
         raise SpecMismatch(f"the array is {array.dtype} {list(array.shape)}; the spec says {dtype} {list(shape)}")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kvstore import _native
 from kvstore.errors import InvalidArgument, UnknownNamespace
 from kvstore.namespace import check_name, namespace_digest
 from kvstore.record import header_bytes, padded
@@ -21,16 +22,28 @@ MAX_SCOPES = 65536
 class Namespace:
     """A tenant as the store sees it.
 
-    `used` counts record bytes over all tiers, `promised` those of reservations that are not published yet.
+    `codec` is the form of its puts (none: the DRAM tier's), `lossy` whether a lossy copy may be its last.
+    `promised` counts record bytes of reservations that are not published yet; `tally` what is put natively, too.
     """
 
     name: str
     quota: int = 0
     ttl_s: float = 0.0
+    codec: str | None = None
+    lossy: bool = False
     open: bool = True
-    used: int = 0
     promised: int = 0
+    tally: _native.Tally = field(init=False, repr=False, default_factory=_native.Tally)
     digest: bytes = field(init=False)
+
+    @property
+    def used(self) -> int:
+        """Bytes of records over all tiers."""
+        return self.tally.used
+
+    @used.setter
+    def used(self, nbytes: int) -> None:
+        self.tally.used = nbytes
 
     @property
     def taken(self) -> int:

@@ -10,10 +10,12 @@ import numpy.typing as npt
 from kvstore import _native
 from kvstore.api import Want
 from kvstore.catalog import Scope
+from kvstore.coder import Coder
 from kvstore.core import Copy
+from kvstore.decoding import covering
 from kvstore.errors import Corrupt, InvalidArgument, NotFound
 from kvstore.keys import ChunkRef
-from kvstore.record import Record, header_length, unpack
+from kvstore.record import RAW, Record, header_length, unpack
 from kvstore.spec import Part
 
 
@@ -56,9 +58,12 @@ def span(scope: Scope, want: Want) -> tuple[tuple[int, int], int]:
     return (first, end), start
 
 
-def fill_from(memory: memoryview, scope: Scope, want: Want, copy: Copy, verify: bool) -> None:
-    """Copy the layers that are wanted out of a record in memory, checking them on the way if asked."""
+def fill_from(memory: memoryview, scope: Scope, want: Want, copy: Copy, verify: bool, coder: Coder) -> None:
+    """Copy or decode the layers that are wanted out of a record in memory, checking them on the way if asked."""
     layers, start = span(scope, want)
+    if copy.form != RAW:
+        _decode_from(memory, scope, want, copy, verify, coder)
+        return
     source = memory[copy.header + start : copy.header + start + want.out.nbytes]
     if not verify:
         _native.copy(want.out, source)
@@ -67,6 +72,20 @@ def fill_from(memory: memoryview, scope: Scope, want: Want, copy: Copy, verify: 
     offsets = groups["offset"] - groups["offset"][0]
     digests = _native.copy_hash_many(want.out, source, offsets, groups["length"].copy())
     check_digests(digests, groups, want.ref.key, "dram")
+
+
+def _decode_from(memory: memoryview, scope: Scope, want: Want, copy: Copy, verify: bool, coder: Coder) -> None:
+    record = unpack(memory[: copy.header])
+    _same(record, scope, want.ref.key, want.part)
+    payload = memory[copy.header : copy.header + record.stored]
+    first, end = covering(payload, record.groups, want.layers, scope.layer_groups(want.part))
+    groups = record.groups[first:end]
+    start = int(groups["offset"][0])
+    frames = payload[start : int(groups["offset"][-1] + groups["length"][-1])]
+    if verify:
+        digests = _native.xxh3_128_many(frames, groups["offset"] - groups["offset"][0], groups["length"].copy())
+        check_digests(digests, groups, want.ref.key, "dram")
+    coder.decode(scope.spec, want.ref, want.part, record.form, frames, want.out, want.layers)
 
 
 def groups_of(header: memoryview, scope: Scope, want: Want, layers: tuple[int, int]) -> npt.NDArray[Any]:

@@ -36,7 +36,7 @@ from kvstore.api import (
     Want,
 )
 from kvstore.errors import InvalidArgument
-from kvstore.keys import Chain, ChunkRef, Extras, TokenIds, check_key, pack_refs
+from kvstore.keys import KEY_BYTES, Chain, ChunkRef, Extras, TokenIds, check_key, pack_refs
 from kvstore.spec import KVSpec, Part
 
 
@@ -137,9 +137,16 @@ class Client:
         used = refs[: len(found.used)] if isinstance(found.used, range) else tuple(map(refs.__getitem__, found.used))
         return Hit(spec, found.tokens, used, lease if found.leased else b"", self._backend)
 
-    def contains(self, spec: KVSpec, refs: Sequence[ChunkRef], *, parts: Sequence[Part] = ()) -> list[bool]:
+    def contains(
+        self,
+        spec: KVSpec,
+        refs: Sequence[ChunkRef],
+        *,
+        parts: Sequence[Part] = (),
+        fidelity: Fidelity = Fidelity.EXACT,
+    ) -> list[bool]:
         """Whether each chunk is there with all `parts`, whatever stands before it. A hint, not a promise."""
-        return list(self._backend.lookup(Query(spec, pack_refs(refs), parts)).present)
+        return list(self._backend.lookup(Query(spec, pack_refs(refs), parts, fidelity)).present)
 
     def put(
         self,
@@ -239,9 +246,20 @@ class Client:
         """
         return self._backend.get_each(spec, wants, fidelity=fidelity, verify=verify)
 
-    def view(self, spec: KVSpec, ref: ChunkRef, *, part: Part | None = None) -> View:
-        """A part without a copy: read-only memory of the store, held until the view is closed."""
-        return self._backend.view(spec, ref, _part(spec, part))
+    def view(
+        self,
+        spec: KVSpec,
+        ref: ChunkRef,
+        *,
+        part: Part | None = None,
+        fidelity: Fidelity = Fidelity.EXACT,
+        encoded: bool = False,
+    ) -> View:
+        """A part without a copy: read-only memory of the store, held until the view is closed.
+
+        One that is stored encoded is decoded into memory of its own; with `encoded` it comes as it is stored.
+        """
+        return self._backend.view(spec, ref, _part(spec, part), fidelity=fidelity, encoded=encoded)
 
     def reserve(self, spec: KVSpec, ref: ChunkRef, *, part: Part | None = None, first_valid: int = 0) -> Reservation:
         """Memory of the store to fill in place; `commit` publishes it."""
@@ -262,9 +280,9 @@ class Client:
         """End pins; how many chunks there were."""
         return self._backend.pin(spec, [check_key(key) for key in keys], 0.0)
 
-    def prefetch(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
-        """Bring chunks into DRAM in the background; how many were found."""
-        return self._backend.prefetch(spec, [check_key(key) for key in keys])
+    def prefetch(self, spec: KVSpec, keys: Sequence[bytes], *, fidelity: Fidelity = Fidelity.EXACT) -> int:
+        """Bring chunks into DRAM in the background, as exact as `fidelity` asks; how many were found."""
+        return self._backend.prefetch(spec, [check_key(key) for key in keys], fidelity=fidelity)
 
     def page(self, cursor: int = 0, limit: int = 1000) -> Page:
         """Up to `limit` stored chunks, and the cursor that goes on after them."""
@@ -325,8 +343,10 @@ def _ack(ack: Ack | str) -> Ack:
 
 
 def _check_ref(spec: KVSpec, ref: ChunkRef) -> None:
-    check_key(ref.key)
-    check_key(ref.parent)
+    key, parent = ref.key, ref.parent
+    if not (type(key) is type(parent) is bytes and len(key) == len(parent) == KEY_BYTES):
+        check_key(key)
+        check_key(parent)
     if not 1 <= ref.tokens <= spec.chunk_tokens:
         raise InvalidArgument(f"a chunk of this spec has 1 to {spec.chunk_tokens} tokens, not {ref.tokens}")
 

@@ -33,18 +33,32 @@ Rate = Annotated[float, Quantity()]
 
 
 @dataclass(frozen=True)
+class CodecName:
+    """Marks a key that names a form: `raw`, or a codec and its level."""
+
+
+FormName = Annotated[str, CodecName()]
+FormNameOrNone = Annotated[str | None, CodecName()]
+
+
+@dataclass(frozen=True)
 class DramConfig:
-    """The arena: extents of `extent` bytes up to `capacity`, each owned by one namespace."""
+    """The arena: extents of `extent` bytes up to `capacity`, each owned by one namespace.
+
+    `codec` is the form in which a put is stored, for namespaces that name none of their own.
+    """
 
     capacity: Size = 2 * GiB
     extent: Size = 1 * GiB
+    codec: FormName = "raw"
 
 
 @dataclass(frozen=True)
 class NvmeConfig:
     """A folder of log-structured segments.
 
-    `capacity` is a hard limit; `reserve` bytes of the file system are left free whatever it says.
+    `capacity` is a hard limit; `reserve` bytes of the file system are left free whatever it says. `codec` is the
+    form that parts are given on their way down.
     """
 
     path: Path
@@ -52,6 +66,7 @@ class NvmeConfig:
     segment: Size = 256 * MiB
     reserve: SizeOrNone = 1 * GiB
     io_threads: Count = 7
+    codec: FormName = "raw"
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,9 @@ class NamespaceConfig:
     """A tenant. `quota` bounds its bytes over all tiers (0: no bound), `ttl_s` the time since last use (0: none).
 
     `tokens` are the bearer tokens that open it; `tokens_file` names a file with one per line, which a
-    configuration reader adds to `tokens`.
+    configuration reader adds to `tokens`. `codec` is the form in which its puts are stored (none: `[dram] codec`).
+    `lossy` lets a lossy form take the place of its last exact copy; without it a lossy codec of a tier is `lossless`
+    for this namespace.
     """
 
     name: str
@@ -67,6 +84,15 @@ class NamespaceConfig:
     ttl_s: Seconds = 0.0
     tokens: tuple[str, ...] = field(default=(), repr=False)
     tokens_file: Path | None = None
+    codec: FormNameOrNone = None
+    lossy: bool = False
+
+
+@dataclass(frozen=True)
+class CodecsConfig:
+    """Files that codecs need: `artefacts`, as `kvstore calibrate` makes them, beside those that are shipped."""
+
+    artefacts: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +126,7 @@ class Config:
     nvme: NvmeConfig | None = None
     namespaces: tuple[NamespaceConfig, ...] = (NamespaceConfig("default"),)
     server: ServerConfig = field(default_factory=ServerConfig)
+    codecs: CodecsConfig = field(default_factory=CodecsConfig)
     max_chunks: Count = 1 << 20
     lease_limit_s: SomeSeconds = 60.0
     put_wait_s: Seconds = 1.0

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from kvstore import _native
 from kvstore.api import Fidelity
 from kvstore.catalog import Catalog, Namespace, Scope
+from kvstore.coder import Coder
 from kvstore.config import Config
 from kvstore.errors import Closed, InvalidArgument, KVStoreError, Shed
 from kvstore.events import EventHub
@@ -101,19 +102,21 @@ def now_ms() -> int:
 class Core:
     """Index, tiers, policies, leases, counters. Methods say whether the caller holds `lock`."""
 
-    def __init__(self, config: Config, dram: DramTier, nvme: Tier | None) -> None:
+    def __init__(self, config: Config, dram: DramTier, nvme: Tier | None, coder: Coder) -> None:
         self.config = config
         self.dram = dram
         self.nvme = nvme
+        self.coder = coder
         self.tiers: tuple[Tier, ...] = (dram,) if nvme is None else (dram, nvme)
-        self.lock = threading.Lock()
-        self.room = threading.Condition(self.lock)
+        self.lock = _native.Mutex()
+        self.room = threading.Condition(self.lock)  # type: ignore[arg-type]
         self.index = _native.Index(config.max_chunks, secrets.randbits(64))
         self.catalog = Catalog()
         self.shared = SharedTables(self.index, self.catalog, self.lock, config.max_chunks, lambda: dram.extents_epoch)
         self.leases = Leases(self.index)
         self.hazards = dram.hazards
-        self.events = EventHub()
+        self.intake = _native.Intake(self.index, self.lock)
+        self.events = EventHub(lambda watched: setattr(self.intake, "watched", watched))
         self.counters: Counter[str] = Counter()
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have
         self.bad: set[int] = set()  # placements that go when readers and leases have, and that nobody is given
@@ -127,6 +130,20 @@ class Core:
         """Raise `Closed` once the store is."""
         if self.closed:
             raise Closed("the store is closed")
+
+    def close(self) -> None:
+        """From now on nothing is taken in. Needs the lock."""
+        self.closed = True
+        self.intake.close()
+        self.room.notify_all()
+
+    def counted(self) -> dict[str, int]:
+        """The counters, with what was put natively. Needs the lock."""
+        counters = self.counters.copy()
+        for namespace in self.catalog.namespaces.values():
+            counters["stored"] += namespace.tally.stored
+            counters["stored_bytes"] += namespace.tally.stored_bytes
+        return {name: count for name, count in counters.items() if count}
 
     def policy(self, tier: int, namespace: Namespace) -> Policy:
         """The order of one namespace's chunks in one tier. Needs the lock."""
@@ -184,10 +201,27 @@ class Core:
             except OverflowError:
                 self.counters["shed_index_full"] += 1
                 raise Shed(f"the index holds its {self.config.max_chunks} chunks", "index_full") from None
+        if placement < 0 and record.exact and self._make_way(scope, record, tier, removed):
+            chunk, placement = self._insert(scope, record, tier, location)
         if placement >= 0:
             self.policy(tier, scope.namespace).admit(chunk)
             scope.namespace.used += record.total_bytes
         return placement
+
+    def _make_way(self, scope: Scope, record: Record | Entry, tier: int, removed: Removed) -> bool:
+        """Withdraw the lossy copy that is where an exact one comes; False if an exact one is. Needs the lock.
+
+        `Shed` while somebody holds it.
+        """
+        chunk, row = self.find_part(scope, record.key, record.part)
+        here = -1 if row < 0 else self.index.find_placement(row, tier)
+        if here < 0 or self.index.placement(here).exact:
+            return False
+        if self.index.placement(here).readers or (tier == DRAM and self.index.chunk(chunk).leases):
+            self.counters["shed_leased"] += 1
+            raise Shed(f"a lossy copy of chunk {record.key.hex()} is still being read: put it again later", "leased")
+        self.withdraw(scope, here, removed, "replaced")
+        return True
 
     def _insert(self, scope: Scope, record: Record | Entry, tier: int, location: int) -> tuple[int, int]:
         """(chunk row, placement), the placement -1 if one at least as good is there."""
@@ -372,8 +406,19 @@ class Core:
         return True
 
     def only_in_dram(self, placement: int) -> bool:
-        """Whether no lower tier has the part that a DRAM placement holds. Needs the lock."""
-        return self.index.find_placement(self.index.placement(placement).part, NVME) < 0
+        """Whether no lower tier has what a DRAM placement holds: as good as that, or as its namespace lets it become.
+
+        Needs the lock.
+        """
+        place = self.index.placement(placement)
+        return not self.is_below(place.part, exact=place.exact)
+
+    def is_below(self, part_row: int, *, exact: bool) -> bool:
+        """Whether NVMe has a part, of which there is an exact copy above or not. Needs the lock."""
+        below = self.index.find_placement(part_row, NVME)
+        if below < 0 or not exact or self.index.placement(below).exact:
+            return below >= 0
+        return self.catalog.scopes[self.index.chunk(self.index.part(part_row).chunk).scope].namespace.lossy
 
     def used_rows(self, rows: Rows, namespace: Namespace) -> None:
         """Tell index and policies that chunks of one prefix, root first, were used. Needs the lock."""

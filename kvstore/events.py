@@ -64,8 +64,10 @@ class Watcher(Iterator[Event]):
 class EventHub:
     """Hands events to watchers."""
 
-    def __init__(self) -> None:
+    def __init__(self, watched: Callable[[bool], None]) -> None:
+        """`watched` is told whether there are any watchers, before a new one is told of anything."""
         self._lock = threading.Lock()
+        self._tell = watched
         self._watchers: tuple[Watcher, ...] = ()
         self._closed = False
 
@@ -76,6 +78,7 @@ class EventHub:
             if self._closed:
                 raise Closed("the store is closed")
             self._watchers = (*self._watchers, watcher)
+            self._tell(True)
         return watcher
 
     def emit(self, kind: str, namespace: str, key: bytes, spec: bytes, part: Part, tier: str) -> None:
@@ -98,3 +101,4 @@ class EventHub:
     def _drop(self, watcher: Watcher) -> None:
         with self._lock:
             self._watchers = tuple(each for each in self._watchers if each is not watcher)
+            self._tell(bool(self._watchers))

@@ -16,9 +16,10 @@ from kvstore.api import Fidelity, Want
 from kvstore.catalog import Scope
 from kvstore.checked import check_digests, fill_from, groups_of, miss, span, verify_record
 from kvstore.core import DRAM, Copy, Core, Removed
-from kvstore.errors import Closed, Corrupt, KVStoreError, Shed, SpecMismatch, StorageError
+from kvstore.decoding import check_known
+from kvstore.errors import Closed, Corrupt, KVStoreError, NotFound, Shed, SpecMismatch, StorageError
 from kvstore.keys import ChunkRef
-from kvstore.record import RAW, Record
+from kvstore.record import RAW, Record, unpack
 from kvstore.spec import Part
 from kvstore.writer import Writer
 
@@ -49,8 +50,7 @@ class Loader:
                 row = core.index.placement(placement)
                 if row.tier == DRAM:
                     return core.hold(placement, scope, part)
-                if core.index.find_placement(row.part, DRAM) >= 0:
-                    raise Shed(f"a damaged copy of chunk {ref.key.hex()} is still being read in DRAM", "leased")
+                self._check_way(row.part, ref)
                 joined = self._loading.get(row.part)
                 if joined is None:
                     mine: Future[None] = Future()
@@ -66,7 +66,7 @@ class Loader:
             if loaded is not None:
                 return loaded
 
-    def prefetch(self, scope: Scope, keys: Sequence[bytes]) -> int:
+    def prefetch(self, scope: Scope, keys: Sequence[bytes], fidelity: Fidelity) -> int:
         """Load all parts of chunks in the background; how many chunks were found."""
         found = 0
         for key in keys:
@@ -75,7 +75,7 @@ class Loader:
                 parts = [] if chunk < 0 else self._cold_parts(chunk)
             found += chunk >= 0
             for part in parts:
-                _submit(self._ahead, self._quietly_load, scope, key, part)
+                _submit(self._ahead, self._quietly_load, scope, key, part, fidelity)
         return found
 
     def check(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> str:
@@ -96,6 +96,16 @@ class Loader:
             return str(error)
         return ""
 
+    def header(self, copy: Copy) -> Record:
+        """The header of a copy (with a reader on it), wherever it lies."""
+        block, tier = memoryview(bytearray(copy.header)), self._core.tiers[copy.tier]
+
+        def read(location: int) -> Record:
+            tier.read_into(location, 0, block)
+            return unpack(block)
+
+        return self._wherever(copy, read)
+
     def finish(self, scope: Scope, key: bytes, part: Part, source: Copy) -> None:
         """Take the reader off a copy, and the copy out if it was found bad."""
         bad = source.placement in self._bad
@@ -113,6 +123,40 @@ class Loader:
             if here == copy.placement and core.index.placement(here).loc == copy.location:
                 core.condemn(scope, here, removed)
         core.settle(removed)
+
+    def reject(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> None:
+        """Take out a copy in DRAM (that nobody holds any more for the caller) which was found bad while it was read.
+
+        Where its bytes are those that were stored, and still cannot be decoded, the other copies cannot be either.
+        """
+        core, removed = self._core, Removed()
+        if copy.form == RAW or self._is_damaged(scope, key, part, copy):
+            self.quarantine(scope, key, part, copy)
+            return
+        with core.lock:
+            _, row = core.find_part(scope, key, part)
+            for placement in core.index.part_placements(row) if row >= 0 else ():
+                if core.index.placement(placement).codec == copy.form:
+                    core.condemn(scope, placement, removed)
+            core.counters["undecodable"] += 1
+        core.settle(removed)
+
+    def _is_damaged(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> bool:
+        """Whether a copy in DRAM is not what its checksums say, or is there no more."""
+        core = self._core
+        with core.lock:
+            _, row = core.find_part(scope, key, part)
+            here = -1 if row < 0 else core.index.find_placement(row, DRAM)
+            if here != copy.placement or core.index.placement(here).loc != copy.location:
+                return True
+            core.hold(here, scope, part)
+        try:
+            verify_record(core.dram.view(copy.location, 0, copy.total), scope, key, part, core.dram.name)
+        except (Corrupt, SpecMismatch):
+            return True
+        finally:
+            core.let_go([copy])
+        return False
 
     def submit(self, work: Callable[..., Result], *args: Any) -> Future[Result]:
         """Run a load beside others; `Closed` once the store is."""
@@ -146,7 +190,7 @@ class Loader:
         """Copy what is wanted out of a DRAM copy."""
         try:
             memory = self._core.dram.view(copy.location, 0, copy.header + copy.stored)
-            fill_from(memory, scope, want, copy, verify)
+            fill_from(memory, scope, want, copy, verify, self._core.coder)
         except KVStoreError as error:
             return error
         return None
@@ -189,6 +233,7 @@ class Loader:
         try:
             memory = core.dram.view(location, 0, source.total)
             record = self._fetch(scope, key, part, source, memory)
+            self._check_decodable(record, source)
             memory[: source.header] = record.pack()
             with core.lock:
                 core.counters[f"loaded_{tier.name}"] += 1
@@ -216,7 +261,14 @@ class Loader:
     def _fetch_layers(self, scope: Scope, want: Want, source: Copy) -> None:
         """Read the layers that are wanted from a slower tier into their destination, and verify them there."""
         if source.form != RAW:
-            raise SpecMismatch(f"form {source.form} cannot be read around DRAM")
+            memory = memoryview(mmap.mmap(-1, source.total))
+            self._check_decodable(self._fetch(scope, want.ref.key, want.part, source, memory), source)
+            try:
+                fill_from(memory, scope, want, source, False, self._core.coder)
+            except (Corrupt, SpecMismatch):
+                self._bad.add(source.placement)
+                raise
+            return
         tier, layers, start = self._core.tiers[source.tier], *span(scope, want)
         header = memoryview(bytearray(source.header))
 
@@ -229,6 +281,30 @@ class Loader:
             check_digests(digests, groups, want.ref.key, tier.name)
 
         self._wherever(source, read)
+
+    def _check_decodable(self, record: Record, source: Copy) -> None:
+        """Raise `NotFound` for a copy that nobody here can decode, and note it to be taken out: it is a miss."""
+        try:
+            check_known(record.form, record.artefact, self._core.coder.artefacts.get, record.key)
+        except NotFound:
+            self._bad.add(source.placement)
+            with self._core.lock:
+                self._core.counters["undecodable"] += 1
+            raise
+
+    def _check_way(self, part_row: int, ref: ChunkRef) -> None:
+        """Raise `Shed` while what is in DRAM of a part cannot make way for another copy. Needs the lock.
+
+        That is a damaged one that is still being read, or a lossy one that is.
+        """
+        core = self._core
+        here = core.index.find_placement(part_row, DRAM)
+        if here < 0:
+            return
+        if here in core.bad:
+            raise Shed(f"a damaged copy of chunk {ref.key.hex()} is still being read in DRAM", "leased")
+        if core.index.placement(here).readers or core.index.chunk(core.chunk_of(here)).leases:
+            raise Shed(f"a lossy copy of chunk {ref.key.hex()} is still being read in DRAM", "leased")
 
     def _wherever(self, source: Copy, read: Callable[[int], Result]) -> Result:
         """`read` a record where it lies, again if the tier moves it meanwhile; a bad one is noted to be taken out."""
@@ -249,7 +325,7 @@ class Loader:
         with self._core.lock:
             return int(self._core.index.placement(source.placement).loc)
 
-    def _quietly_load(self, scope: Scope, key: bytes, part: Part) -> None:
+    def _quietly_load(self, scope: Scope, key: bytes, part: Part, fidelity: Fidelity) -> None:
         core = self._core
         with core.lock:
             chunk = core.index.find(scope.number, key)
@@ -257,7 +333,7 @@ class Loader:
                 return
             row = core.index.chunk(chunk)
         try:
-            copy = self.hold_in_dram(scope, ChunkRef(key, row.parent, row.position, row.tokens), part, Fidelity.LOSSY)
+            copy = self.hold_in_dram(scope, ChunkRef(key, row.parent, row.position, row.tokens), part, fidelity)
         except KVStoreError:
             with core.lock:
                 core.counters["prefetch_failed"] += 1

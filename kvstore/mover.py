@@ -186,7 +186,7 @@ class Mover:
             self._drop(scope, key, part, copy, failure)
 
     def _worth_keeping(self, scope: Scope, key: bytes, copy: Copy) -> bool:
-        """Whether loading a part back takes less time than prefilling its tokens again."""
+        """Whether loading a part back, and decoding it, takes less time than prefilling its tokens again."""
         core = self._core
         rate = core.config.prefill_tokens_per_s
         if rate <= 0 or core.nvme is None:
@@ -195,8 +195,9 @@ class Mover:
             row = core.index.find(scope.number, key)
             tokens = core.index.chunk(row).tokens if row >= 0 else 0
         speed = core.nvme.speed
-        load_s = speed.latency_s + copy.stored * len(scope.parts) / speed.read_bytes_per_s
-        return load_s < tokens / rate
+        share, decode_s = core.coder.cost_below(scope)
+        byte_s = share / speed.read_bytes_per_s + decode_s
+        return speed.latency_s + copy.stored * len(scope.parts) * byte_s < tokens / rate
 
     def _drop(self, scope: Scope, key: bytes, part: Part, copy: Copy, reason: str) -> None:
         core, removed = self._core, Removed()

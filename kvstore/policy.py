@@ -45,6 +45,11 @@ class Policy(ABC):
         The current row may be removed while iterating.
         """
 
+    @property
+    def order(self) -> _native.LruList | None:
+        """The list that `admit` pushes to, if it does nothing else: then native code may do it."""
+        return None
+
     @abstractmethod
     def __len__(self) -> int: ...
 
@@ -54,6 +59,10 @@ class Lru(Policy):
 
     def __init__(self, max_rows: int) -> None:
         self._list = _native.LruList(max_rows)
+
+    @property
+    def order(self) -> _native.LruList:
+        return self._list
 
     def admit(self, row: int) -> None:
         self._list.push(row)

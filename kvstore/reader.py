@@ -15,14 +15,15 @@ import numpy.typing as npt
 from kvstore import _native
 from kvstore.api import Fidelity, Want
 from kvstore.catalog import Scope
-from kvstore.checked import miss
+from kvstore.checked import fill_from, miss
 from kvstore.core import DRAM, Copy, Core
+from kvstore.decoding import OwnView, raw_record
 from kvstore.errors import Closed, Corrupt, KVStoreError, Shed, SpecMismatch
 from kvstore.keys import ChunkRef
 from kvstore.loader import Loader
 from kvstore.loan import Loan
 from kvstore.places import NOWHERE, pack_items, unpack_places
-from kvstore.record import Record, unpack
+from kvstore.record import RAW, Record, unpack
 from kvstore.spec import Part
 
 
@@ -46,7 +47,7 @@ class Reader:
         for each in held.items:
             if isinstance(outcomes[each.number], Corrupt | SpecMismatch):
                 want = wants[each.number]
-                self._loader.quarantine(scope, want.ref.key, want.part, each.copy(scope, want.part))
+                self._loader.reject(scope, want.ref.key, want.part, each.copy(scope, want.part))
         for i in cold[:1]:
             outcomes[i] = self._get_cold(scope, wants[i], fidelity)
         for i, load in loads:
@@ -80,15 +81,32 @@ class Reader:
             self._let_go(held)
             for each in bad:
                 want = wants[each.number]
-                self._loader.quarantine(scope, want.ref.key, want.part, each.copy(scope, want.part))
+                self._loader.reject(scope, want.ref.key, want.part, each.copy(scope, want.part))
             for load in loads:
                 load.cancel()
             wait(loads)  # nobody writes to the destinations once this has ended
 
-    def view(self, scope: Scope, ref: ChunkRef, part: Part) -> StoreView:
-        """A part where it lies in DRAM, loaded first if need be."""
-        copy = self._loader.hold_in_dram(scope, ref, part, Fidelity.EXACT)
-        return StoreView(self._core, copy)
+    def view(self, scope: Scope, ref: ChunkRef, part: Part, fidelity: Fidelity, encoded: bool) -> StoreView | OwnView:
+        """A part where it lies in DRAM, loaded first if need be; one that is encoded decoded, unless asked as it is."""
+        copy = self._loader.hold_in_dram(scope, ref, part, fidelity)
+        if copy.form == RAW or encoded:
+            return StoreView(self._core, copy)
+        good = True
+        try:
+            return self._decoded_view(scope, ref, part, copy)
+        except (Corrupt, SpecMismatch):
+            good = False
+            raise
+        finally:
+            self._core.let_go([copy])
+            if not good:
+                self._loader.reject(scope, ref.key, part, copy)
+
+    def _decoded_view(self, scope: Scope, ref: ChunkRef, part: Part, copy: Copy) -> OwnView:
+        data = np.empty(scope.spec.part_bytes(part, ref.tokens), np.uint8).data
+        memory = self._core.dram.view(copy.location, 0, copy.header + copy.stored)
+        fill_from(memory, scope, Want(ref, part, data), copy, False, self._core.coder)
+        return OwnView(raw_record(unpack(memory[: copy.header]), data, scope.spec), data)
 
     def _hold_all(
         self, scope: Scope, wants: Sequence[Want], fidelity: Fidelity, outcomes: list[Exception | None]
@@ -139,10 +157,14 @@ class Reader:
             return self._loader.read_around(scope, want, fidelity)
         except KVStoreError as error:
             return error
+        outcome = None
         try:
-            return self._loader.fill(scope, want, copy, verify=False)
+            outcome = self._loader.fill(scope, want, copy, verify=False)
+            return outcome
         finally:
             self._core.let_go([copy])
+            if isinstance(outcome, Corrupt | SpecMismatch):
+                self._loader.reject(scope, want.ref.key, want.part, copy)
 
 
 @dataclass(slots=True)

@@ -83,11 +83,16 @@ class Record:
     artefact: bytes = NO_ARTEFACT
     created_ms: int = 0
     generation: int = 0
+    header_least: int = 0
 
     @property
     def header_bytes(self) -> int:
-        """Length of the header, a multiple of 4096."""
-        return header_bytes(len(self.groups))
+        """Length of the header, a multiple of 4096.
+
+        That of a part is the same in every form (`header_least` is the raw one's), however few layer groups a codec
+        makes of its layers: so whoever knows the part knows where the payload begins.
+        """
+        return max(self.header_least, header_bytes(len(self.groups)))
 
     @property
     def total_bytes(self) -> int:
@@ -149,6 +154,11 @@ def write_header(
     """
     fixed = _fixed(len(header), len(offsets), entry, spec, namespace, artefact, created_ms)
     _native.write_header(header, fixed, offsets, lengths, digests)
+
+
+def fixed_header(header: int, layer_groups: int, entry: Entry, spec: bytes, namespace: bytes) -> bytes:
+    """The fixed part of a header, for native code that puts in what differs between records of one shape."""
+    return _fixed(header, layer_groups, entry, spec, namespace)
 
 
 def write_record(
@@ -233,7 +243,7 @@ def unpack(header: memoryview | bytes) -> Record:
         raise Corrupt("the record's layer groups do not cover its payload")
     return Record(
         key, parent, spec, namespace, Part.unpack(part), position, tokens, logical, stored, groups,
-        first_valid, form, level, bool(exact), artefact, created, generation,
+        first_valid, form, level, bool(exact), artefact, created, generation, length,
     )  # fmt: skip
 
 

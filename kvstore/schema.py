@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from difflib import get_close_matches
 from functools import cache
 from math import isfinite
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from kvstore.config import Config, DramConfig, NamespaceConfig, NvmeConfig, Quantity, ServerConfig
+from kvstore.config import (
+    CodecName,
+    CodecsConfig,
+    Config,
+    DramConfig,
+    NamespaceConfig,
+    NvmeConfig,
+    Quantity,
+    ServerConfig,
+)
 from kvstore.errors import ConfigError, InvalidArgument
 
 # The table of the file that each dataclass is written in; a store's own scalar fields are `[store]`.
@@ -20,6 +29,7 @@ TABLES: Mapping[str, type[Any]] = {
     "store": Config,
     "dram": DramConfig,
     "nvme": NvmeConfig,
+    "codecs": CodecsConfig,
     "server": ServerConfig,
     "namespace": NamespaceConfig,
 }
@@ -34,7 +44,7 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 @dataclass(frozen=True)
 class Key:
-    """One key: its table, name, plain type, unit and default."""
+    """One key: its table, name, plain type (`item` of a list's items), unit and default; `secret` is never shown."""
 
     table: str
     name: str
@@ -42,6 +52,9 @@ class Key:
     quantity: Quantity | None
     required: bool
     default: Any
+    item: type[Any] = str
+    form: bool = False
+    secret: bool = False
 
     @property
     def dotted(self) -> str:
@@ -66,6 +79,8 @@ class Key:
             return 'a size like 1073741824, "512MiB" or "4GiB"'
         if unit == "seconds":
             return _A_TIME
+        if self.form:
+            return 'raw, or a codec and its level like "lossless" or "kivi:4"'
         named = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a list of strings"}
         return named.get(self.kind, "a string")
 
@@ -77,12 +92,17 @@ class Key:
         elif self.kind in (int, float):
             parsed = self._number(value)
         elif self.kind is tuple:
-            listed = isinstance(value, list) and all(isinstance(each, str) and each for each in value)
-            parsed = tuple(value) if listed else None
+            items = value.split(os.pathsep) if isinstance(value, str) and self.item is Path else value
+            listed = isinstance(items, list) and all(isinstance(each, str) and each for each in items)
+            parsed = tuple(map(self.item, items)) if listed else None
         else:
             parsed = self.kind(value) if isinstance(value, str) and value else None
         if parsed is None:
             raise ConfigError(f"{self.dotted} = {_shown(value)} is not {self.accepts}")
+        if self.form:
+            from kvstore.forms import parse_form
+
+            parse_form(parsed, self.dotted)
         return parsed
 
     def _number(self, value: Any) -> int | float | None:
@@ -103,12 +123,14 @@ def keys(table: str) -> Mapping[str, Key]:
     hints = get_type_hints(owner, include_extras=True)
     found: dict[str, Key] = {}
     for each in fields(owner):
-        if owner is Config and each.name in ("dram", "nvme", "server", "namespaces"):
+        if owner is Config and each.name in ("dram", "nvme", "server", "codecs", "namespaces"):
             continue
-        kind, quantity = _plain(hints[each.name])
+        kind, item, mark = _plain(hints[each.name])
         required = each.default is MISSING and each.default_factory is MISSING
         default = None if each.default is MISSING else each.default
-        found[each.name] = Key(table, each.name, kind, quantity, required, default)
+        quantity, form = mark if isinstance(mark, Quantity) else None, isinstance(mark, CodecName)
+        secret = not each.repr
+        found[each.name] = Key(table, each.name, kind, quantity, required, default, item, form, secret)
     return found
 
 
@@ -125,23 +147,16 @@ def parse_seconds(text: str) -> float:
     return float(amount)
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """`; did you mean …?`, or what there is when nothing is near."""
-    close = get_close_matches(name.lower(), [each.lower() for each in known], 1, 0.6)
-    if close:
-        right = next(each for each in known if each.lower() == close[0])
-        return f"; did you mean {right!r}?"
-    return f"; known are {', '.join(sorted(known))}"
-
-
-def _plain(hint: Any) -> tuple[type[Any], Quantity | None]:
-    """The class behind an annotation, and its `Quantity`."""
+def _plain(hint: Any) -> tuple[type[Any], type[Any], Any]:
+    """The class behind an annotation, that of its items if it is a list, and what the annotation is marked with."""
+    mark = None
     if get_origin(hint) is Annotated:
-        base, quantity = get_args(hint)[:2]
-        return base, quantity
+        hint, mark = get_args(hint)[:2]
     if get_origin(hint) is UnionType:
         (hint,) = (each for each in get_args(hint) if each is not NoneType)
-    return (tuple if get_origin(hint) is tuple else hint), None
+    if get_origin(hint) is tuple:
+        return tuple, get_args(hint)[0], mark
+    return hint, str, mark
 
 
 def _amount(value: Any, units: Mapping[str, float]) -> float | None:

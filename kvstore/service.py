@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 from kvstore import wire
 from kvstore.api import Backend, Query
 from kvstore.errors import InvalidArgument, KVStoreError, LeaseExpired, Shed
+from kvstore.pieces import PIECE_BYTES
 from kvstore.spec import KVSpec
 from kvstore.transfer import (
     GetPlan,
@@ -182,6 +183,7 @@ class Service:
             "Prefetch": (pb.KeysRequest, self.prefetch),
             "List": (pb.ListRequest, self.list),
             "Stats": (pb.StatsRequest, self.stats),
+            "GetArtefact": (pb.GetArtefactRequest, self.get_artefact),
         }
 
     def describe(self, session: Session, request: Any) -> Any:
@@ -254,8 +256,8 @@ class Service:
 
     def prefetch(self, session: Session, request: Any) -> Any:
         """Bring chunks into DRAM in the background."""
-        keys = wire.keys_from_bytes(request.keys)
-        return pb.CountResponse(count=session.backend.prefetch(session.spec(request.spec), keys))
+        keys, fidelity = wire.keys_from_bytes(request.keys), wire.fidelity_from_number(request.fidelity)
+        return pb.CountResponse(count=session.backend.prefetch(session.spec(request.spec), keys, fidelity=fidelity))
 
     def list(self, session: Session, request: Any) -> Any:
         """A page of the namespace's chunks."""
@@ -272,6 +274,14 @@ class Service:
         if self._apart:
             stats = {name: stats[name] for name in ("version", "namespace") if name in stats}
         return pb.StatsResponse(json=json.dumps(stats))
+
+    def get_artefact(self, session: Session, request: Any) -> Any:
+        """A piece of an artefact's file."""
+        data = session.backend.artefact(request.digest)
+        if request.offset > len(data):
+            raise InvalidArgument(f"the artefact has {len(data)} bytes; there is nothing at {request.offset}")
+        piece = data[request.offset : request.offset + PIECE_BYTES]
+        return pb.GetArtefactResponse(bytes=len(data), data=piece)
 
     def plan_get(self, session: Session, request: Any) -> GetPlan:
         """Check a get and say what it asks for."""

@@ -24,9 +24,11 @@ from kvstore.api import (
 )
 from kvstore.catalog import Namespace, Scope
 from kvstore.core import DRAM, Core, now_ms, steady_ms
+from kvstore.decoding import OwnView
 from kvstore.errors import Closed, InvalidArgument
 from kvstore.events import Watcher
 from kvstore.hazards import open_board
+from kvstore.intake import teach
 from kvstore.keys import REF_BYTES, ChunkRef, check_key
 from kvstore.leases import UNTIL_RELEASED, check_lease
 from kvstore.loader import Loader
@@ -34,10 +36,11 @@ from kvstore.placer import Placer
 from kvstore.places import ITEM_BYTES, pack_items
 from kvstore.policy import Rows
 from kvstore.reader import Reader, StoreView
+from kvstore.reservation import StoreReservation
 from kvstore.rows import REF_DTYPE
 from kvstore.spec import KVSpec, Part
 from kvstore.walk import Flags, Reach, walk, within_windows
-from kvstore.writer import StoreReservation, Writer
+from kvstore.writer import Writer
 
 if TYPE_CHECKING:
     from kvstore.store import Store
@@ -205,10 +208,16 @@ class Session:
             spec.check_part(want.part)
         return self._reader.get_each(self._scope(spec), wants, fidelity, verify)
 
-    def view(self, spec: KVSpec, ref: ChunkRef, part: Part) -> StoreView:
+    def view(
+        self, spec: KVSpec, ref: ChunkRef, part: Part, *, fidelity: Fidelity = Fidelity.EXACT, encoded: bool = False
+    ) -> StoreView | OwnView:
         check_key(ref.key)
         spec.check_part(part)
-        return self._reader.view(self._scope(spec), ref, part)
+        return self._reader.view(self._scope(spec), ref, part, fidelity, encoded)
+
+    def artefact(self, digest: bytes) -> bytes:
+        self._check_open()
+        return self._core.coder.artefacts.get(digest).data
 
     def put(self, spec: KVSpec, offer: Offer, *, ack: Ack = Ack.STORED) -> bool:
         return self._writer.put(self._scope(spec), offer, ack)
@@ -216,6 +225,10 @@ class Session:
     def put_confirmed(self, spec: KVSpec, offer: Offer, ack: Ack, confirm: Callable[[], None]) -> bool:
         """`put` from memory that may change under it: `confirm` raises if it could have, once the bytes are taken."""
         return self._writer.put(self._scope(spec), offer, ack, confirm)
+
+    def teach(self, puts: _native.StagedPuts, spec: KVSpec, part: Part, tokens: int) -> None:
+        """Have puts of such a part taken natively from now on, where nothing is special about them."""
+        teach(self._core, self._scope(spec), puts, part, tokens)
 
     def reserve(self, spec: KVSpec, ref: ChunkRef, part: Part, *, first_valid: int = 0) -> StoreReservation:
         reservation = self._writer.reserve(self._scope(spec), ref, part, first_valid)
@@ -241,8 +254,8 @@ class Session:
                     count += 1
         return count
 
-    def prefetch(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
-        return self._loader.prefetch(self._scope(spec), _checked(keys))
+    def prefetch(self, spec: KVSpec, keys: Sequence[bytes], *, fidelity: Fidelity = Fidelity.EXACT) -> int:
+        return self._loader.prefetch(self._scope(spec), _checked(keys), fidelity)
 
     def chunks(self, cursor: int = 0, limit: int = 1000) -> Page:
         self._check_open()

@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvstore.config import Config, DramConfig, NamespaceConfig, NvmeConfig, ServerConfig
+from kvstore.config import CodecsConfig, Config, DramConfig, NamespaceConfig, NvmeConfig, ServerConfig
 from kvstore.errors import ConfigError, InvalidArgument
+from kvstore.forms import check_opt_in
 from kvstore.namespace import check_name
-from kvstore.schema import TABLES, Key, keys, nearest, scalar_keys
+from kvstore.nearest import nearest
+from kvstore.schema import TABLES, Key, keys, scalar_keys
 
 PREFIX = "KVSTORE_"
 # Variables of the command line, not of the configuration.
@@ -89,6 +91,7 @@ def load(
         nvme=NvmeConfig(**values["nvme"]) if "nvme" in values else None,
         namespaces=tuple(namespaces) or Config.namespaces,
         server=server,
+        codecs=CodecsConfig(**values.get("codecs", {})),
         **values.get("store", {}),
     )
 
@@ -98,7 +101,7 @@ def render(config: Config) -> str:
     parts: list[tuple[str, str, Any]] = [("[store]", "store", config), ("[dram]", "dram", config.dram)]
     if config.nvme is not None:
         parts.append(("[nvme]", "nvme", config.nvme))
-    parts.append(("[server]", "server", config.server))
+    parts += [("[codecs]", "codecs", config.codecs), ("[server]", "server", config.server)]
     parts += [("[[namespace]]", "namespace", each) for each in config.namespaces]
     blocks = [
         f"{header}\n" + "".join(_line(key, value) for key in keys(table).values()) for header, table, value in parts
@@ -167,11 +170,18 @@ def _table(file: _File, path: TomlPath, table: str, content: Any) -> dict[str, A
             parsed = known[name].parse(value)
         except ConfigError as error:
             raise file.error(at, error) from None
-        found[name] = file.folder / parsed if isinstance(parsed, Path) else parsed
+        found[name] = _from_folder(file.folder, parsed)
     for name, key in known.items():
         if key.required and name not in found and table == "namespace":
             raise file.error(path, f"[[namespace]] needs a {name}")
     return found
+
+
+def _from_folder(folder: Path, value: Any) -> Any:
+    """A value whose paths are relative to a folder."""
+    if isinstance(value, tuple):
+        return tuple(_from_folder(folder, each) for each in value)
+    return folder / value if isinstance(value, Path) else value
 
 
 def _namespaces(file: _File, tenants: list[Any]) -> list[NamespaceConfig]:
@@ -187,6 +197,10 @@ def _namespaces(file: _File, tenants: list[Any]) -> list[NamespaceConfig]:
                 tenant = replace(tenant, tokens=(*tenant.tokens, *read_tokens(tenant.tokens_file)))
         except InvalidArgument as error:
             raise file.error((*path, "tokens_file" if "tokens file" in str(error) else "name"), error) from None
+        try:
+            check_opt_in(tenant)
+        except ConfigError as error:
+            raise file.error((*path, "codec"), error) from None
         found.append(tenant)
     return found
 
@@ -221,7 +235,7 @@ def _line(key: Key, owner: Any) -> str:
     if value is None:
         return f"# {key.name} is not set\n"
     if key.kind is tuple:
-        text = json.dumps([MASK for _ in value])
+        text = json.dumps([MASK if key.secret else str(each) for each in value], ensure_ascii=False)
     elif key.kind is bool:
         text = "true" if value else "false"
     elif key.quantity is not None and key.quantity.unit == "bytes":

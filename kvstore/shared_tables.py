@@ -27,7 +27,7 @@ class SharedTables:
         self,
         index: _native.Index,
         catalog: Catalog,
-        lock: threading.Lock,
+        lock: _native.Mutex,
         max_chunks: int,
         extents_epoch: Callable[[], int],
     ) -> None:

@@ -254,7 +254,10 @@ class KVSpec:
 
     def part_bytes(self, part: Part, tokens: int) -> int:
         """The logical length of a part in bytes."""
-        return prod(self.part_shape(part, tokens)) * self.itemsize
+        known = self._lengths.get((part, tokens))
+        if known is None:
+            known = self._lengths[part, tokens] = prod(self.part_shape(part, tokens)) * self.itemsize
+        return known
 
     def layer_ranges(self, part: Part, tokens: int) -> Sequence[tuple[int, int]]:
         """Offset and length in bytes of every layer group of a raw part (one layer each; opaque: one in all)."""
@@ -270,6 +273,10 @@ class KVSpec:
 
     @cached_property
     def _shapes(self) -> dict[tuple[Part, int], tuple[int, ...]]:
+        return {}
+
+    @cached_property
+    def _lengths(self) -> dict[tuple[Part, int], int]:
         return {}
 
     @cached_property

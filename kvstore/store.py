@@ -13,11 +13,14 @@ from typing import Any, TypeVar
 
 from kvstore import __version__
 from kvstore.api import ChunkInfo, Description, Page, PlacementInfo
+from kvstore.artefacts import Artefacts
 from kvstore.catalog import Namespace, Scope
 from kvstore.codecs import form_name
+from kvstore.coder import Coder
 from kvstore.config import Config
 from kvstore.core import DRAM, NVME, ROWS_AT_ONCE, Core, Removed
 from kvstore.errors import KVStoreError
+from kvstore.forms import artefact_files, check_forms
 from kvstore.loader import Loader
 from kvstore.mover import Mover
 from kvstore.reader import Reader
@@ -26,11 +29,13 @@ from kvstore.record import BLOCK
 from kvstore.recovery import index_recovered
 from kvstore.session import OwnedSession, Session
 from kvstore.spec import KVSpec, Part
+from kvstore.sweep import sweep, sweep_quietly
 from kvstore.tiers.base import Tier
 from kvstore.tiers.dram import DramTier
 from kvstore.writer import Writer
 
 DELETE_PATIENCE_S = 0.25
+ARTEFACTS = "artefacts"  # the folder beside the segments
 AnySession = TypeVar("AnySession", bound=Session)
 
 
@@ -41,6 +46,9 @@ class Store:
 
     def __init__(self, config: Config) -> None:
         """Open the store. Raises `ConfigError`, `StorageError`."""
+        check_forms(config)
+        folder = None if config.nvme is None else config.nvme.path / ARTEFACTS
+        coder = Coder(config, Artefacts(folder, artefact_files(config)))
         nvme = _open_nvme(config)
         try:
             dram = DramTier(config.dram.capacity, config.dram.extent)
@@ -49,7 +57,7 @@ class Store:
                 nvme.close()
             raise
         threads = config.nvme.io_threads if config.nvme else 2
-        self._core = core = Core(config, dram, nvme)
+        self._core = core = Core(config, dram, nvme, coder)
         self._reclaimer = Reclaimer(core)
         self._writer = Writer(core, self._reclaimer)
         self._loader = Loader(core, self._writer, threads)
@@ -59,7 +67,7 @@ class Store:
         self._sessions = itertools.count(1)
         self._closing = threading.Lock()
         for each in config.namespaces:
-            core.catalog.add_namespace(Namespace(each.name, each.quota, each.ttl_s))
+            core.catalog.add_namespace(Namespace(each.name, each.quota, each.ttl_s, each.codec, each.lossy))
         self.notes: Sequence[str] = ()
         try:
             if nvme is not None:
@@ -69,6 +77,8 @@ class Store:
             dram.close()
             raise
         self._mover.start()
+        if coder.artefacts.stale():
+            self._loader.submit(sweep_quietly, core, self._loader)
 
     def session(self, namespace: str = "default") -> Session:
         """A way in for one client. `UnknownNamespace` unless the namespace is configured."""
@@ -118,12 +128,16 @@ class Store:
                 return
             core.check_open()
 
+    def sweep_artefacts(self) -> int:
+        """Remove the artefacts that are neither configured nor named by any record; how many."""
+        return sweep(self._core, self._loader)
+
     def stats(self, namespace: Namespace) -> dict[str, Any]:
         """Counters since the start and gauges of now."""
         core = self._core
         with core.lock:
             chunks, parts, placements = core.index.counts()
-            counters = dict(core.counters)
+            counters = core.counted()
             gauges = {
                 "leases": len(core.leases),
                 "hazards": sum(len(board.locations()) for board in core.hazards.boards(namespace.digest)),
@@ -150,6 +164,8 @@ class Store:
             "gauges": gauges,
             "counters": counters,
             "tiers": tiers,
+            "codecs": core.coder.stats(),
+            "artefacts": core.coder.artefacts.stats(),
             "notes": list(self.notes),
         }
 
@@ -178,8 +194,7 @@ class Store:
             if core.closed:
                 return
             with core.lock:  # from now on nothing is taken in that would miss the flush
-                core.closed = True
-                core.room.notify_all()
+                core.close()
             core.shared.close()
             self._loader.close()
             self._mover.close(flush=core.config.flush_on_close)

@@ -10,6 +10,7 @@ import numpy as np
 
 from kvstore import _native, wire
 from kvstore.api import Ack, Backend, Fidelity, Reservation, View, Want
+from kvstore.decoding import covering, layer_count
 from kvstore.errors import InvalidArgument, KVStoreError, NotFound, SpecMismatch
 from kvstore.keys import ChunkRef
 from kvstore.record import RAW, Record
@@ -59,7 +60,7 @@ def open_item(backend: Backend, plan: GetPlan, index: int) -> Outgoing:
     """One item of a get, its layers cut out of a view. Raises what the backend raises."""
     view, record = _open_view(backend, plan, index)
     try:
-        return _Cutter(record, view.data).cut(plan, index, view.close)
+        return _Cutter(plan.spec, record, view.data).cut(plan, index, view.close)
     except BaseException:
         view.close()
         raise
@@ -83,7 +84,7 @@ def open_run(backend: Backend, plan: GetPlan, first: int) -> list[Outgoing]:
         if not left:
             view.close()
 
-    cutter = _Cutter(record, view.data)
+    cutter = _Cutter(plan.spec, record, view.data)
     for index in range(first, end):
         try:
             found.append(cutter.cut(plan, index, close_one))
@@ -103,18 +104,15 @@ def failed_item(index: int, error: KVStoreError) -> Outgoing:
 def _open_view(backend: Backend, plan: GetPlan, index: int) -> tuple[View, Record]:
     """A view of what an item asks for, checked if it wants that, and its header, which takes a while to read."""
     ref, part = plan.items[index]
-    view = backend.view(plan.spec, ref, part)
+    view = backend.view(plan.spec, ref, part, fidelity=plan.fidelity, encoded=True)
     good = False
     try:
         record = view.record
-        if plan.fidelity is Fidelity.EXACT and not record.exact:
-            raise NotFound(f"only a lossy copy of {ref.key.hex()} is here, and an exact one was asked for")
         if record.form not in plan.forms:
-            raise InvalidArgument(f"this part is stored in form {record.form}, which accept_forms does not name")
+            return _open_decoded(backend, plan, index)
         if plan.verify and not _intact(view):
-            nbytes = len(view.data)
             view.close()
-            raise _quarantine(backend, plan, index, nbytes)
+            raise _quarantine(backend, plan, index)
         good = True
         return view, record
     finally:
@@ -122,10 +120,24 @@ def _open_view(backend: Backend, plan: GetPlan, index: int) -> tuple[View, Recor
             view.close()
 
 
-class _Cutter:
-    """Cuts layers out of one part's bytes, and writes their heads."""
+def _open_decoded(backend: Backend, plan: GetPlan, index: int) -> tuple[View, Record]:
+    """A view of raw bytes for a caller who does not take the form in which they are stored."""
+    ref, part = plan.items[index]
+    if plan.verify:
+        data = np.empty(plan.spec.part_bytes(part, ref.tokens), np.uint8).data
+        (outcome,) = backend.get(plan.spec, [Want(ref, part, data)], fidelity=plan.fidelity, verify=True)
+        if outcome is not None:
+            raise outcome
+    view = backend.view(plan.spec, ref, part, fidelity=plan.fidelity)
+    return view, view.record
 
-    def __init__(self, record: Record, data: memoryview) -> None:
+
+class _Cutter:
+    """Cuts layers, or the frames that cover them, out of one part's bytes, and writes their heads."""
+
+    def __init__(self, spec: KVSpec, record: Record, data: memoryview) -> None:
+        self._count = layer_count(spec, record.part)
+        self._encoded = record.form != RAW
         self._groups = record.groups
         self._data = data
         self._response = pb.GetResponse()
@@ -135,9 +147,10 @@ class _Cutter:
         """The layers that an item asks for. `InvalidArgument` where there are none such."""
         groups, layers = self._groups, plan.layers[index]
         if layers is not None:
-            if not 0 <= layers[0] < layers[1] <= len(groups):
-                raise InvalidArgument(f"layers {layers} are outside the part's {len(groups)} layer groups")
-            groups = groups[layers[0] : layers[1]]
+            if not 0 <= layers[0] < layers[1] <= self._count:
+                raise InvalidArgument(f"layers {layers} are outside the part's {self._count} layer groups")
+            first, end = covering(self._data, groups, layers, self._count) if self._encoded else layers
+            groups = groups[first:end]
         last = groups[-1]
         start, end = int(groups[0]["offset"]), int(last["offset"]) + int(last["length"])
         head = self._response.head
@@ -151,10 +164,10 @@ def _intact(view: View) -> bool:
     return np.array_equal(found, groups["xxh3"])
 
 
-def _quarantine(backend: Backend, plan: GetPlan, index: int, nbytes: int) -> KVStoreError:
+def _quarantine(backend: Backend, plan: GetPlan, index: int) -> KVStoreError:
     """Have the store itself find damaged bytes, which it then takes out; nobody may be looking at them meanwhile."""
     ref, part = plan.items[index]
-    scratch = memoryview(bytearray(nbytes))
+    scratch = memoryview(bytearray(plan.spec.part_bytes(part, ref.tokens)))
     (outcome,) = backend.get(plan.spec, [Want(ref, part, scratch)], fidelity=plan.fidelity, verify=True)
     if isinstance(outcome, KVStoreError):
         return outcome

@@ -29,6 +29,8 @@ _PART_BYTES = 8
 _COUNTED = 4096
 _COUNT = struct.pack(f"<{_COUNTED}I", *range(_COUNTED))
 _STAGED_PUT = struct.Struct(f"<16s{KEY_BYTES}s{KEY_BYTES}s{_PART_BYTES}sIIIIIIQQ")
+# What stands before it in an encoded `StagedPutRequest`, which is always of this length.
+STAGED_PUT_PREFIX: bytes = pb.StagedPutRequest(put=bytes(_STAGED_PUT.size)).SerializeToString()[: -_STAGED_PUT.size]
 _ITEM = struct.Struct(f"<{KEY_BYTES}sII{_PART_BYTES}s")
 _ACKS = (Ack.STORED, Ack.PERSISTED, Ack.SYNCED)
 

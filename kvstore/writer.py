@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,39 +15,19 @@ import numpy.typing as npt
 from kvstore import _native
 from kvstore.api import Ack, Offer
 from kvstore.catalog import Geometry, Namespace, Scope
-from kvstore.core import DRAM, NVME, Copy, Core, Removed, now_ms
-from kvstore.errors import Closed, Corrupt, InvalidArgument, KVStoreError, Shed, StorageError, TooLarge
+from kvstore.coder import Coded
+from kvstore.core import ANY_TIER, DRAM, NVME, Copy, Core, Removed, now_ms
+from kvstore.errors import InvalidArgument, KVStoreError, Shed, StorageError, TooLarge
 from kvstore.keys import ChunkRef, check_key
-from kvstore.loan import Loan
 from kvstore.marks import drain_marks
-from kvstore.record import Entry, Record, unpack, write_header, write_record
+from kvstore.record import RAW, Entry, Record, padded, unpack, write_header, write_record
+from kvstore.reservation import StoreReservation
+from kvstore.slot import Slot
 from kvstore.spec import Part
 from kvstore.tiers.base import Owner, Tier, TierFull
 from kvstore.tiers.dram import zero_padding
 
 Digests = npt.NDArray[np.uint8]
-
-
-@dataclass(slots=True)
-class Slot:
-    """Memory of the arena for one part that is not published yet."""
-
-    scope: Scope
-    ref: ChunkRef
-    part: Part
-    first_valid: int
-    geometry: Geometry
-    location: int
-    promised: bool = True  # counted towards the quota
-    placed: bool = False  # the memory belongs to a chunk now
-
-    def entry(self) -> Entry:
-        """What the index is told."""
-        ref, geometry = self.ref, self.geometry
-        return Entry(
-            ref.key, ref.parent, self.part, ref.position, ref.tokens,
-            geometry.nbytes, geometry.nbytes, geometry.total, self.first_valid,
-        )  # fmt: skip
 
 
 class Writer:
@@ -71,7 +47,7 @@ class Writer:
         if offer.data.nbytes != geometry.nbytes:
             raise InvalidArgument(f"{offer.data.nbytes} bytes were offered for a part of {geometry.nbytes}")
         if ack is not Ack.STORED:
-            self._check_ack(ack, geometry)
+            self.check_ack(ack, geometry)
         namespace = scope.namespace
         with self._core.lock:
             known, copy = self.twin(scope, offer.ref, offer.part, offer.first_valid, ack)
@@ -84,38 +60,79 @@ class Writer:
             self._keep_quota(namespace, geometry.total)
         slot = self._slot(scope, offer.ref, offer.part, offer.first_valid, geometry)
         try:
-            entry = slot.entry()
+            entry = slot.raw_entry()
             write_record(
                 self._core.dram.view(slot.location, 0, geometry.total), geometry.header, entry,
                 scope.spec.digest, scope.namespace.digest, geometry.offsets, geometry.lengths, offer.data,
             )  # fmt: skip
             if confirm is not None:
                 confirm()
-            copy = self._publish(slot, entry, ack)
+            placed, copy = self._publish_in_form(slot, ack)
         finally:
             if not slot.placed:
                 self.give_up(slot)
         if ack is not Ack.STORED:
             self.ensure(scope, copy, ack)
-        return slot.placed
+        return placed
 
     def reserve(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int) -> StoreReservation:
         """Memory for a part, to be filled in place."""
         slot = self._reserve(scope, ref, part, first_valid, self._check(scope, ref, part, first_valid))
-        return StoreReservation(self, slot)
+        return StoreReservation(self._core, self, slot)
 
-    def publish(self, slot: Slot, digests: Digests, ack: Ack) -> Copy | None:
-        """Write the header and make a part visible; see `_publish`."""
-        scope, geometry, entry = slot.scope, slot.geometry, slot.entry()
+    def publish(self, slot: Slot, digests: Digests, ack: Ack) -> tuple[bool, Copy | None]:
+        """Write the header and make a part visible; see `_publish_in_form`."""
+        scope, geometry, entry = slot.scope, slot.geometry, slot.raw_entry()
         view = self._core.dram.view(slot.location, 0, geometry.total)
         write_header(
             view[: geometry.header], entry, scope.spec.digest, scope.namespace.digest,
             geometry.offsets, geometry.lengths, digests,
         )  # fmt: skip
         zero_padding(view, geometry.header + geometry.nbytes)
-        return self._publish(slot, entry, ack)
+        return self._publish_in_form(slot, ack)
 
-    def _publish(self, slot: Slot, entry: Entry, ack: Ack) -> Copy | None:
+    def _publish_in_form(self, slot: Slot, ack: Ack) -> tuple[bool, Copy | None]:
+        """Make a raw part that was written visible, encoded first if its namespace says so: whether it was new.
+
+        See `_publish` for the copy. What is raw and was encoded is not placed: its memory is the caller's to give up.
+        """
+        encoded = self._encoded(slot)
+        if encoded is None:
+            copy = self._publish(slot, slot.entry(), ack)
+            return slot.placed, copy
+        try:
+            copy = self._publish(encoded, encoded.entry(), ack)
+            return encoded.placed, copy
+        finally:
+            if not encoded.placed:
+                self.give_up(encoded)
+
+    def _encoded(self, slot: Slot) -> Slot | None:
+        """Another slot with the part in the form that its namespace's puts have; None where it stays raw."""
+        core, scope, geometry = self._core, slot.scope, slot.geometry
+        wanted = core.coder.put_form(scope)
+        if wanted is None:
+            return None
+        coded = core.coder.recode(scope, self._read(slot.location, geometry.header, geometry.nbytes), wanted)
+        record = coded.record
+        if record.form == RAW:
+            return None
+        with core.lock:
+            scope.namespace.promised += record.total_bytes
+        offsets, lengths = record.groups["offset"].copy(), record.groups["length"].copy()
+        shape = Geometry(record.stored, record.header_bytes, record.total_bytes, offsets, lengths)
+        try:
+            found = self._slot(scope, slot.ref, slot.part, slot.first_valid, shape)
+        except Shed:  # not beside the raw one, which then is what there is
+            return None
+        found.record = record
+        view = core.dram.view(found.location, 0, shape.total)
+        view[: shape.header] = coded.header
+        _native.copy(view[shape.header : shape.header + shape.nbytes], coded.payload[: shape.nbytes])
+        zero_padding(view, shape.header + shape.nbytes)
+        return found
+
+    def _publish(self, slot: Slot, entry: Entry | Record, ack: Ack) -> Copy | None:
         """Make a written part visible (`slot.placed` tells), unless one as good is there.
 
         Gives the DRAM copy, held, where `ack` needs it written down, whether it came with this call or was there
@@ -188,20 +205,21 @@ class Writer:
         tier = core.nvme
         if tier is None:
             raise StorageError("there is no NVMe tier to persist to; add [nvme] to the configuration")
-        record, header, payload = self._open(copy)
+        source = self._read(copy.location, copy.header, copy.stored)
+        coded = core.coder.recode(scope, source, core.coder.form_below(scope))
         tier.describe(scope.namespace.name, scope.spec)
         for _ in range(patience):
             try:
                 with core.gate.passing():
-                    self._write(tier, scope, record, header, payload)
+                    self._write(tier, scope, *coded)
                 return
             except TierFull as full:
                 reason = str(full)
             with core.gate.alone():
-                if not tier.make_room(copy.total, self._owner):
+                if not tier.make_room(coded.record.total_bytes, self._owner):
                     break
         core.counters["shed_no_space"] += 1
-        raise Shed(f"{tier.name} has no room for {copy.total} bytes: {reason}", "no_space")
+        raise Shed(f"{tier.name} has no room for {coded.record.total_bytes} bytes: {reason}", "no_space")
 
     def _write(self, tier: Tier, scope: Scope, record: Record, header: bytes, payload: memoryview) -> None:
         core, removed, placed = self._core, Removed(), -1
@@ -217,12 +235,13 @@ class Writer:
                 removed.places.append((tier, location, record.total_bytes))
             core.settle(removed)
 
-    def _open(self, copy: Copy) -> tuple[Record, bytes, memoryview]:
-        view = self._core.dram.view(copy.location, 0, copy.total)
-        header = bytes(view[: copy.header])
-        return unpack(header), header, view[copy.header :]
+    def _read(self, location: int, header_bytes: int, stored: int) -> Coded:
+        """A record in DRAM, whose payload stays where it is."""
+        view = self._core.dram.view(location, 0, header_bytes + padded(stored))
+        header = bytes(view[:header_bytes])
+        return Coded(unpack(header), header, view[header_bytes:])
 
-    def _check_ack(self, ack: Ack, geometry: Geometry) -> None:
+    def check_ack(self, ack: Ack, geometry: Geometry) -> None:
         if ack is Ack.STORED:
             return
         nvme = self._core.nvme
@@ -272,10 +291,18 @@ class Writer:
         if core.bad and not core.bad.isdisjoint(core.index.part_placements(row)):
             core.counters["shed_leased"] += 1
             raise Shed(f"a damaged copy of chunk {ref.key.hex()} is still being read; put it again later", "leased")
+        exact = core.index.best_placement(row, True, ANY_TIER) >= 0
+        if not exact and not self._lossy_will_do(scope):
+            return False, None
         core.spare(chunk)
-        if ack is Ack.STORED or core.index.find_placement(row, NVME) >= 0:
+        if ack is Ack.STORED or core.is_below(row, exact=exact):
             return True, None
         return True, core.hold(core.index.find_placement(row, DRAM), scope, part)
+
+    def _lossy_will_do(self, scope: Scope) -> bool:
+        """Whether a put would become lossy at once, so that a lossy copy is as good."""
+        form = self._core.coder.put_form(scope)
+        return form is not None and not form.codec.exact
 
     def ensure(self, scope: Scope, copy: Copy | None, ack: Ack) -> None:
         """Give a part that is there the durability that is asked for; `copy` is what has to be written for it."""
@@ -367,67 +394,3 @@ class Writer:
 def _nobody(namespace: Namespace) -> None:
     """Before there is a mover nobody waits for one."""
     del namespace
-
-
-class StoreReservation:
-    """Memory of the arena for one part; see `kvstore.api.Reservation`."""
-
-    def __init__(self, writer: Writer, slot: Slot) -> None:
-        self._writer, self._core, self._slot = writer, writer._core, slot
-        self._open = True
-        self._loan = Loan(self._core.dram.view(slot.location, slot.geometry.header, slot.geometry.nbytes))
-
-    @property
-    def data(self) -> memoryview:
-        """Memory to fill, of the exact length of the part."""
-        return self._loan.data
-
-    def commit(self, ack: Ack = Ack.STORED, *, expect: bytes = b"") -> bool:
-        """Hash what was written and publish it; see `kvstore.api.Reservation.commit`."""
-        slot, geometry = self._slot, self._slot.geometry
-        if not self._open:
-            raise Closed("this reservation was committed or aborted already")
-        self._writer._check_ack(ack, geometry)
-        digests = _native.xxh3_128_many(self.data, geometry.offsets, geometry.lengths)
-        if expect and digests.tobytes() != expect:
-            self.abort()
-            raise Corrupt(f"the bytes of chunk {slot.ref.key.hex()} do not match the checksums sent with them")
-        self._take()
-        try:
-            copy = self._writer.publish(slot, digests, ack)
-        finally:
-            self._core.end_loan(self._loan, self._nothing if slot.placed else partial(self._writer.give_up, slot))
-        self._writer.ensure(slot.scope, copy, ack)
-        return slot.placed
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it was neither committed nor aborted."""
-        return self._open
-
-    def abort(self) -> None:
-        """Give the memory back unless it was published."""
-        try:
-            self._take()
-        except Closed:
-            return
-        self._core.end_loan(self._loan, partial(self._writer.give_up, self._slot))
-
-    def _take(self) -> None:
-        """End the reservation, for one caller alone: what is done with its memory is up to that one."""
-        with self._core.lock:
-            if not self._open:
-                raise Closed("this reservation was committed or aborted already")
-            self._open = False
-            self._writer.count_no_longer(self._slot)
-
-    def _nothing(self) -> None:
-        """The memory belongs to a chunk now."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.abort()

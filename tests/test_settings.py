@@ -173,7 +173,7 @@ def test_every_key_has_a_flag_a_variable_and_is_rendered() -> None:
     for key in scalar_keys():
         owner = config if key.table == "store" else getattr(config, key.table)
         assert (key.name in data[key.table]) == (getattr(owner, key.name) is not None), key
-    assert len({key.variable for key in scalar_keys()}) == len({key.flag for key in scalar_keys()}) == 20
+    assert len({key.variable for key in scalar_keys()}) == len({key.flag for key in scalar_keys()}) == 23
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("60", 60.0), ("500ms", 0.5), ("5m", 300.0), ("1.5 h", 5400.0)])
@@ -187,3 +187,30 @@ def test_the_documentation_lists_every_key_with_its_default() -> None:
     for table in TABLES:
         for key in keys(table).values():
             assert f"`{key.name}`" in text, key.dotted
+
+
+def test_a_wrong_codec_is_told_with_its_line_and_the_nearest_name(tmp_path: Path) -> None:
+    path = write(tmp_path, '[dram]\ncapacity = "1GiB"\n\n[nvme]\npath = "x"\ncodec = "zst"\n')
+    with pytest.raises(ConfigError, match=r"kvstore.toml:6: nvme.codec = 'zst'.*did you mean 'zstd'"):
+        settings.load(path, {})
+    path = write(tmp_path, '[[namespace]]\nname = "a"\ncodec = "kivi:3"\nlossy = true\n')
+    with pytest.raises(ConfigError, match=r"kvstore.toml:3: namespace.codec = 'kivi:3': kivi has no level '3'"):
+        settings.load(path, {})
+    with pytest.raises(ConfigError, match=r"KVSTORE_DRAM_CODEC: dram.codec = 'nothing'"):
+        settings.load(None, {"KVSTORE_DRAM_CODEC": "nothing"})
+
+
+def test_a_lossy_codec_needs_the_namespaces_opt_in(tmp_path: Path) -> None:
+    path = write(tmp_path, '[[namespace]]\nname = "a"\ncodec = "int4"\n')
+    with pytest.raises(ConfigError, match=r"kvstore.toml:3: namespace.codec = 'int4' is lossy.*set lossy = true"):
+        settings.load(path, {})
+    path = write(tmp_path, '[[namespace]]\nname = "a"\ncodec = "int4"\nlossy = true\n')
+    assert settings.load(path, {}).namespaces == (NamespaceConfig("a", codec="int4", lossy=True),)
+
+
+def test_artefacts_are_paths_from_the_files_folder(tmp_path: Path) -> None:
+    path = write(tmp_path, '[codecs]\nartefacts = ["a", "/b"]\n')
+    config = settings.load(path, {})
+    assert config.codecs.artefacts == (tmp_path / "a", Path("/b"))
+    assert settings.load(None, {"KVSTORE_CODECS_ARTEFACTS": "c:/d"}).codecs.artefacts == (Path("c"), Path("/d"))
+    assert settings.load(write(tmp_path, settings.render(config)), {}).codecs == config.codecs

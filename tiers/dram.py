@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import ClassVar
 
@@ -27,7 +26,7 @@ class DramTier(Tier):
     def __init__(self, capacity: int, extent_bytes: int, name: str = "dram") -> None:
         self.name = name
         self._arena = Arena(capacity, extent_bytes)
-        self._lock = threading.Lock()
+        self._lock = self._arena.lock
         self._closed = self._ending = False
         self._speed = Speed(8e9, 8e9, 1e-6)
         self._waiting: list[tuple[int, int]] = []
@@ -66,10 +65,16 @@ class DramTier(Tier):
                 location = self._arena.alloc(namespace, nbytes)
             return location
 
+    def holdings(self, namespace: bytes) -> _native.Holdings:
+        """What native code allocates a namespace's memory from."""
+        with self._lock:
+            return self._arena.holdings(namespace)
+
     def stop_reserving(self) -> None:
         """From now on memory is given back and no longer handed out: leases end, their readers may not know yet."""
         with self._lock:
             self._ending = True
+            self._arena.end()
 
     def open_extent(self, number: int, namespace: bytes) -> tuple[int, int]:
         """A descriptor of a namespace's extent, which the caller closes, and its size; else `PermissionDenied`."""
@@ -167,6 +172,7 @@ class DramTier(Tier):
             if self._closed:
                 return
             self._closed = self._ending = True
+            self._arena.end()
         self._arena.close()
 
     def _learn(self, nbytes: int, seconds: float) -> None:

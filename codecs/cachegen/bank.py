@@ -67,7 +67,8 @@ def _cheapest(rows: npt.NDArray[Any], costs: Floats64) -> npt.NDArray[np.intp]:
 def _ideal_bits(histogram: Floats64) -> Floats64:
     """Bits of each symbol before frequencies are rounded."""
     share = histogram / histogram.sum()
-    return np.minimum(-np.log2(np.maximum(share, 2.0**-40)), _ABSENT_BITS)
+    bits: Floats64 = np.minimum(-np.log2(np.maximum(share, 2.0**-40)), _ABSENT_BITS)
+    return bits
 
 
 def _table(histogram: Floats64) -> npt.NDArray[np.uint16]:

@@ -25,8 +25,8 @@ from kvstore.errors import InvalidArgument
 GROUP = 10  # the paper's
 THIRDS = (0.5, 1.0, 1.5)  # bins of the layers' thirds, the paper's proportions
 # What a level multiplies them with, in units of the spread of differences.
-SCALES: Mapping[str, float] = {"finest": 0.125, "fine": 0.25, "medium": 0.5, "coarse": 0.9}
-ANCHOR_SHARE = 0.5  # of the bin of differences: no anchor needs a finer one
+SCALES: Mapping[str, float] = {"finest": 0.125, "fine": 0.25, "medium": 0.4, "coarse": 0.9}
+ANCHOR_SHARE = 0.25  # of the bin of differences: a finer one costs bits and brings nothing
 CHUNK_TOKENS = 256
 _MARGIN = 1.25  # samples do not show the whole range
 _LEAST = 1e-9

@@ -110,9 +110,10 @@ class _Model:
         self.anchor_step = _bounded("anchor_step", array("anchor_step", np.float32, (columns,)), _LEAST_STEP)
         self.anchor_floor = _bounded("anchor_floor", array("anchor_floor", np.float32, (levels, planes)), _LEAST_STEP)
         self.step = _bounded("step", array("step", np.float32, (levels, planes)), _LEAST_STEP)
-        self.group = artefact.facts.get("group")
-        if not isinstance(self.group, int) or not 1 <= self.group <= MAX_GROUP:
-            raise Corrupt(f"the artefact has groups of {self.group!r} tokens, not 1 to {MAX_GROUP}")
+        group = artefact.facts.get("group")
+        if not isinstance(group, int) or not 1 <= group <= MAX_GROUP:
+            raise Corrupt(f"the artefact has groups of {group!r} tokens, not 1 to {MAX_GROUP}")
+        self.group = group
         if (self.freqs.sum(axis=1, dtype=np.int64) != TOTAL).any() or not self.freqs[:, 0].all():
             raise Corrupt(f"a table of the artefact does not sum to {TOTAL}, or lacks symbol 0")
         if self.tables.max(initial=0) >= len(self.freqs):

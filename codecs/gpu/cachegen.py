@@ -70,7 +70,7 @@ def values(
             plane, channel = column // (HEADS * DIM), column % (HEADS * DIM)
             to = plane.to(tl.int64) * tl.load(job + 14) + token.to(tl.int64) * tl.load(job + 15)
             to += (channel // DIM).to(tl.int64) * tl.load(job + 16) + (channel % DIM).to(tl.int64) * tl.load(job + 17)
-            store_floats(tl.load(job + 13), to, value, inside, DTYPE, True)
+            store_floats(tl.load(job + 13), to, value, inside, DTYPE)
         last = tl.where(stands, number == tl.load(job + 19) - 1, other == tl.load(job + 20) - 1)
         short = tl.where(stands, used_anchors != anchors_due, used_others != others_due)
         tl.atomic_max(status + tl.load(job + 18), 1, mask=last & short)

@@ -80,7 +80,7 @@ def _decode(
         values = level.to(tl.float32) * from_bfloat16(scale_bits) + from_bfloat16(zero_bits)
         wrong = inside & (_bad_scale(scale_bits) | _bad_zero(zero_bits))
     to = token.to(tl.int64) * tl.load(section + 2) + head * tl.load(section + 3) + dim * tl.load(section + 4)
-    store_floats(address, to, values, inside, DTYPE, True)
+    store_floats(address, to, values, inside, DTYPE)
     bad = tl.max(tl.max(wrong.to(tl.int32), 1), 0)
     tl.atomic_max(status + tl.load(section + 7), bad, mask=bad > 0)
 

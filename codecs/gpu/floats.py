@@ -28,15 +28,14 @@ def load_floats(address: tl.tensor, offsets: tl.tensor, mask: tl.tensor, DTYPE: 
 
 @triton.jit
 def store_floats(
-    address: tl.tensor, offsets: tl.tensor, values: tl.tensor, mask: tl.tensor, DTYPE: tl.constexpr, CLAMP: tl.constexpr
+    address: tl.tensor, offsets: tl.tensor, values: tl.tensor, mask: tl.tensor, DTYPE: tl.constexpr
 ) -> None:
-    """Store the nearest elements, ties to even. What float16 cannot reach becomes infinity, or its largest number."""
+    """Store the nearest elements, ties to even; what float16 cannot reach becomes its largest number."""
     if DTYPE == 2:
         tl.store(address.to(tl.pointer_type(tl.float32)) + offsets, values, mask=mask)
     elif DTYPE == 1:
-        if CLAMP:
-            values = tl.minimum(tl.maximum(values, -65504.0), 65504.0)
-        tl.store(address.to(tl.pointer_type(tl.float16)) + offsets, values.to(tl.float16), mask=mask)
+        near = tl.minimum(tl.maximum(values, -65504.0), 65504.0).to(tl.float16)
+        tl.store(address.to(tl.pointer_type(tl.float16)) + offsets, near, mask=mask)
     else:
         tl.store(address.to(tl.pointer_type(tl.uint16)) + offsets, to_bfloat16(values).to(tl.uint16), mask=mask)
 

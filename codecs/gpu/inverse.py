@@ -78,8 +78,8 @@ def inverse(
     inside = there[:, None] & here[None, :]
     to_1 = to + _place(first, job, PLANES, HEADS, DIM)[None, :]
     to_2 = to + _place(partner, job, PLANES, HEADS, DIM)[None, :]
-    store_floats(address, to_1, out_1, inside, DTYPE, False)
-    store_floats(address, to_2, out_2, inside & (second >= 0)[None, :], DTYPE, False)
+    store_floats(address, to_1, out_1, inside, DTYPE)
+    store_floats(address, to_2, out_2, inside & (second >= 0)[None, :], DTYPE)
 
 
 @triton.jit

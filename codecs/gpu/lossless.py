@@ -207,7 +207,8 @@ def _opened(body: memoryview, block: Block) -> _Parts:
     if kind & lossless.WIDE:
         offsets, tables = first, second
     else:
-        offsets, tables = np.repeat(first, sets // sections) + (second >> 4), second & 15
+        offsets = np.repeat(first, sets // sections) + (second >> np.uint8(4))
+        tables = second & np.uint8(15)
     if tables.max() > 15:
         raise Corrupt(f"a lossless body names table {tables.max()} of 16")
     return _Parts(np.repeat(offsets, span), np.repeat(tables, span), pieces[2], pieces[3], body[at:])

@@ -187,8 +187,8 @@ class TransformDecoder:
             kernels.patch[(triton.cdiv(len(places), 512),)](q, places, values, len(places), BLOCK=512, num_warps=4)
         tile = 64 if self._tokens > 32 else 32
         pairs = 64 if self._pairs > 32 else 32
-        grid = (len(self._slices), triton.cdiv(self._tokens, tile), triton.cdiv(self._pairs, pairs))
-        kernels.inverse[grid](
+        tiles = (len(self._slices), triton.cdiv(self._tokens, tile), triton.cdiv(self._pairs, pairs))
+        kernels.inverse[tiles](
             q,
             staged.view(torch.float32),
             self._staged_slices.of(staged),

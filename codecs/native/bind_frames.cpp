@@ -2,6 +2,7 @@
 #include "bind.hpp"
 #include "buffer.hpp"
 #include "frames.hpp"
+#include "staged_puts_object.hpp"
 
 #include <sys/uio.h>
 #include <unistd.h>
@@ -113,6 +114,25 @@ public:
     nb::object receive(nb::handle deadline, double patience, bool idle, std::size_t longest) {
         const FrameLimit limit = limit_of(deadline, patience);
         return outcome_of([&] { return socket_.receive(limit, idle, longest); }, true);
+    }
+
+    // Waits for a frame without limit, and takes the puts that come meanwhile.
+    nb::object serve(StagedPutsObject& puts, double patience, std::size_t longest) {
+        const FrameLimit limit{std::numeric_limits<double>::infinity(), patience};
+        return outcome_of(
+            [&] {
+                for (;;) {
+                    const FrameOutcome outcome = socket_.receive(limit, true, longest);
+                    const FrameBuffer& buffer = socket_.buffer();
+                    if (outcome != FrameOutcome::done || !socket_.descriptors().empty() ||
+                        !puts.take(buffer.head, buffer.message, socket_.fd()))
+                        return outcome;
+                    iovec piece = piece_of(puts.answer().data(), puts.answer().size());
+                    const FrameOutcome sent = socket_.send({&piece, 1}, {}, limit);
+                    if (sent != FrameOutcome::done) return sent;
+                }
+            },
+            true);
     }
 
     nb::object exchange(std::uint16_t method, nb::handle message_object, nb::handle ahead_object, nb::handle deadline,
@@ -262,6 +282,7 @@ void bind_frames(nb::module_& m) {
              "deadline"_a.none(), "patience"_a)
         .def("send_raw", &Wire::send_raw, "pieces"_a, "descriptors"_a, "deadline"_a.none(), "patience"_a)
         .def("receive", &Wire::receive, "deadline"_a.none(), "patience"_a, "idle"_a, "longest"_a)
+        .def("serve", &Wire::serve, "puts"_a, "patience"_a, "longest"_a)
         .def("exchange", &Wire::exchange, "method"_a, "message"_a, "ahead"_a, "deadline"_a.none(), "patience"_a,
              "longest"_a)
         .def("read", &Wire::read, "out"_a, "deadline"_a.none(), "patience"_a)

@@ -73,7 +73,7 @@ nb::object copy_hash_many(nb::handle dst_object, nb::handle src_object, nb::hand
     NewArray digests("u1", ranges.size(), kDigestBytes);
     {
         const ReleaseGilFor release(src.bytes());
-        copy_hash_ranges(dst.data(), src, ranges, digests.data<std::uint8_t>());
+        copy_hash_ranges(dst.data(), src.data(), src.bytes(), ranges.all(), digests.data<std::uint8_t>());
     }
     return digests.release();
 }

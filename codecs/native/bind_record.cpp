@@ -2,7 +2,7 @@
 #include "bind.hpp"
 #include "buffer.hpp"
 #include "ranges.hpp"
-#include "xxh3.hpp"
+#include "record_header.hpp"
 
 #include <cstring>
 #include <vector>
@@ -11,32 +11,10 @@ namespace kvstore {
 
 namespace {
 
-constexpr std::size_t kChecksumAt = 8;
-constexpr std::size_t kEntryBytes = 32;
-
 void refuse(const std::string& reason) { throw nb::value_error(reason.c_str()); }
 
-void put_word(std::uint8_t* at, std::uint64_t value) {
-    for (int i = 0; i < 8; ++i) at[i] = static_cast<std::uint8_t>(value >> (8 * i));
-}
-
-// A header of `bytes` bytes over the fixed part, whole blocks of it.
-void lay_header(std::uint8_t* header, std::size_t bytes, const BufferView& fixed, const Words& offsets,
-                const Words& lengths, const std::uint8_t* digests) {
-    std::memcpy(header, fixed.data(), fixed.bytes());
-    put_word(header + kChecksumAt, 0);
-    std::uint8_t* entry = header + fixed.bytes();
-    for (std::size_t i = 0; i < offsets.size(); ++i, entry += kEntryBytes) {
-        put_word(entry, offsets[i]);
-        put_word(entry + 8, lengths[i]);
-        std::memcpy(entry + 16, digests + i * kDigestBytes, kDigestBytes);
-    }
-    std::memset(entry, 0, static_cast<std::size_t>(header + bytes - entry));
-    put_word(header + kChecksumAt, xxh3_64(header, bytes));
-}
-
 void check_header(std::size_t bytes, std::size_t fixed, std::size_t count) {
-    if (fixed < kChecksumAt + sizeof(std::uint64_t) || fixed + count * kEntryBytes > bytes)
+    if (fixed < kHeaderChecksumAt + sizeof(std::uint64_t) || fixed + count * kHeaderEntryBytes > bytes)
         refuse(std::to_string(fixed) + " bytes and " + std::to_string(count) +
                " layer groups do not fit a header of " + std::to_string(bytes) + " bytes");
 }
@@ -53,7 +31,9 @@ void write_header(nb::handle header_object, nb::handle fixed_object, nb::handle 
         refuse(std::to_string(count) + " offsets, " + std::to_string(lengths.size()) + " lengths and " +
                std::to_string(digests.bytes()) + " bytes of digests are no layer groups");
     check_header(header.bytes(), fixed.bytes(), count);
-    lay_header(header.data(), header.bytes(), fixed, offsets, lengths, digests.data());
+    std::vector<Range> groups(count);
+    for (std::size_t i = 0; i < count; ++i) groups[i] = {offsets[i], lengths[i]};
+    write_record_header({header.data(), header.bytes()}, {fixed.data(), fixed.bytes()}, groups, digests.data());
 }
 
 void write_record(nb::handle record_object, std::size_t header_bytes, nb::handle fixed_object, nb::handle data_object,
@@ -61,8 +41,6 @@ void write_record(nb::handle record_object, std::size_t header_bytes, nb::handle
     const BufferView record(record_object, "record", true);
     const BufferView fixed(fixed_object, "fixed");
     const BufferView data(data_object, "data");
-    const Words offsets(offsets_object, "offsets");
-    const Words lengths(lengths_object, "lengths");
     const Ranges ranges(offsets_object, lengths_object, data.bytes());
     ranges.require_ascending();
     if (header_bytes > record.bytes() || data.bytes() > record.bytes() - header_bytes)
@@ -73,9 +51,9 @@ void write_record(nb::handle record_object, std::size_t header_bytes, nb::handle
     check_pair(payload, data.bytes(), data);
     std::vector<std::uint8_t> digests(ranges.size() * kDigestBytes);
     const ReleaseGilFor release(data.bytes());
-    copy_hash_ranges(payload, data, ranges, digests.data());
+    copy_hash_ranges(payload, data.data(), data.bytes(), ranges.all(), digests.data());
     std::memset(payload + data.bytes(), 0, record.bytes() - header_bytes - data.bytes());
-    lay_header(record.data(), header_bytes, fixed, offsets, lengths, digests.data());
+    write_record_header({record.data(), header_bytes}, {fixed.data(), fixed.bytes()}, ranges.all(), digests.data());
 }
 
 }  // namespace

@@ -39,8 +39,10 @@ void stream_lines(std::uint8_t* output, const std::uint8_t* input, std::size_t l
 }  // namespace
 
 Store store_for(const std::uint8_t* output, std::size_t copy_bytes) {
-    const bool streams = copy_bytes >= kStreamBytes && past_line(output) == 0;
-    return streams && simd_level() != SimdLevel::portable ? Store::stream : Store::cached;
+    // Arrays of NumPy's own begin 16 bytes after a page.
+    const bool streams = copy_bytes >= kStreamBytes && past_line(output) % 16 == 0;
+    if (!streams || simd_level() == SimdLevel::portable) return Store::cached;
+    return past_line(output) == 0 ? Store::stream : Store::stream_16;
 }
 
 void copy_bytes(std::uint8_t* output, const std::uint8_t* input, std::size_t length) {
@@ -53,6 +55,19 @@ void copy_bytes(std::uint8_t* output, const std::uint8_t* input, std::size_t len
     std::memcpy(output, input, head);
     stream_lines(output + head, input + head, body);
     std::memcpy(output + head + body, input + head + body, length - head - body);
+}
+
+void copy_hash_ranges(std::uint8_t* output, const std::uint8_t* input, std::size_t length,
+                      std::span<const Range> ranges, std::uint8_t* digests) {
+    std::size_t done = 0;
+    for (const auto& [offset, bytes] : ranges) {
+        copy_bytes(output + done, input + done, offset - done);
+        xxh3_128_copy(output + offset, input + offset, bytes, store_for(output + offset, length))
+            .write_canonical(digests);
+        digests += kDigestBytes;
+        done = offset + bytes;
+    }
+    copy_bytes(output + done, input + done, length - done);
 }
 
 }  // namespace kvstore

@@ -2,6 +2,8 @@
 
 #include "xxh3.hpp"
 
+#include <span>
+
 namespace kvstore {
 
 // Copies of this many bytes and more go past the cache. Measured over buffers that rotate through 512 MiB on
@@ -12,5 +14,17 @@ inline constexpr std::size_t kStreamBytes = 256 * 1024;
 Store store_for(const std::uint8_t* output, std::size_t copy_bytes);
 
 void copy_bytes(std::uint8_t* output, const std::uint8_t* input, std::size_t length);
+
+inline constexpr std::size_t kDigestBytes = 16;
+
+// A piece of a buffer, in bytes.
+struct Range {
+    std::size_t offset;
+    std::size_t length;
+};
+
+// Copies `length` bytes and writes the xxh3-128 of each range, which ascend and lie inside, to `digests`.
+void copy_hash_ranges(std::uint8_t* output, const std::uint8_t* input, std::size_t length,
+                      std::span<const Range> ranges, std::uint8_t* digests);
 
 }  // namespace kvstore

@@ -92,6 +92,7 @@ public:
 
     FrameBuffer& buffer() { return buffer_; }
     std::vector<int>& descriptors() { return descriptors_; }
+    int fd() const { return fd_; }
     // The socket's owner has closed it: every call fails from now on.
     void forget() { fd_ = -1; }
 

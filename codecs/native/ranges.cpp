@@ -1,7 +1,5 @@
 #include "ranges.hpp"
 
-#include "copy.hpp"
-
 #include <string>
 
 namespace kvstore {
@@ -12,11 +10,14 @@ namespace {
 
 }  // namespace
 
-Ranges::Ranges(nb::handle offsets, nb::handle lengths, std::size_t bytes)
-    : offsets_(offsets, "offsets"), lengths_(lengths, "lengths") {
-    if (offsets_.size() != lengths_.size())
-        refuse("offsets has " + std::to_string(offsets_.size()) + " items, lengths " + std::to_string(lengths_.size()));
+Ranges::Ranges(nb::handle offsets_object, nb::handle lengths_object, std::size_t bytes) {
+    const Words offsets(offsets_object, "offsets");
+    const Words lengths(lengths_object, "lengths");
+    if (offsets.size() != lengths.size())
+        refuse("offsets has " + std::to_string(offsets.size()) + " items, lengths " + std::to_string(lengths.size()));
+    ranges_.resize(offsets.size());
     for (std::size_t i = 0; i < size(); ++i) {
+        ranges_[i] = {static_cast<std::size_t>(offsets[i]), static_cast<std::size_t>(lengths[i])};
         if (offset(i) <= bytes && length(i) <= bytes - offset(i)) continue;
         refuse("range " + std::to_string(i) + " (offset " + std::to_string(offset(i)) + ", length " +
                std::to_string(length(i)) + ") ends outside the buffer of " + std::to_string(bytes) + " bytes");
@@ -40,18 +41,6 @@ void check_pair(const std::uint8_t* dst, std::size_t dst_bytes, const BufferView
     if (dst_bytes != src.bytes())
         refuse("dst has " + std::to_string(dst_bytes) + " bytes, src " + std::to_string(src.bytes()));
     if (dst < src.data() + src.bytes() && src.data() < dst + dst_bytes) refuse("dst and src overlap");
-}
-
-void copy_hash_ranges(std::uint8_t* dst, const BufferView& src, const Ranges& ranges, std::uint8_t* digests) {
-    std::size_t done = 0;
-    for (std::size_t i = 0; i < ranges.size(); ++i) {
-        const std::size_t offset = ranges.offset(i);
-        copy_bytes(dst + done, src.data() + done, offset - done);
-        xxh3_128_copy(dst + offset, src.data() + offset, ranges.length(i), store_for(dst + offset, src.bytes()))
-            .write_canonical(digests + i * kDigestBytes);
-        done = offset + ranges.length(i);
-    }
-    copy_bytes(dst + done, src.data() + done, src.bytes() - done);
 }
 
 }  // namespace kvstore

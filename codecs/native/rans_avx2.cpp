@@ -2,9 +2,9 @@
 // table of all 256 masks.
 #if defined(__x86_64__)
 
+#include "cpu_features.hpp"
 #include "rans_kernels.hpp"
 
-#include <cpuid.h>
 #include <immintrin.h>
 
 #include <algorithm>
@@ -201,11 +201,7 @@ bool decode_as(const DecodeJob& job, Words& words, States& states) {
 }  // namespace
 
 bool avx2_usable() {
-    // Clang before 16 cannot be asked for F16C by name.
-    static const bool usable = [] {
-        unsigned a, b, c, d;
-        return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0 && (c & bit_POPCNT) != 0;
-    }();
+    static const bool usable = cpu_has_f16c() && __builtin_cpu_supports("popcnt");
     return usable;
 }
 

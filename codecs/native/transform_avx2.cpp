@@ -1,6 +1,7 @@
 // The transform's loops for AVX2. Products of whole numbers by vpmaddwd, six tokens by sixteen channels in registers.
 #if defined(__x86_64__)
 
+#include "cpu_features.hpp"
 #include "transform_kernels.hpp"
 
 #include <immintrin.h>
@@ -40,6 +41,8 @@ KVSTORE_AVX2_INLINE void inverse_block(const std::int16_t* panel, std::size_t pa
             const __m256i spread = _mm256_set1_epi32(both);
             sums[t][0] = _mm256_add_epi32(sums[t][0], _mm256_madd_epi16(spread, low));
             sums[t][1] = _mm256_add_epi32(sums[t][1], _mm256_madd_epi16(spread, high));
+            // Token by token: with all products first, as GCC would have it, the sums do not stay in registers.
+            asm volatile("" : "+x"(sums[t][0]), "+x"(sums[t][1]));
         }
     }
 #pragma GCC unroll 6
@@ -216,6 +219,12 @@ KVSTORE_AVX2_INLINE __m256i to_bf16(__m256 value) {
     return _mm256_blendv_epi8(rounded, quiet, nan);
 }
 
+KVSTORE_AVX2_INLINE __m128i to_fp16(__m256 value) {
+    const __m256 most = _mm256_set1_ps(kLargestHalf);
+    const __m256 least = _mm256_set1_ps(-kLargestHalf);
+    return _mm256_cvtps_ph(_mm256_max_ps(_mm256_min_ps(value, most), least), _MM_FROUND_TO_NEAREST_INT);
+}
+
 KVSTORE_AVX2 void store(const float* values, const RowsJob& rows) {
     RowsJob rest = rows;  // what is left of each row by whole vectors
     rest.count = rows.count % (2 * kWidth);
@@ -231,9 +240,7 @@ KVSTORE_AVX2 void store(const float* values, const RowsJob& rows) {
                 const __m256i packed = _mm256_packus_epi32(to_bf16(low), to_bf16(high));
                 _mm256_storeu_si256(out, _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0)));
             } else {
-                const __m128i first = _mm256_cvtps_ph(low, _MM_FROUND_TO_NEAREST_INT);
-                const __m128i second = _mm256_cvtps_ph(high, _MM_FROUND_TO_NEAREST_INT);
-                _mm256_storeu_si256(out, _mm256_set_m128i(second, first));
+                _mm256_storeu_si256(out, _mm256_set_m128i(to_fp16(high), to_fp16(low)));
             }
         }
     }
@@ -273,7 +280,7 @@ KVSTORE_AVX2 bool load(const RowsJob& rows, float* values) {
 const Kernels kAvx2{inverse, forward, quantize, turn, store, load};
 
 bool avx2_usable() {
-    return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 && __builtin_cpu_supports("f16c") != 0;
+    return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 && cpu_has_f16c();
 }
 
 }  // namespace kvstore::transform

@@ -15,6 +15,8 @@ static_assert(sizeof(Escape) == 6);
 // Tokens that one pass takes from the coder's whole numbers to elements: the floats between stay in the caches.
 inline constexpr std::size_t kTile = 48;
 
+inline constexpr float kLargestHalf = 65504.0F;
+
 // Floats [tokens][columns] in units of steps to symbols; what a table has no symbol for goes to `escapes`.
 struct QuantizeJob {
     const float* steps;

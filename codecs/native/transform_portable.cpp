@@ -97,7 +97,10 @@ void store(const float* values, const RowsJob& rows) {
             continue;
         }
         for (std::size_t i = 0; i < rows.count; ++i) {
-            const std::uint16_t bits = rows.dtype == Dtype::bf16 ? bf16_bits(values[i]) : fp16_bits(values[i]);
+            // What float16 cannot reach becomes its largest number.
+            const std::uint16_t bits = rows.dtype == Dtype::bf16
+                                           ? bf16_bits(values[i])
+                                           : fp16_bits(std::clamp(values[i], -kLargestHalf, kLargestHalf));
             std::memcpy(out + 2 * i, &bits, sizeof bits);
         }
     }

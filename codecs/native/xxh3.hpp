@@ -16,9 +16,9 @@ struct Hash128 {
     void write_canonical(std::uint8_t* out) const;
 };
 
-// What happens to the bytes while they are hashed: nothing, a copy through the cache, or a copy with
-// non-temporal stores (the destination must then be 64-byte aligned).
-enum class Store { none, cached, stream };
+// What happens to the bytes while they are hashed: nothing, a copy through the cache, or a copy with non-temporal
+// stores, for which the destination must be 64-byte aligned, or for `stream_16` 16-byte aligned.
+enum class Store { none, cached, stream, stream_16 };
 
 std::uint64_t xxh3_64(const std::uint8_t* input, std::size_t length);
 Hash128 xxh3_128(const std::uint8_t* input, std::size_t length);

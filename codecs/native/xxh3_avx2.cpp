@@ -35,6 +35,11 @@ KVSTORE_AVX2_INLINE void put(std::uint8_t* output, __m256i data) {
     auto* target = reinterpret_cast<__m256i*>(output);
     if constexpr (store == Store::cached) _mm256_storeu_si256(target, data);
     if constexpr (store == Store::stream) _mm256_stream_si256(target, data);
+    if constexpr (store == Store::stream_16) {
+        auto* halves = reinterpret_cast<__m128i*>(output);
+        _mm_stream_si128(halves, _mm256_castsi256_si128(data));
+        _mm_stream_si128(halves + 1, _mm256_extracti128_si256(data, 1));
+    }
 }
 
 template <Store store>
@@ -59,7 +64,7 @@ KVSTORE_AVX2 void run_blocks(std::uint64_t* accumulators, const std::uint8_t* in
     }
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(accumulators), first);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(accumulators + 4), second);
-    if constexpr (store == Store::stream) _mm_sfence();
+    if constexpr (store == Store::stream || store == Store::stream_16) _mm_sfence();
 }
 
 void blocks(std::uint64_t* accumulators, const std::uint8_t* input, std::size_t count, std::uint8_t* output,
@@ -68,6 +73,7 @@ void blocks(std::uint64_t* accumulators, const std::uint8_t* input, std::size_t 
         case Store::none: return run_blocks<Store::none>(accumulators, input, count, nullptr);
         case Store::cached: return run_blocks<Store::cached>(accumulators, input, count, output);
         case Store::stream: return run_blocks<Store::stream>(accumulators, input, count, output);
+        case Store::stream_16: return run_blocks<Store::stream_16>(accumulators, input, count, output);
     }
 }
 

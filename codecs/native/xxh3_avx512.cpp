@@ -39,6 +39,13 @@ template <Store store>
 KVSTORE_AVX512_INLINE void put(std::uint8_t* output, __m512i data) {
     if constexpr (store == Store::cached) _mm512_storeu_si512(output, data);
     if constexpr (store == Store::stream) _mm512_stream_si512(reinterpret_cast<__m512i*>(output), data);
+    if constexpr (store == Store::stream_16) {
+        auto* quarters = reinterpret_cast<__m128i*>(output);
+        _mm_stream_si128(quarters, _mm512_castsi512_si128(data));
+        _mm_stream_si128(quarters + 1, _mm512_extracti32x4_epi32(data, 1));
+        _mm_stream_si128(quarters + 2, _mm512_extracti32x4_epi32(data, 2));
+        _mm_stream_si128(quarters + 3, _mm512_extracti32x4_epi32(data, 3));
+    }
 }
 
 template <Store store>
@@ -57,7 +64,7 @@ KVSTORE_AVX512 void run_blocks(std::uint64_t* accumulators, const std::uint8_t* 
         if constexpr (store != Store::none) output += kBlockBytes;
     }
     _mm512_storeu_si512(accumulators, sum);
-    if constexpr (store == Store::stream) _mm_sfence();
+    if constexpr (store == Store::stream || store == Store::stream_16) _mm_sfence();
 }
 
 void blocks(std::uint64_t* accumulators, const std::uint8_t* input, std::size_t count, std::uint8_t* output,
@@ -66,6 +73,7 @@ void blocks(std::uint64_t* accumulators, const std::uint8_t* input, std::size_t 
         case Store::none: return run_blocks<Store::none>(accumulators, input, count, nullptr);
         case Store::cached: return run_blocks<Store::cached>(accumulators, input, count, output);
         case Store::stream: return run_blocks<Store::stream>(accumulators, input, count, output);
+        case Store::stream_16: return run_blocks<Store::stream_16>(accumulators, input, count, output);
     }
 }
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from kvstore.codecs.artefact import Artefact
 from kvstore.codecs.base import Codec
 from kvstore.codecs.block import Block
+from kvstore.codecs.floats import require_floats
 from kvstore.codecs.frame import Buffer, Frame
 from kvstore.codecs.transform.native import NativePlan
 from kvstore.codecs.transform.plan import KIND, groups_of, plan_of
-from kvstore.codecs.transform.values import DTYPES
 from kvstore.errors import Corrupt, InvalidArgument
 
 
@@ -28,10 +28,7 @@ class Transform(Codec):
 
     def check(self, block: Block) -> None:
         """`InvalidArgument` for a dtype other than bfloat16, float16, float32, an opaque layout, too many tokens."""
-        if block.dtype not in DTYPES:
-            raise InvalidArgument(f"the transform codec takes {', '.join(DTYPES)}, not {block.dtype}")
-        if block.opaque:
-            raise InvalidArgument("the transform codec needs a layout with axes, not an opaque one")
+        require_floats(self.name, block)
         if not 1 <= block.tokens <= 65536:
             raise InvalidArgument(f"a chunk has 1 to 65536 tokens, not {block.tokens}")
 

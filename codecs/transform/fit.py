@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.codecs.artefact import Artefact, ModelShape
+from kvstore.codecs.floats import Floats
 from kvstore.codecs.transform import levels
+from kvstore.codecs.transform.levels import Group
 from kvstore.codecs.transform.plan import KIND, MAX_DIMENSIONS, VARIANTS
-from kvstore.codecs.transform.rotary import Floats, Rotary
+from kvstore.codecs.transform.rotary import Rotary
 from kvstore.errors import InvalidArgument
 
 MAX_JOINT = 2048
@@ -45,19 +47,6 @@ class Documents:
             if self.rotated and self.rotary[layer].pairs:
                 self.rotary[layer].turn_back(found[place, 0], 0)
         return found[:, :, self.sinks :].transpose(2, 0, 1, 3, 4).reshape(found.shape[2] - self.sinks, -1)
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """What was learnt of one group of layers: arrays by section, and the components of a sample of tokens."""
-
-    layers: tuple[int, ...]
-    matrix: npt.NDArray[np.int8]  # [section, D, D]
-    row: Floats  # [section, D]
-    mean: Floats  # [section, D]
-    sensitivity: npt.NDArray[np.float64]  # [section], 1 where it is in the weights
-    components: Floats  # [section, token, D], of the sample
-    weight: npt.NDArray[np.float16] | None = None  # [head, dim, dim], where columns are left out
 
 
 @dataclass(eq=False)
@@ -132,10 +121,11 @@ def fit(
         weight = np.stack([_ridged(each, ridge) for each in weight])
         scale = np.concatenate([sensitivity[layer] for layer in layers]).astype(np.float64)
         if variant == "joint":
-            weight, scale = weight * np.repeat(scale, heads)[:, None, None], np.ones(1)
+            weight *= np.repeat(scale, heads)[:, None, None]
+            scale = np.array([np.trace(weight, axis1=1, axis2=2).mean() / dim])
+            weight /= scale  # groups differ in what a unit of noise costs, and so in their steps
         elif variant == "head":
             scale = np.repeat(scale, heads)
-        weight /= np.trace(weight, axis1=1, axis2=2).mean() / dim if variant == "joint" else 1
         made.append(_group(documents, tuple(layers), weight, scale, count, dimensions))
     return Fitted(model, variant, documents, made)
 

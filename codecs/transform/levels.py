@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kvstore.codecs.artefact import Artefact
 from kvstore.codecs.block import Block
+from kvstore.codecs.floats import Floats
 from kvstore.codecs.transform import reference
 from kvstore.codecs.transform.body import sinks_of
-from kvstore.codecs.transform.plan import MAX_SHIFT, Plan, groups_of, plan_of
-from kvstore.codecs.transform.rotary import Floats
+from kvstore.codecs.transform.plan import MAX_SHIFT, Plan, plan_of
 from kvstore.codecs.transform.tables import bank_of, bits_of
 from kvstore.spec import CANONICAL_AXES
 
@@ -30,16 +30,17 @@ _ROUNDS = 3
 _FRAME_BITS, _STREAM_BITS = 8 * (64 + 20), 8 * (64 + 4)
 
 
-class Learnt(Protocol):
-    """What `arrays_of` needs of a group of layers (`kvstore.codecs.transform.fit.Group`)."""
+@dataclass(frozen=True, eq=False)
+class Group:
+    """What was learnt of one group of layers: arrays by section, and the components of a sample of tokens."""
 
     layers: tuple[int, ...]
-    matrix: npt.NDArray[np.int8]
-    row: Floats
-    mean: Floats
-    sensitivity: npt.NDArray[np.float64]
-    components: Floats
-    weight: npt.NDArray[np.float16] | None
+    matrix: npt.NDArray[np.int8]  # [section, D, D]
+    row: Floats  # [section, D]
+    mean: Floats  # [section, D]
+    sensitivity: npt.NDArray[np.float64]  # [section], 1 where it is in the weights
+    components: Floats  # [section, token, D], of the sample
+    weight: npt.NDArray[np.float16] | None = None  # [head, dim, dim], where columns are left out
 
 
 @dataclass(eq=False)
@@ -54,10 +55,12 @@ class _Columns:
 
     def distances(self, dead: Floats) -> npt.NDArray[np.int32]:
         """Whole numbers without their sign, quantized with the dead zone of each column `[section, column]`."""
-        return (np.abs(self.values) + (np.float32(0.5) - dead)[:, None]).astype(np.int32)
+        size = np.abs(self.values) + (np.float32(0.5) - dead)[:, None]
+        whole: npt.NDArray[np.int32] = size.astype(np.int32)
+        return whole
 
 
-def arrays_of(groups: Sequence[Learnt], steps: Sequence[float]) -> dict[str, npt.NDArray[Any]]:
+def arrays_of(groups: Sequence[Group], steps: Sequence[float]) -> dict[str, npt.NDArray[Any]]:
     """The artefact's arrays but for the rotary frequencies."""
     made = [[_columns(group, step) for group in groups] for step in steps]
     every = [columns for level in made for columns in level]
@@ -81,7 +84,7 @@ def arrays_of(groups: Sequence[Learnt], steps: Sequence[float]) -> dict[str, npt
     return arrays
 
 
-def _columns(group: Learnt, step: float) -> _Columns:
+def _columns(group: Group, step: float) -> _Columns:
     each = (step / np.sqrt(group.sensitivity)).astype(np.float32)
     values = group.components / each[:, None, None]
     deviation = values.std(1) / _COARSEST
@@ -121,7 +124,9 @@ def _dead_zones(bank: npt.NDArray[np.uint16]) -> Floats:
     bits, share = bits_of(bank)[:, 128:].astype(np.float64), bank[:, 128:].astype(np.float64)
     slope = np.minimum(np.diff(bits, axis=1), 8)
     weight = share[:, 1:] + 1e-9
-    return np.clip(PRICE / 2 * (slope * weight).sum(1) / weight.sum(1), 0, 0.45).astype(np.float32)
+    mean = (slope * weight).sum(1) / weight.sum(1)
+    dead: Floats = np.clip(PRICE / 2 * mean, 0, 0.45).astype(np.float32)
+    return dead
 
 
 def _live(columns: _Columns, bank: npt.NDArray[np.uint16], dead: Floats) -> npt.NDArray[np.uint16]:
@@ -139,17 +144,18 @@ def _live(columns: _Columns, bank: npt.NDArray[np.uint16], dead: Floats) -> npt.
 def simulate(artefact: Artefact, level: str, values: Floats, position: int) -> tuple[Floats, float]:
     """The reconstruction of `[layer, plane, token, head, dim]`, all layers of the model, and its bits."""
     _, planes, tokens, heads, dim = values.shape
-    block = Block("float32", tuple(sorted(artefact.model.layers)), planes, tokens, heads, dim, CANONICAL_AXES, position)
+    places = {layer: place for place, layer in enumerate(sorted(artefact.model.layers))}
     made, total = np.empty_like(values), 0.0
-    for first, end in groups_of(artefact, block):
-        part = block.cut(first, end)
+    for group in artefact.facts["groups"]:
+        part = Block("float32", tuple(group), planes, tokens, heads, dim, CANONICAL_AXES, position)
         plan = plan_of(artefact, part, level)
         sinks = sinks_of(position, tokens, plan.sinks)
-        made[first:end, :, :sinks] = values[first:end, :, :sinks]
-        total += sinks * (end - first) * planes * heads * dim * 16
-        bits = np.ascontiguousarray(values[first:end, :, sinks:]).view(np.uint32)
+        at = [places[layer] for layer in group]
+        made[at, :, :sinks] = values[at, :, :sinks]
+        total += sinks * len(group) * planes * heads * dim * 16
+        bits = np.ascontiguousarray(values[at, :, sinks:]).view(np.uint32)
         q = reference.quantize(reference.forward(reference.channels(bits, part, plan, sinks), plan), plan)
-        made[first:end, :, sinks:] = reference.turned(reference.inverse(q, plan), part, plan, sinks)
+        made[at, :, sinks:] = reference.turned(reference.inverse(q, plan), part, plan, sinks)
         total += _coded_bits(q, plan)
     return made, total
 

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from kvstore.codecs.artefact import Artefact
 from kvstore.codecs.block import Block
-from kvstore.codecs.transform.rotary import Floats, Rotary
+from kvstore.codecs.floats import Floats
+from kvstore.codecs.transform.rotary import Rotary
 from kvstore.errors import Corrupt, InvalidArgument, SpecMismatch
 
 KIND = "transform"
@@ -119,7 +120,7 @@ class _Contents:
             self.groups = [tuple(int(layer) for layer in group) for group in facts["groups"]]
             self.sinks = int(facts["sinks"])
             rotary = facts["rotary"]
-            self._rotary = {
+            self._rotary: dict[str, Any] = {
                 "style": str(rotary["style"]), "start": int(rotary["start"]), "scaling": float(rotary["scaling"]),
             }  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
@@ -176,7 +177,7 @@ def _make(contents: _Contents, block: Block, level: str) -> Plan:
     shape = {"head": (planes * heads, dim), "layer": (planes, heads * dim), "joint": (1, joined * planes * heads * dim)}
     count, dimensions = shape[contents.variant]
     tensors = _Tensors(contents, number, at, count, dimensions)
-    wanted = range(count)
+    wanted = list(range(count))
     if contents.variant == "head":
         ours = range(block.first_head, block.first_head + block.heads)
         wanted = [plane * heads + head for plane in range(planes) for head in ours]

@@ -14,10 +14,9 @@ import numpy.typing as npt
 from kvstore.codecs import rans
 from kvstore.codecs.base import NotEncodable
 from kvstore.codecs.block import Block
+from kvstore.codecs.floats import Floats, from_float32, to_float32
 from kvstore.codecs.transform import body as bodies
 from kvstore.codecs.transform.plan import Plan
-from kvstore.codecs.transform.rotary import Floats
-from kvstore.codecs.transform.values import to_bits, to_floats
 
 Quantized = npt.NDArray[np.int32]
 
@@ -54,12 +53,12 @@ def decode(body: memoryview, block: Block, plan: Plan, out: memoryview) -> None:
     head = np.frombuffer(pieces.raw, bits.dtype).reshape(bits[:, :, :sinks].shape)
     bits[:, :, :sinks] = head
     if shape.tokens:
-        bits[:, :, sinks:] = to_bits(turned(inverse(q, plan), block, plan, sinks), block.dtype)
+        bits[:, :, sinks:] = from_float32(turned(inverse(q, plan), block, plan, sinks), block.dtype)
 
 
 def channels(bits: npt.NDArray[Any], block: Block, plan: Plan, sinks: int) -> Floats:
     """Values `[token, channel]` of bits `[layer, plane, token, head, dim]`, keys before rotation."""
-    values = to_floats(bits, block.dtype)
+    values = np.array(to_float32(np.ascontiguousarray(bits), block.dtype))
     if not np.isfinite(values).all():
         raise NotEncodable("NaN or infinity in KV: the transform codec takes finite values; lossless takes these")
     for layer, rotary in enumerate(plan.rotary):

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import factorial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kvstore.codecs.floats import Floats
 from kvstore.errors import InvalidArgument
 
-Floats: TypeAlias = npt.NDArray[np.float32]
 STYLES = ("half", "interleaved")
 # π/2 in three pieces: a quotient of up to 20 bits times either of the first two is exact.
 _HALF_PI = (1.57079632673412561417e00, 6.07710050630396597660e-11, 2.02226624879595063154e-21)

@@ -54,16 +54,18 @@ def _smooth(counts: Counts) -> Counts:
     spread = max((counts * np.arange(len(counts))).sum() / max(total, 1), 0.02)
     decay = spread / (1 + spread)
     tail = (1 - decay) * decay ** np.arange(len(counts)) + 1e-9
-    return (counts + 2 * tail / tail.sum()) / (total + 2)
+    share: Counts = (counts + 2 * tail / tail.sum()) / (total + 2)
+    return share
 
 
 def _table(counts: Counts) -> npt.NDArray[np.uint16]:
-    """The frequencies of one table: symmetric counts, the escape, and no symbol that is rarer than it is worth."""
+    """The frequencies of one table: symmetric counts without a gap, as far out as a symbol is worth it, the escape."""
     share = _smooth(counts)
     both = np.zeros(256)
     both[128] = share[0]
     both[129:] = share[1:] / 2
     both[1:128] = both[:128:-1]
-    both[both < _LEAST] = 0
+    reach = int(np.flatnonzero(both[128:] >= _LEAST)[-1])
+    both[: 128 - reach] = both[129 + reach :] = 0
     both[0] = max(1e-9, 1 - both.sum())
     return quantize_freqs(both)

@@ -104,7 +104,7 @@ def _timed(run: Callable[[], Any]) -> float:
     """Seconds on the device."""
     import torch
 
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
     run()
     end.record()

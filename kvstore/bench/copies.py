@@ -119,7 +119,7 @@ class Copies:
             expect(same, "view", slot)
 
     def _put_copy(self, slot: int) -> None:
-        put_chunk(self._plain, self._spec, self._fresh.ref, self._corpus.sources[slot])
+        put_chunk(self._plain, self._spec, self._fresh.ref, self._corpus.sources[slot], self._fresh.parts)
 
     def _stored(self, put: Fresh) -> Step:
         def check(slot: int) -> None:

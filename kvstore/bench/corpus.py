@@ -67,10 +67,17 @@ def chunk_bytes(spec: KVSpec, tokens: int = 0) -> int:
     return sum(spec.part_bytes(part, tokens or spec.chunk_tokens) for part in spec.all_parts)
 
 
-def put_chunk(client: Client, spec: KVSpec, ref: ChunkRef, memory: Bytes) -> bool:
-    """Store all parts of a chunk that lie in `memory` one after the other; False if any was there already."""
-    stored = [client.put(spec, ref, memory[at], part=part) for part, at in layout(spec, ref.tokens)]
-    return all(stored)
+def put_chunk(
+    client: Client, spec: KVSpec, ref: ChunkRef, memory: Bytes, parts: Sequence[tuple[Part, slice]] | None = None
+) -> bool:
+    """Store all parts of a chunk that lie in `memory` one after the other; False if any was there already.
+
+    `parts` is their `layout`, where what is timed is the store's work alone.
+    """
+    stored = True
+    for part, at in layout(spec, ref.tokens) if parts is None else parts:
+        stored &= client.put(spec, ref, memory[at], part=part)
+    return stored
 
 
 def wants_of(client: Client, spec: KVSpec, ref: ChunkRef, memory: Bytes) -> list[Want]:

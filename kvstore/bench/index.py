@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from kvstore import _native
+from kvstore.artefacts import Artefacts
 from kvstore.bench.corpus import ref_of
 from kvstore.bench.measure import Bar, Row, percentile, rss
 from kvstore.catalog import Namespace, Scope
+from kvstore.coder import Coder
 from kvstore.config import Config, DramConfig
 from kvstore.core import DRAM, NVME, Core, Removed
 from kvstore.record import GROUP_DTYPE, Record
@@ -114,7 +116,7 @@ class _Books:
 
     def __init__(self, chunks: int) -> None:
         config = Config(dram=DramConfig(capacity=MiB, extent=MiB), max_chunks=chunks + STEP)
-        self._core = Core(config, DramTier(MiB, MiB), _Weightless())
+        self._core = Core(config, DramTier(MiB, MiB), _Weightless(), Coder(config, Artefacts(None, ())))
         self._memory = _native.Allocator((chunks + STEP) * RECORD)
         spec = KVSpec.dense("bench-index", layers=1, kv_heads=1, head_dim=16, chunk_tokens=16)
         namespace = self._core.catalog.add_namespace(Namespace("default"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from kvstore.errors import InvalidArgument
-from kvstore.schema import nearest
+from kvstore.nearest import nearest
 from kvstore.spec import KVGroup, KVSpec
 
 TOKENS = 256

@@ -25,6 +25,7 @@ class Fresh:
 
     def __init__(self, client: Client, corpus: Corpus) -> None:
         self._client, self._corpus, self._spec = client, corpus, corpus.spec
+        self.parts = layout(corpus.spec)
         self._put: deque[ChunkRef] = deque()
         self._kept = ring(corpus)
 
@@ -67,7 +68,7 @@ class Staged(Fresh):
 
     def put(self, slot: int) -> None:
         """The timed step."""
-        put_chunk(self._client, self._spec, self.ref, self._staging[slot % self._ring])
+        put_chunk(self._client, self._spec, self.ref, self._staging[slot % self._ring], self.parts)
 
 
 class Reserved(Fresh):
@@ -92,7 +93,7 @@ class Reserved(Fresh):
         while len(self._ahead) < self._depth:
             number = self._filled % self._corpus.count
             ref = ref_of(next(_SEEDS), self._spec.chunk_tokens)
-            self._ahead.append((ref, number, [self._reserve(ref, part, number, at) for part, at in layout(self._spec)]))
+            self._ahead.append((ref, number, [self._reserve(ref, part, number, at) for part, at in self.parts]))
             self._filled += 1
         ref, number, reservations = self._ahead.popleft()
         self._put.append(ref)

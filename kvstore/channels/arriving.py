@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore import _native
-from kvstore.errors import InvalidArgument
+from kvstore.errors import InvalidArgument, SpecMismatch
+from kvstore.record import GROUP_DTYPE
 from kvstore.spec import KVSpec, Part
 
 PIECE_BYTES = 1 << 20
@@ -47,6 +48,22 @@ class Groups:
                 _known.clear()
             _known[key] = found
         return found
+
+    @classmethod
+    def of_frames(cls, packed: bytes) -> Groups:
+        """Those that a record names for frames that are sent, as if they began at 0.
+
+        `SpecMismatch` unless each begins where the one before ends.
+        """
+        rows = np.frombuffer(packed, GROUP_DTYPE) if packed and not len(packed) % GROUP_DTYPE.itemsize else None
+        if rows is None:
+            raise SpecMismatch(f"{len(packed)} bytes are no layer groups")
+        offsets, lengths = rows["offset"] - rows["offset"][0], rows["length"].copy()
+        ends = np.cumsum(lengths, dtype=np.uint64)
+        if not np.array_equal(offsets, ends - lengths):
+            raise SpecMismatch("the frames that the server announced do not follow one another")
+        places = rows.view(np.uint8).reshape(-1, GROUP_DTYPE.itemsize)[:, :16].tobytes()
+        return cls(places, offsets, lengths, ends.tolist())
 
     def expected(self, packed: bytes) -> bytes | None:
         """The digests in a record's `groups`; None unless that names just these layer groups."""

@@ -62,9 +62,11 @@ class BulkBackend(Control):
         """As `get`, each as soon as it has come: in order, but what arrived damaged at the end."""
         return self._items(spec, wants, range(len(wants)), fidelity, verify)
 
-    def view(self, spec: KVSpec, ref: ChunkRef, part: Part) -> View:
+    def view(
+        self, spec: KVSpec, ref: ChunkRef, part: Part, *, fidelity: Fidelity = Fidelity.EXACT, encoded: bool = False
+    ) -> View:
         """Not over a network."""
-        del spec, ref, part
+        del spec, ref, part, fidelity, encoded
         raise InvalidArgument("views need an embedded store or a server on this host; use get with a buffer of yours")
 
     def put(self, spec: KVSpec, offer: Offer, *, ack: Ack = Ack.STORED) -> bool:
@@ -124,7 +126,7 @@ class BulkBackend(Control):
     ) -> Iterator[tuple[int, Exception | None]]:
         """One request for what is `left`, its items as they arrive; each is taken out of `left` first."""
         indexes = tuple(left)
-        receiver = Receiver(spec, wants, indexes)
+        receiver = Receiver(spec, wants, indexes, self.find_artefact)
         line.in_step = False
         line.send(pb.METHOD_GET, get_request(spec, [wants[index] for index in indexes], fidelity, verify))
         for index in indexes:

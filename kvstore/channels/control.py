@@ -15,6 +15,9 @@ import numpy as np
 
 from kvstore import _native, wire
 from kvstore.api import Ack, Description, Fidelity, Found, Offer, Page, Query, Want, in_batches
+from kvstore.channels import artefacts
+from kvstore.codecs import Artefact
+from kvstore.decoding import known_forms
 from kvstore.errors import Corrupt, InvalidArgument, SpecMismatch
 from kvstore.keys import REF_BYTES, ChunkRef, pack_keys
 from kvstore.record import group_table
@@ -105,9 +108,23 @@ class Control(ABC):
         ttl_ms = min(0xFFFFFFFF, max(1, round(seconds * 1000)))
         return self._count("Pin", spec, pb.PinRequest(spec=spec.digest, keys=pack_keys(keys), ttl_ms=ttl_ms))
 
-    def prefetch(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
+    def prefetch(self, spec: KVSpec, keys: Sequence[bytes], *, fidelity: Fidelity = Fidelity.EXACT) -> int:
         """Bring chunks into the server's DRAM."""
-        return self._count("Prefetch", spec, pb.KeysRequest(spec=spec.digest, keys=pack_keys(keys)))
+        least = wire.fidelity_to_number(fidelity)
+        return self._count("Prefetch", spec, pb.KeysRequest(spec=spec.digest, keys=pack_keys(keys), fidelity=least))
+
+    def artefact(self, digest: bytes) -> bytes:
+        """An artefact's file."""
+        return artefacts.fetch_file(digest, self._artefact_piece)
+
+    def find_artefact(self, digest: bytes) -> Artefact:
+        """An artefact that a chunk names, fetched when this process first meets it."""
+        return artefacts.find(digest, self._artefact_piece)
+
+    def _artefact_piece(self, digest: bytes, offset: int) -> tuple[int, bytes]:
+        request = pb.GetArtefactRequest(digest=digest, offset=offset)
+        answer = self.call("GetArtefact", request, pb.GetArtefactResponse)
+        return answer.bytes, answer.data
 
     def chunks(self, cursor: int = 0, limit: int = 1000) -> Page:
         """A page of stored chunks; the server gives at most 1000."""
@@ -182,6 +199,7 @@ def get_request(spec: KVSpec, wants: Sequence[Want], fidelity: Fidelity, verify:
         fidelity=wire.fidelity_to_number(fidelity),
         verify=verify,
         layers=[pb.LayerRange(start=start, end=end) for start, end in layers],
+        accept_forms=known_forms(),
     )
     encoded: bytes = request.SerializeToString()
     return encoded

@@ -50,9 +50,11 @@ class GrpcBackend(Control):
             self._get(spec, wants, damaged, outcomes, fidelity, True)
         return [outcomes[index] for index in range(len(wants))]
 
-    def view(self, spec: KVSpec, ref: ChunkRef, part: Part) -> View:
+    def view(
+        self, spec: KVSpec, ref: ChunkRef, part: Part, *, fidelity: Fidelity = Fidelity.EXACT, encoded: bool = False
+    ) -> View:
         """Not over gRPC."""
-        del spec, ref, part
+        del spec, ref, part, fidelity, encoded
         raise InvalidArgument(
             "views need an embedded store (kvstore.open) or a server on this host; over gRPC use get with a buffer"
         )
@@ -119,7 +121,7 @@ class GrpcBackend(Control):
         left = list(indexes)
 
         def attempt(seconds: float) -> None:
-            receiver = Receiver(spec, wants, list(left))
+            receiver = Receiver(spec, wants, list(left), self.find_artefact)
             request = get_request(spec, [wants[index] for index in left], fidelity, verify)
             call = download(request, timeout=seconds, metadata=self._link.metadata)
             try:

@@ -36,6 +36,7 @@ NUMBERS: dict[str, int] = {
     "Prefetch": pb.METHOD_PREFETCH,
     "List": pb.METHOD_LIST,
     "Stats": pb.METHOD_STATS,
+    "GetArtefact": pb.METHOD_GET_ARTEFACT,
     "Place": pb.METHOD_PLACE,
     "Stage": pb.METHOD_STAGE,
     "StagedPut": pb.METHOD_PUT_STAGED,

@@ -67,7 +67,8 @@ class Address:
         host, _, port = rest.rstrip("/").rpartition(":")
         if scheme not in ("", "grpc", "grpcs") or bool(mark) != bool(scheme) or not host or not port.isdecimal():
             raise InvalidArgument(
-                f"{url!r} is no server; use HOST:PORT, grpc://HOST:PORT, grpcs://HOST:PORT or unix:PATH"
+                f"{url!r} is no server; use HOST:PORT, or to force a way local:PATH, bulk://HOST:PORT, "
+                "bulks://HOST:PORT, grpc://HOST:PORT, grpcs://HOST:PORT or unix:PATH"
             )
         return cls(rest.rstrip("/"), scheme == "grpcs")
 

@@ -16,19 +16,21 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from kvstore import _native, wire
+from kvstore import wire
 from kvstore.api import Ack, ChunkInfo, Event, Fidelity, Found, Offer, PlacementInfo, Query, View, Want
 from kvstore.channels import local_unasked
 from kvstore.channels.bulk import BulkBackend
 from kvstore.channels.control import Control, OwnReservation, found_from, lookup_request
-from kvstore.channels.local_hazards import HazardLeases
 from kvstore.channels.local_leases import Lease
 from kvstore.channels.local_life import Life
+from kvstore.channels.local_put import LocalPuts
 from kvstore.channels.local_read import fill, header_length
+from kvstore.channels.local_releases import Releases
+from kvstore.channels.local_share import share
 from kvstore.channels.local_view import LocalView
 from kvstore.channels.options import Options
-from kvstore.channels.staging import Segment, Staging
-from kvstore.channels.stream import ONE_WAY, Frame, Stream, encode
+from kvstore.channels.stream import Frame, Stream
+from kvstore.decoding import FindArtefact, OwnView, known_forms, raw_record
 from kvstore.errors import (
     Corrupt,
     DeadlineExceeded,
@@ -39,16 +41,14 @@ from kvstore.errors import (
 )
 from kvstore.keys import ChunkRef
 from kvstore.places import Place, pack_items, unpack_places
-from kvstore.shared_index import SharedIndex
+from kvstore.record import RAW, unpack
 from kvstore.spec import KVSpec, Part
 from kvstore.v1 import kvstore_pb2 as pb
 
 HOLD_S = 5.0  # how long a get may take for its copies
 WINDOW_BYTES = 256 << 20  # what one call of a large get holds at a time
 TRIES = 3
-SMALL_BYTES = 4 << 20  # a put of so much goes through staging memory that is in the processor's cache
 _MARGIN_S = 0.002  # by how much the server's milliseconds may be short of ours
-_RELEASE_AT = 16
 
 
 class _Placed(NamedTuple):
@@ -78,10 +78,10 @@ class LocalBackend(Control):
         self._inline = BulkBackend(self._lines)
         self._life: Life | None = None
         self._renewing = threading.Lock()
-        self._staging = Staging()
         self._own_leases = os.urandom(8)
         self._numbers = itertools.count()
-        self._ended: deque[bytes] = deque()
+        self._releases = Releases(self._lines)
+        self._puts = LocalPuts(self._lines, self._life_of, self._releases.over)
         self._lingering: deque[tuple[LocalView, Callable[[], None]]] = deque()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         _backends.add(self)
@@ -92,7 +92,7 @@ class LocalBackend(Control):
 
     def buffer(self, shape: int | Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         """An array that the server can read where it lies; see `Client.buffer`."""
-        return self._staging.array(shape, dtype)
+        return self._puts.staging.array(shape, dtype)
 
     # Look-ups
 
@@ -110,7 +110,7 @@ class LocalBackend(Control):
         known = [None if life is None else life.leases.drop(each) for each in leases]
         told = [each for each, lease in zip(leases, known, strict=True) if lease is None or lease.hazards is None]
         if told:
-            self._send_released(told)
+            self._releases.send(told)
 
     def _lookup_unasked(self, life: Life, query: Query) -> Found | None:
         answer = local_unasked.lookup(life, query)
@@ -119,7 +119,7 @@ class LocalBackend(Control):
         found, lease = answer
         old = life.leases.drop(query.lease)
         if old is not None and old.hazards is None:
-            self._ended.append(query.lease)
+            self._releases.add(query.lease)
         life.leases.add(query.lease, lease)
         return found
 
@@ -130,7 +130,7 @@ class LocalBackend(Control):
 
         def attempt(line: Stream) -> tuple[Life, float, bytes]:
             life, sent = self._life_of(line), time.monotonic()
-            return life, sent, self._lines.exchange(line, pb.METHOD_LOOKUP, message, self._over())
+            return life, sent, self._lines.exchange(line, pb.METHOD_LOOKUP, message, self._releases.over())
 
         life, sent, told = self.with_spec(query.spec, lambda: self._lines.run(attempt))
         answer = pb.LookupResponse.FromString(told)
@@ -151,31 +151,8 @@ class LocalBackend(Control):
 
     def _ask_to_share(self, line: Stream) -> Life:
         life = self._life_of(line)
-        with life.lock:
-            if life.index_asked:
-                return life
-            try:
-                told = self._lines.ask(line, pb.METHOD_INDEX, b"")
-                descriptor = line.take_descriptor()
-                try:
-                    life.index = SharedIndex(descriptor, pb.IndexResponse.FromString(told).bytes)
-                finally:
-                    os.close(descriptor)
-                life.hazards = self._share_hazards(line, HazardLeases(life.index, life.anchor))
-            except (Unavailable, DeadlineExceeded):
-                raise
-            except KVStoreError:  # a server without one, or no memory for it: ask the server itself
-                pass
-            life.index_asked = True
+        share(self._lines, line, life)
         return life
-
-    def _share_hazards(self, line: Stream, hazards: HazardLeases) -> HazardLeases:
-        message = pb.HazardsRequest(bytes=_native.HAZARD_TABLE_BYTES).SerializeToString()
-        line.in_step = False
-        line.send(pb.METHOD_HAZARDS, message, descriptors=(hazards.fileno(),))
-        answer = pb.HazardsResponse.FromString(self._lines.answer(line).message)
-        hazards.begin(answer.lease_limit_ms / 1000)
-        return hazards
 
     # Reading
 
@@ -191,17 +168,19 @@ class LocalBackend(Control):
             left = list(range(len(wants)))
         else:
             for number, want in enumerate(wants):
-                if not _read_leased(life, spec, want, fidelity, verify):
+                if not _read_leased(life, spec, want, fidelity, verify, self.find_artefact):
                     left.append(number)
         if left:
-            left = local_unasked.read(self._shared(), spec, wants, left, verify, HOLD_S)
+            left = local_unasked.read(self._shared(), spec, wants, left, verify, HOLD_S, self.find_artefact)
         if left:
             for window in _windows(wants, left) if len(left) > 1 else (left,):
                 self._read_placed(spec, wants, window, outcomes, fidelity, verify)
         return outcomes
 
-    def view(self, spec: KVSpec, ref: ChunkRef, part: Part) -> View:
-        """A part where it lies, under a lease of its own without a time limit."""
+    def view(
+        self, spec: KVSpec, ref: ChunkRef, part: Part, *, fidelity: Fidelity = Fidelity.EXACT, encoded: bool = False
+    ) -> View:
+        """A part where it lies, under a lease of its own without a time limit; decoded if it is stored encoded."""
         if self._lingering:
             self._sweep()
         spec.check_part(part)
@@ -210,18 +189,33 @@ class LocalBackend(Control):
             return found
         lease = self._new_lease()
         try:
-            placed = self._place(spec, pack_items([(ref, part)]), Fidelity.EXACT, False, lease, 0.0)
+            placed = self._place(spec, pack_items([(ref, part)]), fidelity, False, lease, 0.0)
             for error in placed.failures.values():
                 raise error
-            (location, stored, _, _) = placed.places[0]
+            (location, stored, form, _) = placed.places[0]
             header = header_length(spec, part)
             memory = placed.life.extents.memory(location, header, stored)
             if memory is None:
                 raise SpecMismatch(f"the server named a place in an extent that it has not given: {location:#x}")
+            if form != RAW and not encoded:
+                own = self._decoded_view(placed, spec, ref, part, memory[:header])
+                self._releases.send([lease])
+                return own
         except BaseException:
-            self._send_released([lease])
+            self._releases.send([lease])
             raise
         return LocalView(memory, header, partial(self._end_view, partial(self._end_lease, placed.life, lease)))
+
+    def _decoded_view(self, placed: _Placed, spec: KVSpec, ref: ChunkRef, part: Part, header: memoryview) -> OwnView:
+        """What is placed, decoded into memory of its own."""
+        data = np.empty(spec.part_bytes(part, ref.tokens), np.uint8).data
+        record, want = unpack(header), Want(ref, part, data)
+        problem = fill(placed.life.extents, spec, want, placed.places[0], True, self.find_artefact)
+        if problem is not None:
+            raise problem
+        if placed.life.ended:
+            raise Unavailable(f"{self._lines.name} has ended")
+        return OwnView(raw_record(record, data, spec), data)
 
     def _read_placed(
         self,
@@ -241,11 +235,14 @@ class LocalBackend(Control):
             again, inline = list[int](), list[int]()
             for at, number in enumerate(left):
                 outcome = placed.failures.get(at)
-                if isinstance(outcome, Shed):  # no room to bring it into DRAM: the server can still send it
+                strange = outcome is None and placed.places[at][2] not in (RAW, *known_forms())
+                if isinstance(outcome, Shed) or strange:  # no room in DRAM, or not to be decoded here: it can be sent
                     inline.append(number)
                     continue
                 if outcome is None:
-                    outcome = fill(placed.life.extents, spec, wants[number], placed.places[at], verify)
+                    outcome = fill(
+                        placed.life.extents, spec, wants[number], placed.places[at], verify, self.find_artefact
+                    )
                     if time.monotonic() >= placed.deadline or placed.life.ended:
                         again.append(number)
                         outcome = DeadlineExceeded(f"the copy took longer than {HOLD_S} s, {TRIES} times")
@@ -253,7 +250,7 @@ class LocalBackend(Control):
                         suspicious = True
                         again.append(number)
                 outcomes[number] = outcome
-            self._ended.append(lease)
+            self._releases.add(lease)
             if inline:
                 rest = self._inline.get(spec, [wants[number] for number in inline], fidelity=fidelity, verify=verify)
                 for number, told in zip(inline, rest, strict=True):
@@ -261,8 +258,7 @@ class LocalBackend(Control):
             left = again
             if not left:
                 break
-        if len(self._ended) >= _RELEASE_AT:
-            self._send_released(())
+        self._releases.send_if_many()
 
     def _place(
         self, spec: KVSpec, items: bytes, fidelity: Fidelity, verify: bool, lease: bytes, lease_s: float
@@ -279,7 +275,7 @@ class LocalBackend(Control):
 
         def attempt(line: Stream) -> tuple[Life, float, bytes]:
             life, sent = self._life_of(line), time.monotonic()
-            return life, sent, self._lines.exchange(line, pb.METHOD_PLACE, message, self._over())
+            return life, sent, self._lines.exchange(line, pb.METHOD_PLACE, message, self._releases.over())
 
         life, sent, told = self.with_spec(spec, lambda: self._lines.run(attempt))
         answer = pb.PlaceResponse.FromString(told)
@@ -294,7 +290,7 @@ class LocalBackend(Control):
 
     def _end_lease(self, life: Life, lease: bytes) -> None:
         if not life.ended:
-            self._send_released([lease])
+            self._releases.send([lease])
 
     def _sweep(self) -> None:
         """Give back the leases of closed views that arrays stood on."""
@@ -307,54 +303,20 @@ class LocalBackend(Control):
 
     def put(self, spec: KVSpec, offer: Offer, *, ack: Ack = Ack.STORED) -> bool:
         """Store a part from staging memory; what lies elsewhere is copied there first."""
-        data = offer.data
-        staged = self._staging.find(data)
-        if staged is not None:
-            return self._put_staged(spec, offer, ack, *staged)
-        piece = self._staging.take(data.nbytes)
-        if piece is None:
-            return self._inline.put(spec, offer, ack=ack)
+        if spec.digest not in self._registered:
+            self.register(spec)
         try:
-            if data.nbytes <= SMALL_BYTES:
-                np.copyto(np.frombuffer(piece.data, np.uint8), np.frombuffer(data, np.uint8))
-            else:
-                _native.copy(piece.data, data)
-            return self._put_staged(spec, offer, ack, piece.segment, piece.offset)
-        finally:
-            self._staging.give_back(piece)
+            told = self._puts.put(spec, offer, ack)
+        except wire.UnknownSpec:
+            self.register(spec)
+            told = self._puts.put(spec, offer, ack)
+        return self._inline.put(spec, offer, ack=ack) if told is None else told
 
     def reserve(self, spec: KVSpec, ref: ChunkRef, part: Part, *, first_valid: int = 0) -> OwnReservation:
         """Staging memory; `commit` puts it."""
         spec.check_part(part)
-        data = self._staging.lend(spec.part_bytes(part, ref.tokens))
+        data = self._puts.staging.lend(spec.part_bytes(part, ref.tokens))
         return OwnReservation(self, spec, ref, part, first_valid, data)
-
-    def _put_staged(self, spec: KVSpec, offer: Offer, ack: Ack, segment: Segment, offset: int) -> bool:
-        request = _staged_put(spec, offer, ack, segment.number, offset)
-
-        def attempt(line: Stream) -> bytes:
-            life = self._life_of(line)
-            if segment.number not in life.staged:
-                self._stage(line, life, segment)
-            try:
-                return self._lines.exchange(line, pb.METHOD_PUT_STAGED, request, self._over())
-            finally:
-                if not line.in_step:  # tells the server, before the caller can write to the memory again
-                    line.shut()
-
-        answer = self.with_spec(spec, lambda: self._lines.run(attempt))
-        return bool(pb.PutResponse.FromString(answer).stored)
-
-    def _stage(self, line: Stream, life: Life, segment: Segment) -> None:
-        """Give a segment's descriptor to the server."""
-        with life.lock:
-            if segment.number in life.staged:
-                return
-            message = pb.StageRequest(number=segment.number, bytes=segment.nbytes).SerializeToString()
-            line.in_step = False
-            line.send(pb.METHOD_STAGE, message, descriptors=(segment.descriptor,))
-            self._lines.answer(line)
-            life.staged.add(segment.number)
 
     # The rest
 
@@ -424,28 +386,17 @@ class LocalBackend(Control):
             raise Unavailable(f"{self._lines.name} was started again")
         life.extents.take(line, told)
 
-    def _over(self) -> bytes:
-        """What tells the server, ahead of a call, which leases are over."""
-        released = _drain(self._ended) if self._ended else ()
-        return _release_frame(released) if released else b""
-
-    def _send_released(self, leases: Sequence[bytes]) -> None:
-        """Tell the server that leases are over. One that is gone has ended them already."""
-        frame = _release_frame([*leases, *_drain(self._ended)])
-        with contextlib.suppress(Unavailable):
-            self._lines.run(lambda line: line.send_raw([frame]))
-
     def _new_lease(self) -> bytes:
         return self._own_leases + next(self._numbers).to_bytes(8, "little")
 
 
-def _read_leased(life: Life, spec: KVSpec, want: Want, fidelity: Fidelity, verify: bool) -> bool:
+def _read_leased(life: Life, spec: KVSpec, want: Want, fidelity: Fidelity, verify: bool, find: FindArtefact) -> bool:
     """Copy a part that is under a lease of ours; False where it has to be asked for, whatever the reason."""
     found = life.leases.find(spec.digest, want.ref, want.part, fidelity)
     if found is None:
         return False
     lease, place = found
-    outcome = fill(life.extents, spec, want, place, verify)
+    outcome = fill(life.extents, spec, want, place, verify, find)
     return outcome is None and not lease.is_over() and not life.ended
 
 
@@ -460,31 +411,6 @@ def _windows(wants: Sequence[Want], left: list[int]) -> Iterator[list[int]]:
         window.append(number)
         nbytes += size
     yield window
-
-
-def _staged_put(spec: KVSpec, offer: Offer, ack: Ack, staging: int, offset: int) -> bytes:
-    """The encoded message."""
-    ref = offer.ref
-    put = wire.StagedPut(
-        spec.digest, ref.key, ref.parent, offer.part.pack(), ref.position, ref.tokens, offer.first_valid,
-        wire.ack_to_number(ack), staging, offset,
-    )  # fmt: skip
-    encoded: bytes = pb.StagedPutRequest(put=wire.staged_put_to_bytes(put)).SerializeToString()
-    return encoded
-
-
-def _drain(ended: deque[bytes]) -> list[bytes]:
-    found = []
-    while ended:
-        try:
-            found.append(ended.popleft())
-        except IndexError:  # another thread took it
-            break
-    return found
-
-
-def _release_frame(leases: Sequence[bytes]) -> bytes:
-    return encode(pb.METHOD_RELEASE, pb.ReleaseRequest(leases=b"".join(leases)).SerializeToString(), ONE_WAY)
 
 
 _backends: weakref.WeakSet[LocalBackend] = weakref.WeakSet()

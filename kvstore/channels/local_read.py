@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kvstore import _native
 from kvstore.api import Want
 from kvstore.channels.extents import Extents
+from kvstore.decoding import FindArtefact, covering, decode_layers, layer_count, threads_for
 from kvstore.errors import Corrupt, InvalidArgument, KVStoreError, SpecMismatch
 from kvstore.keys import ChunkRef
 from kvstore.places import Place
-from kvstore.record import RAW, header_bytes, unpack
+from kvstore.record import RAW, Record, header_bytes, unpack
 from kvstore.spec import KVSpec, Part
 
 _NAMES = struct.Struct("<32s32x16s40xII")  # of a record's header, from its byte 32 on: key, spec, position, tokens
@@ -31,8 +34,10 @@ def _ranges(spec: KVSpec, part: Part, tokens: int) -> tuple[tuple[int, int], ...
     return tuple(spec.layer_ranges(part, tokens))
 
 
-def fill(extents: Extents, spec: KVSpec, want: Want, place: Place, verify: bool) -> KVStoreError | None:
-    """Copy what lies at a place into a destination; what went wrong, or None.
+def fill(
+    extents: Extents, spec: KVSpec, want: Want, place: Place, verify: bool, find: FindArtefact
+) -> KVStoreError | None:
+    """Copy or decode what lies at a place into a destination; what went wrong, or None.
 
     It counts only if the lease on the place turns out to be valid *afterwards*: the memory may be another chunk's
     as soon as it is not. `Corrupt` and `SpecMismatch` say that the bytes are not what they should be.
@@ -46,7 +51,7 @@ def fill(extents: Extents, spec: KVSpec, want: Want, place: Place, verify: bool)
         if form == RAW and not verify:
             problem = _copy_raw(memory[header:], spec, want)
         else:
-            problem = _read_record(memory, header, spec, want, form, verify)
+            problem = _read_record(memory, header, spec, want, form, find)
     except KVStoreError as error:
         return error
     if problem is None and not is_of(memory, spec, want.ref):
@@ -71,30 +76,43 @@ def _copy_raw(payload: memoryview, spec: KVSpec, want: Want) -> KVStoreError | N
 
 
 def _read_record(
-    memory: memoryview, header: int, spec: KVSpec, want: Want, form: int, verify: bool
+    memory: memoryview, header: int, spec: KVSpec, want: Want, form: int, find: FindArtefact
 ) -> KVStoreError | None:
-    """By what the header says: verified, or decoded, or both."""
+    """By what the header says: verified, and decoded if it is encoded.
+
+    Frames are copied first. Memory whose lease is over may become another chunk's while it is looked at, which a copy
+    survives and a decoder need not.
+    """
     record = unpack(memory[:header])
     if (record.key, record.spec, record.part, record.form) != (want.ref.key, spec.digest, want.part, form):
         return SpecMismatch(f"another record lies where {want.ref.key.hex()} should")
-    groups = record.groups
-    if want.layers is not None:
-        first, last = _checked_layers(want, len(groups))
-        groups = groups[first : last + 1]
+    if record.stored != len(memory) - header:
+        return SpecMismatch(f"a record of {record.stored} bytes lies where one of {len(memory) - header} should")
+    groups = _groups(record, memory[header:], spec, want)
     start, end = int(groups["offset"][0]), int(groups["offset"][-1] + groups["length"][-1])
     payload = memory[header + start : header + end]
     offsets = (groups["offset"] - groups["offset"][0]).astype(np.uint64)
     lengths = groups["length"].astype(np.uint64)
-    if form == RAW:
-        if len(payload) != want.out.nbytes:
-            return _wrong_length(want, len(payload))
-        digests = _native.copy_hash_many(want.out, payload, offsets, lengths)
-    else:
-        digests = _native.xxh3_128_many(payload, offsets, lengths) if verify else groups["xxh3"]
-        _native.copy(want.out, payload)
+    out = want.out if form == RAW else np.empty(len(payload), np.uint8).data
+    if len(payload) != out.nbytes:
+        return _wrong_length(want, len(payload))
+    digests = _native.copy_hash_many(out, payload, offsets, lengths)
     if not np.array_equal(digests, groups["xxh3"]):
         return Corrupt(f"layer groups of {want.ref.key.hex()} do not match their checksums")
+    if form != RAW:
+        threads = threads_for(want.out.nbytes)
+        decode_layers(out, want.out, spec, want.ref, want.part, want.layers, find, threads=threads)
     return None
+
+
+def _groups(record: Record, payload: memoryview, spec: KVSpec, want: Want) -> npt.NDArray[Any]:
+    """The layer groups, or the frames, that hold what is wanted."""
+    if want.layers is None:
+        return record.groups
+    first, last = _checked_layers(want, layer_count(spec, want.part))
+    if record.form == RAW:
+        return record.groups[first : last + 1]
+    return record.groups[slice(*covering(payload, record.groups, want.layers, layer_count(spec, want.part)))]
 
 
 def _checked_layers(want: Want, count: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from kvstore.channels.local_leases import Lease
 from kvstore.channels.local_life import Life
 from kvstore.channels.local_read import fill, header_length, is_of
 from kvstore.channels.local_view import LocalView
+from kvstore.decoding import FindArtefact
 from kvstore.keys import ChunkRef
 from kvstore.places import NOWHERE, unpack_places
 from kvstore.spec import KVSpec
@@ -30,7 +31,9 @@ def lookup(life: Life, query: Query) -> tuple[Found, Lease] | None:
     return found, lease
 
 
-def read(life: Life, spec: KVSpec, wants: Sequence[Want], asked: list[int], verify: bool, hold_s: float) -> list[int]:
+def read(
+    life: Life, spec: KVSpec, wants: Sequence[Want], asked: list[int], verify: bool, hold_s: float, find: FindArtefact
+) -> list[int]:
     """Copy those of the wants asked for that can be read where they lie; the rest."""
     hazards = life.hazards
     taken = None if hazards is None else hazards.read(spec, [wants[number].ref for number in asked], hold_s)
@@ -41,7 +44,7 @@ def read(life: Life, spec: KVSpec, wants: Sequence[Want], asked: list[int], veri
         for number, place in zip(asked, unpack_places(taken.places), strict=True):
             want = wants[number]
             good = place[0] != NOWHERE and want.part == part
-            good = good and fill(life.extents, spec, want, place, verify) is None
+            good = good and fill(life.extents, spec, want, place, verify, find) is None
             if not good or time.monotonic() >= taken.deadline or not hazards.honoured or life.ended:
                 rest.append(number)
     finally:

@@ -133,6 +133,16 @@ class Stream:
             raise self._failed(error) from None
         return self._taken(found, longest)
 
+    def next_question(self, puts: _native.StagedPuts | None) -> Frame | None:
+        """`receive` with `idle`. Puts that `puts` can take natively are taken and answered meanwhile."""
+        if puts is None or isinstance(self._frames, TlsFrames):
+            return self.receive(idle=True)
+        try:
+            found = self._frames.serve(puts, self.patience, MAX_MESSAGE)
+        except OSError as error:
+            raise self._failed(error) from None
+        return self._taken(found, MAX_MESSAGE)
+
     def read_into(self, out: memoryview) -> None:
         """Read exactly as many bytes of the payload as `out` has."""
         if len(out) > self.unread:

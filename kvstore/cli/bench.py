@@ -123,6 +123,24 @@ def index(args: Namespace) -> int:
     return _show(args, "index", rows, facts)
 
 
+def codec(args: Namespace) -> int:
+    """`bench codec`."""
+    from kvstore.bench import codec as bench
+
+    _prepare(args)
+    plot = Path(args.plot) if args.plot else None
+    if plot is not None and not args.quality:
+        raise InvalidArgument("--plot draws size against what it costs a model: use it with --quality")
+    with progress("bench codec", None) as advance:
+        rows = bench.run(
+            args.model, quality=args.quality, speed=not args.no_speed, artefacts=[Path(each) for each in args.artefact],
+            only=args.codecs, each=args.documents or 0, advance=advance,
+        )  # fmt: skip
+    if plot is not None:
+        bench.plot(rows, plot)
+    return _show(args, "codec", rows, bench.FACTS, as_=f"codec-{args.model}" if args.quality else "")
+
+
 def torture(args: Namespace) -> int:
     """`bench torture`; exit 6 if anything is corrupt, phantom, lost or undeleted."""
     from kvstore.bench.torture import torture as bench

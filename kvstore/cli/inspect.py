@@ -11,6 +11,7 @@ from typing import Any
 from kvstore.api import ChunkInfo, PlacementInfo
 from kvstore.cli.output import print_json, print_table, size
 from kvstore.cli.target import open_client
+from kvstore.forms import form_text
 
 
 def stats(args: Namespace) -> int:
@@ -31,8 +32,22 @@ def ls(args: Namespace) -> int:
     if args.json:
         print_json({"chunks": [chunk_dict(chunk) for chunk in chunks]})
         return 0
-    columns = ("key", "spec", "position", "tokens", "parts", "tiers", "stored", "hits", "pinned")
+    columns = ("key", "spec", "position", "tokens", "parts", "tiers", "form", "raw", "stored", "hits", "pinned")
     print_table(columns, [_row(chunk) for chunk in chunks])
+    return 0
+
+
+def artefacts(args: Namespace) -> int:
+    """What codecs have learnt of models, as far as the store has it."""
+    with open_client(args) as client:
+        found = client.stats().get("artefacts", [])
+    if args.json:
+        print_json({"artefacts": found})
+        return 0
+    columns = ("digest", "kind", "model", "size", "use")
+    uses = {True: "encodes", False: "older chunks"}
+    rows = [(each["digest"], each["kind"], each["model"], size(each["bytes"]), uses[each["current"]]) for each in found]
+    print_table(columns, rows)
     return 0
 
 
@@ -62,6 +77,7 @@ def placement_dict(placement: PlacementInfo) -> dict[str, Any]:
         "tier": placement.tier,
         "form": placement.form,
         "level": placement.level,
+        "level_name": form_text(placement.form, placement.level).partition(":")[2],
         "exact": placement.exact,
         "logical": placement.logical,
         "stored": placement.stored,
@@ -73,9 +89,12 @@ def _row(chunk: ChunkInfo) -> tuple[object, ...]:
     parts = len({each.part for each in chunk.placements})
     left = chunk.pinned_until_ms / 1000 - time.time()
     pinned = f"{left:.0f} s" if left > 0 else ""
+    forms = "+".join(dict.fromkeys(form_text(each.form, each.level) for each in chunk.placements))
+    raw = size(sum({each.part: each.logical for each in chunk.placements}.values()))
     stored = size(sum(each.stored for each in chunk.placements))
     return (
-        chunk.key.hex(), chunk.spec.hex()[:8], chunk.position, chunk.tokens, parts, tiers, stored, chunk.hits, pinned,
+        chunk.key.hex(), chunk.spec.hex()[:8], chunk.position, chunk.tokens, parts, tiers, forms, raw, stored,
+        chunk.hits, pinned,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 
-from kvstore import arrays
+from kvstore import Fidelity, arrays
 from kvstore.cli.output import print_json, size
 from kvstore.cli.payload import Array, read_json, read_parts, write_parts
 from kvstore.cli.target import open_client
@@ -79,16 +79,17 @@ def unpin(args: Namespace) -> int:
 
 
 def _read(client: Client, spec: KVSpec, part: Part, args: Namespace) -> tuple[list[Array], list[ChunkRef]]:
+    fidelity = Fidelity.LOSSY if args.lossy else Fidelity.EXACT
     if args.key or args.chunk is not None:
         refs = [_listed(client, spec, _key(args.key))] if args.key else _refs(spec, args)
-        return [client.get(spec, ref, part=part, verify=True) for ref in refs], refs
-    with client.lookup(spec, _chain(spec, args), parts=(part,), lease_s=LEASE_S) as hit:
+        return [client.get(spec, ref, part=part, fidelity=fidelity, verify=True) for ref in refs], refs
+    with client.lookup(spec, _chain(spec, args), parts=(part,), fidelity=fidelity, lease_s=LEASE_S) as hit:
         refs = list(hit.refs)
         if not refs:
             raise NotFound(f"no prefix of {args.tokens} is stored under this spec ({spec.digest.hex()})")
         found = [arrays.empty(spec, part, ref.tokens) for ref in refs]
         wants = [client.want(spec, ref, out, part=part) for ref, out in zip(refs, found, strict=True)]
-        for outcome in client.get_many(spec, wants, verify=True):
+        for outcome in client.get_many(spec, wants, fidelity=fidelity, verify=True):
             if outcome is not None:
                 raise outcome
         return found, refs

@@ -62,6 +62,16 @@ def _server_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
         "demo", "demo", "demo", "Prefill a document, restart the store, load the KV back: the whole job."
     )
     demo.add_argument("--out", metavar="FOLDER", default="demo-out", help="where chart and JSON go (%(default)s)")
+    learn = _Commands(commands, common).add(
+        "calibrate", "calibrate", "calibrate", "Learn what the transform codec must know of a model: an artefact.",
+        "Minutes on a CPU for a small model. docs/calibration.md says which variant is practical for which model.",
+    )  # fmt: skip
+    learn.add_argument("model", metavar="MODEL", help="a folder that Transformers can load, or smollm2 or gemma3")
+    learn.add_argument("--text", nargs="+", default=[], metavar="FILE",
+                       help="what to run the model over (prose, code and manuals of installed packages)")  # fmt: skip
+    learn.add_argument("--variant", choices=("head", "layer", "joint"), default="head",
+                       help="a transform for each head, each layer, or K and V of several layers (head)")  # fmt: skip
+    learn.add_argument("--out", metavar="FILE", help="(MODEL-VARIANT.safetensors)")
 
 
 def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:
@@ -69,6 +79,7 @@ def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
     made.add("stats", "inspect", "stats", "Print counters and gauges.")
     listed = made.add("ls", "inspect", "ls", "List the stored chunks of the namespace.")
     listed.add_argument("--limit", type=positive, metavar="N", help="stop after so many chunks")
+    made.add("artefacts", "inspect", "artefacts", "List what codecs have learnt of models, as far as the store has it.")
     made.add("verify", "verify", "verify", "Read everything back against its checksums; exit 6 if any is corrupt.")
     put = made.add("put", "objects", "put", "Store a part of one chunk, or of all chunks of a prompt.", _FILES)
     _choice(put)
@@ -78,6 +89,7 @@ def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
     put.add_argument("file", metavar="FILE")
     get = made.add("get", "objects", "get", "Read a part of one chunk, or of a prompt's longest stored prefix.", _FILES)
     _choice(get)
+    get.add_argument("--lossy", action="store_true", help="also from copies that a lossy codec has made")
     get.add_argument("-o", "--output", required=True, metavar="FILE")
     _choice(made.add("rm", "objects", "remove", "Delete chunks wherever they lie."), many=True)
     pin = made.add("pin", "objects", "pin", "Keep chunks from eviction for a time.")
@@ -113,6 +125,7 @@ def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Pars
     index.add_argument("--chunks", type=positive, default=1_000_000, metavar="N", help="(%(default)s)")
     index.add_argument("--soak", type=positive, default=1_000_000, metavar="N",
                        help="insertions and evictions of the soak (%(default)s)")  # fmt: skip
+    _codec(told.add("codec", "bench", "codec", "Size and speed of every codec; with --quality what it costs a model."))
     torture = made.add("torture", "bench", "torture", "kill -9 at random moments under load, then check everything.")
     torture.add_argument("--rounds", type=positive, default=100, metavar="N", help="kills (%(default)s)")
     torture.add_argument("--path", metavar="FOLDER", help="where the store lies (a temporary folder)")
@@ -124,6 +137,19 @@ def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Pars
                        help="the environments that make bench-peers installed (~/.cache/kvstore/peers)")  # fmt: skip
     peers.add_argument("--sizes", type=sizes, metavar="SIZE,…", help="of a chunk, multiples of 256 KiB (1MiB,16MiB)")
     peers.add_argument("--rounds", type=positive, default=40, metavar="N", help="timed rounds (%(default)s)")
+
+
+def _codec(parser: _Parser) -> None:
+    """The flags of `bench codec`."""
+    parser.add_argument("--model", default="smollm2", metavar="NAME", help="smollm2 or gemma3 (%(default)s)")
+    parser.add_argument("--quality", action="store_true", help="run the model on named documents: KL and top-1")
+    parser.add_argument("--no-speed", action="store_true", help="with --quality: leave the times out")
+    parser.add_argument("--documents", type=positive, metavar="N", help="of each genre (2; gemma3 1)")
+    parser.add_argument("--codecs", type=words, default=(), metavar="NAME,…", help="only these, like transform,kivi")
+    parser.add_argument("--artefact", nargs="+", default=[], metavar="FILE",
+                        help="more artefacts of the model, like a joint transform for the level small")  # fmt: skip
+    parser.add_argument("--plot", nargs="?", const="bench-codec.png", metavar="FILE",
+                        help="with --quality: draw size against KL (bench-codec.png)")  # fmt: skip
 
 
 def _mix(parser: _Parser) -> None:

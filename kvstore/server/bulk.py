@@ -68,6 +68,7 @@ def _send(connection: Connection, frame: Frame, items: Iterator[Outgoing]) -> No
                 held.close()
         if pieces:
             connection.stream.send_raw(pieces)
+            pieces = []  # or what they stand on would be held until somebody sweeps
 
 
 class Opened(Iterator[Outgoing]):

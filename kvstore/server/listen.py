@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 from kvstore.config import ServerConfig
@@ -15,6 +16,8 @@ from kvstore.errors import ConfigError
 
 AUTO, OFF = "auto", "off"
 BACKLOG = 1024
+FRESH_S = 60.0  # a server that starts has bound its socket and does not listen yet
+PROBE_S = 0.1
 _LONGEST_PATH = 107  # of a Unix socket
 
 
@@ -25,7 +28,12 @@ def local_listener(config: ServerConfig, address: str) -> socket.socket | None:
     """
     if config.local == OFF:
         return None
-    path = _own_folder() / f"{_plain(address)}.sock" if config.local == AUTO else Path(config.local).absolute()
+    if config.local == AUTO:
+        folder = _own_folder()
+        _sweep(folder)
+        path = folder / f"{_plain(address)}.sock"
+    else:
+        path = Path(config.local).absolute()
     if len(os.fsencode(path)) > _LONGEST_PATH:
         if config.local == AUTO:  # a test's or container's deep temporary folder: do without
             return None
@@ -103,11 +111,26 @@ def _clear(path: Path) -> None:
         if path.exists():
             raise FileExistsError(errno.EEXIST, "there is a file of another kind", str(path))
         return
+    if not _is_deserted(path, 1.0):
+        raise OSError(errno.EADDRINUSE, "another server listens there", str(path))
+    path.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the sockets that killed servers have left behind, but none that is being made just now."""
+    for path in folder.glob("*.sock"):
+        with contextlib.suppress(OSError):
+            found = path.lstat()
+            if stat.S_ISSOCK(found.st_mode) and time.time() - found.st_mtime > FRESH_S and _is_deserted(path, PROBE_S):
+                path.unlink(missing_ok=True)
+
+
+def _is_deserted(path: Path, patience_s: float) -> bool:
+    """Whether nobody listens on a socket. `OSError` where that cannot be told in time."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
+        probe.settimeout(patience_s)
         try:
             probe.connect(str(path))
         except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-            return
-    raise OSError(errno.EADDRINUSE, "another server listens there", str(path))
+            return True
+    return False

@@ -7,17 +7,15 @@ from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 from kvstore import wire
-from kvstore.api import Offer
+from kvstore.api import Ack, Offer
 from kvstore.channels.stream import MAX_DESCRIPTORS, BadFrame, Frame
 from kvstore.errors import Closed, KVStoreError, PermissionDenied
 from kvstore.keys import ChunkRef
-from kvstore.server.local_staging import StagingArea, check_sealed
+from kvstore.server.local_staging import KNOWN, STORED, StagingArea, check_sealed
 from kvstore.server.streams import Connection, Handler
 from kvstore.session import Session
 from kvstore.transfer import check_first_valid
 from kvstore.v1 import kvstore_pb2 as pb
-
-_STORED, _KNOWN = (pb.PutResponse(stored=stored).SerializeToString() for stored in (True, False))
 
 
 def handlers() -> Mapping[int, Handler]:
@@ -86,10 +84,13 @@ class LocalCalls:
             connection.session.own(StagingArea).add(request.number, request.bytes, descriptor)
         finally:
             os.close(descriptor)
+        connection.puts = connection.session.own(StagingArea).puts
         connection.answer(frame, pb.StageResponse())
 
     def put_staged(self, connection: Connection, frame: Frame) -> None:
         """A put from memory that the client has staged.
+
+        Those that are like one that went well do not come here any more: they are taken natively.
 
         A client that gave up may write there again, or put something else: then its connection is closed. What was
         copied before that was as it should be.
@@ -101,7 +102,9 @@ class LocalCalls:
         if put.first_valid:
             check_first_valid(put.first_valid, spec, part, put.tokens)
         ack = wire.ack_from_number(put.ack)
-        data = session.own(StagingArea).memory(put.staging, put.offset, nbytes)
+        staging = session.own(StagingArea)
+        connection.puts = staging.puts
+        data = staging.memory(put.staging, put.offset, nbytes)
 
         def confirm() -> None:
             if stream.ended():
@@ -109,7 +112,9 @@ class LocalCalls:
 
         offer = Offer(ChunkRef(put.key, put.parent, put.position, put.tokens), part, data, put.first_valid)
         stored = _store(connection).put_confirmed(spec, offer, ack, confirm)
-        stream.send(frame.method, _STORED if stored else _KNOWN)
+        stream.send(frame.method, STORED if stored else KNOWN)
+        if stored and ack is Ack.STORED:
+            _store(connection).teach(staging.puts, spec, part, put.tokens)
 
     def index(self, connection: Connection, frame: Frame) -> None:
         """The descriptor of the namespace's index in shared memory."""

@@ -8,17 +8,26 @@ import os
 import threading
 
 from kvstore import _native
+from kvstore.channels.stream import encode
 from kvstore.errors import InvalidArgument, Shed, StorageError
 from kvstore.settings import size_text
+from kvstore.v1 import kvstore_pb2 as pb
+from kvstore.wire import STAGED_PUT_PREFIX
 
 MAX_PIECES = 64
 MAX_BYTES = 4 << 30
+STORED, KNOWN = (pb.PutResponse(stored=stored).SerializeToString() for stored in (True, False))
+_ANSWER = encode(pb.METHOD_PUT_STAGED, STORED)
 
 
 class StagingArea:
-    """The staging memory of one session, by the numbers that its client has given to the pieces."""
+    """The staging memory of one session, by the numbers that its client has given to the pieces.
+
+    `puts` takes puts from it without Python, of what it has been taught (`kvstore.intake`).
+    """
 
     def __init__(self) -> None:
+        self.puts = _native.StagedPuts(pb.METHOD_PUT_STAGED, STAGED_PUT_PREFIX, _ANSWER)
         self._pieces: dict[int, memoryview] = {}
         self._bytes = 0
         self._closed = False
@@ -45,6 +54,7 @@ class StagingArea:
             except OSError as error:
                 raise StorageError(f"staging of {nbytes} bytes cannot be mapped: {error.strerror}") from None
             self._pieces[number] = memory.data
+            self.puts.add_memory(number, memory)
             self._bytes += nbytes
         _native.populate_read(memory)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvstore import wire
+from kvstore import _native, wire
 from kvstore.channels.lines import NUMBERS
 from kvstore.channels.stream import (
     FAILED,
@@ -48,12 +48,16 @@ Greet = Callable[[socket.socket], socket.socket]
 
 @dataclass(eq=False)
 class Connection:
-    """One connection that has introduced itself. `ending` is run when it is over, last first."""
+    """One connection that has introduced itself. `ending` is run when it is over, last first.
+
+    `puts` takes puts while the next frame is waited for.
+    """
 
     stream: Stream
     session: Session
     service: Service
     ending: list[Callable[[], object]] = field(default_factory=list)
+    puts: _native.StagedPuts | None = None
 
     def answer(self, frame: Frame, message: Any, *, flags: int = 0) -> None:
         """Answer a frame with a message."""
@@ -167,7 +171,7 @@ class StreamServer:
         connection = Connection(stream, session, self._service)
         stream.deadline, stream.patience = None, STALL_S
         try:
-            while (frame := stream.receive(idle=True)) is not None and self._handle(connection, frame):
+            while (frame := stream.next_question(connection.puts)) is not None and self._handle(connection, frame):
                 pass
         except (BadFrame, DamagedFrame) as error:
             fail(stream, pb.METHOD_NONE, error)

@@ -182,7 +182,8 @@ def any_record(draw: st.DrawFn) -> Record:
 @given(any_record())
 def test_any_header_comes_back(record: Record) -> None:
     again = unpack(memoryview(record.pack() + b"payload"))
-    for name in Record.__dataclass_fields__:
+    assert again.header_bytes == record.header_bytes
+    for name in set(Record.__dataclass_fields__) - {"header_least"}:  # which is told by the length alone
         ours, theirs = getattr(record, name), getattr(again, name)
         assert np.array_equal(ours, theirs) if name == "groups" else ours == theirs, name
 

@@ -38,7 +38,7 @@ def test_copy(length: int, misalignment: int) -> None:
     assert_guards(whole, dst)
 
 
-@pytest.mark.parametrize("misalignment", [0, 1, 32, 63])
+@pytest.mark.parametrize("misalignment", [0, 1, 16, 32, 48, 63])
 @pytest.mark.parametrize("length", SIZES)
 def test_copy_hash(length: int, misalignment: int) -> None:
     src = source(length)

@@ -161,6 +161,8 @@ class Box:
         segment: int = 2 * MiB,
         namespace: str = "default",
         namespaces: Sequence[NamespaceConfig] = (NamespaceConfig("default"),),
+        dram_codec: str = "raw",
+        nvme_codec: str = "raw",
         **rest: Any,
     ) -> kvstore.Client:
         """A store with so many bytes of DRAM and, unless 0, of NVMe."""
@@ -174,8 +176,8 @@ class Box:
             return None
 
         config = Config(
-            dram=DramConfig(dram, extent),
-            nvme=NvmeConfig(self.folder, nvme, segment, 0, 2) if nvme else None,
+            dram=DramConfig(dram, extent, dram_codec),
+            nvme=NvmeConfig(self.folder, nvme, segment, 0, 2, nvme_codec) if nvme else None,
             namespaces=tuple(namespaces),
             **{"put_wait_s": 0.5, **rest},
         )

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, settings
@@ -27,6 +28,7 @@ from kvstore.keys import ChunkRef
 from kvstore.places import unpack_places
 from kvstore.session import Session
 from kvstore.spec import KVSpec, Part
+from tests.store.codec_samples import registered
 from tests.store.conftest import SHARDED, SMALL, MiB, content, prompt, says_the_same, shared_index
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
@@ -54,6 +56,9 @@ class StoreMachine(RuleBasedStateMachine):
     views = Bundle("views")
     placed = Bundle("placed")
 
+    codec = "raw"  # of what lies on disk
+    kept_bits = 0xFFFF  # of every element: the fewer, the more there is to encode
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="kvstore-model-"))
@@ -75,11 +80,15 @@ class StoreMachine(RuleBasedStateMachine):
         self.client = kvstore.open(
             Config(
                 dram=DramConfig(self.dram, self.dram),
-                nvme=NvmeConfig(self.folder / str(self.homes), 64 * MiB, MiB, 0, 2),
+                nvme=NvmeConfig(self.folder / str(self.homes), 64 * MiB, MiB, 0, 2, self.codec),
                 put_wait_s=0.05,
             )
         )
         self.shared = shared_index(self.client.backend)  # type: ignore[arg-type]
+
+    def content(self, spec: KVSpec, ref: ChunkRef, part: Part) -> np.ndarray[Any, Any]:
+        """The array of a part."""
+        return content(spec, ref, part) & self.kept_bits
 
     # Writing
 
@@ -100,7 +109,7 @@ class StoreMachine(RuleBasedStateMachine):
     def put_part(self, spec: KVSpec, ref: ChunkRef, part: Part, ack: str) -> None:
         """Put, and remember what was promised."""
         try:
-            self.client.put(spec, ref, content(spec, ref, part), part=part, ack=ack)
+            self.client.put(spec, ref, self.content(spec, ref, part), part=part, ack=ack)
         except Shed:
             return
         self.maybe.add((ref.key, part))
@@ -115,7 +124,9 @@ class StoreMachine(RuleBasedStateMachine):
         part = next(spec.parts())
         try:
             with self.client.reserve(spec, ref, part=part) as reservation:
-                reservation.data[:] = content(spec, ref, part).tobytes() if commit else b"x" * len(reservation.data)
+                reservation.data[:] = (
+                    self.content(spec, ref, part).tobytes() if commit else b"x" * len(reservation.data)
+                )
                 if commit:
                     reservation.commit()
                     self.maybe.add((ref.key, part))
@@ -143,7 +154,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.durable.discard(where)
             else:
                 assert where in self.maybe or ref.key in self.doomed
-                assert np.array_equal(got, content(spec, ref, part))
+                assert np.array_equal(got, self.content(spec, ref, part))
 
     def must_be_there(self, where: tuple[bytes, Part]) -> bool:
         """Nothing evicts from the disk here, which holds everything many times over."""
@@ -195,7 +206,7 @@ class StoreMachine(RuleBasedStateMachine):
         """The bytes are right up to the end, even of a store that was closed meanwhile."""
         if held is not None:
             where, view = held
-            assert view.data == content(*where).tobytes()
+            assert view.data == self.content(*where).tobytes()
             view.close()
 
     @rule(target=placed, chunk=chunks, verify=st.booleans(), number=st.integers(0, 255))
@@ -212,7 +223,10 @@ class StoreMachine(RuleBasedStateMachine):
                 self.durable.discard((ref.key, part))
             self.leased.pop((session, lease), None)
             return None
-        ((location, _, _, _),) = unpack_places(answer.places)
+        ((location, _, form, _),) = unpack_places(answer.places)
+        if form:  # it lies there as it came from disk
+            self.leased.pop((session, lease), None)
+            return None
         descriptor, size = session.open_extent(location >> 40)
         memory = mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ)
         os.close(descriptor)
@@ -224,7 +238,7 @@ class StoreMachine(RuleBasedStateMachine):
     def read_placed(self, held: Placed | None) -> None:
         """What was placed stays as it was until its lease is released, even of a store that was closed meanwhile."""
         if held is not None and self.leased.get(held.lease) is held:
-            expected = content(*held.where).tobytes()
+            expected = self.content(*held.where).tobytes()
             assert held.memory[held.at : held.at + len(expected)] == expected
 
     @rule(number=st.integers(0, 255))
@@ -271,7 +285,7 @@ class StoreMachine(RuleBasedStateMachine):
         for ref in prompt(SHARDED, 3, seed).refs:
             for part in SHARDED.parts():
                 try:
-                    self.client.put(SHARDED, ref, content(SHARDED, ref, part), part=part)
+                    self.client.put(SHARDED, ref, self.content(SHARDED, ref, part), part=part)
                 except Shed:
                     return
 
@@ -300,7 +314,7 @@ class StoreMachine(RuleBasedStateMachine):
         spec, ref = next((spec, ref) for spec, ref in CHUNKS if ref.key == where[0])
         self.client.close()
         self.doomed.clear()
-        found = content(spec, ref, where[1]).tobytes()
+        found = self.content(spec, ref, where[1]).tobytes()
         offset = data.draw(st.integers(0, len(found) - 1))
         for path in sorted((self.folder / str(self.homes) / "segments").iterdir()):
             whole = path.read_bytes()
@@ -341,10 +355,30 @@ class StoreMachine(RuleBasedStateMachine):
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-TestStore = StoreMachine.TestCase
-TestStore.settings = settings(
+class CodedMachine(StoreMachine):
+    """The same of a store that encodes what it writes to disk, by a codec that loses nothing."""
+
+    codec = "t-exact"
+    kept_bits = 0x0F01
+
+    def reopen(self) -> None:
+        if not hasattr(self, "codecs"):
+            self.codecs = registered()
+            self.codecs.__enter__()
+        super().reopen()
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "codecs"):
+            self.codecs.__exit__(None, None, None)
+
+
+SETTINGS = settings(
     max_examples=400 if LONG else 12,
     stateful_step_count=60 if LONG else 25,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+TestStore = StoreMachine.TestCase
+TestCodedStore = CodedMachine.TestCase
+TestStore.settings = TestCodedStore.settings = SETTINGS

@@ -42,6 +42,7 @@ class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     METHOD_INDEX: _ClassVar[Method]
     METHOD_EXTENTS: _ClassVar[Method]
     METHOD_HAZARDS: _ClassVar[Method]
+    METHOD_GET_ARTEFACT: _ClassVar[Method]
 FIDELITY_EXACT: Fidelity
 FIDELITY_LOSSY: Fidelity
 ACK_STORED: Ack
@@ -69,6 +70,7 @@ METHOD_PUT_STAGED: Method
 METHOD_INDEX: Method
 METHOD_EXTENTS: Method
 METHOD_HAZARDS: Method
+METHOD_GET_ARTEFACT: Method
 
 class KVGroup(_message.Message):
     __slots__ = ("layers", "kv_heads", "head_dim", "window", "latent_dim")
@@ -292,12 +294,14 @@ class PutResponse(_message.Message):
     def __init__(self, stored: _Optional[bool] = ...) -> None: ...
 
 class KeysRequest(_message.Message):
-    __slots__ = ("spec", "keys")
+    __slots__ = ("spec", "keys", "fidelity")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
+    FIDELITY_FIELD_NUMBER: _ClassVar[int]
     spec: bytes
     keys: bytes
-    def __init__(self, spec: _Optional[bytes] = ..., keys: _Optional[bytes] = ...) -> None: ...
+    fidelity: Fidelity
+    def __init__(self, spec: _Optional[bytes] = ..., keys: _Optional[bytes] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ...) -> None: ...
 
 class PinRequest(_message.Message):
     __slots__ = ("spec", "keys", "ttl_ms")
@@ -372,6 +376,22 @@ class ListResponse(_message.Message):
     chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
     cursor: int
     def __init__(self, chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., cursor: _Optional[int] = ...) -> None: ...
+
+class GetArtefactRequest(_message.Message):
+    __slots__ = ("digest", "offset")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    offset: int
+    def __init__(self, digest: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class GetArtefactResponse(_message.Message):
+    __slots__ = ("bytes", "data")
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    data: bytes
+    def __init__(self, bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
     __slots__ = ()

@@ -94,6 +94,11 @@ class KVStoreStub:
                 request_serializer=kvstore_dot_v1_dot_kvstore__pb2.StatsRequest.SerializeToString,
                 response_deserializer=kvstore_dot_v1_dot_kvstore__pb2.StatsResponse.FromString,
                 _registered_method=True)
+        self.GetArtefact = channel.unary_unary(
+                '/kvstore.v1.KVStore/GetArtefact',
+                request_serializer=kvstore_dot_v1_dot_kvstore__pb2.GetArtefactRequest.SerializeToString,
+                response_deserializer=kvstore_dot_v1_dot_kvstore__pb2.GetArtefactResponse.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/kvstore.v1.KVStore/Watch',
                 request_serializer=kvstore_dot_v1_dot_kvstore__pb2.WatchRequest.SerializeToString,
@@ -186,6 +191,12 @@ class KVStoreServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetArtefact(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -269,6 +280,11 @@ def add_KVStoreServicer_to_server(servicer, server):
                     servicer.Stats,
                     request_deserializer=kvstore_dot_v1_dot_kvstore__pb2.StatsRequest.FromString,
                     response_serializer=kvstore_dot_v1_dot_kvstore__pb2.StatsResponse.SerializeToString,
+            ),
+            'GetArtefact': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetArtefact,
+                    request_deserializer=kvstore_dot_v1_dot_kvstore__pb2.GetArtefactRequest.FromString,
+                    response_serializer=kvstore_dot_v1_dot_kvstore__pb2.GetArtefactResponse.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -610,6 +626,33 @@ class KVStore:
             '/kvstore.v1.KVStore/Stats',
             kvstore_dot_v1_dot_kvstore__pb2.StatsRequest.SerializeToString,
             kvstore_dot_v1_dot_kvstore__pb2.StatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetArtefact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.KVStore/GetArtefact',
+            kvstore_dot_v1_dot_kvstore__pb2.GetArtefactRequest.SerializeToString,
+            kvstore_dot_v1_dot_kvstore__pb2.GetArtefactResponse.FromString,
             options,
             channel_credentials,
             insecure,

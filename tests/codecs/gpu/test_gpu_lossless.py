@@ -86,6 +86,7 @@ def resealed(frame: Frame, body: bytes) -> bytes:
         lambda body: body[:1] + b"\xff\xff\xff\xff" + body[5:],
         lambda body: body[:-2],
         lambda body: body[:-1],
+        lambda body: body[:-1] + bytes([body[-1] ^ 1]),
         lambda body: body[:40] + b"\x10" + body[41:],  # a table
         lambda body: b"\0" + body[1:],
     ],

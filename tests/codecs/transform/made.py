@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.codecs import Artefact, Block, ModelShape
+from kvstore.codecs.floats import from_float32, to_float32
 from kvstore.codecs.transform.fit import Documents, Fitted, fit
 from kvstore.codecs.transform.rotary import Rotary
-from kvstore.codecs.transform.values import to_bits, to_floats
 from kvstore.spec import CANONICAL_AXES
 
 Floats = npt.NDArray[np.float32]
@@ -65,10 +65,10 @@ def block_of(
 def raw_of(values: Floats, block: Block) -> bytearray:
     """The block's bytes in its layout."""
     raw = bytearray(block.nbytes)
-    block.canonical(raw)[...] = to_bits(np.ascontiguousarray(values), block.dtype)
+    block.canonical(raw)[...] = from_float32(np.ascontiguousarray(values), block.dtype)
     return raw
 
 
 def values_of(raw: bytearray | memoryview, block: Block) -> Floats:
     """The floats of a block's bytes."""
-    return to_floats(block.canonical(raw), block.dtype)
+    return np.array(to_float32(np.ascontiguousarray(block.canonical(raw)), block.dtype))

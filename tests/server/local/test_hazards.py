@@ -286,7 +286,7 @@ def test_renewing_a_lease_replaces_what_it_held(local: Client, running: Any, kit
         assert (running.gauge("hazards"), running.gauge("leases")) == (0, 1)
     local.backend.lookup(query)
     local.backend.release([bytes(16)])
-    local.backend._send_released(())  # type: ignore[attr-defined]
+    local.backend._releases.send(())  # type: ignore[attr-defined]
     kit.eventually(lambda: running.gauge("hazards") == running.gauge("leases") == 0)
 
 

@@ -279,7 +279,7 @@ def test_many_threads_on_one_client(local: Client, running: Any, kit: Any) -> No
     for each in threads:
         each.join()
     assert wrong == []
-    local.backend._send_released(())  # type: ignore[attr-defined]
+    local.backend._releases.send(())  # type: ignore[attr-defined]
     kit.eventually(lambda: running.gauge("leases") == running.gauge("hazards") == 0)
 
 

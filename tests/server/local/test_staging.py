@@ -8,7 +8,6 @@ import gc
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,60 +16,10 @@ import pytest
 import kvstore
 from kvstore import Client, InvalidArgument, wire
 from kvstore.api import Offer
-from kvstore.channels.lines import hello_message
 from kvstore.channels.staging import Staging
-from kvstore.channels.stream import FAILED, Stream
 from kvstore.v1 import kvstore_pb2 as pb
 
 PAGE = 4096
-
-
-class Raw:
-    """A client of the frames alone."""
-
-    def __init__(self, path: str, namespace: str = "default") -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.connect(path)
-        self.stream = Stream(sock, 10.0)
-        self.ask(pb.METHOD_HELLO, hello_message(os.urandom(16), "", namespace))
-
-    def ask(self, method: int, message: Any, descriptors: Sequence[int] = ()) -> bytes:
-        self.stream.send(method, message.SerializeToString(), descriptors=descriptors)
-        return self.answer()
-
-    def answer(self) -> bytes:
-        frame = self.stream.receive()
-        assert frame is not None, "the server ended the connection"
-        if frame.method == pb.METHOD_EXTENTS:
-            return self.answer()
-        if frame.flags & FAILED:
-            raise wire.failure_from_message(pb.Failure.FromString(frame.message))
-        return frame.message
-
-
-@pytest.fixture
-def raw(running: Any) -> Iterator[Raw]:
-    made = Raw(running.server.local)
-    yield made
-    made.stream.close()
-
-
-@pytest.fixture
-def local(running: Any) -> Iterator[Client]:
-    with kvstore.connect("local:" + running.server.local) as made:
-        yield made
-
-
-@contextlib.contextmanager
-def memfd(size: int, seals: int = fcntl.F_SEAL_SHRINK, flags: int = os.MFD_ALLOW_SEALING) -> Iterator[int]:
-    descriptor = os.memfd_create("test", flags)
-    try:
-        os.ftruncate(descriptor, size)
-        if seals:
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def put_message(kit: Any, ref: kvstore.ChunkRef, staging: int, offset: int) -> Any:
@@ -85,7 +34,7 @@ def test_arrays_in_staging_are_put_without_a_copy(local: Client, kit: Any) -> No
     shape = kit.small.part_shape(kit.small.part(), 64)
     array = local.buffer((3, *shape), "bfloat16")
     assert array.ctypes.data % 64 == 0
-    staging: Staging = local.backend._staging  # type: ignore[attr-defined]
+    staging: Staging = local.backend._puts.staging  # type: ignore[attr-defined]
     for number, ref in enumerate(chain.refs[:3]):
         array[number] = number + 1
         assert staging.find(array[number].reshape(-1).view(np.uint8).data) is not None
@@ -119,7 +68,7 @@ def test_a_reservation_is_staging_memory(local: Client, kit: Any) -> None:
     (ref,) = local.chain(kit.small, range(64)).refs
     data = kit.block(kit.small)
     with local.reserve(kit.small, ref) as reservation:
-        assert local.backend._staging.find(reservation.data) is not None  # type: ignore[attr-defined]
+        assert local.backend._puts.staging.find(reservation.data) is not None  # type: ignore[attr-defined]
         reservation.data[:] = data.tobytes()
         with pytest.raises(kvstore.Corrupt):
             reservation.commit(expect=b"x" * 64)
@@ -134,12 +83,12 @@ def test_large_arrays_get_a_segment_of_their_own_and_full_staging_is_sent_inline
     monkeypatch.setattr("kvstore.channels.staging.MAX_BYTES", 1 << 20)
     data = kit.block(kit.large)
     assert local.put(kit.large, ref, data)
-    assert local.backend._staging._segments == []  # type: ignore[attr-defined]
+    assert local.backend._puts.staging._segments == []  # type: ignore[attr-defined]
     assert np.array_equal(local.get(kit.large, ref), data)
 
 
 @pytest.mark.parametrize("what", ["unsealed", "grow only", "pipe", "file", "socket", "larger", "smaller", "empty"])
-def test_what_is_no_safe_staging_is_refused(raw: Raw, what: str, tmp_path: Any) -> None:
+def test_what_is_no_safe_staging_is_refused(raw: Any, what: str, tmp_path: Any, frames: Any) -> None:
     with contextlib.ExitStack() as stack:
         size = 2 * PAGE
         if what == "pipe":
@@ -155,49 +104,51 @@ def test_what_is_no_safe_staging_is_refused(raw: Raw, what: str, tmp_path: Any) 
             descriptor = stack.enter_context(socket.socket()).fileno()
         else:
             seals = {"unsealed": 0, "grow only": fcntl.F_SEAL_GROW}.get(what, fcntl.F_SEAL_SHRINK)
-            descriptor = stack.enter_context(memfd(0 if what == "empty" else size, seals))
+            descriptor = stack.enter_context(frames.memfd(0 if what == "empty" else size, seals))
         announced = size + {"larger": PAGE, "smaller": -PAGE, "empty": -size}.get(what, 0)
         with pytest.raises(InvalidArgument, match="staging"):
             raw.ask(pb.METHOD_STAGE, pb.StageRequest(number=1, bytes=announced), [descriptor])
     assert raw.ask(pb.METHOD_STATS, pb.StatsRequest())  # the connection goes on
 
 
-def test_offsets_outside_staging_and_staging_of_others_are_refused(running: Any, raw: Raw, kit: Any) -> None:
+def test_offsets_outside_staging_and_staging_of_others_are_refused(
+    running: Any, raw: Any, kit: Any, frames: Any
+) -> None:
     (ref,) = Client(running.store.session("default")).chain(kit.small, range(64)).refs
     raw.ask(pb.METHOD_REGISTER_SPEC, pb.RegisterSpecRequest(spec=wire.spec_to_message(kit.small)))
     nbytes = kit.small.part_bytes(kit.small.part(), 64)
-    with memfd(2 * nbytes) as descriptor:
+    with frames.memfd(2 * nbytes) as descriptor:
         raw.ask(pb.METHOD_STAGE, pb.StageRequest(number=7, bytes=2 * nbytes), [descriptor])
         with pytest.raises(InvalidArgument, match="known already"):
             raw.ask(pb.METHOD_STAGE, pb.StageRequest(number=7, bytes=2 * nbytes), [descriptor])
     for staging, offset in ((7, nbytes + 1), (7, 1 << 63), (7, (1 << 64) - 1), (8, 0)):
         with pytest.raises(InvalidArgument, match="staging"):
             raw.ask(pb.METHOD_PUT_STAGED, put_message(kit, ref, staging, offset))
-    other = Raw(running.server.local)
+    other = frames.Raw(running.server.local)
     with pytest.raises(InvalidArgument, match="this session has no staging 7"):
         other.ask(pb.METHOD_PUT_STAGED, put_message(kit, ref, 7, 0))
     other.stream.close()
     raw.ask(pb.METHOD_PUT_STAGED, put_message(kit, ref, 7, nbytes))
 
 
-def test_a_session_stages_so_much_and_no_more(raw: Raw) -> None:
-    with memfd(PAGE) as descriptor:
+def test_a_session_stages_so_much_and_no_more(raw: Any, frames: Any) -> None:
+    with frames.memfd(PAGE) as descriptor:
         for number in range(64):
             raw.ask(pb.METHOD_STAGE, pb.StageRequest(number=number, bytes=PAGE), [descriptor])
         with pytest.raises(kvstore.Shed, match="64 pieces"):
             raw.ask(pb.METHOD_STAGE, pb.StageRequest(number=64, bytes=PAGE), [descriptor])
 
 
-def test_more_bytes_than_a_session_may_stage(raw: Raw) -> None:
-    with memfd((4 << 30) + PAGE) as descriptor, pytest.raises(kvstore.Shed, match="4"):
+def test_more_bytes_than_a_session_may_stage(raw: Any, frames: Any) -> None:
+    with frames.memfd((4 << 30) + PAGE) as descriptor, pytest.raises(kvstore.Shed, match="4"):
         raw.ask(pb.METHOD_STAGE, pb.StageRequest(number=1, bytes=(4 << 30) + PAGE), [descriptor])
 
 
-def test_holes_punched_into_staging_read_as_zeros(raw: Raw, running: Any, kit: Any) -> None:
+def test_holes_punched_into_staging_read_as_zeros(raw: Any, running: Any, kit: Any, frames: Any) -> None:
     (ref,) = Client(running.store.session("default")).chain(kit.small, range(64)).refs
     raw.ask(pb.METHOD_REGISTER_SPEC, pb.RegisterSpecRequest(spec=wire.spec_to_message(kit.small)))
     nbytes = kit.small.part_bytes(kit.small.part(), 64)
-    with memfd(nbytes) as descriptor:
+    with frames.memfd(nbytes) as descriptor:
         raw.ask(pb.METHOD_STAGE, pb.StageRequest(number=1, bytes=nbytes), [descriptor])
         with pytest.raises(PermissionError):
             os.ftruncate(descriptor, 0)
@@ -209,7 +160,7 @@ def test_holes_punched_into_staging_read_as_zeros(raw: Raw, running: Any, kit: A
 
 
 def test_a_put_that_its_client_gave_up_is_not_taken(
-    running: Any, raw: Raw, kit: Any, monkeypatch: pytest.MonkeyPatch
+    running: Any, raw: Any, kit: Any, monkeypatch: pytest.MonkeyPatch, frames: Any
 ) -> None:
     """The client may have written other bytes to its staging by the time the server copies them."""
     client = Client(running.store.session("default"))
@@ -229,7 +180,7 @@ def test_a_put_that_its_client_gave_up_is_not_taken(
             ended.set()
 
     monkeypatch.setattr(writer, "put", slow)
-    with memfd(nbytes) as descriptor:
+    with frames.memfd(nbytes) as descriptor:
         raw.ask(pb.METHOD_STAGE, pb.StageRequest(number=1, bytes=nbytes), [descriptor])
         raw.stream.send(pb.METHOD_PUT_STAGED, put_message(kit, ref, 1, 0).SerializeToString())
         assert waiting.wait(10)

@@ -1,17 +1,19 @@
 // Least-recently-used order over small numbers: a doubly linked list threaded through one array.
-#include "bind.hpp"
-#include "buffer.hpp"
+#pragma once
+
 #include "mapped_array.hpp"
 
-namespace kvstore {
+#include <cstdint>
+#include <stdexcept>
+#include <string>
 
-namespace {
+namespace kvstore {
 
 class LruList {
 public:
     explicit LruList(std::uint32_t max_handles) : links_(max_handles) {
         if (max_handles > kMaxHandles)
-            throw nb::value_error(("max_handles must be at most " + std::to_string(kMaxHandles)).c_str());
+            throw std::invalid_argument("max_handles must be at most " + std::to_string(kMaxHandles));
     }
 
     void push(std::uint64_t handle) {
@@ -20,14 +22,11 @@ public:
         append(handle);
     }
 
-    void touch_many(nb::handle object, bool reverse) {
-        const Rows handles(object, "rows");
-        for (std::size_t i = 0; i < handles.size(); ++i) {
-            const std::uint64_t handle = handles[reverse ? handles.size() - 1 - i : i];
-            if (!contains(handle)) continue;
-            unlink(handle);
-            append(handle);
-        }
+    // One that is not in the list is ignored.
+    void touch(std::uint64_t handle) {
+        if (!contains(handle)) return;
+        unlink(handle);
+        append(handle);
     }
 
     bool remove(std::uint64_t handle) {
@@ -42,7 +41,7 @@ public:
     std::int64_t newer(std::uint64_t handle) const {
         check(handle);
         if (!contains(handle))
-            throw nb::value_error(("handle " + std::to_string(handle) + " is not in the list").c_str());
+            throw std::invalid_argument("handle " + std::to_string(handle) + " is not in the list");
         return to_handle(links_[handle].newer);
     }
 
@@ -67,8 +66,8 @@ private:
 
     void check(std::uint64_t handle) const {
         if (handle >= links_.size())
-            throw nb::index_error(
-                ("handle " + std::to_string(static_cast<std::int64_t>(handle)) + " is outside a list of " + std::to_string(links_.size())).c_str());
+            throw std::out_of_range("handle " + std::to_string(static_cast<std::int64_t>(handle)) +
+                                    " is outside a list of " + std::to_string(links_.size()));
     }
 
     Link& newer_of(Link link) { return link == kEnd ? oldest_ : links_[link - kFirst].newer; }
@@ -94,22 +93,5 @@ private:
     Link newest_ = kEnd;
     std::size_t size_ = 0;
 };
-
-}  // namespace
-
-void bind_lru(nb::module_& m) {
-    using namespace nb::literals;
-    // Handles arrive signed: a miss (-1) is then an IndexError like any other handle that the list cannot have.
-    nb::class_<LruList>(m, "LruList")
-        .def(nb::init<std::uint32_t>(), "max_handles"_a)
-        .def("push", [](LruList& list, std::int64_t handle) { list.push(handle); }, "handle"_a)
-        .def("touch_many", &LruList::touch_many, "rows"_a, "reverse"_a = false)
-        .def("remove", [](LruList& list, std::int64_t handle) { return list.remove(handle); }, "handle"_a)
-        .def("oldest", &LruList::oldest)
-        .def("newer", [](const LruList& list, std::int64_t handle) { return list.newer(handle); }, "handle"_a)
-        .def("__len__", &LruList::size)
-        .def("__contains__", [](const LruList& list, std::int64_t handle) { return list.contains(handle); },
-             "handle"_a);
-}
 
 }  // namespace kvstore

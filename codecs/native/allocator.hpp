@@ -1,30 +1,27 @@
 // A best-fit allocator over offsets. It keeps the holes alone, outside the memory that it divides: an
 // allocation costs nothing while it lives, and its owner remembers its size.
-#include "bind.hpp"
+#pragma once
 
 #include <cstdint>
 #include <map>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
 namespace kvstore {
 
-namespace {
-
-namespace nb = nanobind;
-
 class Allocator {
 public:
     Allocator(std::uint64_t capacity, std::uint64_t granularity)
         : capacity_(granularity == 0 ? 0 : capacity / granularity * granularity), granularity_(granularity) {
-        if (granularity == 0) throw nb::value_error("granularity must be at least 1");
+        if (granularity == 0) throw std::invalid_argument("granularity must be at least 1");
         if (capacity_ > 0) add_hole(0, capacity_);
         free_ = capacity_;
     }
 
     std::int64_t allocate(std::uint64_t bytes) {
-        if (bytes == 0) throw nb::value_error("nbytes must be at least 1");
+        if (bytes == 0) throw std::invalid_argument("nbytes must be at least 1");
         if (bytes > capacity_) return -1;
         const std::uint64_t size = rounded(bytes);
         const auto best = by_size_.lower_bound({size, 0});
@@ -101,8 +98,7 @@ private:
     }
 
     [[noreturn]] static void fail(const char* reason, std::uint64_t offset, std::uint64_t bytes) {
-        throw nb::value_error(
-            ("free(" + std::to_string(offset) + ", " + std::to_string(bytes) + "): " + reason).c_str());
+        throw std::invalid_argument("free(" + std::to_string(offset) + ", " + std::to_string(bytes) + "): " + reason);
     }
 
     std::uint64_t capacity_;
@@ -111,21 +107,5 @@ private:
     ByOffset by_offset_;
     std::set<std::pair<std::uint64_t, std::uint64_t>> by_size_;
 };
-
-}  // namespace
-
-void bind_allocator(nb::module_& m) {
-    using namespace nb::literals;
-    nb::class_<Allocator>(m, "Allocator")
-        .def(nb::init<std::uint64_t, std::uint64_t>(), "capacity"_a, "granularity"_a = 4096)
-        .def("alloc", &Allocator::allocate, "nbytes"_a)
-        .def("free", &Allocator::release, "offset"_a, "nbytes"_a)
-        .def_prop_ro("capacity", &Allocator::capacity)
-        .def_prop_ro("granularity", &Allocator::granularity)
-        .def_prop_ro("used", &Allocator::used)
-        .def_prop_ro("free_bytes", &Allocator::free_bytes)
-        .def_prop_ro("largest_hole", &Allocator::largest_hole)
-        .def_prop_ro("holes", &Allocator::holes);
-}
 
 }  // namespace kvstore

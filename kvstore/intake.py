@@ -1,0 +1,31 @@
+"""What the native way in for staged puts (`kvstore._native.StagedPuts`) is told about the store.
+
+It takes what is stored raw in DRAM and acknowledged there, of a namespace without a quota and a spec without windows,
+while nobody watches. All else, and what turns out not to be new, goes the general way (`kvstore.writer`).
+"""
+
+from __future__ import annotations
+
+from kvstore import _native
+from kvstore.catalog import Scope
+from kvstore.core import DRAM, Core
+from kvstore.record import Entry, fixed_header
+from kvstore.spec import Part
+
+_NO_KEY = bytes(32)
+
+
+def teach(core: Core, scope: Scope, puts: _native.StagedPuts, part: Part, tokens: int) -> None:
+    """Have puts of such a part taken natively, if there is nothing special about it."""
+    namespace, geometry = scope.namespace, scope.geometry(part, tokens)
+    with core.lock:
+        order = core.policy(DRAM, namespace).order
+    if namespace.quota or scope.windowed or order is None or core.coder.put_form(scope) is not None:
+        return
+    entry = Entry(_NO_KEY, _NO_KEY, part, 0, tokens, geometry.nbytes, geometry.nbytes, geometry.total, 0)
+    puts.add_shape(
+        scope.spec.digest, part.pack(), tokens,
+        core.intake, core.dram.holdings(namespace.digest), order, namespace.tally,
+        scope.number, fixed_header(geometry.header, len(geometry.offsets), entry, scope.spec.digest, namespace.digest),
+        geometry.header, geometry.nbytes, geometry.total, geometry.offsets, geometry.lengths,
+    )  # fmt: skip
