@@ -127,7 +127,7 @@ class CacheGenDecoder:
         jobs, matrices, frames = self._staged
         block = self._block
         symbols = torch.empty(self._symbols, dtype=torch.uint8, device=self._device)
-        rans.launch(staged, self._slots(), jobs, symbols, status, levels=False)
+        rans.launch(staged, self._bank(), jobs, symbols, status, levels=False)
         # A place more than there are rows: where a frame has no differences, its counts begin behind the last.
         counts, ends = counted(symbols, staged, matrices, self._tokens, self._rows + 1, 0)
         values[len(self._frames), self._tokens](
@@ -149,7 +149,6 @@ class CacheGenDecoder:
     def _tables(self, opened: Opened) -> LayerTables:
         return layer_tables(self._artefact, opened.block, self._level)
 
-    def _slots(self) -> torch.Tensor:
+    def _bank(self) -> rans.Tables:
         freqs = layer_tables(self._artefact, self._block, self._level).freqs
-        key = ("gpu slots", self._device)
-        return self._artefact.prepared(key, lambda: torch.from_numpy(rans.slots_of(freqs)).to(self._device))
+        return self._artefact.prepared(("gpu bank", self._device), lambda: rans.Tables.of(freqs, self._device))

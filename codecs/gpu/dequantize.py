@@ -7,6 +7,8 @@ not even a fused multiply-add would change a bit.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +16,16 @@ import triton
 import triton.language as tl
 
 from kvstore.codecs.base import Opened
-from kvstore.codecs.gpu.floats import CODES, from_bfloat16, hadamard, load_pair, store_floats
+from kvstore.codecs.gpu.floats import (
+    ALIGNMENT,
+    CODES,
+    alignment_of,
+    from_bfloat16,
+    hadamard,
+    load_pair,
+    step_of,
+    store_floats,
+)
 from kvstore.codecs.gpu.staging import Rows, Staging
 from kvstore.codecs.hadamard import hadamard_size
 from kvstore.codecs.kivi import Kivi
@@ -37,11 +48,15 @@ def _decode(
     DTYPE: tl.constexpr,
     TILE: tl.constexpr,
     WIDTH: tl.constexpr,
+    UNIT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BODY: tl.constexpr,
+    ROWS: tl.constexpr,
 ) -> None:
     section = sections + tl.program_id(0) * 8
-    data = staged + tl.load(section)
+    data = tl.multiple_of(staged + tl.load(section), BODY)
     address = tl.load(section + 1)
-    tokens = tl.load(section + 5).to(tl.int32)
+    tokens = tl.multiple_of(tl.load(section + 5).to(tl.int32), ROWS)
     first_plane = tl.load(section + 6) == 0
     head = tl.program_id(1)
     token = tl.program_id(2) * TILE + tl.arange(0, TILE)[:, None]
@@ -50,7 +65,7 @@ def _decode(
     row = token * HEADS + head
     rows = tokens * HEADS
     if CODEC == 5:
-        scale_bits = load_pair(data, 2 * row, token < tokens)
+        scale_bits = load_pair(data, 2 * row, token < tokens, BODY)
         scale = from_bfloat16(scale_bits)
         code = tl.load(data + 2 * rows + row * DIM + dim, mask=inside, other=0).to(tl.int8, bitcast=True)
         values = code.to(tl.float32) * scale
@@ -62,8 +77,8 @@ def _decode(
         values = _from_e4m3(code) * ((exponent - 8) << 23).to(tl.float32, bitcast=True)
         wrong = inside & ((exponent < 32) | (exponent > 228) | ((code & 0x7F) == 0x7F))
     elif CODEC == 6:
-        zero_bits = load_pair(data, 2 * row, token < tokens)
-        scale_bits = load_pair(data, 2 * rows + 2 * row, token < tokens)
+        zero_bits = load_pair(data, 2 * row, token < tokens, BODY)
+        scale_bits = load_pair(data, 2 * rows + 2 * row, token < tokens, BODY)
         level = _unpack(data + 4 * rows, row, dim, inside, BITS, DIM)
         mixed = hadamard(level, TILE, WIDTH, SIZE).to(tl.float32)
         product = mixed * (from_bfloat16(scale_bits) * (1.0 / SIZE))
@@ -74,13 +89,14 @@ def _decode(
         GROUPS: tl.constexpr = (DIM + 31) // 32
         groups = tl.where(first_plane, grouped_tokens, rows * GROUPS)
         place = tl.where(first_plane, (token // 32 * HEADS + head) * DIM + dim, row * GROUPS + dim // 32)
-        zero_bits = load_pair(data, 2 * place, inside)
-        scale_bits = load_pair(data, 2 * groups + 2 * place, inside)
+        zero_bits = load_pair(data, 2 * place, inside, BODY)
+        scale_bits = load_pair(data, 2 * groups + 2 * place, inside, BODY)
         level = _unpack(data + 4 * groups, row, dim, inside, BITS, DIM)
         values = level.to(tl.float32) * from_bfloat16(scale_bits) + from_bfloat16(zero_bits)
         wrong = inside & (_bad_scale(scale_bits) | _bad_zero(zero_bits))
-    to = token.to(tl.int64) * tl.load(section + 2) + head * tl.load(section + 3) + dim * tl.load(section + 4)
-    store_floats(address, to, values, inside, DTYPE)
+    to = token.to(tl.int64) * step_of(section + 2, ALIGN, DTYPE) + head * step_of(section + 3, ALIGN, DTYPE)
+    to += dim if UNIT else dim * tl.load(section + 4)
+    store_floats(address, to, values, inside, DTYPE, ALIGN)
     bad = tl.max(tl.max(wrong.to(tl.int32), 1), 0)
     tl.atomic_max(status + tl.load(section + 7), bad, mask=bad > 0)
 
@@ -111,6 +127,17 @@ def _from_e4m3(code: tl.tensor) -> tl.tensor:
     normal = ((size << 20) + (120 << 23)).to(tl.float32, bitcast=True)
     value = tl.where(size < 8, size.to(tl.float32) * 0.001953125, normal)
     return (value.to(tl.uint32, bitcast=True) | ((code & 0x80) << 24)).to(tl.float32, bitcast=True)
+
+
+def places_of(rows: Sequence[tuple[int, ...]], dtype: str) -> dict[str, Any]:
+    """UNIT and ALIGN of sections' rows, and of which powers of two their bodies (BODY) and tokens (ROWS) are multiples."""
+    at, addresses, token_steps, head_steps, dim_steps, tokens, *_ = (set(column) for column in zip(*rows, strict=True))
+    return {
+        "UNIT": dim_steps == {1},
+        "ALIGN": alignment_of(addresses, token_steps | head_steps, dtype),
+        "BODY": math.gcd(ALIGNMENT, *at),
+        "ROWS": math.gcd(ALIGNMENT, *tokens),
+    }
 
 
 class Dequantizer:
@@ -161,6 +188,7 @@ class Dequantizer:
             DTYPE=CODES[block.dtype],
             TILE=tile,
             WIDTH=width,
+            **places_of(self._rows, block.dtype),
             num_warps=4,
             enable_fp_fusion=False,
         )

@@ -1,24 +1,42 @@
 """Elements of KV on a device: the bits of a dtype to float32 and back, as `kvstore.codecs.floats` does it.
 
 Kernels get the addresses of what they read and write as numbers, so that one launch serves tensors of many chunks.
+What the compiler cannot see in numbers it is told: that elements of a head lie side by side (UNIT), and of which power
+of two all addresses and steps are multiples (ALIGN, in bytes). Without that it takes the tokens of a tile for
+neighbours, and every element costs a sector of memory.
 They are launched with `enable_fp_fusion=False`: a fused multiply-add would round once where the reference rounds twice.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import triton
 import triton.language as tl
 
 CODES = {"bfloat16": 0, "float16": 1, "float32": 2}  # DTYPE of the kernels
+ITEMSIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+ALIGNMENT = 16  # bytes: as far as any access goes
+
+
+def alignment_of(addresses: Iterable[int], steps: Iterable[int], dtype: str) -> int:
+    """ALIGN for these addresses (bytes) and steps (elements)."""
+    return math.gcd(ALIGNMENT, *addresses, *(ITEMSIZES[dtype] * step for step in steps))
 
 
 @triton.jit
-def load_floats(address: tl.tensor, offsets: tl.tensor, mask: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
+def load_floats(
+    address: tl.tensor, offsets: tl.tensor, mask: tl.tensor, DTYPE: tl.constexpr, ALIGN: tl.constexpr = 1
+) -> tl.tensor:
     """Elements as float32, 0 where masked."""
     if DTYPE == 2:
-        values = tl.load(address.to(tl.pointer_type(tl.float32)) + offsets, mask=mask, other=0.0)
+        wide = tl.multiple_of(address.to(tl.pointer_type(tl.float32)), ALIGN)
+        values = tl.load(wide + offsets, mask=mask, other=0.0)
     else:
-        bits = tl.load(address.to(tl.pointer_type(tl.uint16)) + offsets, mask=mask, other=0)
+        half = tl.multiple_of(address.to(tl.pointer_type(tl.uint16)), ALIGN)
+        bits = tl.load(half + offsets, mask=mask, other=0)
         if DTYPE == 1:
             values = bits.to(tl.float16, bitcast=True).to(tl.float32)
         else:
@@ -28,16 +46,30 @@ def load_floats(address: tl.tensor, offsets: tl.tensor, mask: tl.tensor, DTYPE: 
 
 @triton.jit
 def store_floats(
-    address: tl.tensor, offsets: tl.tensor, values: tl.tensor, mask: tl.tensor, DTYPE: tl.constexpr
+    address: tl.tensor,
+    offsets: tl.tensor,
+    values: tl.tensor,
+    mask: tl.tensor,
+    DTYPE: tl.constexpr,
+    ALIGN: tl.constexpr = 1,
 ) -> None:
     """Store the nearest elements, ties to even; what float16 cannot reach becomes its largest number."""
     if DTYPE == 2:
-        tl.store(address.to(tl.pointer_type(tl.float32)) + offsets, values, mask=mask)
-    elif DTYPE == 1:
-        near = tl.minimum(tl.maximum(values, -65504.0), 65504.0).to(tl.float16)
-        tl.store(address.to(tl.pointer_type(tl.float16)) + offsets, near, mask=mask)
+        tl.store(tl.multiple_of(address.to(tl.pointer_type(tl.float32)), ALIGN) + offsets, values, mask=mask)
     else:
-        tl.store(address.to(tl.pointer_type(tl.uint16)) + offsets, to_bfloat16(values).to(tl.uint16), mask=mask)
+        if DTYPE == 1:
+            near = tl.minimum(tl.maximum(values, -65504.0), 65504.0).to(tl.float16)
+            bits = near.to(tl.uint16, bitcast=True)
+        else:
+            bits = to_bfloat16(values).to(tl.uint16)
+        tl.store(tl.multiple_of(address.to(tl.pointer_type(tl.uint16)), ALIGN) + offsets, bits, mask=mask)
+
+
+@triton.jit
+def step_of(row: tl.tensor, ALIGN: tl.constexpr, DTYPE: tl.constexpr) -> tl.tensor:
+    """A step in elements, read from where it stands."""
+    ELEMENTS: tl.constexpr = ALIGN // 4 if DTYPE == 2 else ALIGN // 2
+    return tl.multiple_of(tl.load(row), ELEMENTS if ELEMENTS > 1 else 1)
 
 
 @triton.jit
@@ -61,17 +93,26 @@ def from_bfloat16(bits: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def load_pair(data: tl.tensor, offsets: tl.tensor, mask: tl.tensor) -> tl.tensor:
-    """Little-endian u16 at byte offsets that may be odd, as uint32."""
-    low = tl.load(data + offsets, mask=mask, other=0).to(tl.uint32)
-    return low | tl.load(data + offsets + 1, mask=mask, other=0).to(tl.uint32) << 8
+def load_pair(data: tl.tensor, offsets: tl.tensor, mask: tl.tensor, BODY: tl.constexpr) -> tl.tensor:
+    """Little-endian u16 as uint32, at even byte offsets from `data`, which is a multiple of BODY and may be odd."""
+    if BODY > 1:
+        pairs = tl.multiple_of(data.to(tl.pointer_type(tl.uint16), bitcast=True), BODY)
+        bits = tl.load(pairs + offsets // 2, mask=mask, other=0).to(tl.uint32)
+    else:
+        low = tl.load(data + offsets, mask=mask, other=0).to(tl.uint32)
+        bits = low | tl.load(data + offsets + 1, mask=mask, other=0).to(tl.uint32) << 8
+    return bits
 
 
 @triton.jit
-def store_pair(data: tl.tensor, offsets: tl.tensor, bits: tl.tensor, mask: tl.tensor) -> None:
+def store_pair(data: tl.tensor, offsets: tl.tensor, bits: tl.tensor, mask: tl.tensor, BODY: tl.constexpr) -> None:
     """The inverse of `load_pair`."""
-    tl.store(data + offsets, (bits & 0xFF).to(tl.uint8), mask=mask)
-    tl.store(data + offsets + 1, (bits >> 8 & 0xFF).to(tl.uint8), mask=mask)
+    if BODY > 1:
+        pairs = tl.multiple_of(data.to(tl.pointer_type(tl.uint16), bitcast=True), BODY)
+        tl.store(pairs + offsets // 2, bits.to(tl.uint16), mask=mask)
+    else:
+        tl.store(data + offsets, (bits & 0xFF).to(tl.uint8), mask=mask)
+        tl.store(data + offsets + 1, (bits >> 8 & 0xFF).to(tl.uint8), mask=mask)
 
 
 @triton.jit

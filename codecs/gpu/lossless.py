@@ -160,7 +160,7 @@ class LosslessDecoder:
             return
         block, rows = self._block, frames.of(staged)
         symbols = torch.empty(self._symbols, dtype=torch.uint8, device=self._device)
-        rans.launch(staged, _slots(self._device), jobs, symbols, status, levels=False)
+        rans.launch(staged, _tables(self._device), jobs, symbols, status, levels=False)
         counts, ends = counted(symbols, staged, matrices, self._tokens, self._rows, lossless.ESCAPE)
         shape = {"PLANES": block.planes, "HEADS": block.heads, "DIM": block.dim, "DTYPE": CODES[block.dtype]}
         join[len(self._frames), self._tokens](
@@ -169,8 +169,8 @@ class LosslessDecoder:
 
 
 @lru_cache(maxsize=8)
-def _slots(device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(rans.slots_of(lossless.freqs())).to(device)
+def _tables(device: torch.device) -> rans.Tables:
+    return rans.Tables.of(lossless.freqs(), device)
 
 
 @dataclass(frozen=True, slots=True)

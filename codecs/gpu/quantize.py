@@ -19,7 +19,7 @@ import triton.language as tl
 
 from kvstore.codecs.base import Encoded, Form, NotEncodable, seal
 from kvstore.codecs.block import Block
-from kvstore.codecs.gpu.dequantize import FIELDS, TILE_ELEMENTS
+from kvstore.codecs.gpu.dequantize import FIELDS, TILE_ELEMENTS, places_of
 from kvstore.codecs.gpu.floats import (
     CODES,
     bfloat16_below,
@@ -27,6 +27,7 @@ from kvstore.codecs.gpu.floats import (
     hadamard,
     load_floats,
     nearest,
+    step_of,
     store_pair,
     to_bfloat16,
 )
@@ -51,34 +52,39 @@ def encode_rows(
     TILE: tl.constexpr,
     WIDTH: tl.constexpr,
     BY_CHANNEL: tl.constexpr,
+    UNIT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BODY: tl.constexpr,
+    ROWS: tl.constexpr,
 ) -> None:
     """int8, int4 and kivi, whose groups are inside a tile: TILE (BY_CHANNEL) and WIDTH are multiples of 32."""
     section = sections + tl.program_id(0) * 8
-    body = bodies + tl.load(section)
-    tokens = tl.load(section + 5).to(tl.int32)
+    body = tl.multiple_of(bodies + tl.load(section), BODY)
+    tokens = tl.multiple_of(tl.load(section + 5).to(tl.int32), ROWS)
     head = tl.program_id(1)
     token = tl.program_id(2) * TILE + tl.arange(0, TILE)[:, None]
     dim = tl.arange(0, WIDTH)[None, :]
     inside = (token < tokens) & (dim < DIM)
-    at = token.to(tl.int64) * tl.load(section + 2) + head * tl.load(section + 3) + dim * tl.load(section + 4)
-    values = load_floats(tl.load(section + 1), at, inside, DTYPE)
+    at = token.to(tl.int64) * step_of(section + 2, ALIGN, DTYPE) + head * step_of(section + 3, ALIGN, DTYPE)
+    at += dim if UNIT else dim * tl.load(section + 4)
+    values = load_floats(tl.load(section + 1), at, inside, DTYPE, ALIGN)
     _refuse(values, status + tl.load(section + 7))
     row = token * HEADS + head
     rows = tokens * HEADS
     if CODEC == 5:
         scale = _scale(tl.max(tl.abs(values), 1)[:, None], 127)
-        store_pair(body, 2 * row, scale, token < tokens)
+        store_pair(body, 2 * row, scale, token < tokens, BODY)
         steps = nearest(values * tl.div_rn(1.0, from_bfloat16(scale)))
         code = tl.minimum(tl.maximum(steps, -127.0), 127.0).to(tl.int32)
         tl.store(body + 2 * rows + row * DIM + dim, (code & 0xFF).to(tl.uint8), mask=inside)
     elif CODEC == 6:
         rotated = hadamard(values, TILE, WIDTH, SIZE)
         zero, scale = _asymmetric(_least(rotated, inside, 1)[:, None], _most(rotated, inside, 1)[:, None], 15)
-        store_pair(body, 2 * row, zero, token < tokens)
-        store_pair(body, 2 * rows + 2 * row, scale, token < tokens)
+        store_pair(body, 2 * row, zero, token < tokens, BODY)
+        store_pair(body, 2 * rows + 2 * row, scale, token < tokens, BODY)
         _pack(body + 4 * rows, _levels(rotated, zero, scale, 15), row, token < tokens, TILE, WIDTH, DIM, BITS)
     else:
-        _groups_of_32(body, values, inside, head, tokens, BITS, HEADS, DIM, TILE, WIDTH, BY_CHANNEL)
+        _groups_of_32(body, values, inside, head, tokens, BITS, HEADS, DIM, TILE, WIDTH, BY_CHANNEL, BODY)
 
 
 @triton.jit
@@ -94,6 +100,7 @@ def _groups_of_32(
     TILE: tl.constexpr,
     WIDTH: tl.constexpr,
     BY_CHANNEL: tl.constexpr,
+    BODY: tl.constexpr,
 ) -> None:
     TOP: tl.constexpr = (1 << BITS) - 1
     DOWN: tl.constexpr = TILE // 32 if BY_CHANNEL else TILE
@@ -112,8 +119,8 @@ def _groups_of_32(
     rows = (tokens + 31) // 32 if BY_CHANNEL else tokens
     place = (below * HEADS + head) * GROUPS + beside
     stored = (below < rows) & (beside < GROUPS)
-    store_pair(body, 2 * place, zero, stored)
-    store_pair(body, 2 * rows * HEADS * GROUPS + 2 * place, scale, stored)
+    store_pair(body, 2 * place, zero, stored, BODY)
+    store_pair(body, 2 * rows * HEADS * GROUPS + 2 * place, scale, stored, BODY)
     if BY_CHANNEL:
         spread_zero = tl.broadcast_to(zero[:, None, :], (DOWN, 32, ACROSS))
         spread_scale = tl.broadcast_to(scale[:, None, :], (DOWN, 32, ACROSS))
@@ -138,21 +145,25 @@ def encode_channels(
     DTYPE: tl.constexpr,
     TILE: tl.constexpr,
     WIDTH: tl.constexpr,
+    UNIT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BODY: tl.constexpr,
+    ROWS: tl.constexpr,
 ) -> None:
     """fp8: a program makes WIDTH channels of a head, and reads them twice."""
     section = sections + tl.program_id(0) * 8
-    body = bodies + tl.load(section)
+    body = tl.multiple_of(bodies + tl.load(section), BODY)
     address = tl.load(section + 1)
-    tokens = tl.load(section + 5).to(tl.int32)
+    tokens = tl.multiple_of(tl.load(section + 5).to(tl.int32), ROWS)
     head = tl.program_id(1)
     dim = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)[None, :]
-    at = head * tl.load(section + 3) + dim * tl.load(section + 4)
-    token_step = tl.load(section + 2)
+    at = head * step_of(section + 3, ALIGN, DTYPE) + (dim if UNIT else dim * tl.load(section + 4))
+    token_step = step_of(section + 2, ALIGN, DTYPE)
     largest = tl.zeros((1, WIDTH), tl.float32)
     for first in range(0, tokens, TILE):
         token = first + tl.arange(0, TILE)[:, None]
         inside = (token < tokens) & (dim < DIM)
-        values = load_floats(address, token.to(tl.int64) * token_step + at, inside, DTYPE)
+        values = load_floats(address, token.to(tl.int64) * token_step + at, inside, DTYPE, ALIGN)
         _refuse(values, status + tl.load(section + 7))
         largest = tl.maximum(largest, tl.max(tl.abs(values), 0)[None, :])
     # 448 is 1.75 * 2^8: a quarter less a bit carries into the exponent for every mantissa above 1.75.
@@ -164,7 +175,7 @@ def encode_channels(
     for first in range(0, tokens, TILE):
         token = first + tl.arange(0, TILE)[:, None]
         inside = (token < tokens) & (dim < DIM)
-        values = load_floats(address, token.to(tl.int64) * token_step + at, inside, DTYPE)
+        values = load_floats(address, token.to(tl.int64) * token_step + at, inside, DTYPE, ALIGN)
         code = _to_e4m3(values * inverse)
         tl.store(body + HEADS * DIM * (1 + token) + channel, code.to(tl.uint8), mask=inside)
 
@@ -273,7 +284,9 @@ def encode(sources: Sequence[torch.Tensor], blocks: Sequence[Block], form: Form)
     staged_rows = {key: staging.add_rows(rows) for key, rows in groups.items()}
     staged = staging.on(device)
     for (heads, dim, dtype, by_channel), rows in staged_rows.items():
-        _launch(codec, form.level, data, rows.of(staged), status, (heads, dim, tokens), CODES[dtype], by_channel)
+        places = places_of(groups[heads, dim, dtype, by_channel], dtype)
+        where = {"DTYPE": CODES[dtype], **places}
+        _launch(codec, form.level, data, rows.of(staged), status, (heads, dim, tokens), where, by_channel)
     refused = torch.nonzero(status.cpu()).reshape(-1).tolist()
     if refused:
         raise NotEncodable(f"{codec.name} takes finite values below 2^100; chunks {refused[:8]} have others")
@@ -291,7 +304,7 @@ def _launch(
     rows: torch.Tensor,
     status: torch.Tensor,
     extent: tuple[int, int, int],
-    dtype: int,
+    where: dict[str, Any],
     by_channel: bool,
 ) -> None:
     heads, dim, tokens = extent
@@ -302,9 +315,9 @@ def _launch(
             status,
             HEADS=heads,
             DIM=dim,
-            DTYPE=dtype,
             TILE=32,
             WIDTH=32,
+            **where,
             num_warps=4,
             enable_fp_fusion=False,
         )
@@ -320,10 +333,10 @@ def _launch(
         HEADS=heads,
         DIM=dim,
         SIZE=hadamard_size(dim),
-        DTYPE=dtype,
         TILE=tile,
         WIDTH=width,
         BY_CHANNEL=by_channel,
+        **where,
         num_warps=4 if tile * width <= 8192 else 16,
         enable_fp_fusion=False,
     )

@@ -1,8 +1,11 @@
 """rANS decoding on a device: one warp per stream, a thread per lane (`kvstore.codecs.rans` has the format).
 
-A step is a chain: slot → entry of the table → state → which lanes take a word (a scan over the warp) → word → state.
-Nothing in a stream can be done beside it, so the device is filled with streams: SmolLM2's chunk of 256 tokens has some
-60, an H100 holds 32 programs in each of 132 multiprocessors. Hence `decode_streams` takes those of many chunks.
+A step is a chain: slot → symbol → its frequency → state → which lanes take a word → state. Nothing in a stream can be
+done beside it, so what counts is the latency of each link. A bank of 32 tables is 160 KiB as symbols and frequencies
+(it would be 512 KiB as an entry per slot) and stays in a multiprocessor's first cache. The 32 words that may be next
+are loaded a step ahead, as soon as it is known where they begin, and handed out within the warp; which lanes take one
+is a bit each of one sum. The device is filled with streams: SmolLM2's chunk of 256 tokens has some 30 of them, an H200
+holds 32 programs in each of 132 multiprocessors. Hence `decode_streams` takes those of many chunks.
 
 What a stream says is never trusted: entries are masked to the table, words that are not there read as zero, and what
 came out is only good where `status` is zero in the end.
@@ -51,24 +54,38 @@ class Job:
         )  # fmt: skip
 
 
-def slots_of(freqs: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
-    """Decode tables uint32 `[n, 4096]` of a bank uint16 `[n, 256]`.
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What decoding looks up, on a device: the symbol of each slot, uint8 `[n, 4096]`, and uint32 `[n, 256]`, for each
+    symbol its frequency - 1 | its first slot << 12."""
 
-    An entry is symbol | (frequency - 1) << 8 | (slot - start) << 20.
-    """
-    wide = freqs.astype(np.uint32)
-    starts = np.cumsum(wide, axis=1, dtype=np.uint32) - wide
-    symbols = np.repeat(np.tile(np.arange(256, dtype=np.uint32), len(freqs)), wide.reshape(-1)).reshape(-1, TOTAL)
-    rows = np.arange(len(freqs))[:, None]
-    offsets = np.arange(TOTAL, dtype=np.uint32) - starts[rows, symbols]
-    return (symbols | (wide[rows, symbols] - 1) << 8 | offsets << 20).astype(np.uint32)
+    symbols: torch.Tensor
+    entries: torch.Tensor
+
+    @classmethod
+    def of(cls, freqs: npt.NDArray[np.uint16], device: torch.device) -> Tables:
+        """Those of a bank uint16 `[n, 256]`."""
+        wide = freqs.astype(np.uint32)
+        starts = np.cumsum(wide, axis=1, dtype=np.uint32) - wide
+        symbols = np.repeat(np.tile(np.arange(256, dtype=np.uint8), len(freqs)), wide.reshape(-1)).reshape(-1, TOTAL)
+        entries = (np.maximum(wide, 1) - 1) | (starts & (TOTAL - 1)) << 12  # a start of 4096 is never looked up
+        return cls(torch.from_numpy(symbols).to(device), torch.from_numpy(entries).to(device))
+
+
+@triton.jit
+def _popcount(bits: tl.tensor) -> tl.tensor:
+    """The ones in uint32, as int32."""
+    pairs = bits - ((bits >> 1) & 0x55555555)
+    fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
+    return ((((fours + (fours >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit
 def _rans_decode(
     words: tl.tensor,
     staged: tl.tensor,
-    slots: tl.tensor,
+    symbols: tl.tensor,
+    entries: tl.tensor,
     jobs: tl.tensor,
     out: tl.tensor,
     status: tl.tensor,
@@ -85,28 +102,31 @@ def _rans_decode(
     columns = tl.load(job + 7).to(tl.int32)
 
     lane = tl.arange(0, 32)
+    bit = tl.full((32,), 1, tl.uint32) << lane.to(tl.uint32)
     low = tl.load(stream + 2 * lane).to(tl.uint32)
     x = low | tl.load(stream + 2 * lane + 1).to(tl.uint32) << 16
     wrong = (x < 32768) | (x >= 2147483648)
     at = 0
+    ahead = tl.load(stream + 64 + lane, mask=lane < limit, other=0)
     for first in range(0, columns, 32):
         live = first + lane < columns
-        table = tl.load(tables + first + lane, mask=live, other=0).to(tl.int64) * 4096
+        table = tl.load(tables + first + lane, mask=live, other=0).to(tl.int32)
+        own_symbols, own_entries = symbols + table * 4096, entries + table * 256
         shift = tl.zeros((32,), tl.int32)
         if LEVELS:
             shift = tl.load(shifts + first + lane, mask=live, other=0).to(tl.int32)
         row = target + first + lane
         for _ in range(tokens):
-            entry = tl.load(slots + table + (x & 4095).to(tl.int64))
-            state = (((entry >> 8) & 4095) + 1) * (x >> 12) + (entry >> 20)
+            slot = x & 4095
+            symbol = tl.load(own_symbols + slot).to(tl.int32)
+            entry = tl.load(own_entries + symbol)
+            state = ((entry & 4095) + 1) * (x >> 12) + slot - (entry >> 12)
             takes = live & (state < 32768)
-            count = takes.to(tl.int32)
-            behind = tl.cumsum(count, 0)
-            place = at + behind - count
-            word = tl.load(stream + 64 + place, mask=takes & (place < limit), other=0).to(tl.uint32)
+            taking = tl.sum(tl.where(takes, bit, 0), 0)
+            word = tl.gather(ahead, _popcount(taking & (bit - 1)), 0).to(tl.uint32)
             x = tl.where(live, tl.where(takes, (state << 16) | word, state), x)
-            at += tl.sum(count, 0)
-            symbol = (entry & 255).to(tl.int32)
+            at += _popcount(taking)
+            ahead = tl.load(stream + 64 + at + lane, mask=at + lane < limit, other=0)
             if LEVELS:
                 tl.store(row, ((symbol - 128) << shift).to(tl.int16), mask=live)
             else:
@@ -118,15 +138,24 @@ def _rans_decode(
 
 
 def launch(
-    staged: torch.Tensor, slots: torch.Tensor, jobs: Rows, out: torch.Tensor, status: torch.Tensor, *, levels: bool
+    staged: torch.Tensor, tables: Tables, jobs: Rows, out: torch.Tensor, status: torch.Tensor, *, levels: bool
 ) -> None:
     """Decode streams into `out`, symbols uint8 or, with `levels`, int16 `symbol - 128 << shift`.
 
     `jobs` are rows of `Job`, inside `staged` and `out`. A stream that no encoder makes sets its owner's status to 1.
     """
     if jobs.size:
-        grid, words = (jobs.size // FIELDS,), staged.view(torch.uint16)
-        _rans_decode[grid](words, staged, slots, jobs.of(staged), out, status, LEVELS=levels, num_warps=1)
+        _rans_decode[(jobs.size // FIELDS,)](
+            staged.view(torch.uint16),
+            staged,
+            tables.symbols,
+            tables.entries,
+            jobs.of(staged),
+            out,
+            status,
+            LEVELS=levels,
+            num_warps=1,
+        )
 
 
 def job_of(
@@ -168,9 +197,8 @@ def decode_streams(
         jobs.append(job_of(staging, stream, chosen, None, count, at, len(chosen), len(jobs)))
         at += count * len(chosen)
     out = torch.empty(at, dtype=torch.uint8, device=device)
-    slots = torch.from_numpy(slots_of(freqs)).to(device)
     status = torch.zeros(len(jobs), dtype=torch.int32, device=device)
     rows = staging.add_rows([job.row() for job in jobs])
-    launch(staging.on(device), slots, rows, out, status, levels=False)
+    launch(staging.on(device), Tables.of(freqs, device), rows, out, status, levels=False)
     raise_corrupt(status, "streams")
     return [out[job.out :][: job.tokens * job.columns].view(job.tokens, job.columns) for job in jobs]

@@ -177,7 +177,7 @@ class TransformDecoder:
         if not self._tokens:
             return
         q = torch.empty(self._levels + DEPTH, dtype=torch.int16, device=device)
-        rans.launch(staged, self._slots(), self._staged_jobs, q, status, levels=True)
+        rans.launch(staged, self._bank(), self._staged_jobs, q, status, levels=True)
         if self._low_bits:
             grid = (len(self._low_bits), triton.cdiv(self._tokens, 256))
             kernels.add_low_bits[grid](q, staged, self._staged_low_bits.of(staged), TOKENS=256, num_warps=4)
@@ -206,8 +206,6 @@ class TransformDecoder:
         plan = plan_of(self._artefact, block, self._level)
         return self._artefact.prepared(key, lambda: DevicePlan(plan, block, self._device))
 
-    def _slots(self) -> torch.Tensor:
+    def _bank(self) -> rans.Tables:
         bank: npt.NDArray[np.uint16] = plan_of(self._artefact, self._block, self._level).bank
-        return self._artefact.prepared(
-            ("gpu slots", self._device), lambda: torch.from_numpy(rans.slots_of(bank)).to(self._device)
-        )
+        return self._artefact.prepared(("gpu bank", self._device), lambda: rans.Tables.of(bank, self._device))

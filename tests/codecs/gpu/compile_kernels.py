@@ -24,7 +24,7 @@ def quantizer(codec: int, bits: int, dim: int, dtype: int) -> dict[str, Any]:
     """The constants of a quantizer's kernels."""
     width = max(16, triton.next_power_of_2(dim))
     shape = {"HEADS": 3, "DIM": dim, "WIDTH": width, "TILE": max(2, dequantize.TILE_ELEMENTS // width)}
-    return {"CODEC": codec, "BITS": bits, "SIZE": dim & -dim, "DTYPE": dtype, **shape}
+    return {"CODEC": codec, "BITS": bits, "SIZE": dim & -dim, "DTYPE": dtype, **shape, "UNIT": True, "ALIGN": 16, "BODY": 16, "ROWS": 16}
 
 
 QUANTIZERS = [quantizer(*each) for each in ((4, 4, 64, 0), (5, 4, 64, 0), (6, 4, 80, 1), (7, 4, 128, 2), (7, 2, 64, 0))]
@@ -35,7 +35,7 @@ _ROWS = [
     for each in QUANTIZERS[1:]
     for by_channel in ((False, True) if each["CODEC"] == 7 else (False,))
 ]
-_FP8 = {"HEADS": 3, "DIM": 64, "DTYPE": 0, "TILE": 32, "WIDTH": 32}
+_FP8 = {"HEADS": 3, "DIM": 64, "DTYPE": 0, "TILE": 32, "WIDTH": 32, "UNIT": False, "ALIGN": 2, "BODY": 1, "ROWS": 1}
 _SHAPE = {"PLANES": 2, "HEADS": 3, "DIM": 64}
 
 KERNELS: dict[str, list[Kernel]] = {
@@ -100,7 +100,15 @@ KERNELS: dict[str, list[Kernel]] = {
     "rans": [
         (
             rans._rans_decode,
-            {"words": "*u16", "staged": "*u8", "slots": "*u32", "jobs": "*i64", "out": out, "status": "*i32"},
+            {
+                "words": "*u16",
+                "staged": "*u8",
+                "symbols": "*u8",
+                "entries": "*u32",
+                "jobs": "*i64",
+                "out": out,
+                "status": "*i32",
+            },
             {"LEVELS": levels},
             1,
         )

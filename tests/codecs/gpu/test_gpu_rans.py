@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kvstore.codecs import rans
-from kvstore.codecs.gpu.rans import decode_streams, job_of, launch, slots_of
+from kvstore.codecs.gpu.rans import Tables, decode_streams, job_of, launch
 from kvstore.codecs.gpu.staging import Staging, raise_corrupt
 from kvstore.errors import Corrupt, InvalidArgument
 from tests.codecs.gpu.conftest import bank, symbols_of
@@ -23,14 +23,15 @@ def drawn(tokens: int, columns: int, seed: int) -> tuple[npt.NDArray[np.uint8], 
     return symbols, tables, rans.encode(symbols, tables, FREQS)
 
 
-def test_slots_are_those_of_the_format() -> None:
-    slots = slots_of(FREQS)
+def test_tables_are_those_of_the_format() -> None:
+    tables = Tables.of(FREQS, torch.device("cpu"))
     ends = np.cumsum(FREQS, axis=1, dtype=np.int64)
     for table in range(len(FREQS)):
         for slot in (0, 1, 127, 2048, 4095):
             symbol = int(np.searchsorted(ends[table], slot, side="right"))
-            freq, start = int(FREQS[table, symbol]), int(ends[table, symbol]) - int(FREQS[table, symbol])
-            assert slots[table, slot] == symbol | (freq - 1) << 8 | (slot - start) << 20
+            freq = int(FREQS[table, symbol])
+            assert int(tables.symbols[table, slot]) == symbol
+            assert int(tables.entries[table, symbol]) == (freq - 1) | (int(ends[table, symbol]) - freq) << 12
 
 
 def test_many_streams_in_one_launch(device: torch.device) -> None:
@@ -48,10 +49,9 @@ def test_levels_are_shifted_and_strided(device: torch.device) -> None:
     staging.add(b"odd")
     job = job_of(staging, stream, tables, shifts, 5, 2, 43, 0)
     out = torch.full((5 * 43 + 2,), 77, dtype=torch.int16, device=device)
-    slots = torch.from_numpy(slots_of(FREQS)).to(device)
     status = torch.zeros(1, dtype=torch.int32, device=device)
     rows = staging.add_rows([job.row()])
-    launch(staging.on(device), slots, rows, out, status, levels=True)
+    launch(staging.on(device), Tables.of(FREQS, device), rows, out, status, levels=True)
     raise_corrupt(status, "streams")
     found = out.cpu().numpy()[2:].reshape(5, 43)
     np.testing.assert_array_equal(found[:, :40], (symbols.astype(np.int16) - 128) << shifts)
