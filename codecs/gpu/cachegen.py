@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import triton
@@ -11,8 +13,8 @@ from kvstore.codecs.base import Opened
 from kvstore.codecs.cachegen.reference import anchor_rows, open_body
 from kvstore.codecs.cachegen.tables import LayerTables, layer_tables
 from kvstore.codecs.gpu import rans
-from kvstore.codecs.gpu.escapes import BLOCK, before, counted
-from kvstore.codecs.gpu.floats import CODES, load_floats, store_floats
+from kvstore.codecs.gpu.escapes import COLUMNS, TOKENS, before, counted
+from kvstore.codecs.gpu.floats import CODES, alignment_of, in_runs, load_floats, step_of, store_floats
 from kvstore.codecs.gpu.staging import Rows, Staging
 from kvstore.errors import Corrupt
 
@@ -29,51 +31,73 @@ def values(
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     DTYPE: tl.constexpr,
+    UNIT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    EVEN: tl.constexpr,
+    RUN: tl.constexpr,
+    TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """One token of one frame. `floats` is `staged` as float32; every product and sum is rounded."""
+    """A tile of tokens and columns (a multiple of EVEN) of one frame. `floats` is `staged` as float32; every product and sum is rounded."""
     job = frames + tl.program_id(0) * 21
-    columns, tokens, token = tl.load(job + 2).to(tl.int32), tl.load(job + 3).to(tl.int32), tl.program_id(1)
-    if token < tokens:
-        first, group = tl.load(job + 4).to(tl.int32), tl.load(job + 5).to(tl.int32)
-        number = tl.where(token < first, 0, (token - first) // group + 1)
-        stands = token == tl.where(number == 0, 0, first + (number - 1) * group)
-        other = tl.where(stands, 0, token - number - 1)
-        others = tl.where(stands, 0, columns)  # an anchor has no difference
-        anchor_row = symbols + tl.load(job) + number.to(tl.int64) * columns
-        other_row = symbols + tl.load(job + 1) + other.to(tl.int64) * columns
-        used_anchors = before(counts, ends, tl.load(job + 6), number)
-        used_others = before(counts, ends, tl.load(job + 7), other)
-        anchors_due, others_due = tl.load(job + 9).to(tl.int32), tl.load(job + 11).to(tl.int32)
-        table = floats + tl.load(job + 12)
-        for start in range(0, columns, BLOCK):
-            column = start + tl.arange(0, BLOCK)
-            inside = column < columns
-            symbol = tl.load(anchor_row + column, mask=inside, other=128).to(tl.int32)
-            escaped = (symbol == 0).to(tl.int32)
-            at = used_anchors + tl.cumsum(escaped, 0) - escaped
-            used_anchors += tl.sum(escaped, 0)
-            step = tl.load(table + columns + column, mask=inside, other=0.0)
-            mean = tl.load(table + column, mask=inside, other=0.0)
-            anchor = (symbol - 128).to(tl.float32) * step + mean
-            written = load_floats(staged + tl.load(job + 8), at, (escaped > 0) & (at < anchors_due), DTYPE)
-            anchor = tl.where(escaped > 0, written, anchor)
+    columns, tokens = tl.multiple_of(tl.load(job + 2).to(tl.int32), EVEN), tl.load(job + 3).to(tl.int32)
+    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    there = token < tokens
+    first, group = tl.load(job + 4).to(tl.int32), tl.load(job + 5).to(tl.int32)
+    number = tl.where(token < first, 0, (token - first) // group + 1)
+    stands = token == tl.where(number == 0, 0, first + (number - 1) * group)  # an anchor has no difference
+    other = tl.where(stands, 0, token - number - 1)
+    differs = there & (stands == 0)
+    anchor_row = symbols + tl.multiple_of(tl.load(job), EVEN) + number.to(tl.int64)[:, None] * columns
+    other_row = symbols + tl.multiple_of(tl.load(job + 1), EVEN) + other.to(tl.int64)[:, None] * columns
+    used_anchors = before(counts, ends, tl.load(job + 6), number, there)
+    used_others = before(counts, ends, tl.load(job + 7), other, differs)
+    anchors_due, others_due = tl.load(job + 9).to(tl.int32), tl.load(job + 11).to(tl.int32)
+    table, written_anchors, written_others = floats + tl.load(job + 12), tl.load(job + 8), tl.load(job + 10)
+    for start in range(0, columns, BLOCK):
+        column = tl.multiple_of(start, BLOCK) + tl.arange(0, BLOCK)
+        known = column < columns
+        inside = there[:, None] & known[None, :]
+        symbol = tl.load(anchor_row + column[None, :], mask=inside, other=128).to(tl.int32)
+        step = tl.load(table + columns + column, mask=known, other=0.0)
+        mean = tl.load(table + column, mask=known, other=0.0)
+        anchor = (symbol - 128).to(tl.float32) * step[None, :] + mean[None, :]
+        if anchors_due > 0:
+            anchor = _written(anchor, symbol, used_anchors, staged + written_anchors, anchors_due, DTYPE)
+        used_anchors += tl.sum((symbol == 0).to(tl.int32), 1)
 
-            symbol = tl.load(other_row + column, mask=column < others, other=128).to(tl.int32)
-            escaped = (symbol == 0).to(tl.int32)
-            at = used_others + tl.cumsum(escaped, 0) - escaped
-            used_others += tl.sum(escaped, 0)
-            step = tl.load(table + 5 * columns + column, mask=column < others, other=0.0)
-            value = tl.where(column < others, (symbol - 128).to(tl.float32) * step + anchor, anchor)
-            written = load_floats(staged + tl.load(job + 10), at, (escaped > 0) & (at < others_due), DTYPE)
-            value = tl.where(escaped > 0, written, value)
-            plane, channel = column // (HEADS * DIM), column % (HEADS * DIM)
-            to = plane.to(tl.int64) * tl.load(job + 14) + token.to(tl.int64) * tl.load(job + 15)
-            to += (channel // DIM).to(tl.int64) * tl.load(job + 16) + (channel % DIM).to(tl.int64) * tl.load(job + 17)
-            store_floats(tl.load(job + 13), to, value, inside, DTYPE)
-        last = tl.where(stands, number == tl.load(job + 19) - 1, other == tl.load(job + 20) - 1)
-        short = tl.where(stands, used_anchors != anchors_due, used_others != others_due)
-        tl.atomic_max(status + tl.load(job + 18), 1, mask=last & short)
+        different = differs[:, None] & known[None, :]
+        symbol = tl.load(other_row + column[None, :], mask=different, other=128).to(tl.int32)
+        step = tl.load(table + 5 * columns + column, mask=known, other=0.0)
+        value = tl.where(different, (symbol - 128).to(tl.float32) * step[None, :] + anchor, anchor)
+        if others_due > 0:
+            value = _written(value, symbol, used_others, staged + written_others, others_due, DTYPE)
+        used_others += tl.sum((symbol == 0).to(tl.int32), 1)
+        channel = column % (HEADS * DIM)
+        to = (column // (HEADS * DIM)).to(tl.int64) * step_of(job + 14, ALIGN, DTYPE)
+        to += (channel // DIM).to(tl.int64) * step_of(job + 16, ALIGN, DTYPE)
+        dim = (channel % DIM).to(tl.int64)
+        if UNIT:
+            to = in_runs(to, dim, RUN, ALIGN, DTYPE)
+        else:
+            to += dim * tl.load(job + 17)
+        where = token.to(tl.int64)[:, None] * step_of(job + 15, ALIGN, DTYPE) + to[None, :]
+        store_floats(tl.load(job + 13), where, value, inside, DTYPE, ALIGN)
+    last = tl.where(stands, number == tl.load(job + 19) - 1, other == tl.load(job + 20) - 1)
+    short = tl.where(stands, used_anchors != anchors_due, used_others != others_due)
+    wrong = tl.max((there & last & short).to(tl.int32), 0)
+    tl.atomic_max(status + tl.load(job + 18), 1, mask=wrong > 0)
+
+
+@triton.jit
+def _written(
+    values: tl.tensor, symbol: tl.tensor, used: tl.tensor, written: tl.tensor, due: tl.tensor, DTYPE: tl.constexpr
+) -> tl.tensor:
+    """Values, those whose symbol is 0 taken from what was written of them."""
+    escaped = (symbol == 0).to(tl.int32)
+    at = used[:, None] + tl.cumsum(escaped, 1) - escaped
+    found = load_floats(written, at, (escaped > 0) & (at < due), DTYPE)
+    return tl.where(escaped > 0, found, values)
 
 
 class CacheGenDecoder:
@@ -130,7 +154,8 @@ class CacheGenDecoder:
         rans.launch(staged, self._bank(), jobs, symbols, status, levels=False)
         # A place more than there are rows: where a frame has no differences, its counts begin behind the last.
         counts, ends = counted(symbols, staged, matrices, self._tokens, self._rows + 1, 0)
-        values[len(self._frames), self._tokens](
+        steps = {step for row in self._frames for step in row[14:17]}
+        values[len(self._frames), triton.cdiv(self._tokens, TOKENS)](
             symbols,
             staged,
             staged.view(torch.float32),
@@ -141,7 +166,12 @@ class CacheGenDecoder:
             HEADS=block.heads,
             DIM=block.dim,
             DTYPE=CODES[block.dtype],
-            BLOCK=BLOCK,
+            UNIT=all(row[17] == 1 for row in self._frames),
+            ALIGN=alignment_of({row[13] for row in self._frames}, steps, block.dtype),
+            EVEN=math.gcd(16, *(row[2] for row in self._frames)),
+            RUN=math.gcd(COLUMNS, block.dim),
+            TOKENS=TOKENS,
+            BLOCK=COLUMNS,
             num_warps=4,
             enable_fp_fusion=False,
         )

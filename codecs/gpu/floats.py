@@ -73,6 +73,17 @@ def step_of(row: tl.tensor, ALIGN: tl.constexpr, DTYPE: tl.constexpr) -> tl.tens
 
 
 @triton.jit
+def in_runs(
+    starts: tl.tensor, dim: tl.tensor, RUN: tl.constexpr, ALIGN: tl.constexpr, DTYPE: tl.constexpr
+) -> tl.tensor:
+    """`starts + dim`, places of channels that count up in runs of RUN, from multiples of it."""
+    ELEMENTS: tl.constexpr = ALIGN // 4 if DTYPE == 2 else ALIGN // 2
+    EVEN: tl.constexpr = ELEMENTS if ELEMENTS < RUN else RUN
+    places = starts + dim  # what the compiler is told stays with an operation of this function, not with an argument
+    return tl.max_contiguous(tl.multiple_of(places, EVEN if EVEN > 1 else 1), RUN)
+
+
+@triton.jit
 def to_bfloat16(values: tl.tensor) -> tl.tensor:
     """The nearest bfloat16 numbers of finite values, as uint32."""
     bits = values.to(tl.uint32, bitcast=True)

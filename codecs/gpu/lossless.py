@@ -1,12 +1,13 @@
 """The lossless codec on a device: exponents by rANS, then sign and mantissa joined to them (`kvstore.codecs.lossless`).
 
-Where an escaped exponent lies follows from how many there are before it: a launch counts them by token, a sum over all
-tokens gives every token its first, and the last launch finds the others by a scan along the token. Scratch is a byte
-per element.
+Where an escaped exponent lies follows from how many there are before it: in frames that have any, which real KV seldom
+makes, a launch counts them by token, a sum over all tokens gives every token its first, and the last launch finds the
+others by a scan along the token. Scratch is a byte per element.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,8 +21,8 @@ from kvstore.codecs import lossless
 from kvstore.codecs.base import Opened
 from kvstore.codecs.block import Block
 from kvstore.codecs.gpu import rans
-from kvstore.codecs.gpu.escapes import BLOCK, FIELDS, before, counted
-from kvstore.codecs.gpu.floats import CODES
+from kvstore.codecs.gpu.escapes import COLUMNS, FIELDS, TOKENS, before, counted
+from kvstore.codecs.gpu.floats import CODES, alignment_of, in_runs, step_of
 from kvstore.codecs.gpu.staging import Rows, Staging
 from kvstore.errors import Corrupt
 
@@ -41,45 +42,68 @@ def join(
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     DTYPE: tl.constexpr,
+    UNIT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    EVEN: tl.constexpr,
+    RUN: tl.constexpr,
+    TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """The elements of one token of one frame. `ends` [token of all frames] counts the escapes up to it, inclusive."""
+    """The elements of a tile of tokens and columns of one frame, whose columns are a multiple of EVEN.
+
+    `ends` [token of all frames] counts the escapes up to it, inclusive, in frames that have any; a frame that has none
+    may hold no symbol that stands for one.
+    """
     job = frames + tl.program_id(0) * 16
-    columns, tokens, token = tl.load(job + 1).to(tl.int32), tl.load(job + 2).to(tl.int32), tl.program_id(1)
-    if token < tokens:
-        row = symbols + tl.load(job) + token.to(tl.int64) * columns
-        used = before(counts, ends, tl.load(job + 3), token)
-        due = tl.load(job + 7).to(tl.int32)
-        offsets, rest, escapes = staged + tl.load(job + 4), staged + tl.load(job + 5), staged + tl.load(job + 6)
-        count = tl.load(job + 15)
-        address = tl.load(job + 8)
-        highest = used * 0
-        for first in range(0, columns, BLOCK):
-            column = first + tl.arange(0, BLOCK)
-            inside = column < columns
-            symbol = tl.load(row + column, mask=inside, other=0).to(tl.int32)
-            escaped = (symbol == 31).to(tl.int32)
-            at = used + tl.cumsum(escaped, 0) - escaped
+    columns, tokens = tl.multiple_of(tl.load(job + 1).to(tl.int32), EVEN), tl.load(job + 2).to(tl.int32)
+    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    there = token < tokens
+    row = symbols + tl.multiple_of(tl.load(job), EVEN) + token.to(tl.int64)[:, None] * columns
+    due = tl.load(job + 7).to(tl.int32)
+    offsets, rest = staged + tl.load(job + 4), staged + tl.multiple_of(tl.load(job + 5), 16)
+    escapes = staged + tl.load(job + 6)
+    count = tl.load(job + 15)
+    address = tl.load(job + 8)
+    used = tl.zeros((TOKENS,), tl.int32)
+    if due > 0:
+        used = before(counts, ends, tl.load(job + 3), token, there)
+    highest = tl.zeros((TOKENS,), tl.int32)
+    for first in range(0, columns, BLOCK):
+        column = tl.multiple_of(first, BLOCK) + tl.arange(0, BLOCK)
+        known = column < columns
+        inside = there[:, None] & known[None, :]
+        symbol = tl.load(row + column[None, :], mask=inside, other=0).to(tl.int32)
+        offset = tl.load(offsets + column, mask=known, other=0).to(tl.int32)
+        escaped = (symbol == 31).to(tl.int32)
+        exponent = (symbol + offset[None, :]) & 255
+        if due > 0:
+            at = used[:, None] + tl.cumsum(escaped, 1) - escaped
             written = tl.load(escapes + at, mask=inside & (escaped > 0) & (at < due), other=0).to(tl.int32)
-            offset = tl.load(offsets + column, mask=inside, other=0).to(tl.int32)
-            exponent = tl.where(escaped > 0, written, (symbol + offset) & 255)
-            highest = tl.maximum(highest, tl.max(tl.where(inside, exponent, 0), 0))
-            used += tl.sum(escaped, 0)
-            plane = column // (HEADS * DIM)
-            channel = column % (HEADS * DIM)
-            element = (plane.to(tl.int64) * tokens + token) * (HEADS * DIM) + channel
-            bits = _element(rest, element, count, exponent, inside, DTYPE)
-            to = (plane // PLANES).to(tl.int64) * tl.load(job + 9) + (plane % PLANES).to(tl.int64) * tl.load(job + 10)
-            to += token.to(tl.int64) * tl.load(job + 11) + (channel // DIM).to(tl.int64) * tl.load(job + 12)
-            to += (channel % DIM).to(tl.int64) * tl.load(job + 13)
-            if DTYPE == 2:
-                tl.store(address.to(tl.pointer_type(tl.uint32)) + to, bits, mask=inside)
-            else:
-                tl.store(address.to(tl.pointer_type(tl.uint16)) + to, bits.to(tl.uint16), mask=inside)
-        wrong = (token == tokens - 1) & (used != due)
-        if DTYPE == 1:
-            wrong = wrong | (highest > 31)
-        tl.atomic_max(status + tl.load(job + 14), 1, mask=wrong)
+            exponent = tl.where(escaped > 0, written, exponent)
+        highest = tl.maximum(highest, tl.max(tl.where(inside, exponent, 0), 1))
+        used += tl.sum(escaped, 1)
+        plane = column // (HEADS * DIM)
+        channel = column % (HEADS * DIM)
+        element = (plane.to(tl.int64)[None, :] * tokens + token[:, None]) * (HEADS * DIM) + channel[None, :]
+        bits = _element(rest, element, count, exponent, inside, DTYPE)
+        to = (plane // PLANES).to(tl.int64) * step_of(job + 9, ALIGN, DTYPE)
+        to += (plane % PLANES).to(tl.int64) * step_of(job + 10, ALIGN, DTYPE)
+        to += (channel // DIM).to(tl.int64) * step_of(job + 12, ALIGN, DTYPE)
+        dim = (channel % DIM).to(tl.int64)
+        if UNIT:
+            to = in_runs(to, dim, RUN, ALIGN, DTYPE)
+        else:
+            to += dim * tl.load(job + 13)
+        where = token.to(tl.int64)[:, None] * step_of(job + 11, ALIGN, DTYPE) + to[None, :]
+        if DTYPE == 2:
+            tl.store(tl.multiple_of(address.to(tl.pointer_type(tl.uint32)), ALIGN) + where, bits, mask=inside)
+        else:
+            half = tl.multiple_of(address.to(tl.pointer_type(tl.uint16)), ALIGN)
+            tl.store(half + where, bits.to(tl.uint16), mask=inside)
+    wrong = there & tl.where(due > 0, (token == tokens - 1) & (used != due), used > 0)
+    if DTYPE == 1:
+        wrong = wrong | (there & (highest > 31))
+    tl.atomic_max(status + tl.load(job + 14), 1, mask=tl.max(wrong.to(tl.int32), 0) > 0)
 
 
 @triton.jit
@@ -147,7 +171,7 @@ class LosslessDecoder:
     def close(self, staging: Staging) -> None:
         """Stage what the programs are to do: there will be no more frames."""
         jobs = staging.add_rows([job.row() for job in self._jobs])
-        matrices = staging.add_rows([row[:FIELDS] for row in self._frames])
+        matrices = staging.add_rows([row[:FIELDS] for row in self._frames if row[7]])
         self._staged = (jobs, matrices, staging.add_rows(self._frames), staging.add_rows(self._stored))
 
     def launch(self, staged: torch.Tensor, status: torch.Tensor) -> None:
@@ -162,9 +186,25 @@ class LosslessDecoder:
         symbols = torch.empty(self._symbols, dtype=torch.uint8, device=self._device)
         rans.launch(staged, _tables(self._device), jobs, symbols, status, levels=False)
         counts, ends = counted(symbols, staged, matrices, self._tokens, self._rows, lossless.ESCAPE)
-        shape = {"PLANES": block.planes, "HEADS": block.heads, "DIM": block.dim, "DTYPE": CODES[block.dtype]}
-        join[len(self._frames), self._tokens](
-            symbols, staged, rows, counts, ends, status, **shape, BLOCK=BLOCK, num_warps=4
+        steps = {step for row in self._frames for step in row[9:13]}
+        join[len(self._frames), triton.cdiv(self._tokens, TOKENS)](
+            symbols,
+            staged,
+            rows,
+            counts,
+            ends,
+            status,
+            PLANES=block.planes,
+            HEADS=block.heads,
+            DIM=block.dim,
+            DTYPE=CODES[block.dtype],
+            UNIT=all(row[13] == 1 for row in self._frames),
+            ALIGN=alignment_of({row[8] for row in self._frames}, steps, block.dtype),
+            EVEN=math.gcd(16, *(row[1] for row in self._frames)),
+            RUN=math.gcd(COLUMNS, block.dim),
+            TOKENS=TOKENS,
+            BLOCK=COLUMNS,
+            num_warps=4,
         )
 
 

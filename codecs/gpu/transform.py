@@ -6,6 +6,7 @@ What an artefact says of a frame goes to a device once and stays with the artefa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +18,14 @@ from kvstore.codecs.base import Opened
 from kvstore.codecs.block import Block
 from kvstore.codecs.gpu import inverse as kernels
 from kvstore.codecs.gpu import rans
-from kvstore.codecs.gpu.floats import CODES
+from kvstore.codecs.gpu.floats import CODES, alignment_of
 from kvstore.codecs.gpu.staging import Rows, Staging
 from kvstore.codecs.transform import body as bodies
 from kvstore.codecs.transform.plan import Plan, plan_of
 from kvstore.codecs.transform.rotary import Rotary
 from kvstore.errors import Corrupt
 
+PAIRS = 32  # of a program
 DEPTH = 32  # a row of a matrix is padded to a multiple of so many columns: the least depth of an int8 product
 Indices = npt.NDArray[np.int32]
 Column = npt.NDArray[np.uint8]
@@ -47,11 +49,12 @@ class DevicePlan:
 
     def __init__(self, plan: Plan, block: Block, device: torch.device) -> None:
         self.plan = plan
+        self.run = PAIRS
         self._tiles: dict[tuple[int, int], tuple[Column, Column]] = {}
         sections, staging, cuts = plan.sections, Staging(), list[tuple[int, int, int, list[int]]]()
         sums = np.concatenate([128 * section.matrix.sum(1, dtype=np.int32) for section in sections])
-        columns = [np.concatenate([each.scale for each in sections]), np.concatenate([each.mean for each in sections])]
-        shared = [staging.add_array(each) for each in (*columns, sums.astype(np.int32))]
+        floats = [np.concatenate([each.scale for each in sections]), np.concatenate([each.mean for each in sections])]
+        shared = [staging.add_array(each) for each in (*floats, sums.astype(np.int32))]
         per_layer = block.planes * block.heads * block.dim
         for section in sections:
             live = section.matrix.shape[1]
@@ -62,10 +65,14 @@ class DevicePlan:
             for layer in range(start // per_layer, -(-stop // per_layer)):
                 ends = max(start, layer * per_layer), min(stop, (layer + 1) * per_layer)
                 pairs = pairs_of(*ends, block, plan.rotary[layer])
+                self.run = min(self.run, run_of(pairs, block.dim))
                 places = [staging.add_array(each) for each in pairs]
                 cuts.append((section.column, len(pairs[0]), layer, [*places, pitch, matrix, *shared]))
+        before = np.cumsum(plan.shift, dtype=np.int32) - plan.shift
+        shift, planes = staging.add_array(plan.shift), staging.add_array(before.astype(np.int32))
         self._data = staging.on(device)
         base = self._data.data_ptr()
+        self.low_bits = (base + shift, base + planes)  # of each column: how many, and those of the columns before
         self.slices = [
             Slice(column, pairs, layer, tuple(each if n == 3 else base + each for n, each in enumerate(fields)))
             for column, pairs, layer, fields in cuts
@@ -97,6 +104,20 @@ def pairs_of(start: int, end: int, block: Block, rotary: Rotary) -> tuple[Indice
     return first, second, turn
 
 
+def run_of(pairs: tuple[Indices, Indices, Indices], dim: int) -> int:
+    """RUN: the largest power of two in whose runs each array is -1 or counts from a multiple, inside of a head."""
+    run = math.gcd(PAIRS, dim, len(pairs[0]))
+    while run > 1 and not all(_counts(each, run) for each in pairs):
+        run //= 2
+    return run
+
+
+def _counts(numbers: Indices, run: int) -> bool:
+    starts = np.repeat(numbers[::run], run)[: len(numbers)]
+    due = starts + np.arange(len(numbers), dtype=np.int32) % run
+    return bool(np.where(starts < 0, numbers == -1, (numbers == due) & (starts % run == 0)).all())
+
+
 class TransformDecoder:
     """Gathers frames that one artefact coded at one level."""
 
@@ -115,6 +136,7 @@ class TransformDecoder:
         self._values: list[npt.NDArray[np.int16]] = []
         self._levels = 0  # elements of scratch
         self._tokens = self._pairs = 0
+        self._run = PAIRS
 
     def add(self, opened: Opened, staging: Staging, address: int, chunk: int) -> None:
         """Take a frame. `Corrupt` for a body whose pieces do not fit one another."""
@@ -133,10 +155,8 @@ class TransformDecoder:
             to = at + down.start * columns + across.start
             size = down.stop - down.start
             self._jobs.append(rans.job_of(staging, stream, tables, shifts, size, to, columns, chunk))
-        bits = staging.add(pieces.bits)
-        for column in np.flatnonzero(plan.shift).tolist():
-            self._low_bits.append((at + column, columns, tokens, int(plan.shift[column]), bits))
-            bits += int(plan.shift[column]) * -(-tokens // 8)
+        if plan.bit_planes:
+            self._low_bits.append((at, columns, tokens, staging.add(pieces.bits), *device_plan.low_bits))
         if len(pieces.escapes):
             self._places.append(at + pieces.escapes["token"].astype(np.int64) * columns + pieces.escapes["column"])
             self._values.append(pieces.escapes["value"].astype(np.int16))
@@ -150,6 +170,7 @@ class TransformDecoder:
                 (at + each.column, columns, tokens, each.pairs, *each.fixed, rotary.pairs, *turns, *place)
             )
             self._pairs = max(self._pairs, each.pairs)
+        self._run = min(self._run, device_plan.run)
         self._levels += tokens * columns
         self._tokens = max(self._tokens, tokens)
 
@@ -179,15 +200,16 @@ class TransformDecoder:
         q = torch.empty(self._levels + DEPTH, dtype=torch.int16, device=device)
         rans.launch(staged, self._bank(), self._staged_jobs, q, status, levels=True)
         if self._low_bits:
-            grid = (len(self._low_bits), triton.cdiv(self._tokens, 256))
-            kernels.add_low_bits[grid](q, staged, self._staged_low_bits.of(staged), TOKENS=256, num_warps=4)
+            widest = max(row[1] for row in self._low_bits)
+            grid = (len(self._low_bits), triton.cdiv(self._tokens, 64), triton.cdiv(widest, 32))
+            rows = self._staged_low_bits.of(staged)
+            kernels.add_low_bits[grid](q, staged, rows, TOKENS=64, COLUMNS=32, num_warps=4)
         if self._places:
             found, at = self._patches
             places, values = found.of(staged), staged[at : at + 2 * found.size].view(torch.int16)
             kernels.patch[(triton.cdiv(len(places), 512),)](q, places, values, len(places), BLOCK=512, num_warps=4)
         tile = 64 if self._tokens > 32 else 32
-        pairs = 64 if self._pairs > 32 else 32
-        tiles = (len(self._slices), triton.cdiv(self._tokens, tile), triton.cdiv(self._pairs, pairs))
+        tiles = (len(self._slices), triton.cdiv(self._tokens, tile), triton.cdiv(self._pairs, PAIRS))
         kernels.inverse[tiles](
             q,
             staged.view(torch.float32),
@@ -195,9 +217,14 @@ class TransformDecoder:
             **shape,
             DTYPE=CODES[block.dtype],
             TOKENS=tile,
-            PAIRS=pairs,
+            PAIRS=PAIRS,
             DEPTH=DEPTH,
-            num_warps=8 if pairs == 64 else 4,
+            RUN=self._run,
+            UNIT=all(row[-1] == 1 for row in self._slices),
+            ALIGN=alignment_of(
+                {row[15] for row in self._slices}, {step for row in self._slices for step in row[16:20]}, block.dtype
+            ),
+            num_warps=8,
             enable_fp_fusion=False,
         )
 

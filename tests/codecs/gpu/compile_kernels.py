@@ -36,6 +36,7 @@ _ROWS = [
     for by_channel in ((False, True) if each["CODEC"] == 7 else (False,))
 ]
 _FP8 = {"HEADS": 3, "DIM": 64, "DTYPE": 0, "TILE": 32, "WIDTH": 32, "UNIT": False, "ALIGN": 2, "BODY": 1, "ROWS": 1}
+_TILE = {"UNIT": True, "ALIGN": 16, "EVEN": 16, "RUN": 64, "TOKENS": escapes.TOKENS, "BLOCK": escapes.COLUMNS}
 _SHAPE = {"PLANES": 2, "HEADS": 3, "DIM": 64}
 
 KERNELS: dict[str, list[Kernel]] = {
@@ -43,10 +44,10 @@ KERNELS: dict[str, list[Kernel]] = {
         (
             inverse.inverse,
             {"q": "*i16", "staged": "*fp32", "slices": "*i64"},
-            {**_SHAPE, "DTYPE": dtype, "TOKENS": 64, "PAIRS": pairs, "DEPTH": 32},
-            warps,
+            {**_SHAPE, "DTYPE": dtype, "TOKENS": 64, "PAIRS": 32, "DEPTH": 32, "RUN": run, "UNIT": True, "ALIGN": 16},
+            8,
         )
-        for dtype, pairs, warps in ((0, 32, 4), (2, 64, 8))
+        for dtype, run in ((0, 32), (2, 1))
     ],
     "lossless": [
         (
@@ -59,13 +60,13 @@ KERNELS: dict[str, list[Kernel]] = {
                 "ends": "*i64",
                 "status": "*i32",
             },
-            {**_SHAPE, "DTYPE": 1, "BLOCK": escapes.BLOCK},
+            {**_SHAPE, "DTYPE": 1, **_TILE},
             4,
         ),
         (
             escapes.count_escapes,
             {"symbols": "*u8", "matrices": "*i64", "counts": "*i32"},
-            {"ESCAPE": 31, "BLOCK": escapes.BLOCK},
+            {"ESCAPE": 31, "TOKENS": escapes.TOKENS, "BLOCK": escapes.COLUMNS},
             4,
         ),
         (lossless.copy_bytes, {"staged": "*u8", "bodies": "*i64"}, {"BLOCK": lossless.COPIED}, 4),
@@ -82,12 +83,12 @@ KERNELS: dict[str, list[Kernel]] = {
                 "ends": "*i64",
                 "status": "*i32",
             },
-            {"HEADS": 3, "DIM": 64, "DTYPE": 0, "BLOCK": escapes.BLOCK},
+            {"HEADS": 3, "DIM": 64, "DTYPE": 0, **_TILE},
             4,
         )
     ],
     "low bits": [
-        (inverse.add_low_bits, {"q": "*i16", "staged": "*u8", "columns": "*i64"}, {"TOKENS": 256}, 4),
+        (inverse.add_low_bits, {"q": "*i16", "staged": "*u8", "frames": "*i64"}, {"TOKENS": 64, "COLUMNS": 32}, 4),
         (inverse.patch, {"q": "*i16", "places": "*i64", "values": "*i16", "count": "i32"}, {"BLOCK": 512}, 4),
         (inverse.copy_sinks, {"staged": "*u8", "frames": "*i64"}, {**_SHAPE, "WIDE": False, "BLOCK": 1024}, 4),
         (inverse.copy_sinks, {"staged": "*u8", "frames": "*i64"}, {**_SHAPE, "WIDE": True, "BLOCK": 1024}, 4),
