@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,10 @@ def values(
     TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """A tile of tokens and columns (a multiple of EVEN) of one frame. `floats` is `staged` as float32; every product and sum is rounded."""
+    """A tile of tokens and columns (a multiple of EVEN) of one frame. `floats` is `staged` as float32.
+
+    Every product and sum is rounded.
+    """
     job = frames + tl.program_id(0) * 21
     columns, tokens = tl.multiple_of(tl.load(job + 2).to(tl.int32), EVEN), tl.load(job + 3).to(tl.int32)
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
@@ -112,6 +116,7 @@ class CacheGenDecoder:
         self._matrices: list[tuple[int, ...]] = []
         self._frames: list[tuple[int, ...]] = []
         self._staged = (Rows(0, 0),) * 3  # jobs, matrices, frames
+        self._places: dict[str, Any] = {}
         self._symbols = self._rows = self._tokens = 0
 
     def add(self, opened: Opened, staging: Staging, address: int, chunk: int) -> None:
@@ -145,6 +150,16 @@ class CacheGenDecoder:
         """Stage what the programs are to do: there will be no more frames."""
         jobs = staging.add_rows([job.row() for job in self._jobs])
         self._staged = (jobs, staging.add_rows(self._matrices), staging.add_rows(self._frames))
+        self._places = {
+            "UNIT": all(row[17] == 1 for row in self._frames),
+            "ALIGN": alignment_of(
+                {row[13] for row in self._frames},
+                {step for row in self._frames for step in row[14:17]},
+                self._block.dtype,
+            ),
+            "EVEN": math.gcd(16, *{row[2] for row in self._frames}),
+            "RUN": math.gcd(COLUMNS, self._block.dim),
+        }
 
     def launch(self, staged: torch.Tensor, status: torch.Tensor) -> None:
         """Decode; the status of a chunk becomes 1 where a stream or its escapes are none that an encoder writes."""
@@ -154,7 +169,6 @@ class CacheGenDecoder:
         rans.launch(staged, self._bank(), jobs, symbols, status, levels=False)
         # A place more than there are rows: where a frame has no differences, its counts begin behind the last.
         counts, ends = counted(symbols, staged, matrices, self._tokens, self._rows + 1, 0)
-        steps = {step for row in self._frames for step in row[14:17]}
         values[len(self._frames), triton.cdiv(self._tokens, TOKENS)](
             symbols,
             staged,
@@ -166,10 +180,7 @@ class CacheGenDecoder:
             HEADS=block.heads,
             DIM=block.dim,
             DTYPE=CODES[block.dtype],
-            UNIT=all(row[17] == 1 for row in self._frames),
-            ALIGN=alignment_of({row[13] for row in self._frames}, steps, block.dtype),
-            EVEN=math.gcd(16, *(row[2] for row in self._frames)),
-            RUN=math.gcd(COLUMNS, block.dim),
+            **self._places,
             TOKENS=TOKENS,
             BLOCK=COLUMNS,
             num_warps=4,

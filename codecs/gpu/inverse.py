@@ -116,11 +116,7 @@ def _place(
     outer = layer * step_of(job + 17, ALIGN, DTYPE) + (plane % PLANES).to(tl.int64) * step_of(job + 18, ALIGN, DTYPE)
     outer += (head % HEADS).to(tl.int64) * step_of(job + 19, ALIGN, DTYPE)
     dim = (channel % DIM).to(tl.int64)
-    if UNIT:
-        place = in_runs(outer, dim, RUN, ALIGN, DTYPE)
-    else:
-        place = outer + dim * tl.load(job + 20)
-    return place
+    return in_runs(outer, dim, RUN, ALIGN, DTYPE) if UNIT else outer + dim * tl.load(job + 20)
 
 
 @triton.jit

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -147,6 +148,7 @@ class LosslessDecoder:
         self._frames: list[tuple[int, ...]] = []
         self._stored: list[tuple[int, ...]] = []
         self._staged = (Rows(0, 0),) * 4  # jobs, matrices, frames, stored
+        self._places: dict[str, Any] = {}
         self._symbols = self._rows = self._tokens = self._longest = 0
 
     def add(self, opened: Opened, staging: Staging, address: int, chunk: int) -> None:
@@ -173,6 +175,16 @@ class LosslessDecoder:
         jobs = staging.add_rows([job.row() for job in self._jobs])
         matrices = staging.add_rows([row[:FIELDS] for row in self._frames if row[7]])
         self._staged = (jobs, matrices, staging.add_rows(self._frames), staging.add_rows(self._stored))
+        self._places = {
+            "UNIT": all(row[13] == 1 for row in self._frames),
+            "ALIGN": alignment_of(
+                {row[8] for row in self._frames},
+                {step for row in self._frames for step in row[9:13]},
+                self._block.dtype,
+            ),
+            "EVEN": math.gcd(16, *{row[1] for row in self._frames}),
+            "RUN": math.gcd(COLUMNS, self._block.dim),
+        }
 
     def launch(self, staged: torch.Tensor, status: torch.Tensor) -> None:
         """Decode; the status of a chunk becomes 1 where a stream or its escapes are none that an encoder writes."""
@@ -186,7 +198,6 @@ class LosslessDecoder:
         symbols = torch.empty(self._symbols, dtype=torch.uint8, device=self._device)
         rans.launch(staged, _tables(self._device), jobs, symbols, status, levels=False)
         counts, ends = counted(symbols, staged, matrices, self._tokens, self._rows, lossless.ESCAPE)
-        steps = {step for row in self._frames for step in row[9:13]}
         join[len(self._frames), triton.cdiv(self._tokens, TOKENS)](
             symbols,
             staged,
@@ -198,10 +209,7 @@ class LosslessDecoder:
             HEADS=block.heads,
             DIM=block.dim,
             DTYPE=CODES[block.dtype],
-            UNIT=all(row[13] == 1 for row in self._frames),
-            ALIGN=alignment_of({row[8] for row in self._frames}, steps, block.dtype),
-            EVEN=math.gcd(16, *(row[1] for row in self._frames)),
-            RUN=math.gcd(COLUMNS, block.dim),
+            **self._places,
             TOKENS=TOKENS,
             BLOCK=COLUMNS,
             num_warps=4,

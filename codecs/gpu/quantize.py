@@ -19,7 +19,7 @@ import triton.language as tl
 
 from kvstore.codecs.base import Encoded, Form, NotEncodable, seal
 from kvstore.codecs.block import Block
-from kvstore.codecs.gpu.dequantize import FIELDS, TILE_ELEMENTS, places_of
+from kvstore.codecs.gpu.dequantize import FIELDS, places_of
 from kvstore.codecs.gpu.floats import (
     CODES,
     bfloat16_below,
@@ -36,6 +36,8 @@ from kvstore.codecs.hadamard import hadamard_size
 from kvstore.codecs.kivi import Kivi
 from kvstore.codecs.quantized import Fp8, Quantizer
 from kvstore.errors import InvalidArgument
+
+TILE_ELEMENTS = 2048  # of a program: 16 per thread
 
 
 @triton.jit

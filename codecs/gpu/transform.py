@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ from kvstore.codecs.transform.plan import Plan, plan_of
 from kvstore.codecs.transform.rotary import Rotary
 from kvstore.errors import Corrupt
 
-PAIRS = 32  # of a program
+TOKENS, PAIRS = 128, 32  # of a program; fewer tokens where there are few
 DEPTH = 32  # a row of a matrix is padded to a multiple of so many columns: the least depth of an int8 product
 Indices = npt.NDArray[np.int32]
 Column = npt.NDArray[np.uint8]
@@ -135,8 +136,9 @@ class TransformDecoder:
         self._places: list[npt.NDArray[np.int64]] = []
         self._values: list[npt.NDArray[np.int16]] = []
         self._levels = 0  # elements of scratch
-        self._tokens = self._pairs = 0
+        self._tokens = self._pairs = self._widest = 0
         self._run = PAIRS
+        self._where: dict[str, Any] = {}
 
     def add(self, opened: Opened, staging: Staging, address: int, chunk: int) -> None:
         """Take a frame. `Corrupt` for a body whose pieces do not fit one another."""
@@ -172,6 +174,7 @@ class TransformDecoder:
             self._pairs = max(self._pairs, each.pairs)
         self._run = min(self._run, device_plan.run)
         self._levels += tokens * columns
+        self._widest = max(self._widest, columns)
         self._tokens = max(self._tokens, tokens)
 
     def close(self, staging: Staging) -> None:
@@ -180,6 +183,14 @@ class TransformDecoder:
         self._staged_slices = staging.add_rows(self._slices)
         self._staged_low_bits = staging.add_rows(self._low_bits)
         self._staged_sinks = staging.add_rows(self._sinks)
+        self._where = {
+            "UNIT": all(row[-1] == 1 for row in self._slices),
+            "ALIGN": alignment_of(
+                {row[15] for row in self._slices},
+                {step for row in self._slices for step in row[16:20]},
+                self._block.dtype,
+            ),
+        }
         if self._places:
             places = np.concatenate(self._places)
             self._patches = (
@@ -200,15 +211,14 @@ class TransformDecoder:
         q = torch.empty(self._levels + DEPTH, dtype=torch.int16, device=device)
         rans.launch(staged, self._bank(), self._staged_jobs, q, status, levels=True)
         if self._low_bits:
-            widest = max(row[1] for row in self._low_bits)
-            grid = (len(self._low_bits), triton.cdiv(self._tokens, 64), triton.cdiv(widest, 32))
+            grid = (len(self._low_bits), triton.cdiv(self._tokens, 64), triton.cdiv(self._widest, 32))
             rows = self._staged_low_bits.of(staged)
             kernels.add_low_bits[grid](q, staged, rows, TOKENS=64, COLUMNS=32, num_warps=4)
         if self._places:
             found, at = self._patches
             places, values = found.of(staged), staged[at : at + 2 * found.size].view(torch.int16)
             kernels.patch[(triton.cdiv(len(places), 512),)](q, places, values, len(places), BLOCK=512, num_warps=4)
-        tile = 64 if self._tokens > 32 else 32
+        tile = min(TOKENS, max(32, triton.next_power_of_2(self._tokens)))
         tiles = (len(self._slices), triton.cdiv(self._tokens, tile), triton.cdiv(self._pairs, PAIRS))
         kernels.inverse[tiles](
             q,
@@ -220,11 +230,8 @@ class TransformDecoder:
             PAIRS=PAIRS,
             DEPTH=DEPTH,
             RUN=self._run,
-            UNIT=all(row[-1] == 1 for row in self._slices),
-            ALIGN=alignment_of(
-                {row[15] for row in self._slices}, {step for row in self._slices for step in row[16:20]}, block.dtype
-            ),
-            num_warps=8,
+            **self._where,
+            num_warps=4,
             enable_fp_fusion=False,
         )
 

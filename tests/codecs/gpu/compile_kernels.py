@@ -24,14 +24,24 @@ def quantizer(codec: int, bits: int, dim: int, dtype: int) -> dict[str, Any]:
     """The constants of a quantizer's kernels."""
     width = max(16, triton.next_power_of_2(dim))
     shape = {"HEADS": 3, "DIM": dim, "WIDTH": width, "TILE": max(2, dequantize.TILE_ELEMENTS // width)}
-    return {"CODEC": codec, "BITS": bits, "SIZE": dim & -dim, "DTYPE": dtype, **shape, "UNIT": True, "ALIGN": 16, "BODY": 16, "ROWS": 16}
+    return {
+        "CODEC": codec,
+        "BITS": bits,
+        "SIZE": dim & -dim,
+        "DTYPE": dtype,
+        **shape,
+        "UNIT": True,
+        "ALIGN": 16,
+        "BODY": 16,
+        "ROWS": 16,
+    }
 
 
 QUANTIZERS = [quantizer(*each) for each in ((4, 4, 64, 0), (5, 4, 64, 0), (6, 4, 80, 1), (7, 4, 128, 2), (7, 2, 64, 0))]
 
 _ENCODED = {"bodies": "*u8", "sections": "*i64", "status": "*i32"}
 _ROWS = [
-    {**each, "BY_CHANNEL": by_channel, "TILE": max(32 if by_channel else 2, each["TILE"])}
+    {**each, "BY_CHANNEL": by_channel, "TILE": max(32 if by_channel else 2, quantize.TILE_ELEMENTS // each["WIDTH"])}
     for each in QUANTIZERS[1:]
     for by_channel in ((False, True) if each["CODEC"] == 7 else (False,))
 ]
@@ -44,8 +54,8 @@ KERNELS: dict[str, list[Kernel]] = {
         (
             inverse.inverse,
             {"q": "*i16", "staged": "*fp32", "slices": "*i64"},
-            {**_SHAPE, "DTYPE": dtype, "TOKENS": 64, "PAIRS": 32, "DEPTH": 32, "RUN": run, "UNIT": True, "ALIGN": 16},
-            8,
+            {**_SHAPE, "DTYPE": dtype, "TOKENS": 128, "PAIRS": 32, "DEPTH": 32, "RUN": run, "UNIT": True, "ALIGN": 16},
+            4,
         )
         for dtype, run in ((0, 32), (2, 1))
     ],
