@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kvstore.bench import codec_bars, codec_quality, codec_speed, rans
+from kvstore.bench import codec_bars, codec_gpu, codec_quality, codec_speed, rans
 from kvstore.bench.codec_forms import CHUNK, Bits, Candidate, candidates
 from kvstore.bench.measure import Row, machine
 from kvstore.calibrate.capture import values_of
@@ -71,9 +71,11 @@ def _with_model(
     rows = [_row(candidate, model, row) for candidate, row in found]
     if speed:
         kept = [cache.kv for _, cache in codec_quality.captured(loaded, protocol)][: codec_speed.DISTINCT]
-        timed = _timed(forms, loaded.spec, [np.array(kv[:, :, CHUNK : 2 * CHUNK]) for kv in kept], advance)
+        chunks = [np.array(kv[:, :, CHUNK : 2 * CHUNK]) for kv in kept]
+        timed = _timed(forms, loaded.spec, chunks, advance)
+        rows += _on_gpu(forms, model, loaded.spec, chunks)
         for row in rows:
-            if row["genre"] == "in":
+            if row.get("genre") == "in":
                 fast = timed[row["case"], row["mode"]]
                 row.update({key: value for key, value in fast.items() if key not in ("bits", "times_smaller")})
         if not only:
@@ -95,6 +97,7 @@ def _drawn(model: str, extra: Sequence[Artefact], only: Sequence[str], advance: 
     timed = _timed(forms, spec, caches, advance)
     note = f"chunks drawn from the tables of {artefact.model.name}'s artefact; in rotation over 256 MiB and more"
     rows = [_row(candidate, model, {**timed[candidate.case, candidate.mode], "note": note}) for candidate in forms]
+    rows += _on_gpu(forms, model, spec, caches)
     if not only:
         rows += [{**row, "model": model} for row in rans.run(values_of(np.concatenate(caches[:2], axis=2)))]
     return rows
@@ -109,6 +112,18 @@ def _timed(
             timed[candidate.case, candidate.mode] = codec_speed.speed(candidate, chunks)
             advance()
     return timed
+
+
+def _on_gpu(forms: Sequence[Candidate], model: str, spec: KVSpec, caches: Sequence[Bits]) -> list[Row]:
+    """What kernels take, on a machine with a GPU."""
+    if codec_gpu.why_not():
+        return []
+    from kvstore.codecs import gpu
+
+    working = codec_speed.Chunks(spec, caches)
+    parts = [part for memory in working.sources[: working.distinct] for part in working.parts(memory)]
+    found = [(each, codec_gpu.row(each.form, parts)) for each in forms if gpu.supports(each.form)]
+    return [{**_row(each, model, row), "mode": f"{each.mode}/gpu".lstrip("/")} for each, row in found]
 
 
 def _row(candidate: Candidate, model: str, facts: Row) -> Row:

@@ -34,28 +34,12 @@ def why_not() -> str:
     return "" if torch.cuda.is_available() else "no CUDA device here"
 
 
-def rows(
-    forms: Sequence[Form], chunks: Sequence[tuple[Block, memoryview]], advance: Callable[[], None] = lambda: None
-) -> list[Row]:
-    """A row for each form that has kernels, decoding `chunks` (raw bytes each), or one that says why there is none.
+def row(form: Form, chunks: Sequence[tuple[Block, memoryview]]) -> Row:
+    """The row of a form that has kernels, decoding `chunks` (raw bytes each), on a machine with a CUDA device.
 
-    `chunks` are repeated to 256 MiB, each with memory of its own on the device. What is decoded is compared with what
-    the host decodes.
+    They are repeated to 256 MiB, each with memory of its own on the device. What is decoded is compared with what the
+    host decodes.
     """
-    reason = why_not()
-    if reason:
-        return [{"case": "gpu", "mode": "", "skipped": reason, "bar": None, "met": None}]
-    from kvstore.codecs import gpu
-
-    made = []
-    for form in forms:
-        if gpu.supports(form):
-            made.append(_row(form, chunks))
-            advance()
-    return made
-
-
-def _row(form: Form, chunks: Sequence[tuple[Block, memoryview]]) -> Row:
     import torch
 
     from kvstore.codecs import gpu
