@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -74,7 +75,10 @@ class Block:
         """The layers `first` up to `end` of this block, counted from its own first."""
         if not 0 <= first < end <= len(self.layers):
             raise InvalidArgument(f"layers {first} to {end} are outside a block of {len(self.layers)}")
-        return replace(self, layers=self.layers[first:end], first=self.first + first)
+        return Block(
+            self.dtype, self.layers[first:end], self.planes, self.tokens, self.heads, self.dim, self.axes,
+            self.position, self.first + first, self.first_head,
+        )  # fmt: skip
 
     def canonical(self, raw: memoryview | bytes | bytearray | npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The elements' bits `[layer, plane, token, head, dim]`, an unsigned view of `raw` (writable where that is)."""
@@ -84,10 +88,7 @@ class Block:
 
     def strides(self) -> tuple[int, int, int, int, int]:
         """Elements from one layer, plane, token, head, dim to the next, as stored."""
-        axes, shape = self._stored()
-        steps = [prod(shape[i + 1 :]) for i in range(len(shape))]
-        layer, plane, token, head, dim = (steps[axes.index(axis)] for axis in CANONICAL_AXES)
-        return layer, plane, token, head, dim
+        return _steps(*self._stored())
 
     def _stored(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """The axes as stored, a plane and a head axis of length 1 where the latent has none, and their lengths."""
@@ -98,3 +99,10 @@ class Block:
             "layer": len(self.layers), "kv": self.planes, "token": self.tokens, "head": self.heads, "dim": self.dim,
         }  # fmt: skip
         return axes, tuple(sizes[axis] for axis in axes)
+
+
+@lru_cache(maxsize=1024)
+def _steps(axes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, int, int, int, int]:
+    steps = [prod(shape[i + 1 :]) for i in range(len(shape))]
+    layer, plane, token, head, dim = (steps[axes.index(axis)] for axis in CANONICAL_AXES)
+    return layer, plane, token, head, dim

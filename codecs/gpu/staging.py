@@ -52,9 +52,9 @@ class Staging:
             known = self._known[id(array)] = (array, self.add(data))
         return known[1]
 
-    def add_rows(self, rows: Sequence[tuple[int, ...]]) -> Rows:
+    def add_rows(self, rows: Sequence[tuple[int, ...]] | npt.NDArray[np.int64]) -> Rows:
         """Rows of whole numbers: what the programs of a launch are to do, a row each."""
-        return Rows(self.add_array(np.array(rows, np.int64)), np.size(rows)) if rows else Rows(0, 0)
+        return Rows(self.add_array(np.array(rows, np.int64)), np.size(rows)) if len(rows) else Rows(0, 0)
 
     def on(self, device: torch.device) -> torch.Tensor:
         """All pieces in one uint8 tensor on a device, through pinned memory where it has CUDA."""

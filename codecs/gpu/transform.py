@@ -7,7 +7,6 @@ What an artefact says of a frame goes to a device once and stays with the artefa
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,31 +27,24 @@ from kvstore.errors import Corrupt
 
 TOKENS, PAIRS = 128, 32  # of a program; fewer tokens where there are few
 DEPTH = 32  # a row of a matrix is padded to a multiple of so many columns: the least depth of an int8 product
+SLICE_FIELDS, POINTERS = 21, (4, 5, 6, 8, 9, 10, 11)  # of a slice's row
 Indices = npt.NDArray[np.int32]
 Column = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Channels of one layer of a frame that share a matrix: `pairs` of them, the product of columns from `column` on.
-
-    `fixed` are the kernel's fields that are the same for every chunk, from the pairs' tables to Σ M.
-    """
-
-    column: int
-    pairs: int
-    layer: int
-    fixed: tuple[int, ...]
-
-
 class DevicePlan:
-    """A plan's arrays on a device, for frames of a block's shape; the slices point into them."""
+    """A plan's arrays on a device, for frames of a block's shape.
+
+    `slices` are rows for the kernel, into these arrays: channels of one layer that share a matrix. What differs from
+    chunk to chunk is 0 in them; a slice's column is counted from the frame's first. `layers` says whose each is.
+    """
 
     def __init__(self, plan: Plan, block: Block, device: torch.device) -> None:
         self.plan = plan
         self.run = PAIRS
         self._tiles: dict[tuple[int, int], tuple[Column, Column]] = {}
-        sections, staging, cuts = plan.sections, Staging(), list[tuple[int, int, int, list[int]]]()
+        sections, staging, cuts = plan.sections, Staging(), list[tuple[int, ...]]()
+        layers: list[int] = []
         sums = np.concatenate([128 * section.matrix.sum(1, dtype=np.int32) for section in sections])
         floats = [np.concatenate([each.scale for each in sections]), np.concatenate([each.mean for each in sections])]
         shared = [staging.add_array(each) for each in (*floats, sums.astype(np.int32))]
@@ -68,16 +60,20 @@ class DevicePlan:
                 pairs = pairs_of(*ends, block, plan.rotary[layer])
                 self.run = min(self.run, run_of(pairs, block.dim))
                 places = [staging.add_array(each) for each in pairs]
-                cuts.append((section.column, len(pairs[0]), layer, [*places, pitch, matrix, *shared]))
+                turns = plan.rotary[layer].pairs
+                cuts.append((section.column, len(pairs[0]), *places, pitch, matrix, *shared, turns))
+                layers.append(layer)
         before = np.cumsum(plan.shift, dtype=np.int32) - plan.shift
         shift, planes = staging.add_array(plan.shift), staging.add_array(before.astype(np.int32))
         self._data = staging.on(device)
         base = self._data.data_ptr()
         self.low_bits = (base + shift, base + planes)  # of each column: how many, and those of the columns before
-        self.slices = [
-            Slice(column, pairs, layer, tuple(each if n == 3 else base + each for n, each in enumerate(fields)))
-            for column, pairs, layer, fields in cuts
-        ]
+        found = np.array(cuts, np.int64)
+        self.pairs = int(found[:, 1].max())
+        self.layers = np.array(layers)
+        self.slices = np.zeros((len(cuts), SLICE_FIELDS), np.int64)
+        self.slices[:, 0], self.slices[:, 3], self.slices[:, 4:13] = found[:, 0], found[:, 1], found[:, 2:]
+        self.slices[:, POINTERS] += base
 
     def tile(self, columns: slice) -> tuple[Column, Column]:
         """Tables and shifts of a stream's columns, the same arrays each time."""
@@ -128,7 +124,7 @@ class TransformDecoder:
         self._artefact, self._block, self._device = opened.artefact, opened.block, device
         self._level = opened.codec.levels[opened.frame.level]
         self._jobs: list[rans.Job] = []
-        self._slices: list[tuple[int, ...]] = []
+        self._slices: list[npt.NDArray[np.int64]] = []
         self._low_bits: list[tuple[int, ...]] = []
         self._sinks: list[tuple[int, ...]] = []
         self._staged_jobs = self._staged_slices = self._staged_low_bits = self._staged_sinks = Rows(0, 0)
@@ -164,14 +160,15 @@ class TransformDecoder:
             self._values.append(pieces.escapes["value"].astype(np.int16))
         layer, plane, token, head, dim = strides
         address += sinks * token * block.itemsize
-        for each in device_plan.slices:
-            rotary = plan.rotary[each.layer]
+        slices = device_plan.slices.copy()
+        slices[:, 0] += at
+        slices[:, 1:3] = columns, tokens
+        for number, rotary in enumerate(plan.rotary):
             turns = [staging.add_array(part) // 4 for part in rotary.tables(block.position + sinks, tokens)]
-            place = (address, token, layer, plane, head, dim)
-            self._slices.append(
-                (at + each.column, columns, tokens, each.pairs, *each.fixed, rotary.pairs, *turns, *place)
-            )
-            self._pairs = max(self._pairs, each.pairs)
+            slices[device_plan.layers == number, 13:15] = turns
+        slices[:, 15:] = address, token, layer, plane, head, dim
+        self._slices.append(slices)
+        self._pairs = max(self._pairs, device_plan.pairs)
         self._run = min(self._run, device_plan.run)
         self._levels += tokens * columns
         self._widest = max(self._widest, columns)
@@ -180,15 +177,14 @@ class TransformDecoder:
     def close(self, staging: Staging) -> None:
         """Stage what the programs are to do: there will be no more frames."""
         self._staged_jobs = staging.add_rows([job.row() for job in self._jobs])
-        self._staged_slices = staging.add_rows(self._slices)
+        slices = np.concatenate(self._slices)
+        self._staged_slices = staging.add_rows(slices)
         self._staged_low_bits = staging.add_rows(self._low_bits)
         self._staged_sinks = staging.add_rows(self._sinks)
         self._where = {
-            "UNIT": all(row[-1] == 1 for row in self._slices),
+            "UNIT": bool((slices[:, 20] == 1).all()),
             "ALIGN": alignment_of(
-                {row[15] for row in self._slices},
-                {step for row in self._slices for step in row[16:20]},
-                self._block.dtype,
+                np.unique(slices[:, 15]).tolist(), np.unique(slices[:, 16:20]).tolist(), self._block.dtype
             ),
         }
         if self._places:
@@ -219,7 +215,8 @@ class TransformDecoder:
             places, values = found.of(staged), staged[at : at + 2 * found.size].view(torch.int16)
             kernels.patch[(triton.cdiv(len(places), 512),)](q, places, values, len(places), BLOCK=512, num_warps=4)
         tile = min(TOKENS, max(32, triton.next_power_of_2(self._tokens)))
-        tiles = (len(self._slices), triton.cdiv(self._tokens, tile), triton.cdiv(self._pairs, PAIRS))
+        count = self._staged_slices.size // SLICE_FIELDS
+        tiles = (count, triton.cdiv(self._tokens, tile), triton.cdiv(self._pairs, PAIRS))
         kernels.inverse[tiles](
             q,
             staged.view(torch.float32),

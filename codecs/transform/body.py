@@ -88,16 +88,18 @@ def unpack(body: memoryview, shape: Shape, sinks: int) -> Pieces:
     least = fixed + shape.sink_bytes + shape.bit_planes * -(-shape.tokens // 8) + ESCAPE.itemsize * count
     if least + LEAST_STREAM * streams > len(body):
         raise Corrupt(f"{streams} streams and {count} escapes do not fit a body of {len(body)} bytes")
-    lengths = np.frombuffer(body, "<u4", streams, _HEAD.size).astype(np.int64)
-    sizes = [shape.sink_bytes, shape.bit_planes * -(-shape.tokens // 8), ESCAPE.itemsize * count, *lengths.tolist()]
-    if (lengths < LEAST_STREAM).any() or fixed + sum(size + -size % 4 for size in sizes) != len(body):
+    lengths = struct.unpack_from(f"<{streams}I", body, _HEAD.size)
+    sizes = [shape.sink_bytes, shape.bit_planes * -(-shape.tokens // 8), ESCAPE.itemsize * count, *lengths]
+    whole = fixed + sum(size + -size % 4 for size in sizes)
+    if min(lengths, default=LEAST_STREAM) < LEAST_STREAM or whole != len(body):
         raise Corrupt(f"the pieces of a transform's body do not add up to its {len(body)} bytes")
     pieces, at = list[memoryview](), fixed
     for size in sizes:
         pieces.append(body[at : at + size])
         at += size + -size % 4
     escapes = np.frombuffer(pieces[2], ESCAPE)
-    _check(escapes, shape)
+    if count:
+        _check(escapes, shape)
     tiles = shape.tiles(stream_tokens, stream_columns)
     return Pieces(found, tiles, pieces[0], pieces[1], escapes, pieces[3:])
 
@@ -105,7 +107,7 @@ def unpack(body: memoryview, shape: Shape, sinks: int) -> Pieces:
 def _check(escapes: npt.NDArray[np.void], shape: Shape) -> None:
     order = escapes["token"].astype(np.int64) << 16 | escapes["column"]
     inside = (escapes["token"] < shape.tokens) & (escapes["column"] < shape.columns)
-    if not inside.all() or (np.diff(order) <= 0).any():
+    if not inside.all() or (order[1:] <= order[:-1]).any():
         raise Corrupt("escapes that are out of order or outside the frame")
 
 
