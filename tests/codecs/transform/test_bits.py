@@ -27,7 +27,7 @@ SHAPES = {
 }
 
 
-@pytest.fixture(params=["portable", "avx2"])
+@pytest.fixture(params=["portable", "avx2", "avx512"])
 def simd(request: pytest.FixtureRequest) -> Iterator[str]:
     before = _native.simd_level()
     try:

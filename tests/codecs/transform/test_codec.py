@@ -34,6 +34,20 @@ def test_every_length_and_the_tail_of_a_prompt() -> None:
         assert error < 1e-3
 
 
+@pytest.mark.parametrize("dim", [64, 80, 96, 128, 192, 256])
+def test_every_size_of_head(dim: int) -> None:
+    found = artefact("head", 1, 2, 1, dim)
+    error, nbytes = there_and_back(block_of((0,), 2, 100, 1, dim, position=256), found)
+    assert error < 1e-3
+    assert nbytes < 2 * 100 * dim * 2
+
+
+def test_a_latent_with_its_rotary_part() -> None:
+    found = artefact("head", 1, 1, 1, 576, style="interleaved", start=512, pairs=32)
+    error, _ = there_and_back(block_of((0,), 1, 40, 1, 576, position=256), found)
+    assert error < 1e-3
+
+
 def test_a_rank_decodes_its_own_heads() -> None:
     found = artefact("head", 2, 2, 3, 16)
     whole = block_of((0, 1), 2, 64, 3, 16, position=256)
