@@ -99,6 +99,29 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+class Room(threading.Condition):
+    """The condition of the store's lock: readers have gone, or there is memory.
+
+    The lock knows how many wait, so that native code only takes the trouble to wake somebody where there is anybody.
+    """
+
+    def __init__(self, lock: _native.Mutex) -> None:
+        super().__init__(lock)  # type: ignore[arg-type]
+        self._mutex = lock
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._mutex.awaited += 1
+        try:
+            return super().wait(timeout)
+        finally:
+            self._mutex.awaited -= 1
+
+    def wake(self) -> None:
+        """Wake everybody who waits. Takes the lock."""
+        with self._mutex:
+            self.notify_all()
+
+
 class Core:
     """Index, tiers, policies, leases, counters. Methods say whether the caller holds `lock`."""
 
@@ -109,7 +132,7 @@ class Core:
         self.coder = coder
         self.tiers: tuple[Tier, ...] = (dram,) if nvme is None else (dram, nvme)
         self.lock = _native.Mutex()
-        self.room = threading.Condition(self.lock)  # type: ignore[arg-type]
+        self.room = Room(self.lock)
         self.index = _native.Index(config.max_chunks, secrets.randbits(64))
         self.catalog = Catalog()
         self.shared = SharedTables(self.index, self.catalog, self.lock, config.max_chunks, lambda: dram.extents_epoch)
@@ -138,9 +161,10 @@ class Core:
         self.room.notify_all()
 
     def counted(self) -> dict[str, int]:
-        """The counters, with what was put natively. Needs the lock."""
+        """The counters, with what was put and read natively. Needs the lock."""
         counters = self.counters.copy()
         for namespace in self.catalog.namespaces.values():
+            counters["hits_dram"] += namespace.tally.hits_dram
             counters["stored"] += namespace.tally.stored
             counters["stored_bytes"] += namespace.tally.stored_bytes
         return {name: count for name, count in counters.items() if count}
@@ -443,6 +467,18 @@ class Core:
         if len(there) < count:
             self.counters["misses"] += count - len(there)
         self.used_unleased(there, scope.namespace)
+
+    def count_one(self, scope: Scope, chunk: int, tier: int) -> None:
+        """`count_found` of one item: the row of its chunk (-1: a miss), and the tier it is read from.
+
+        Native code does the same for gets that it answers. Needs the lock.
+        """
+        if chunk < 0:
+            self.counters["misses"] += 1
+            return
+        if tier == DRAM:
+            self.counters["hits_dram"] += 1
+        self.used_unleased(np.array([chunk], np.int64), scope.namespace)
 
     def _tell_policies(self, rows: Rows, namespace: Namespace) -> None:
         for tier in range(len(self.tiers)):

@@ -13,6 +13,8 @@ from kvstore._native import Frame
 T = TypeVar("T")
 _RECORD_BYTES = 16 << 10  # the most that one TLS record holds, and one read gives
 
+_HASHED_BYTES = 512 << 10  # what is read before it is hashed: it stays in the cache until then
+
 
 class _Late(Exception):
     """The time is over."""
@@ -64,6 +66,32 @@ class TlsFrames:
             return told
         self.sent = True
         return self.receive(deadline, patience, False, longest)
+
+    def fetch(
+        self,
+        method: int,
+        message: bytes,
+        part: _native.RawPart,
+        item: bytes,
+        out: memoryview,
+        deadline: float | None,
+        patience: float,
+        longest: int,
+    ) -> list[int] | Frame | int:
+        found = self.exchange(method, message, b"", deadline, patience, longest)
+        if isinstance(found, int) or found.method != method or found.flags or found.payload != part.nbytes:
+            return found
+        digests = part.digests(found.message, item)
+        if digests is None:
+            return found
+        arrival = _native.Arrival(part, digests)
+        for start in range(0, len(out), _HASHED_BYTES):
+            piece = out[start : start + _HASHED_BYTES]
+            told = self.read(piece, deadline, patience)
+            if told:
+                return told
+            arrival.take(piece)
+        return arrival.damaged
 
     def receive(self, deadline: float | None, patience: float, idle: bool, longest: int) -> Frame | int:
         while (found := self._buffer.next(longest)) == _native.FRAME_PARTIAL:
