@@ -29,9 +29,6 @@ struct Frame {
 
 std::span<const std::uint8_t> bytes_of(const BufferView& view) { return {view.data(), view.bytes()}; }
 
-// What is read before it is hashed: it stays in the cache until then.
-constexpr std::size_t kFetchBytes = 512 * 1024;
-
 iovec piece_of(const void* data, std::size_t bytes) { return {const_cast<void*>(data), bytes}; }
 
 nb::object frame_in(const FrameBuffer& buffer) {
@@ -249,11 +246,11 @@ private:
         if (!digests) return FrameOutcome::done;
         Arrival arrival(part.groups(), std::move(*digests));
         while (!out.empty()) {
-            const std::span<std::uint8_t> piece = out.first(std::min(out.size(), kFetchBytes));
-            const FrameOutcome outcome = socket_.read(piece, limit);
+            std::size_t read = 0;
+            const FrameOutcome outcome = socket_.read_some(out, limit, read);
             if (outcome != FrameOutcome::done) return outcome;
-            arrival.take(piece);
-            out = out.subspan(piece.size());
+            arrival.take(out.first(read));
+            out = out.subspan(read);
         }
         damaged = arrival.damaged();
         return FrameOutcome::done;
