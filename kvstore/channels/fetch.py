@@ -7,23 +7,19 @@ way, which reads the same answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 from kvstore import wire
 from kvstore.api import Fidelity, Want
 from kvstore.channels.arriving import Groups
-from kvstore.channels.control import get_request
+from kvstore.channels.control import get_request, plain_request
 from kvstore.channels.lines import Lines
 from kvstore.channels.receive import Receiver, damaged_groups
 from kvstore.channels.stream import Stream
-from kvstore.decoding import FindArtefact, known_forms
+from kvstore.decoding import FindArtefact
 from kvstore.errors import KVStoreError
 from kvstore.places import pack_items
 from kvstore.spec import KVSpec
 from kvstore.v1 import kvstore_pb2 as pb
-
-_BEGIN = b"\n\x10"  # of a GetRequest: `spec`, 16 bytes
-_ITEMS = b"\x12\x30"  # `items`, 48 bytes
 
 
 def is_plain(spec: KVSpec, wants: Sequence[Want]) -> bool:
@@ -32,11 +28,6 @@ def is_plain(spec: KVSpec, wants: Sequence[Want]) -> bool:
         return False
     want = wants[0]
     return want.out.nbytes == Groups.of(spec, want.part, want.ref.tokens).ends[-1] and not want.out.readonly
-
-
-def plain_request(spec: KVSpec, item: bytes) -> bytes:
-    """The encoded `GetRequest` of one exact part: as `get_request` makes it, without a message to be made first."""
-    return b"".join((_BEGIN, spec.digest, _ITEMS, item, _accepted(known_forms())))
 
 
 def fetch_one(
@@ -61,10 +52,3 @@ def fetch_one(
     receiver.read(frame.payload, line.read_into)
     line.in_step = True
     return receiver.outcomes[0]
-
-
-@cache
-def _accepted(forms: tuple[int, ...]) -> bytes:
-    """The end of a `GetRequest`: the forms that this client decodes."""
-    encoded: bytes = pb.GetRequest(accept_forms=forms).SerializeToString()
-    return encoded

@@ -146,7 +146,7 @@ class Stream:
             found = self._frames.fetch(method, message, part, item, out, self.deadline, self.patience, MAX_MESSAGE)
         except OSError as error:
             raise self._failed(error) from None
-        return found if type(found) is list else self._taken(found, MAX_MESSAGE)
+        return found if isinstance(found, list) else self._taken(found, MAX_MESSAGE)
 
     def next_question(self, puts: _native.StagedPuts | None, gets: _native.PlainGets | None) -> Frame | None:
         """`receive` with `idle`. What `puts` and `gets` can answer natively is answered meanwhile."""

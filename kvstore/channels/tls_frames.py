@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -107,18 +108,23 @@ class TlsFrames:
         return found
 
     def read(self, out: memoryview, deadline: float | None, patience: float) -> int:
-        left, receive = out[self._buffer.take(out) :], self._sock.recv_into
+        left = out[self._buffer.take(out) :]
+        receive: Callable[[int, memoryview], int] = self._sock.read  # type: ignore[assignment]
+        now = time.monotonic
         while left:
             try:
-                while left:  # a record at a time: what is done for each counts
-                    if deadline is not None or self._armed != patience:
-                        self._set_limit(deadline, patience)
-                    read = receive(left)
+                self._set_limit(deadline, patience)
+                # As long as the socket's own limit is no more than what is left, and a little.
+                good_until = (
+                    math.inf if deadline is None else deadline + min(_native.FRAME_OVERSHOOT_S - self._armed, 0)
+                )
+                while left and (deadline is None or now() < good_until):  # a record at a time: all of this counts
+                    read = receive(len(left), left)
                     if not read:
                         return _native.FRAME_CUT_OFF
                     left = left[read:]
             except (BlockingIOError, TimeoutError):
-                if deadline is None or time.monotonic() >= deadline:
+                if deadline is None or now() >= deadline:
                     return _native.FRAME_LATE
                 self._armed = 0.0
             except _Late:
