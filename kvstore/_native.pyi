@@ -107,6 +107,13 @@ def write_record(
     anything does not fit.
     """
 
+def read_record(out: Buffer, record: Buffer, header_bytes: int, spec: bytes, owner: bytes, item: bytes) -> bool:
+    """Copy a whole raw part out of its record, whose header and checksums are checked on the way.
+
+    False where it is not the part of `item` (packed) of a spec and a namespace (digests; no owner: any), not of the
+    length of `out`, or damaged: `out` may hold anything then. The record may change meanwhile.
+    """
+
 def wrong_ref(refs: Buffer, chunk_tokens: int, end: int) -> int:
     """The first of packed look-up records without 1 to `chunk_tokens` tokens that end by `end`; -1 if there is none.
 

@@ -163,9 +163,7 @@ public:
         const BufferView out(out_object, "out", true);
         require_message(message.bytes());
         if (out.bytes() != part.bytes()) throw nb::value_error("the destination has not the length of the part");
-        ItemRef asked;
-        const auto packed = fixed_bytes<std::array<std::uint8_t, sizeof asked>>(item, "item");
-        std::memcpy(&asked, packed.data(), sizeof asked);
+        const auto asked = record_of<ItemRef>(item, "item");
         const FrameLimit limit = limit_of(deadline, patience);
         const FrameHead head = frame_head(method, 0, bytes_of(message), 0);
         std::array<iovec, 2> pieces = {piece_of(&head, kHeadBytes), piece_of(message.data(), message.bytes())};

@@ -102,10 +102,8 @@ private:
 
 nb::object digests(const RawPart& part, nb::handle message_object, const nb::bytes& item) {
     const BufferView message(message_object, "message");
-    ItemRef asked;
-    const auto packed = fixed_bytes<std::array<std::uint8_t, sizeof asked>>(item, "item");
-    std::memcpy(&asked, packed.data(), sizeof asked);
-    const std::optional<Digests> found = part.digests({message.data(), message.bytes()}, asked);
+    const std::optional<Digests> found =
+        part.digests({message.data(), message.bytes()}, record_of<ItemRef>(item, "item"));
     if (!found) return nb::none();
     return nb::bytes(found->data(), found->size() * kDigestBytes);
 }
