@@ -8,7 +8,6 @@ outside the lock.
 from __future__ import annotations
 
 import secrets
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +29,7 @@ from kvstore.leases import Leases
 from kvstore.loan import Loan
 from kvstore.policy import Lru, Policy, Rows
 from kvstore.record import Entry, Record, padded
+from kvstore.room import Room
 from kvstore.shared_tables import SharedTables
 from kvstore.spec import Part
 from kvstore.tiers.base import Tier
@@ -97,29 +97,6 @@ def steady_ms() -> int:
 def now_ms() -> int:
     """Unix time in milliseconds."""
     return time.time_ns() // 1_000_000
-
-
-class Room(threading.Condition):
-    """The condition of the store's lock: readers have gone, or there is memory.
-
-    The lock knows how many wait, so that native code only takes the trouble to wake somebody where there is anybody.
-    """
-
-    def __init__(self, lock: _native.Mutex) -> None:
-        super().__init__(lock)  # type: ignore[arg-type]
-        self._mutex = lock
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self._mutex.awaited += 1
-        try:
-            return super().wait(timeout)
-        finally:
-            self._mutex.awaited -= 1
-
-    def wake(self) -> None:
-        """Wake everybody who waits. Takes the lock."""
-        with self._mutex:
-            self.notify_all()
 
 
 class Core:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,7 @@ class Session:
         self._board: _native.HazardBoard | None = None
         self._gets: _native.PlainGets | None = None
         self._taught: set[bytes] = set()
+        self._teaching = threading.Lock()
         self._closed = False
 
     def describe(self) -> Description:
@@ -235,12 +237,13 @@ class Session:
     def plain_gets(self, method: int, spec: KVSpec) -> _native.PlainGets:
         """What answers plain gets of a spec, and of those that were named before, as frames of this method."""
         scope = self._scope(spec)
-        if self._gets is None:
-            self._gets = _native.PlainGets(method, self._core.room.wake)
-        if spec.digest not in self._taught:
-            self._taught.add(spec.digest)
-            teach_gets(self._core, scope, self._gets)
-        return self._gets
+        with self._teaching:
+            if self._gets is None:
+                self._gets = _native.PlainGets(method, self._core.room.wake)
+            if spec.digest not in self._taught:
+                self._taught.add(spec.digest)
+                teach_gets(self._core, scope, self._gets)
+            return self._gets
 
     def reserve(self, spec: KVSpec, ref: ChunkRef, part: Part, *, first_valid: int = 0) -> StoreReservation:
         reservation = self._writer.reserve(self._scope(spec), ref, part, first_valid)
