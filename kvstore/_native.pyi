@@ -5,7 +5,7 @@ one, ValueError for one that is not contiguous or, as a destination, not writabl
 release the GIL for more than 64 KiB; methods of the classes hold it, so that each is atomic.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
@@ -105,6 +105,13 @@ def write_record(
 
     What the payload leaves of `record` is zeros. Ranges (uint64 [n] each) ascend and do not overlap. ValueError if
     anything does not fit.
+    """
+
+def read_record(out: Buffer, record: Buffer, header_bytes: int, spec: bytes, owner: bytes, item: bytes) -> bool:
+    """Copy a whole raw part out of its record, whose header and checksums are checked on the way.
+
+    False where it is not the part of `item` (packed) of a spec and a namespace (digests; no owner: any), not of the
+    length of `out`, or damaged: `out` may hold anything then. The record may change meanwhile.
     """
 
 def wrong_ref(refs: Buffer, chunk_tokens: int, end: int) -> int:
@@ -208,13 +215,29 @@ class FrameSocket:
     def receive(self, deadline: float | None, patience: float, idle: bool, longest: int) -> Frame | int:
         """The next frame. With `idle` its first byte may take longer than `patience`."""
 
-    def serve(self, puts: StagedPuts, patience: float, longest: int) -> Frame | int:
-        """`receive` with `idle` and without a deadline; puts that `puts` can take are taken and answered meanwhile."""
+    def serve(self, puts: StagedPuts | None, gets: PlainGets | None, patience: float, longest: int) -> Frame | int:
+        """`receive` with `idle` and without a deadline; what `puts` and `gets` can answer is answered meanwhile."""
 
     def exchange(
         self, method: int, message: Buffer, ahead: Buffer, deadline: float | None, patience: float, longest: int
     ) -> Frame | int:
         """Send `ahead` and a frame without payload, and receive the next frame."""
+
+    def fetch(
+        self,
+        method: int,
+        message: Buffer,
+        part: RawPart,
+        item: bytes,
+        out: Buffer,
+        deadline: float | None,
+        patience: float,
+        longest: int,
+    ) -> list[int] | Frame | int:
+        """`exchange` for a get of `part` of `item` (packed): read and hash its payload if that is what is announced.
+
+        Gives the layer groups that came damaged. ValueError where `out` has not the part's length.
+        """
 
     def read(self, out: Buffer, deadline: float | None, patience: float) -> int:
         """Read payload, exactly as much as fits."""
@@ -831,6 +854,9 @@ class HazardBoard:
 class Mutex:
     """A lock that native code takes, too; waits for it without the GIL. RuntimeError to release what nobody holds."""
 
+    awaited: int
+    """How many threads wait on a condition of this lock; it guards the number."""
+
     def __init__(self) -> None: ...
     def acquire(self, blocking: bool = True) -> bool: ...
     def release(self) -> None: ...
@@ -842,7 +868,7 @@ class Mutex:
 class Holdings:
     """The extents of one namespace, for Python and native code to allocate from. `lock` is theirs.
 
-    All but `wait_for_writers` need it. An extent's memory and allocator must outlive its place in here.
+    All but `wait_for_users` need it. An extent's memory and allocator must outlive its place in here.
     """
 
     def __init__(self, lock: Mutex) -> None: ...
@@ -854,8 +880,8 @@ class Holdings:
     def end(self) -> None:
         """From now on nothing is handed out."""
 
-    def wait_for_writers(self) -> None:
-        """After `end`: return when native code writes to none of the memory any more."""
+    def wait_for_users(self) -> None:
+        """After `end`: return when native code neither writes to any of the memory nor reads it any more."""
 
 @final
 class Intake:
@@ -877,6 +903,10 @@ class Tally:
     """What was put into one namespace natively. Needs the store's lock."""
 
     def __init__(self) -> None: ...
+    @property
+    def hits_dram(self) -> int:
+        """Parts that were read."""
+
     @property
     def stored(self) -> int:
         """Parts."""
@@ -926,6 +956,71 @@ class StagedPuts:
         `fixed` is the fixed part of its record's header; `header`, `payload` and `total` are lengths in bytes,
         `offsets` and `lengths` (uint64) its layer groups. ValueError for what does not fit together.
         """
+
+@final
+class HeldPart:
+    """A part of the arena that stays where it is until `close`."""
+
+    @property
+    def head(self) -> bytes:
+        """The encoded frame that announces it."""
+
+    @property
+    def data(self) -> memoryview:
+        """Its payload, to be released before `close`; ValueError after that."""
+
+    def close(self) -> None:
+        """Let it go. A second call does nothing."""
+
+@final
+class PlainGets:
+    """Gets of one whole part each, answered natively where it lies raw and exact in DRAM.
+
+    They are counted as used. `freed` is called, in any thread, where somebody waits for readers to go.
+    """
+
+    def __init__(self, method: int, freed: Callable[[], object]) -> None: ...
+    def find(self, message: Buffer) -> HeldPart | None:
+        """What an encoded `GetRequest` asks for; None where it is not plain or not there."""
+
+    def add_scope(
+        self,
+        spec: bytes,
+        intake: Intake,
+        holdings: Holdings,
+        tally: Tally,
+        orders: list[LruList],
+        scope: int,
+        namespace: bytes,
+        parts: bytes,
+        headers: bytes,
+    ) -> bool:
+        """Answer gets of a spec from now on; False where 1,024 are known.
+
+        `orders` are those of every tier; `parts` and the lengths of their headers (u32) are packed as for the index.
+        """
+
+@final
+class RawPart:
+    """A whole raw part as its reader expects it: its layer groups (uint64 columns), `nbytes` bytes in all.
+
+    ValueError unless they follow one another.
+    """
+
+    def __init__(self, spec: bytes, offsets: Buffer, lengths: Buffer, nbytes: int) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+    def digests(self, message: Buffer, item: bytes) -> bytes | None:
+        """The checksums in an encoded `GetResponse` that announces this part of `item`; None if it is anything else."""
+
+@final
+class Arrival:
+    """The bytes of a part as they come, in any pieces, and which layer groups do not match their checksums."""
+
+    def __init__(self, part: RawPart, digests: bytes) -> None: ...
+    def take(self, bytes: Buffer) -> None: ...
+    @property
+    def damaged(self) -> list[int]: ...
 
 @final
 class LruList:

@@ -192,7 +192,7 @@ class Arena:
     def close(self) -> None:
         """Stop making extents and give all of them back; after `end`."""
         for each in self._holdings.values():
-            each.wait_for_writers()
+            each.wait_for_users()
         with self._change:
             self._closed = True
             self._change.notify_all()

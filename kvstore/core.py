@@ -8,7 +8,6 @@ outside the lock.
 from __future__ import annotations
 
 import secrets
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +29,7 @@ from kvstore.leases import Leases
 from kvstore.loan import Loan
 from kvstore.policy import Lru, Policy, Rows
 from kvstore.record import Entry, Record, padded
+from kvstore.room import Room
 from kvstore.shared_tables import SharedTables
 from kvstore.spec import Part
 from kvstore.tiers.base import Tier
@@ -109,7 +109,7 @@ class Core:
         self.coder = coder
         self.tiers: tuple[Tier, ...] = (dram,) if nvme is None else (dram, nvme)
         self.lock = _native.Mutex()
-        self.room = threading.Condition(self.lock)  # type: ignore[arg-type]
+        self.room = Room(self.lock)
         self.index = _native.Index(config.max_chunks, secrets.randbits(64))
         self.catalog = Catalog()
         self.shared = SharedTables(self.index, self.catalog, self.lock, config.max_chunks, lambda: dram.extents_epoch)
@@ -138,9 +138,10 @@ class Core:
         self.room.notify_all()
 
     def counted(self) -> dict[str, int]:
-        """The counters, with what was put natively. Needs the lock."""
+        """The counters, with what was put and read natively. Needs the lock."""
         counters = self.counters.copy()
         for namespace in self.catalog.namespaces.values():
+            counters["hits_dram"] += namespace.tally.hits_dram
             counters["stored"] += namespace.tally.stored
             counters["stored_bytes"] += namespace.tally.stored_bytes
         return {name: count for name, count in counters.items() if count}
@@ -443,6 +444,18 @@ class Core:
         if len(there) < count:
             self.counters["misses"] += count - len(there)
         self.used_unleased(there, scope.namespace)
+
+    def count_one(self, scope: Scope, chunk: int, tier: int) -> None:
+        """`count_found` of one item: the row of its chunk (-1: a miss), and the tier it is read from.
+
+        Native code does the same for gets that it answers. Needs the lock.
+        """
+        if chunk < 0:
+            self.counters["misses"] += 1
+            return
+        if tier == DRAM:
+            self.counters["hits_dram"] += 1
+        self.used_unleased(np.array([chunk], np.int64), scope.namespace)
 
     def _tell_policies(self, rows: Rows, namespace: Namespace) -> None:
         for tier in range(len(self.tiers)):

@@ -1,7 +1,8 @@
-"""What the native way in for staged puts (`kvstore._native.StagedPuts`) is told about the store.
+"""What the native ways in and out (`kvstore._native.StagedPuts`, `PlainGets`) are told about the store.
 
-It takes what is stored raw in DRAM and acknowledged there, of a namespace without a quota and a spec without windows,
-while nobody watches. All else, and what turns out not to be new, goes the general way (`kvstore.writer`).
+Puts: what is stored raw in DRAM and acknowledged there, of a namespace without a quota and a spec without windows,
+while nobody watches. All else, and what turns out not to be new, goes the general way (`kvstore.writer`). Gets: one
+whole part that lies raw and exact in DRAM; all else is `kvstore.transfer`'s.
 """
 
 from __future__ import annotations
@@ -29,3 +30,16 @@ def teach(core: Core, scope: Scope, puts: _native.StagedPuts, part: Part, tokens
         scope.number, fixed_header(geometry.header, len(geometry.offsets), entry, scope.spec.digest, namespace.digest),
         geometry.header, geometry.nbytes, geometry.total, geometry.offsets, geometry.lengths,
     )  # fmt: skip
+
+
+def teach_gets(core: Core, scope: Scope, gets: _native.PlainGets) -> None:
+    """Have gets of a spec's parts answered natively, if the order of use is kept natively, too."""
+    namespace = scope.namespace
+    with core.lock:
+        orders = [core.policy(tier, namespace).order for tier in range(len(core.tiers))]
+    known = [order for order in orders if order is not None]
+    if len(known) == len(orders):
+        gets.add_scope(
+            scope.spec.digest, core.intake, core.dram.holdings(namespace.digest), namespace.tally, known,
+            scope.number, namespace.digest, scope.packed_parts, scope.packed_headers,
+        )  # fmt: skip

@@ -38,13 +38,20 @@ class Loader:
         self._pool = ThreadPoolExecutor(threads, "kvstore-load")
         self._ahead = ThreadPoolExecutor(1, "kvstore-prefetch")  # never in front of somebody who waits
 
-    def hold_in_dram(self, scope: Scope, ref: ChunkRef, part: Part, fidelity: Fidelity) -> Copy:
-        """A DRAM copy with a reader on it, loaded if need be. `NotFound`, `Corrupt`, `Shed`, `StorageError`."""
-        core = self._core
+    def hold_in_dram(self, scope: Scope, ref: ChunkRef, part: Part, fidelity: Fidelity, *, count: bool = False) -> Copy:
+        """A DRAM copy with a reader on it, loaded if need be. `NotFound`, `Corrupt`, `Shed`, `StorageError`.
+
+        With `count` it is a hit or a miss; leave it out where the caller has told of that.
+        """
+        core, told = self._core, not count
         while True:
             core.check_open()
             with core.lock:
-                _, placement = self._find(scope, ref, part, fidelity)
+                chunk, placement = self._find(scope, ref, part, fidelity)
+                if not told:
+                    tier = DRAM if placement < 0 else core.index.placement(placement).tier
+                    core.count_one(scope, chunk if placement >= 0 else -1, tier)
+                    told = True
                 if placement < 0:
                     raise miss(ref, part)
                 row = core.index.placement(placement)

@@ -88,7 +88,7 @@ class Reader:
 
     def view(self, scope: Scope, ref: ChunkRef, part: Part, fidelity: Fidelity, encoded: bool) -> StoreView | OwnView:
         """A part where it lies in DRAM, loaded first if need be; one that is encoded decoded, unless asked as it is."""
-        copy = self._loader.hold_in_dram(scope, ref, part, fidelity)
+        copy = self._loader.hold_in_dram(scope, ref, part, fidelity, count=True)
         if copy.form == RAW or encoded:
             return StoreView(self._core, copy)
         good = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from kvstore.decoding import OwnView
 from kvstore.errors import Closed, InvalidArgument
 from kvstore.events import Watcher
 from kvstore.hazards import open_board
-from kvstore.intake import teach
+from kvstore.intake import teach, teach_gets
 from kvstore.keys import REF_BYTES, ChunkRef, check_key
 from kvstore.leases import UNTIL_RELEASED, check_lease
 from kvstore.loader import Loader
@@ -70,6 +71,9 @@ class Session:
         self._reservations: set[StoreReservation] = set()
         self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
         self._board: _native.HazardBoard | None = None
+        self._gets: _native.PlainGets | None = None
+        self._taught: set[bytes] = set()
+        self._teaching = threading.Lock()
         self._closed = False
 
     def describe(self) -> Description:
@@ -229,6 +233,17 @@ class Session:
     def teach(self, puts: _native.StagedPuts, spec: KVSpec, part: Part, tokens: int) -> None:
         """Have puts of such a part taken natively from now on, where nothing is special about them."""
         teach(self._core, self._scope(spec), puts, part, tokens)
+
+    def plain_gets(self, method: int, spec: KVSpec) -> _native.PlainGets:
+        """What answers plain gets of a spec, and of those that were named before, as frames of this method."""
+        scope = self._scope(spec)
+        with self._teaching:
+            if self._gets is None:
+                self._gets = _native.PlainGets(method, self._core.room.wake)
+            if spec.digest not in self._taught:
+                self._taught.add(spec.digest)
+                teach_gets(self._core, scope, self._gets)
+            return self._gets
 
     def reserve(self, spec: KVSpec, ref: ChunkRef, part: Part, *, first_valid: int = 0) -> StoreReservation:
         reservation = self._writer.reserve(self._scope(spec), ref, part, first_valid)

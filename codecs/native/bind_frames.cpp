@@ -1,9 +1,12 @@
 // Frames for Python. Waiting is done without the interpreter's lock.
+#include "arrival.hpp"
 #include "bind.hpp"
 #include "buffer.hpp"
 #include "frames.hpp"
+#include "plain_gets_object.hpp"
 #include "staged_puts_object.hpp"
 
+#include <nanobind/stl/vector.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -116,20 +119,17 @@ public:
         return outcome_of([&] { return socket_.receive(limit, idle, longest); }, true);
     }
 
-    // Waits for a frame without limit, and takes the puts that come meanwhile.
-    nb::object serve(StagedPutsObject& puts, double patience, std::size_t longest) {
+    // Waits for a frame without limit, and answers the puts and gets that come meanwhile.
+    nb::object serve(StagedPutsObject* puts, PlainGetsObject* gets, double patience, std::size_t longest) {
         const FrameLimit limit{std::numeric_limits<double>::infinity(), patience};
         return outcome_of(
             [&] {
                 for (;;) {
                     const FrameOutcome outcome = socket_.receive(limit, true, longest);
-                    const FrameBuffer& buffer = socket_.buffer();
-                    if (outcome != FrameOutcome::done || !socket_.descriptors().empty() ||
-                        !puts.take(buffer.head, buffer.message, socket_.fd()))
-                        return outcome;
-                    iovec piece = piece_of(puts.answer().data(), puts.answer().size());
-                    const FrameOutcome sent = socket_.send({&piece, 1}, {}, limit);
-                    if (sent != FrameOutcome::done) return sent;
+                    if (outcome != FrameOutcome::done || !socket_.descriptors().empty()) return outcome;
+                    const std::optional<FrameOutcome> sent = answer(puts, gets, limit);
+                    if (!sent) return outcome;
+                    if (*sent != FrameOutcome::done) return *sent;
                 }
             },
             true);
@@ -153,6 +153,33 @@ public:
                 return socket_.receive(limit, false, longest);
             },
             true);
+    }
+
+    // `exchange` for a get of one whole raw part: its payload is read and checked if the answer announces just that.
+    // Gives the numbers of damaged layer groups then, and otherwise what `exchange` does.
+    nb::object fetch(std::uint16_t method, nb::handle message_object, const RawPart& part, const nb::bytes& item,
+                     nb::handle out_object, nb::handle deadline, double patience, std::size_t longest) {
+        const BufferView message(message_object, "message");
+        const BufferView out(out_object, "out", true);
+        require_message(message.bytes());
+        if (out.bytes() != part.bytes()) throw nb::value_error("the destination has not the length of the part");
+        const auto asked = record_of<ItemRef>(item, "item");
+        const FrameLimit limit = limit_of(deadline, patience);
+        const FrameHead head = frame_head(method, 0, bytes_of(message), 0);
+        std::array<iovec, 2> pieces = {piece_of(&head, kHeadBytes), piece_of(message.data(), message.bytes())};
+        std::optional<std::vector<std::uint32_t>> damaged;
+        sent_ = false;
+        nb::object found = outcome_of(
+            [&] {
+                FrameOutcome outcome = socket_.send(pieces, {}, limit);
+                if (outcome != FrameOutcome::done) return outcome;
+                sent_ = true;
+                outcome = socket_.receive(limit, false, longest);
+                if (outcome != FrameOutcome::done) return outcome;
+                return take_part(method, part, asked, {out.data(), out.bytes()}, limit, damaged);
+            },
+            true);
+        return damaged ? nb::cast(*damaged) : found;
     }
 
     nb::object read(nb::handle out_object, nb::handle deadline, double patience) {
@@ -189,6 +216,42 @@ private:
         if (passed.size() > kMaxDescriptors)
             throw nb::value_error(("a frame carries up to " + std::to_string(kMaxDescriptors) + " descriptors").c_str());
         return outcome_of([&] { return socket_.send(pieces, passed, limit); }, false);
+    }
+
+    // Answers the frame that has come, if it is a put or a get of the plain kind; nothing if it is not.
+    std::optional<FrameOutcome> answer(StagedPutsObject* puts, PlainGetsObject* gets, FrameLimit limit) {
+        const FrameBuffer& buffer = socket_.buffer();
+        if (puts != nullptr && puts->take(buffer.head, buffer.message, socket_.fd())) {
+            iovec piece = piece_of(puts->answer().data(), puts->answer().size());
+            return socket_.send({&piece, 1}, {}, limit);
+        }
+        const std::unique_ptr<HeldPart> held = gets ? gets->find(buffer.head, buffer.message) : nullptr;
+        if (!held) return {};
+        const FrameHead head = frame_head(gets->method(), 0, held->message, held->payload.size());
+        std::array<iovec, 3> pieces = {piece_of(&head, kHeadBytes),
+                                       piece_of(held->message.data(), held->message.size()),
+                                       piece_of(held->payload.data(), held->payload.size())};
+        return socket_.send(pieces, {}, limit);
+    }
+
+    // Reads the payload of the frame that has come, if that is what was asked for: then there is a list in `damaged`.
+    FrameOutcome take_part(std::uint16_t method, const RawPart& part, const ItemRef& asked,
+                           std::span<std::uint8_t> out, FrameLimit limit,
+                           std::optional<std::vector<std::uint32_t>>& damaged) {
+        const FrameHead& head = socket_.buffer().head;
+        if (head.method != method || head.flags != 0 || head.payload != out.size()) return FrameOutcome::done;
+        std::optional<Digests> digests = part.digests(socket_.buffer().message, asked);
+        if (!digests) return FrameOutcome::done;
+        Arrival arrival(part.groups(), std::move(*digests));
+        while (!out.empty()) {
+            std::size_t read = 0;
+            const FrameOutcome outcome = socket_.read_some(out, limit, read);
+            if (outcome != FrameOutcome::done) return outcome;
+            arrival.take(out.first(read));
+            out = out.subspan(read);
+        }
+        damaged = arrival.damaged();
+        return FrameOutcome::done;
     }
 
     template <typename Act>
@@ -282,9 +345,11 @@ void bind_frames(nb::module_& m) {
              "deadline"_a.none(), "patience"_a)
         .def("send_raw", &Wire::send_raw, "pieces"_a, "descriptors"_a, "deadline"_a.none(), "patience"_a)
         .def("receive", &Wire::receive, "deadline"_a.none(), "patience"_a, "idle"_a, "longest"_a)
-        .def("serve", &Wire::serve, "puts"_a, "patience"_a, "longest"_a)
+        .def("serve", &Wire::serve, "puts"_a.none(), "gets"_a.none(), "patience"_a, "longest"_a)
         .def("exchange", &Wire::exchange, "method"_a, "message"_a, "ahead"_a, "deadline"_a.none(), "patience"_a,
              "longest"_a)
+        .def("fetch", &Wire::fetch, "method"_a, "message"_a, "part"_a, "item"_a, "out"_a, "deadline"_a.none(),
+             "patience"_a, "longest"_a)
         .def("read", &Wire::read, "out"_a, "deadline"_a.none(), "patience"_a)
         .def("take_descriptor", &Wire::take_descriptor)
         .def("drop_descriptors", &Wire::drop_descriptors)

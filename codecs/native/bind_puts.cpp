@@ -45,6 +45,7 @@ void bind_mutex(nb::module_& m) {
         .def("acquire", acquire, "blocking"_a = true)
         .def("release", release)
         .def("locked", &Mutex::held)
+        .def_rw("awaited", &Mutex::awaited)
         .def("__enter__", [](Mutex& mutex) { return acquire(mutex, true); })
         .def("__exit__", [](Mutex& mutex, const nb::args&) { release(mutex); });
 }
@@ -61,7 +62,7 @@ void bind_puts(nb::module_& m) {
         .def("remove", &Holdings::remove, "number"_a)
         .def("alloc", &Holdings::alloc, "nbytes"_a)
         .def("end", &Holdings::end)
-        .def("wait_for_writers", &Holdings::wait_for_writers, nb::call_guard<nb::gil_scoped_release>());
+        .def("wait_for_users", &Holdings::wait_for_users, nb::call_guard<nb::gil_scoped_release>());
     nb::class_<Intake>(m, "Intake")
         .def("__init__", [](Intake* self, Index& index, Mutex& lock) { new (self) Intake{index, lock}; }, "index"_a,
              "lock"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
@@ -70,6 +71,7 @@ void bind_puts(nb::module_& m) {
                      [](Intake& intake, bool watched) { intake.watched.store(watched); });
     nb::class_<Tally>(m, "Tally")
         .def(nb::init<>())
+        .def_ro("hits_dram", &Tally::hits_dram)
         .def_ro("stored", &Tally::stored)
         .def_ro("stored_bytes", &Tally::stored_bytes)
         .def_rw("used", &Tally::used);

@@ -56,11 +56,46 @@ void write_record(nb::handle record_object, std::size_t header_bytes, nb::handle
     write_record_header({record.data(), header_bytes}, {fixed.data(), fixed.bytes()}, ranges.all(), digests.data());
 }
 
+// Whether a header is that of a raw part of `item`; an empty owner is anybody.
+bool is_of(const RecordHeader& header, const SpecDigest& spec, const nb::bytes& owner, const ItemRef& item) {
+    const RecordFields& fields = header.fields();
+    if (!header.intact() || header.form() != 0 || fields.spec != spec || fields.key != item.chunk.key) return false;
+    if (fields.position != item.chunk.position || fields.tokens != item.chunk.tokens || !(fields.part == item.part))
+        return false;
+    return owner.size() == 0 || fixed_bytes<SpecDigest>(owner, "owner") == header.owner();
+}
+
+bool read_record(nb::handle out_object, nb::handle record_object, std::size_t header_bytes, const nb::bytes& spec,
+                 const nb::bytes& owner, const nb::bytes& item) {
+    const BufferView out(out_object, "out", true);
+    const BufferView record(record_object, "record");
+    if (header_bytes > record.bytes()) refuse("the record is shorter than its header");
+    // What is read may become another record meanwhile: what is looked at is a copy.
+    const std::vector<std::uint8_t> copy(record.data(), record.data() + header_bytes);
+    const RecordHeader header(copy);
+    if (!is_of(header, fixed_bytes<SpecDigest>(spec, "spec"), owner, record_of<ItemRef>(item, "item"))) return false;
+    if (header.fields().stored != out.bytes() || out.bytes() != record.bytes() - header_bytes) return false;
+    const std::span<const std::uint8_t> groups = header.groups();
+    std::vector<Range> ranges(groups.size() / sizeof(GroupEntry));
+    std::vector<std::uint8_t> found(ranges.size() * kDigestBytes);
+    std::vector<std::uint8_t> expected(found.size());
+    for (std::size_t i = 0; i < ranges.size(); ++i) {
+        GroupEntry entry;
+        std::memcpy(&entry, groups.data() + i * sizeof entry, sizeof entry);
+        ranges[i] = {entry.offset, entry.length};
+        std::memcpy(expected.data() + i * kDigestBytes, entry.digest.data(), kDigestBytes);
+    }
+    const ReleaseGilFor release(out.bytes());
+    copy_hash_ranges(out.data(), record.data() + header_bytes, out.bytes(), ranges, found.data());
+    return found == expected;
+}
+
 }  // namespace
 
 void bind_record(nb::module_& m) {
     using namespace nb::literals;
     m.def("write_header", write_header, "header"_a, "fixed"_a, "offsets"_a, "lengths"_a, "digests"_a);
+    m.def("read_record", read_record, "out"_a, "record"_a, "header_bytes"_a, "spec"_a, "owner"_a, "item"_a);
     m.def("write_record", write_record, "record"_a, "header_bytes"_a, "fixed"_a, "data"_a, "offsets"_a, "lengths"_a);
 }
 

@@ -47,6 +47,15 @@ Array fixed_bytes(const nb::bytes& bytes, const char* name) {
     return array;
 }
 
+// A packed record.
+template <typename Record>
+Record record_of(const nb::bytes& bytes, const char* name) {
+    const auto packed = fixed_bytes<std::array<std::uint8_t, sizeof(Record)>>(bytes, name);
+    Record record;
+    std::memcpy(&record, packed.data(), sizeof record);
+    return record;
+}
+
 // A one-dimensional array of whole numbers of 64 bits (offsets, lengths).
 class Words {
 public:

@@ -89,6 +89,9 @@ public:
     FrameOutcome receive(FrameLimit limit, bool idle, std::size_t longest);
     // Reads payload.
     FrameOutcome read(std::span<std::uint8_t> out, FrameLimit limit);
+    // Reads some of it, at least a byte, to the front of `out`: what there is, and not so much that it is not still in
+    // the cache. `read` says how much.
+    FrameOutcome read_some(std::span<std::uint8_t> out, FrameLimit limit, std::size_t& read);
 
     FrameBuffer& buffer() { return buffer_; }
     std::vector<int>& descriptors() { return descriptors_; }
@@ -99,8 +102,8 @@ public:
 private:
     template <typename Act>
     FrameOutcome within(FrameLimit limit, bool idle, std::size_t& moved, Act act);
-    FrameOutcome receive_some(std::span<std::uint8_t> out, int flags, FrameLimit limit, bool idle, std::size_t& read);
-    std::ptrdiff_t receive_once(std::span<std::uint8_t> out, int flags);
+    FrameOutcome receive_some(std::span<std::uint8_t> out, FrameLimit limit, bool idle, std::size_t& read);
+    std::ptrdiff_t receive_once(std::span<std::uint8_t> out);
     FrameOutcome set_limit(FrameLimit limit);
     bool arm(double seconds);
 

@@ -30,7 +30,7 @@ std::optional<Plot> Holdings::find(std::uint64_t bytes) {
 std::optional<Plot> Holdings::take(std::uint64_t bytes) {
     const std::lock_guard held(lock_);
     const std::optional<Plot> found = find(bytes);
-    if (found) writers_.fetch_add(1, std::memory_order_relaxed);
+    if (found) users_.fetch_add(1, std::memory_order_relaxed);
     return found;
 }
 
@@ -44,15 +44,22 @@ void Holdings::give_back(const Plot& plot, std::uint64_t bytes) {
         if (extent != extents_.end())
             extent->allocator->release(static_cast<std::uint64_t>(plot.data - extent->data), bytes);
     }
-    written();
+    used();
 }
 
-void Holdings::written() {
-    if (writers_.fetch_sub(1, std::memory_order_release) == 1) writers_.notify_all();
+const std::uint8_t* Holdings::at(std::uint64_t location) {
+    const std::lock_guard held(lock_);
+    for (const Extent& each : extents_)
+        if (each.number == location >> kExtentShift) return each.data + (location & kOffsetMask);
+    return nullptr;
 }
 
-void Holdings::wait_for_writers() const {
-    for (std::uint32_t left; (left = writers_.load(std::memory_order_acquire)) != 0;) writers_.wait(left);
+void Holdings::used() {
+    if (users_.fetch_sub(1, std::memory_order_release) == 1) users_.notify_all();
+}
+
+void Holdings::wait_for_users() const {
+    for (std::uint32_t left; (left = users_.load(std::memory_order_acquire)) != 0;) users_.wait(left);
 }
 
 }  // namespace kvstore

@@ -13,6 +13,7 @@ namespace kvstore {
 
 // A location is `extent number << kExtentShift | offset`; kvstore/places.py says the same.
 inline constexpr unsigned kExtentShift = 40;
+inline constexpr std::uint64_t kOffsetMask = (std::uint64_t{1} << kExtentShift) - 1;
 
 struct Plot {
     std::uint64_t location;
@@ -24,7 +25,7 @@ public:
     // `lock` guards the allocators and the list of extents.
     explicit Holdings(Mutex& lock) : lock_(lock) {}
 
-    // These need the lock. An extent must outlive its place in here, and whoever writes to it (`wait_for_writers`).
+    // These need the lock. An extent must outlive its place in here, and whoever uses it (`wait_for_users`).
     void add(std::uint64_t number, std::uint8_t* data, Allocator& allocator);
     void remove(std::uint64_t number);
     // The location of free memory, -1 where there is none.
@@ -34,11 +35,18 @@ public:
 
     // These take the lock. What `take` gives is being written until it is kept or given back.
     std::optional<Plot> take(std::uint64_t bytes);
-    void keep() { written(); }
+    void keep() { used(); }
     void give_back(const Plot& plot, std::uint64_t bytes);
 
-    // After `end`, without the lock: returns when nobody writes any more.
-    void wait_for_writers() const;
+    // Where a location lies, nullptr where there is no such extent: for what has a reader on it.
+    const std::uint8_t* at(std::uint64_t location);
+
+    // Around reading, without the lock: extents are not given back meanwhile.
+    void begin_reading() { users_.fetch_add(1, std::memory_order_relaxed); }
+    void end_reading() { used(); }
+
+    // After `end`, without the lock: returns when nobody reads or writes any more.
+    void wait_for_users() const;
 
 private:
     struct Extent {
@@ -48,12 +56,12 @@ private:
     };
 
     std::optional<Plot> find(std::uint64_t bytes);
-    void written();
+    void used();
 
     Mutex& lock_;
     std::vector<Extent> extents_;
     bool ended_ = false;
-    std::atomic<std::uint32_t> writers_ = 0;
+    std::atomic<std::uint32_t> users_ = 0;
 };
 
 }  // namespace kvstore

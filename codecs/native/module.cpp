@@ -7,6 +7,7 @@ NB_MODULE(_native, m) {
     kvstore::bind_allocator(m);
     kvstore::bind_cachegen(m);
     kvstore::bind_frames(m);
+    kvstore::bind_gets(m);
     kvstore::bind_hash(m);
     kvstore::bind_hazards(m);
     kvstore::bind_index(m);

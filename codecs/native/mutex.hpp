@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <mutex>
 
 namespace kvstore {
@@ -21,6 +22,9 @@ public:
         held_.store(false, std::memory_order_relaxed);
         mutex_.unlock();
     }
+    // How many threads wait on a condition of this lock, which guards the number.
+    std::uint32_t awaited = 0;
+
     bool held() const { return held_.load(std::memory_order_relaxed); }
 
 private:

@@ -25,8 +25,9 @@ struct Intake {
     std::atomic<bool> watched = false;  // somebody wants to hear of every put, which Python tells
 };
 
-// What was put into a namespace natively. Needs the store's lock.
+// What was put into a namespace natively, and read from it. Needs the store's lock.
 struct Tally {
+    std::uint64_t hits_dram = 0;
     std::uint64_t stored = 0;        // parts
     std::uint64_t stored_bytes = 0;  // of payload
     std::int64_t used = 0;           // bytes of records; Python adds and takes away here, too

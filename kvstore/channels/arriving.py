@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ PIECE_BYTES = 1 << 20
 _MAX_KNOWN = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Groups:
     """Where layer groups lie, one after another from 0 on: `uint64` columns, and where each ends.
 
@@ -30,6 +31,12 @@ class Groups:
     offsets: npt.NDArray[np.uint64]
     lengths: npt.NDArray[np.uint64]
     ends: list[int]
+    spec: bytes = b""
+
+    @cached_property
+    def raw(self) -> _native.RawPart:
+        """The same for native code, of a whole raw part."""
+        return _native.RawPart(self.spec, self.offsets, self.lengths, self.ends[-1])
 
     @classmethod
     def of(cls, spec: KVSpec, part: Part, tokens: int, layers: tuple[int, int] | None = None) -> Groups:
@@ -43,7 +50,7 @@ class Groups:
                 raise InvalidArgument(f"layers {layers} are outside the part's {len(ranges)} layer groups")
             offsets, lengths = ranges[first:end].T.copy()
             offsets -= offsets[0]
-            found = cls(ranges[first:end].tobytes(), offsets, lengths, (offsets + lengths).tolist())
+            found = cls(ranges[first:end].tobytes(), offsets, lengths, (offsets + lengths).tolist(), spec.digest)
             if len(_known) >= _MAX_KNOWN:
                 _known.clear()
             _known[key] = found

@@ -12,11 +12,12 @@ from typing import Any
 from kvstore import wire
 from kvstore.api import Ack, ChunkInfo, Event, Fidelity, Offer, PlacementInfo, View, Want
 from kvstore.channels.control import Control, get_request, put_head
+from kvstore.channels.fetch import fetch_one, is_plain
 from kvstore.channels.lines import Lines
 from kvstore.channels.patience import Hopeless
 from kvstore.channels.receive import Receiver
 from kvstore.channels.stream import Stream, keep_alive
-from kvstore.errors import Corrupt, InvalidArgument, Unavailable
+from kvstore.errors import Corrupt, InvalidArgument, KVStoreError, Unavailable
 from kvstore.keys import ChunkRef
 from kvstore.spec import KVSpec, Part
 from kvstore.v1 import kvstore_pb2 as pb
@@ -46,6 +47,8 @@ class BulkBackend(Control):
 
         A large batch comes over several connections at once.
         """
+        if is_plain(spec, wants):
+            return [self._get_one(spec, wants[0], fidelity, verify)]
         shares = _shares(wants, self._streams)
         if len(shares) == 1:
             outcomes = dict(self.get_each(spec, wants, fidelity=fidelity, verify=verify))
@@ -91,6 +94,17 @@ class BulkBackend(Control):
         """End the session and every connection."""
         self._lines.close()
         self._pool.shutdown()
+
+    def _get_one(self, spec: KVSpec, want: Want, fidelity: Fidelity, verify: bool) -> KVStoreError | None:
+        """The outcome of one whole part; what arrived damaged is asked for once more."""
+
+        def attempt(line: Stream) -> KVStoreError | None:
+            return fetch_one(self._lines, line, spec, want, fidelity, verify, self.find_artefact)
+
+        outcome = self.with_spec(spec, lambda: self._lines.run(attempt))
+        if isinstance(outcome, Corrupt) and not verify:
+            return self._get_one(spec, want, fidelity, True)
+        return outcome
 
     def _items(
         self, spec: KVSpec, wants: Sequence[Want], indexes: Sequence[int], fidelity: Fidelity, verify: bool

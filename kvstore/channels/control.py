@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -202,6 +203,18 @@ def get_request(spec: KVSpec, wants: Sequence[Want], fidelity: Fidelity, verify:
         accept_forms=known_forms(),
     )
     encoded: bytes = request.SerializeToString()
+    return encoded
+
+
+def plain_request(spec: KVSpec, item: bytes) -> bytes:
+    """`get_request` of one whole exact part, packed (`kvstore.places`), without a message to be made first."""
+    return b"".join((b"\n\x10", spec.digest, b"\x12\x30", item, _accepted(known_forms())))
+
+
+@cache
+def _accepted(forms: tuple[int, ...]) -> bytes:
+    """The end of a `GetRequest`: the forms that this client decodes."""
+    encoded: bytes = pb.GetRequest(accept_forms=forms).SerializeToString()
     return encoded
 
 

@@ -122,13 +122,14 @@ class Lines:
         if frame is not None and frame.method == number and not frame.flags & (FAILED | MORE):
             line.in_step = not frame.payload
             return frame.message
-        return self._answer(line, frame).message
+        return self.checked(line, frame).message
 
     def answer(self, line: Stream) -> Frame:
         """The answer to what was sent on a line, once whatever the server says ahead of it has been dealt with."""
-        return self._answer(line, line.receive())
+        return self.checked(line, line.receive())
 
-    def _answer(self, line: Stream, first: Frame | None) -> Frame:
+    def checked(self, line: Stream, first: Frame | None) -> Frame:
+        """`answer`, of which the first frame has come (None: the end)."""
         frame = first
         while True:
             if frame is None:

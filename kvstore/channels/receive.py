@@ -75,6 +75,11 @@ class Receiver:
         self._item = None
 
 
+def damaged_groups(numbers: Sequence[int], key: bytes) -> Corrupt:
+    """What a reader is told of layer groups that came otherwise than they were announced."""
+    return Corrupt(f"layer groups {list(numbers)} of {key.hex()} do not match their checksums")
+
+
 class _Item:
     """One destination, and the checksums that the server announced for it.
 
@@ -120,7 +125,7 @@ class _Item:
         found, expected, want = self.arriving.digests, self._expected, self._want
         if found != expected:
             damaged = [i // 16 for i in range(0, len(expected), 16) if found[i : i + 16] != expected[i : i + 16]]
-            return Corrupt(f"layer groups {damaged} of {want.ref.key.hex()} do not match their checksums")
+            return damaged_groups(damaged, want.ref.key)
         if self._form == RAW:
             return None
         try:

@@ -133,12 +133,27 @@ class Stream:
             raise self._failed(error) from None
         return self._taken(found, longest)
 
-    def next_question(self, puts: _native.StagedPuts | None) -> Frame | None:
-        """`receive` with `idle`. Puts that `puts` can take natively are taken and answered meanwhile."""
-        if puts is None or isinstance(self._frames, TlsFrames):
+    def fetch(
+        self, method: int, message: bytes, part: _native.RawPart, item: bytes, out: memoryview
+    ) -> list[int] | Frame | None:
+        """`exchange` for a get of one whole raw part, whose payload goes to `out` while it is checked.
+
+        Gives the numbers of the layer groups that came damaged. What is not announced as just that part of `item`
+        (packed, `kvstore.places`) is not read: its frame is given, as `exchange` does.
+        """
+        self.asked = method
+        try:
+            found = self._frames.fetch(method, message, part, item, out, self.deadline, self.patience, MAX_MESSAGE)
+        except OSError as error:
+            raise self._failed(error) from None
+        return found if isinstance(found, list) else self._taken(found, MAX_MESSAGE)
+
+    def next_question(self, puts: _native.StagedPuts | None, gets: _native.PlainGets | None) -> Frame | None:
+        """`receive` with `idle`. What `puts` and `gets` can answer natively is answered meanwhile."""
+        if isinstance(self._frames, TlsFrames) or (puts is None and gets is None):
             return self.receive(idle=True)
         try:
-            found = self._frames.serve(puts, self.patience, MAX_MESSAGE)
+            found = self._frames.serve(puts, gets, self.patience, MAX_MESSAGE)
         except OSError as error:
             raise self._failed(error) from None
         return self._taken(found, MAX_MESSAGE)

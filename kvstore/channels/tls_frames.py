@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,8 @@ from kvstore._native import Frame
 
 T = TypeVar("T")
 _RECORD_BYTES = 16 << 10  # the most that one TLS record holds, and one read gives
+
+_HASHED_BYTES = 512 << 10  # what is read before it is hashed: it stays in the cache until then
 
 
 class _Late(Exception):
@@ -65,6 +68,32 @@ class TlsFrames:
         self.sent = True
         return self.receive(deadline, patience, False, longest)
 
+    def fetch(
+        self,
+        method: int,
+        message: bytes,
+        part: _native.RawPart,
+        item: bytes,
+        out: memoryview,
+        deadline: float | None,
+        patience: float,
+        longest: int,
+    ) -> list[int] | Frame | int:
+        found = self.exchange(method, message, b"", deadline, patience, longest)
+        if isinstance(found, int) or found.method != method or found.flags or found.payload != part.nbytes:
+            return found
+        digests = part.digests(found.message, item)
+        if digests is None:
+            return found
+        arrival = _native.Arrival(part, digests)
+        for start in range(0, len(out), _HASHED_BYTES):
+            piece = out[start : start + _HASHED_BYTES]
+            told = self.read(piece, deadline, patience)
+            if told:
+                return told
+            arrival.take(piece)
+        return arrival.damaged
+
     def receive(self, deadline: float | None, patience: float, idle: bool, longest: int) -> Frame | int:
         while (found := self._buffer.next(longest)) == _native.FRAME_PARTIAL:
             between = not self._buffer.held
@@ -79,18 +108,23 @@ class TlsFrames:
         return found
 
     def read(self, out: memoryview, deadline: float | None, patience: float) -> int:
-        left, receive = out[self._buffer.take(out) :], self._sock.recv_into
+        left = out[self._buffer.take(out) :]
+        receive: Callable[[int, memoryview], int] = self._sock.read  # type: ignore[assignment]
+        now = time.monotonic
         while left:
             try:
-                while left:  # a record at a time: what is done for each counts
-                    if deadline is not None or self._armed != patience:
-                        self._set_limit(deadline, patience)
-                    read = receive(left)
+                self._set_limit(deadline, patience)
+                # As long as the socket's own limit is no more than what is left, and a little.
+                good_until = (
+                    math.inf if deadline is None else deadline + min(_native.FRAME_OVERSHOOT_S - self._armed, 0)
+                )
+                while left and (deadline is None or now() < good_until):  # a record at a time: all of this counts
+                    read = receive(len(left), left)
                     if not read:
                         return _native.FRAME_CUT_OFF
                     left = left[read:]
             except (BlockingIOError, TimeoutError):
-                if deadline is None or time.monotonic() >= deadline:
+                if deadline is None or now() >= deadline:
                     return _native.FRAME_LATE
                 self._armed = 0.0
             except _Late:

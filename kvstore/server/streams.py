@@ -50,7 +50,7 @@ Greet = Callable[[socket.socket], socket.socket]
 class Connection:
     """One connection that has introduced itself. `ending` is run when it is over, last first.
 
-    `puts` takes puts while the next frame is waited for.
+    `puts` and `gets` answer what is plain while the next frame is waited for.
     """
 
     stream: Stream
@@ -58,6 +58,7 @@ class Connection:
     service: Service
     ending: list[Callable[[], object]] = field(default_factory=list)
     puts: _native.StagedPuts | None = None
+    gets: _native.PlainGets | None = None
 
     def answer(self, frame: Frame, message: Any, *, flags: int = 0) -> None:
         """Answer a frame with a message."""
@@ -171,8 +172,10 @@ class StreamServer:
         connection = Connection(stream, session, self._service)
         stream.deadline, stream.patience = None, STALL_S
         try:
-            while (frame := stream.next_question(connection.puts)) is not None and self._handle(connection, frame):
-                pass
+            while True:
+                frame = stream.next_question(connection.puts, connection.gets)
+                if frame is None or not self._handle(connection, frame):
+                    break
         except (BadFrame, DamagedFrame) as error:
             fail(stream, pb.METHOD_NONE, error)
         finally:

@@ -55,6 +55,23 @@ def test_tls_and_what_is_wrong_with_it(start: Callable[..., Any], certificates: 
     refused(f"bulk://{bulk}", kvstore.InvalidArgument, "speaks TLS")
 
 
+def test_plain_gets_over_tls(start: Callable[..., Any], certificates: Path, kit: Any) -> None:
+    running = start(**files(certificates))
+    with kvstore.connect("bulk://" + running.server.bulk, ca=certificates / "ca.pem", timeout=10) as client:
+        refs = client.chain(kit.large, range(768)).refs
+        for seed, ref in enumerate(refs[:2]):
+            client.put(kit.large, ref, kit.block(kit.large, seed))
+        for seed in (0, 1, 0):
+            assert np.array_equal(client.get(kit.large, refs[seed]), kit.block(kit.large, seed))
+        with pytest.raises(kvstore.NotFound):
+            client.get(kit.large, refs[2])
+    core = running.store._core
+    assert core.catalog.namespaces["default"].tally.hits_dram == 2  # answered natively, but for the first
+    with core.lock:
+        rows = core.index.chunks(0, 10)[0].tolist()
+        assert not any(core.index.placement(each).readers for row in rows for each in core.placements(row))
+
+
 def test_another_hosts_certificate_and_one_that_has_expired(
     start: Callable[..., Any], certificates: Path, tmp_path: Path
 ) -> None:
