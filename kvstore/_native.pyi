@@ -1022,6 +1022,9 @@ class Arrival:
     @property
     def damaged(self) -> list[int]: ...
 
+def use_unleased(index: Index, orders: list[LruList], chunk: int, now_ms: int) -> None:
+    """Note that a chunk (its row) was used, in the index and in orders of use, unless it is under a lease."""
+
 @final
 class LruList:
     """Handles (small numbers, such as rows) in the order of their last use.

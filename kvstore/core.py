@@ -125,6 +125,7 @@ class Core:
         self.closed = False
         self._lingering: list[tuple[Loan, Callable[[], None]]] = []
         self._policies: dict[tuple[int, bytes], Policy] = {}
+        self._orders: dict[bytes, list[_native.LruList] | None] = {}
 
     def check_open(self) -> None:
         """Raise `Closed` once the store is."""
@@ -446,16 +447,28 @@ class Core:
         self.used_unleased(there, scope.namespace)
 
     def count_one(self, scope: Scope, chunk: int, tier: int) -> None:
-        """`count_found` of one item: the row of its chunk (-1: a miss), and the tier it is read from.
+        """`count_found` of one item that is there: the row of its chunk, and the tier it is read from.
 
         Native code does the same for gets that it answers. Needs the lock.
         """
-        if chunk < 0:
-            self.counters["misses"] += 1
-            return
         if tier == DRAM:
             self.counters["hits_dram"] += 1
-        self.used_unleased(np.array([chunk], np.int64), scope.namespace)
+        orders = self.orders(scope.namespace)
+        if orders is None:
+            self.used_unleased(np.array([chunk], np.int64), scope.namespace)
+        else:
+            _native.use_unleased(self.index, orders, chunk, now_ms())
+
+    def orders(self, namespace: Namespace) -> list[_native.LruList] | None:
+        """What native code may touch when a chunk is used, of every tier; None where a policy does more.
+
+        Needs the lock.
+        """
+        if namespace.digest not in self._orders:
+            found = [self.policy(tier, namespace).order for tier in range(len(self.tiers))]
+            known = [order for order in found if order is not None]
+            self._orders[namespace.digest] = known if len(known) == len(found) else None
+        return self._orders[namespace.digest]
 
     def _tell_policies(self, rows: Rows, namespace: Namespace) -> None:
         for tier in range(len(self.tiers)):

@@ -36,10 +36,9 @@ def teach_gets(core: Core, scope: Scope, gets: _native.PlainGets) -> None:
     """Have gets of a spec's parts answered natively, if the order of use is kept natively, too."""
     namespace = scope.namespace
     with core.lock:
-        orders = [core.policy(tier, namespace).order for tier in range(len(core.tiers))]
-    known = [order for order in orders if order is not None]
-    if len(known) == len(orders):
+        orders = core.orders(namespace)
+    if orders is not None:
         gets.add_scope(
-            scope.spec.digest, core.intake, core.dram.holdings(namespace.digest), namespace.tally, known,
+            scope.spec.digest, core.intake, core.dram.holdings(namespace.digest), namespace.tally, orders,
             scope.number, namespace.digest, scope.packed_parts, scope.packed_headers,
         )  # fmt: skip

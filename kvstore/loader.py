@@ -48,13 +48,14 @@ class Loader:
             core.check_open()
             with core.lock:
                 chunk, placement = self._find(scope, ref, part, fidelity)
-                if not told:
-                    tier = DRAM if placement < 0 else core.index.placement(placement).tier
-                    core.count_one(scope, chunk if placement >= 0 else -1, tier)
-                    told = True
                 if placement < 0:
+                    if not told:
+                        core.counters["misses"] += 1
                     raise miss(ref, part)
                 row = core.index.placement(placement)
+                if not told:
+                    core.count_one(scope, chunk, row.tier)
+                    told = True
                 if row.tier == DRAM:
                     return core.hold(placement, scope, part)
                 self._check_way(row.part, ref)

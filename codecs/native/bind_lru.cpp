@@ -1,7 +1,9 @@
 // The list behind a policy.
 #include "bind.hpp"
 #include "buffer.hpp"
-#include "lru.hpp"
+#include "use.hpp"
+
+#include <nanobind/stl/vector.h>
 
 namespace kvstore {
 
@@ -27,6 +29,7 @@ void bind_lru(nb::module_& m) {
         .def("__len__", &LruList::size)
         .def("__contains__", [](const LruList& list, std::int64_t handle) { return list.contains(handle); },
              "handle"_a);
+    m.def("use_unleased", &use_unleased, "index"_a, "orders"_a, "chunk"_a, "now_ms"_a);
 }
 
 }  // namespace kvstore

@@ -1,5 +1,7 @@
 #include "plain_gets.hpp"
 
+#include "use.hpp"
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -24,10 +26,7 @@ std::uint32_t header_of(const GetScope& scope, const PartId& part) {
 // Tells of a use as Core.count_one does. Needs the lock.
 void count(const GetScope& scope, std::uint32_t chunk) {
     scope.tally->hits_dram += 1;
-    Index& index = scope.intake->index;
-    if (index.is_leased(chunk)) return;  // its look-up has told
-    index.touch(chunk, unix_ms());
-    for (LruList* const order : scope.orders) order->touch(chunk);
+    use_unleased(scope.intake->index, scope.orders, chunk, unix_ms());
 }
 
 // Fills in what is sent; false for a header with a bit off or of another record than the index says.
