@@ -19,7 +19,7 @@ from kvstore.spec import KVSpec
 
 WORKING_SET = 256 << 20
 DISTINCT = 6  # chunks of different content; the working set repeats them in memory of their own
-ROUNDS = 7
+ROUNDS = 21
 Bytes = npt.NDArray[np.uint8]
 
 
