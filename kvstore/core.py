@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from kvstore import _native
 from kvstore.api import Fidelity
@@ -27,13 +25,14 @@ from kvstore.events import EventHub
 from kvstore.gate import Gate
 from kvstore.leases import Leases
 from kvstore.loan import Loan
-from kvstore.policy import Lru, Policy, Rows
+from kvstore.policy import Rows
 from kvstore.record import Entry, Record, padded
 from kvstore.room import Room
 from kvstore.shared_tables import SharedTables
 from kvstore.spec import Part
 from kvstore.tiers.base import Tier
 from kvstore.tiers.dram import DramTier
+from kvstore.usage import FoundItems, Usage, now_ms
 
 DRAM, NVME = 0, 1
 ANY_TIER = bytes([DRAM, NVME])
@@ -56,15 +55,6 @@ class Copy(NamedTuple):
     def total(self) -> int:
         """Length of the whole record."""
         return self.header + padded(self.stored)
-
-
-class FoundItems(NamedTuple):
-    """What the index has of some items: see `kvstore._native.Index.find_items`."""
-
-    chunks: npt.NDArray[np.int64]
-    placements: npt.NDArray[np.int64]
-    places: bytes
-    in_dram: int
 
 
 @dataclass
@@ -94,11 +84,6 @@ def steady_ms() -> int:
     return time.monotonic_ns() // 1_000_000
 
 
-def now_ms() -> int:
-    """Unix time in milliseconds."""
-    return time.time_ns() // 1_000_000
-
-
 class Core:
     """Index, tiers, policies, leases, counters. Methods say whether the caller holds `lock`."""
 
@@ -117,15 +102,14 @@ class Core:
         self.hazards = dram.hazards
         self.intake = _native.Intake(self.index, self.lock)
         self.events = EventHub(lambda watched: setattr(self.intake, "watched", watched))
-        self.counters: Counter[str] = Counter()
+        self.usage = Usage(self.index, self.catalog, len(self.tiers), config.max_chunks)
+        self.counters = self.usage.counters
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have
         self.bad: set[int] = set()  # placements that go when readers and leases have, and that nobody is given
         self.loads = 0
         self.gate = Gate()
         self.closed = False
         self._lingering: list[tuple[Loan, Callable[[], None]]] = []
-        self._policies: dict[tuple[int, bytes], Policy] = {}
-        self._orders: dict[bytes, list[_native.LruList] | None] = {}
 
     def check_open(self) -> None:
         """Raise `Closed` once the store is."""
@@ -137,22 +121,6 @@ class Core:
         self.closed = True
         self.intake.close()
         self.room.notify_all()
-
-    def counted(self) -> dict[str, int]:
-        """The counters, with what was put and read natively. Needs the lock."""
-        counters = self.counters.copy()
-        for namespace in self.catalog.namespaces.values():
-            counters["hits_dram"] += namespace.tally.hits_dram
-            counters["stored"] += namespace.tally.stored
-            counters["stored_bytes"] += namespace.tally.stored_bytes
-        return {name: count for name, count in counters.items() if count}
-
-    def policy(self, tier: int, namespace: Namespace) -> Policy:
-        """The order of one namespace's chunks in one tier. Needs the lock."""
-        found = self._policies.get((tier, namespace.digest))
-        if found is None:
-            found = self._policies.setdefault((tier, namespace.digest), Lru(self.config.max_chunks))
-        return found
 
     def find_part(self, scope: Scope, key: bytes, part: Part) -> tuple[int, int]:
         """(chunk row, part row), -1 for what is not there. Needs the lock."""
@@ -206,7 +174,7 @@ class Core:
         if placement < 0 and record.exact and self._make_way(scope, record, tier, removed):
             chunk, placement = self._insert(scope, record, tier, location)
         if placement >= 0:
-            self.policy(tier, scope.namespace).admit(chunk)
+            self.usage.policy(tier, scope.namespace).admit(chunk)
             scope.namespace.used += record.total_bytes
         return placement
 
@@ -247,7 +215,7 @@ class Core:
 
     def _make_rows(self, removed: Removed) -> None:
         """Let go of some of the coldest chunks of whoever has most of them. Needs the lock."""
-        policy, dropped = max(self._policies.values(), key=len, default=None), 0
+        policy, dropped = self.usage.largest(), 0
         held: frozenset[int] | None = None
         for row in () if policy is None else policy.victims():
             if dropped >= ROWS_AT_ONCE:
@@ -285,7 +253,7 @@ class Core:
         tier = self.tiers[place.tier]
         removed.places.append((tier, place.loc, total))
         if gone & CHUNK_GONE or not self.chunk_in_tier(part_row.chunk, place.tier):
-            self.policy(place.tier, scope.namespace).remove(part_row.chunk)
+            self.usage.policy(place.tier, scope.namespace).remove(part_row.chunk)
         if gone & CHUNK_GONE or not self.index.chunk_parts(part_row.chunk):
             self.doomed.discard(part_row.chunk)
         if chunk.flags and not gone & CHUNK_GONE:
@@ -421,55 +389,3 @@ class Core:
         if below < 0 or not exact or self.index.placement(below).exact:
             return below >= 0
         return self.catalog.scopes[self.index.chunk(self.index.part(part_row).chunk).scope].namespace.lossy
-
-    def used_rows(self, rows: Rows, namespace: Namespace) -> None:
-        """Tell index and policies that chunks of one prefix, root first, were used. Needs the lock."""
-        self.index.touch(rows, now_ms())
-        self._tell_policies(rows, namespace)
-
-    def used_unleased(self, rows: Rows, namespace: Namespace) -> None:
-        """`used_rows`, but for chunks under a lease: its look-up has told of these. Needs the lock."""
-        touched = self.index.touch_unleased(rows, now_ms())
-        if len(touched):
-            self._tell_policies(touched, namespace)
-
-    def count_found(self, scope: Scope, found: FoundItems) -> None:
-        """Count hits and misses of items that a reader asked for, and tell of their use. Needs the lock."""
-        count = len(found.chunks)
-        if found.in_dram:
-            self.counters["hits_dram"] += found.in_dram
-        if found.in_dram == count:
-            self.used_unleased(found.chunks, scope.namespace)
-            return
-        there = found.chunks[found.chunks >= 0]
-        if len(there) < count:
-            self.counters["misses"] += count - len(there)
-        self.used_unleased(there, scope.namespace)
-
-    def count_one(self, scope: Scope, chunk: int, tier: int) -> None:
-        """`count_found` of one item that is there: the row of its chunk, and the tier it is read from.
-
-        Native code does the same for gets that it answers. Needs the lock.
-        """
-        if tier == DRAM:
-            self.counters["hits_dram"] += 1
-        orders = self.orders(scope.namespace)
-        if orders is None:
-            self.used_unleased(np.array([chunk], np.int64), scope.namespace)
-        else:
-            _native.use_unleased(self.index, orders, chunk, now_ms())
-
-    def orders(self, namespace: Namespace) -> list[_native.LruList] | None:
-        """What native code may touch when a chunk is used, of every tier; None where a policy does more.
-
-        Needs the lock.
-        """
-        if namespace.digest not in self._orders:
-            found = [self.policy(tier, namespace).order for tier in range(len(self.tiers))]
-            known = [order for order in found if order is not None]
-            self._orders[namespace.digest] = known if len(known) == len(found) else None
-        return self._orders[namespace.digest]
-
-    def _tell_policies(self, rows: Rows, namespace: Namespace) -> None:
-        for tier in range(len(self.tiers)):
-            self.policy(tier, namespace).hit(rows)

@@ -20,7 +20,7 @@ def teach(core: Core, scope: Scope, puts: _native.StagedPuts, part: Part, tokens
     """Have puts of such a part taken natively, if there is nothing special about it."""
     namespace, geometry = scope.namespace, scope.geometry(part, tokens)
     with core.lock:
-        order = core.policy(DRAM, namespace).order
+        order = core.usage.policy(DRAM, namespace).order
     if namespace.quota or scope.windowed or order is None or core.coder.put_form(scope) is not None:
         return
     entry = Entry(_NO_KEY, _NO_KEY, part, 0, tokens, geometry.nbytes, geometry.nbytes, geometry.total, 0)
@@ -36,7 +36,7 @@ def teach_gets(core: Core, scope: Scope, gets: _native.PlainGets) -> None:
     """Have gets of a spec's parts answered natively, if the order of use is kept natively, too."""
     namespace = scope.namespace
     with core.lock:
-        orders = core.orders(namespace)
+        orders = core.usage.orders(namespace)
     if orders is not None:
         gets.add_scope(
             scope.spec.digest, core.intake, core.dram.holdings(namespace.digest), namespace.tally, orders,

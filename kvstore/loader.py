@@ -54,7 +54,7 @@ class Loader:
                     raise miss(ref, part)
                 row = core.index.placement(placement)
                 if not told:
-                    core.count_one(scope, chunk, row.tier)
+                    core.usage.found_one(scope, chunk, in_dram=row.tier == DRAM)
                     told = True
                 if row.tier == DRAM:
                     return core.hold(placement, scope, part)

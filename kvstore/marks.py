@@ -28,4 +28,4 @@ def _tell(core: Core, namespace: Namespace, rows: Rows, tokens: int, read: int) 
     if len(rows):
         core.counters["hit_tokens"] += tokens
         core.counters["hits_dram"] += read
-        core.used_rows(rows[::-1].copy(), namespace)  # rows come in the order of use, a prefix leaf first
+        core.usage.used(rows[::-1].copy(), namespace)  # rows come in the order of use, a prefix leaf first

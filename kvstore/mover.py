@@ -18,10 +18,11 @@ from typing import TypeAlias
 
 from kvstore._native import Chunk
 from kvstore.catalog import Namespace, Scope
-from kvstore.core import DRAM, NVME, Copy, Core, Removed, now_ms, steady_ms
+from kvstore.core import DRAM, NVME, Copy, Core, Removed, steady_ms
 from kvstore.errors import Corrupt, KVStoreError, Shed, StorageError
 from kvstore.marks import drain_marks
 from kvstore.spec import Part
+from kvstore.usage import now_ms
 from kvstore.writer import Writer
 
 TICK_S = 0.25
@@ -118,7 +119,7 @@ class Mover:
 
     def _is_filling(self, namespace: Namespace) -> bool:
         core = self._core
-        return core.dram.used > START_SHARE * core.dram.capacity and len(core.policy(DRAM, namespace)) > 0
+        return core.dram.used > START_SHARE * core.dram.capacity and len(core.usage.policy(DRAM, namespace)) > 0
 
     def _demote(self, namespace: Namespace, limit: float, *, flush: bool = False) -> None:
         """Write down what only DRAM holds of the coldest `limit` bytes, once, a batch at a time."""
@@ -138,7 +139,7 @@ class Mover:
         """
         core, found = self._core, list[_Dirty]()
         with core.lock:
-            rows = core.policy(DRAM, namespace).victims(sweep.after)
+            rows = core.usage.policy(DRAM, namespace).victims(sweep.after)
             for row in itertools.islice(rows, ROWS_AT_ONCE):
                 if len(found) >= BATCH or sweep.passed > sweep.limit:
                     break
@@ -277,7 +278,7 @@ class Mover:
     def _expire_chunks(self, namespace: Namespace, before_ms: int, removed: Removed) -> None:
         core, held = self._core, self._core.held(namespace)
         for tier in range(len(core.tiers)):
-            for n, row in enumerate(core.policy(tier, namespace).victims()):
+            for n, row in enumerate(core.usage.policy(tier, namespace).victims()):
                 if core.index.chunk(row).last_use >= before_ms:
                     break
                 if n >= ROWS_AT_ONCE:

@@ -12,11 +12,12 @@ import numpy as np
 from kvstore.api import Fidelity, Placed
 from kvstore.catalog import Scope
 from kvstore.checked import miss, verify_record
-from kvstore.core import Copy, Core, FoundItems
+from kvstore.core import Copy, Core
 from kvstore.errors import Closed, Corrupt, KVStoreError, SpecMismatch
 from kvstore.loader import Loader
 from kvstore.places import ITEM_BYTES, NOWHERE, places_of, unpack_item, unpack_places
 from kvstore.policy import Rows
+from kvstore.usage import FoundItems
 
 Hold: TypeAlias = Callable[[Rows], None]
 
@@ -39,7 +40,7 @@ class Placer:
             core.check_open()
             found = core.find_items(scope, items, fidelity)
             if found.in_dram == len(found.chunks) and not verify:
-                core.count_found(scope, found)
+                core.usage.found(scope, found)
                 hold(found.chunks)
                 return Placed(found.places, {})
             work = _Placing(core, self._loader, scope, items, fidelity)
@@ -69,7 +70,7 @@ class _Placing:
         for ref_part, placement in zip(self._items, found.placements.tolist(), strict=True):
             if placement < 0:
                 self._scope.spec.check_part(ref_part[1])
-        self._core.count_found(self._scope, found)
+        self._core.usage.found(self._scope, found)
         for i, place in enumerate(unpack_places(found.places)):
             placement = int(found.placements[i])
             if place[0] != NOWHERE:

@@ -129,7 +129,7 @@ class Reader:
             readers = found.placements
             if len(held) < len(wants):
                 readers = np.array([each.placement for each in held], np.int64)
-            core.count_found(scope, found)
+            core.usage.found(scope, found)
             core.index.add_readers(readers)
         return _HeldItems(held, readers), cold
 

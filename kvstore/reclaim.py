@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvstore.catalog import Scope
-from kvstore.core import DRAM, NVME, Core, Removed, now_ms
+from kvstore.core import DRAM, NVME, Core, Removed
 from kvstore.record import Record
 from kvstore.tiers.base import Tier, Verdict
+from kvstore.usage import now_ms
 
 ROOMY = 0.5  # of the capacity; a segment that is at most half live can be moved
 
@@ -79,5 +80,5 @@ class Reclaimer:
 
     def _middle(self, scope: Scope) -> int:
         core, now = self._core, now_ms()
-        oldest = next(core.policy(NVME, scope.namespace).victims(), None)
+        oldest = next(core.usage.policy(NVME, scope.namespace).victims(), None)
         return now if oldest is None else (core.index.chunk(oldest).last_use + now) // 2

@@ -73,7 +73,7 @@ def _admit(core: Core, rows: npt.NDArray[Any], scopes: npt.NDArray[np.uint32], e
     for number in np.unique(scopes[good]):
         scope = core.catalog.scopes[int(number)]
         mine = rows[good & (scopes == number)]
-        policy = core.policy(NVME, scope.namespace)
+        policy = core.usage.policy(NVME, scope.namespace)
         for chunk in core.index.find_many(scope.number, np.ascontiguousarray(mine["key"])).tolist():
             policy.admit(chunk)
         scope.namespace.used += int(_record_bytes(mine).sum())

@@ -24,7 +24,7 @@ from kvstore.api import (
     Want,
 )
 from kvstore.catalog import Namespace, Scope
-from kvstore.core import DRAM, Core, now_ms, steady_ms
+from kvstore.core import DRAM, Core, steady_ms
 from kvstore.decoding import OwnView
 from kvstore.errors import Closed, InvalidArgument
 from kvstore.events import Watcher
@@ -40,6 +40,7 @@ from kvstore.reader import Reader, StoreView
 from kvstore.reservation import StoreReservation
 from kvstore.rows import REF_DTYPE
 from kvstore.spec import KVSpec, Part
+from kvstore.usage import now_ms
 from kvstore.walk import Flags, Reach, walk, within_windows
 from kvstore.writer import Writer
 
@@ -108,7 +109,7 @@ class Session:
                 used = reach.take(rows)
                 self._take_lease(query.lease, until, used)
                 if len(used):
-                    core.used_rows(used, self._namespace)
+                    core.usage.used(used, self._namespace)
                 if query.places:
                     headers = scope.packed_headers if not query.parts else scope.table(parts)[1]
                     places = core.index.places(used, packed, headers, exact, DRAM, core.bad_rows())

@@ -101,7 +101,9 @@ class Store:
         core = self._core
         extra = {"simd": _simd()}
         largest = core.dram.max_record - BLOCK
-        chunks = len(core.policy(DRAM, namespace)) if core.nvme is None else len(core.policy(NVME, namespace))
+        chunks = (
+            len(core.usage.policy(DRAM, namespace)) if core.nvme is None else len(core.usage.policy(NVME, namespace))
+        )
         return Description(__version__, namespace.name, tuple(t.name for t in core.tiers), largest, chunks, extra)
 
     def chunks(self, namespace: Namespace, cursor: int, limit: int) -> Page:
@@ -137,7 +139,7 @@ class Store:
         core = self._core
         with core.lock:
             chunks, parts, placements = core.index.counts()
-            counters = core.counted()
+            counters = core.usage.counted()
             gauges = {
                 "leases": len(core.leases),
                 "hazards": sum(len(board.locations()) for board in core.hazards.boards(namespace.digest)),

@@ -16,7 +16,7 @@ from kvstore import _native
 from kvstore.api import Ack, Offer
 from kvstore.catalog import Geometry, Namespace, Scope
 from kvstore.coder import Coded
-from kvstore.core import ANY_TIER, DRAM, NVME, Copy, Core, Removed, now_ms
+from kvstore.core import ANY_TIER, DRAM, NVME, Copy, Core, Removed
 from kvstore.errors import InvalidArgument, KVStoreError, Shed, StorageError, TooLarge
 from kvstore.keys import ChunkRef, check_key
 from kvstore.marks import drain_marks
@@ -26,6 +26,7 @@ from kvstore.slot import Slot
 from kvstore.spec import Part
 from kvstore.tiers.base import Owner, Tier, TierFull
 from kvstore.tiers.dram import zero_padding
+from kvstore.usage import now_ms
 
 Digests = npt.NDArray[np.uint8]
 
@@ -343,7 +344,7 @@ class Writer:
         held = core.held(namespace)
         with core.lock:
             for tier in reversed(range(len(core.tiers))):
-                for row in core.policy(tier, namespace).victims():
+                for row in core.usage.policy(tier, namespace).victims():
                     if namespace.taken + nbytes <= quota:
                         break
                     if core.may_go(row, held):
@@ -376,7 +377,7 @@ class Writer:
         held = core.held(namespace)
         with core.lock:
             index = core.index
-            for row in core.policy(DRAM, namespace).victims():
+            for row in core.usage.policy(DRAM, namespace).victims():
                 if freed >= nbytes or passed > core.dram.capacity // 8:
                     break
                 if not core.may_go(row, held):

@@ -158,7 +158,7 @@ class _Books:
     def _evict(self, count: int) -> None:
         core, removed = self._core, Removed()
         with core.lock:
-            victims = core.policy(DRAM, self._scope.namespace).victims()
+            victims = core.usage.policy(DRAM, self._scope.namespace).victims()
             for _ in range(count):
                 core.drop_chunk(next(victims), removed)
         for tier, location, _ in removed.places:

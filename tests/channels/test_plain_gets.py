@@ -139,7 +139,7 @@ def test_a_get_counts_as_a_use_whoever_answers(running: Any, kit: Any, stored: l
 
     def order() -> list[bytes]:
         with core.lock:
-            rows = core.policy(0, core.catalog.namespaces["default"]).victims()
+            rows = core.usage.policy(0, core.catalog.namespaces["default"]).victims()
             return [core.index.chunk(row).key for row in rows]
 
     stream = taught(running, kit, request(kit, stored[1]))

@@ -215,7 +215,7 @@ def test_places_count_and_touch_as_gets_do(box: Box) -> None:
                 client.get_many(LARGE, [client.want(LARGE, ref, out)])
         core = box.store(client)._core
         with core.lock:
-            order = list(core.policy(DRAM, core.catalog.namespaces["default"]).victims())
+            order = list(core.usage.policy(DRAM, core.catalog.namespaces["default"]).victims())
             keys = [core.index.chunk(row).key for row in order]
             hits = [core.index.chunk(core.index.find(0, ref.key)).hits for ref in refs[:4]]
         stats.append((client.stats()["counters"], [[ref.key for ref in refs].index(key) for key in keys], hits))

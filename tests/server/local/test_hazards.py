@@ -255,7 +255,7 @@ def test_what_is_used_without_a_call_is_used(small: tuple[Store, Server], kit: A
         kit.eventually(lambda: client.stats()["counters"].get("hit_tokens") == 20 * 64)
         core = store._core
         with core.lock:
-            rows = list(core.policy(0, core.catalog.namespace("default")).victims())
+            rows = list(core.usage.policy(0, core.catalog.namespace("default")).victims())
             order = [core.index.chunk(row).key for row in rows]
         position = {ref.key: number for number, ref in enumerate(chain.refs)}
         assert [position[key] for key in order[-21:]] == [*range(19, -1, -1), 50]
