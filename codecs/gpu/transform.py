@@ -207,9 +207,9 @@ class TransformDecoder:
         q = torch.empty(self._levels + DEPTH, dtype=torch.int16, device=device)
         rans.launch(staged, self._bank(), self._staged_jobs, q, status, levels=True)
         if self._low_bits:
-            grid = (len(self._low_bits), triton.cdiv(self._tokens, 64), triton.cdiv(self._widest, 32))
+            cut = (len(self._low_bits), triton.cdiv(self._tokens, 64), triton.cdiv(self._widest, 32))
             rows = self._staged_low_bits.of(staged)
-            kernels.add_low_bits[grid](q, staged, rows, TOKENS=64, COLUMNS=32, num_warps=4)
+            kernels.add_low_bits[cut](q, staged, rows, TOKENS=64, COLUMNS=32, num_warps=4)
         if self._places:
             found, at = self._patches
             places, values = found.of(staged), staged[at : at + 2 * found.size].view(torch.int16)
