@@ -17,7 +17,7 @@ from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._plan import Plan
 from kvstore.connectors.vllm._scheduler import Scheduler
 from kvstore.connectors.vllm._stats import Stats
-from kvstore.connectors.vllm._stores import close_store, open_store
+from kvstore.connectors.vllm._stores import Place
 from kvstore.connectors.vllm._warn import logger
 from kvstore.connectors.vllm._worker import Worker
 
@@ -38,21 +38,23 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         transfer = vllm_config.kv_transfer_config
         self._options = Options.of(transfer.kv_connector_extra_config)
         self._spec = spec_of(vllm_config, kv_cache_config, self._options)
-        self._client = open_store(self._options)
+        scheduling = role == KVConnectorRole.SCHEDULER
+        self._place = Place(self._options, str(transfer.engine_id), owner=scheduling)
+        client = self._place.client
         self._scheduler: Scheduler | None = None
         self._worker: Worker | None = None
         self._closed = False
         block = block_tokens(kv_cache_config)
-        if role == KVConnectorRole.SCHEDULER:
+        if scheduling:
             loads, saves = transfer.is_kv_consumer, transfer.is_kv_producer
-            self._scheduler = Scheduler(self._client, self._spec, block, self._options, loads=loads, saves=saves)
+            self._scheduler = Scheduler(client, self._spec, block, self._options, loads=loads, saves=saves)
             self._announce(transfer)
         else:
             groups = kv_cache_config.kv_cache_groups
-            self._worker = Worker(self._client, self._spec, block, self._options, _rank(), groups)
+            self._worker = Worker(client, self._spec, block, self._options, _rank(), groups)
 
     def _announce(self, transfer: Any) -> None:
-        where = self._options.server or self._options.config or f"{self._options.dram_mib} MiB in this process"
+        where = self._options.server or self._options.config or f"{self._options.dram_mib} MiB of its own"
         logger.info("kvstore at %s, spec %s (%s)", where, self._spec.digest.hex(), self._spec.revision)
         logger.info("kvstore: blocks are stored as they lie (opaque), so byte codecs alone apply to them")
         if transfer.kv_load_failure_policy != "recompute":
@@ -137,7 +139,7 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         for side in (self._scheduler, self._worker):
             if side is not None:
                 side.close()
-        close_store(self._options, self._client)
+        self._place.close()
 
     @property
     def _the_scheduler(self) -> Scheduler:

@@ -55,7 +55,9 @@ class Adapters:
     def _digest(self, number: int, path: str, in_place: bool) -> bytes:
         folder = Path(path)
         if in_place or not folder.is_dir():
-            raise InvalidArgument(f"the adapter at {path!r} cannot be told by its content: no folder, or loaded in place")
+            raise InvalidArgument(
+                f"the adapter at {path!r} cannot be told by its content: no folder, or loaded in place"
+            )
         files = sorted(each for each in folder.iterdir() if each.is_file() and each.name.startswith("adapter"))
         signature = tuple((each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in files)
         with self._lock:

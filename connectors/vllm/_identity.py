@@ -66,8 +66,8 @@ def _refuse(config: Any, cache: Any, options: Options) -> None:
             raise InvalidArgument(f"{name} above 1 is not supported: blocks are interleaved over ranks")
     if speculative is not None and speculative.method != "ngram":
         raise InvalidArgument(f"speculative decoding by {speculative.method!r} is not supported: its KV has no name")
-    if parallel.world_size > 1 and not options.server:
-        raise InvalidArgument("an embedded store lives in one process; with tensor parallelism give a server")
+    if getattr(parallel, "nnodes", 1) > 1 and not options.server:
+        raise InvalidArgument("an embedded store serves one host; with several nodes give a server")
     if str(config.cache_config.cache_dtype) not in ("auto", *DTYPES):
         raise InvalidArgument(f"kv_cache_dtype {config.cache_config.cache_dtype} is not supported: scales are not kept")
     if not cache.kv_cache_groups:

@@ -10,15 +10,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from kvstore.api import ChunkInfo
 from kvstore.client import Client
-from kvstore.connectors.vllm._blocks import Blocks
+from kvstore.connectors.vllm._blocks import Blocks, Bytes
 from kvstore.connectors.vllm._plan import NULL_BLOCK, LoadJob
-from kvstore.errors import DeadlineExceeded, InvalidArgument, NotFound, Shed, Unavailable
+from kvstore.errors import DeadlineExceeded, InvalidArgument, KVStoreError, NotFound, Shed, Unavailable
 from kvstore.keys import ChunkRef
 from kvstore.spec import KVSpec
 
 # The store as a whole is not to be reached: what else was asked of it is not waited for.
 GONE = (Unavailable, DeadlineExceeded)
+PATIENCE = 20  # seconds in which a store may start
+EXTENTS = 16  # of the store's memory that are mapped before they are needed
 
 
 @dataclass(slots=True)
@@ -55,6 +58,8 @@ class Loads:
         self._changed = threading.Condition()
         self._running = 0
         self._done: list[Outcome] = []
+        self._closing = threading.Event()
+        self._pool.submit(self._prepare)
 
     def start(self, job: LoadJob) -> None:
         """Begin a load."""
@@ -78,7 +83,27 @@ class Loads:
 
     def close(self) -> None:
         """Wait for what runs; each call to the store has its time limit."""
+        self._closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self) -> None:
+        """Map the memory in which the store keeps chunks of this spec, which takes tens of milliseconds per GiB."""
+        part = self._spec.part(0, 0 if self._spec.groups[0].latent_dim else self._rank)
+        for _ in range(PATIENCE):
+            try:
+                page = self._client.page(limit=1000)
+                ours = [each for each in page.chunks if each.spec == self._spec.digest and _in_dram(each)]
+                for each in ours[:: max(1, len(ours) // EXTENTS)]:
+                    self._client.view(
+                        self._spec, ChunkRef(each.key, each.parent, each.position, each.tokens), part=part
+                    ).close()
+            except GONE:
+                if self._closing.wait(1.0):
+                    return
+            except (KVStoreError, ValueError):
+                return  # it was worth a try
+            else:
+                return
 
     def _piece(self, running: _Running, ref: ChunkRef, group: int) -> None:
         failure: Exception | None = None
@@ -120,7 +145,7 @@ class Loads:
         at = (first - ref.position) // size
         return self._copy(ref, group, lambda source: self._blocks.write(group, source, at, table))
 
-    def _copy(self, ref: ChunkRef, group: int, use: Callable[[np.ndarray[tuple[int], np.dtype[np.uint8]]], None]) -> int:
+    def _copy(self, ref: ChunkRef, group: int, use: Callable[[Bytes], None]) -> int:
         rank = 0 if self._spec.groups[group].latent_dim else self._rank
         part = self._spec.part(group, rank)
         nbytes = self._spec.part_bytes(part, ref.tokens)
@@ -138,6 +163,10 @@ class Loads:
             use(source)
             del source
         return nbytes
+
+
+def _in_dram(info: ChunkInfo) -> bool:
+    return all(each.tier == "dram" for each in info.placements)
 
 
 def failure_text(outcome: Outcome) -> str:

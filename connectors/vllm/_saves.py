@@ -10,14 +10,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 from kvstore.client import Client
-from kvstore.connectors.vllm._blocks import Blocks
-from kvstore.connectors.vllm._loads import GONE
+from kvstore.connectors.vllm._blocks import Blocks, Bytes
+from kvstore.connectors.vllm._counts import Counts
+from kvstore.connectors.vllm._loads import GONE, PATIENCE
 from kvstore.connectors.vllm._options import MiB, Options
 from kvstore.connectors.vllm._plan import NULL_BLOCK, SaveJob
-from kvstore.connectors.vllm._stats import Counts
 from kvstore.connectors.vllm._warn import Warn
 from kvstore.errors import KVStoreError, Shed
 from kvstore.keys import ChunkRef
@@ -73,7 +71,7 @@ class Saves:
         self._counts.add(stage_s=time.monotonic() - began)
         self._pool.submit(self._put, job.ref, part, buffer, gone * self._blocks.block_tokens)
 
-    def _put(self, ref: ChunkRef, part: Part, buffer: np.ndarray[tuple[int], np.dtype[np.uint8]], valid: int) -> None:
+    def _put(self, ref: ChunkRef, part: Part, buffer: Bytes, valid: int) -> None:
         nbytes = buffer.nbytes
         try:
             if time.monotonic() < self._down_until:
@@ -95,9 +93,20 @@ class Saves:
 
     def _prepare(self) -> None:
         """Find the way to the server and have staging memory ready, before the first prompt waits for either."""
-        try:
-            self._client.describe()
+        if greet(self._client):
             pieces = [self._client.buffer(_PIECE) for _ in range(max(1, self._limit // _PIECE))]
             pieces.clear()
-        except KVStoreError as error:
-            self._warn(f"the store does not answer: {error}")
+        else:
+            self._warn("the store does not answer")
+
+
+def greet(client: Client) -> bool:
+    """Find the way to the store, which may start a little later than the engine's workers."""
+    for _ in range(PATIENCE):
+        try:
+            client.describe()
+        except KVStoreError:
+            time.sleep(1.0)
+        else:
+            return True
+    return False

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvstore.client import Client
+from kvstore.connectors.vllm._counts import Counts
 from kvstore.connectors.vllm._extras import Origin
 from kvstore.connectors.vllm._lookups import Answer, Lookups
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._plan import NULL_BLOCK, Blocks, LoadJob, Plan, SaveJob
-from kvstore.connectors.vllm._stats import Counts
 from kvstore.errors import InvalidArgument
 from kvstore.keys import Chain, ChunkRef
 from kvstore.spec import KVSpec
@@ -45,9 +45,7 @@ class Tracked:
 class Scheduler:
     """See `KVConnectorBase_V1`'s scheduler side. `counts` go into the statistics."""
 
-    def __init__(
-        self, client: Client, spec: KVSpec, block: int, options: Options, *, loads: bool, saves: bool
-    ) -> None:
+    def __init__(self, client: Client, spec: KVSpec, block: int, options: Options, *, loads: bool, saves: bool) -> None:
         self._spec, self._block, self._options = spec, block, options
         self._loads, self._saves = loads, saves
         self.lookups = Lookups(client, spec, block, options, leased=loads)

@@ -1,31 +1,10 @@
-"""Counters that cross from workers and scheduler to vLLM's log and Prometheus."""
+"""Counters as they cross to vLLM's log and Prometheus."""
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
-
-
-class Counts:
-    """Sums since they were last taken. Any thread may add."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sums: dict[str, float] = {}
-
-    def add(self, **amounts: float) -> None:
-        """Add to counters by name."""
-        with self._lock:
-            for name, amount in amounts.items():
-                self._sums[name] = self._sums.get(name, 0) + amount
-
-    def take(self) -> dict[str, float]:
-        """All sums; they begin anew."""
-        with self._lock:
-            sums, self._sums = self._sums, {}
-            return sums
 
 
 class Stats(KVConnectorStats):

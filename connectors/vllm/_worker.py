@@ -7,11 +7,11 @@ from typing import Any
 
 from kvstore.client import Client
 from kvstore.connectors.vllm._blocks import Blocks
+from kvstore.connectors.vllm._counts import Counts
 from kvstore.connectors.vllm._loads import Loads, failure_text
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._plan import Plan
 from kvstore.connectors.vllm._saves import Saves
-from kvstore.connectors.vllm._stats import Counts
 from kvstore.connectors.vllm._warn import Warn
 from kvstore.spec import KVSpec
 
