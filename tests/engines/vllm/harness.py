@@ -1,0 +1,120 @@
+"""Engines, servers and models for the tests of this folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+DRIVER = Path(__file__).with_name("driver.py")
+MARK = "@driver "
+START_S, ANSWER_S = 120, 90
+
+
+class Engine:
+    """A real vLLM in a process of its own."""
+
+    def __init__(self, model: Path, transfer: dict[str, Any] | None, log: Path, env: dict[str, str], **options: Any):
+        given = json.dumps({"engine": {"model": str(model), "dtype": "float32", **options}, "transfer": transfer})
+        self.log = log
+        self._errors = log.open("ab")
+        self._process = subprocess.Popen(
+            [sys.executable, str(DRIVER), given],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={**os.environ, **env},
+        )
+        self._read(START_S)
+
+    def ask(self, *prompts: Sequence[int], salt: str = "", lora: str = "", max_tokens: int = 16) -> dict[str, Any]:
+        """Answers to prompts of token ids, all in one batch."""
+        asked = [{"ids": list(each), "salt": salt, "lora": lora} for each in prompts]
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"prompts": asked, "max_tokens": max_tokens}) + "\n")
+        self._process.stdin.flush()
+        return self._read(ANSWER_S)
+
+    def close(self) -> None:
+        """End it in order."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            self._process.stdin.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._errors.close()
+
+    def _read(self, limit_s: float) -> dict[str, Any]:
+        """The next answer. An engine that gives none in time is ended, and its log shown."""
+        timer = threading.Timer(limit_s, self._process.kill)
+        timer.start()
+        try:
+            assert self._process.stdout is not None
+            for line in self._process.stdout:
+                with self.log.open("a") as log:
+                    log.write(line)
+                if line.startswith(MARK):
+                    answer: dict[str, Any] = json.loads(line.removeprefix(MARK))
+                    return answer
+        finally:
+            timer.cancel()
+        tail = self.log.read_text(errors="replace")[-6000:]
+        raise AssertionError(f"the engine ended or did not answer within {limit_s} s:\n{tail}")
+
+
+class Server:
+    """`kvstore serve` over a folder."""
+
+    def __init__(self, folder: Path, *more: str) -> None:
+        self._folder, self._more = folder, more
+        self._listen = "127.0.0.1:0"
+        self._process: subprocess.Popen[str] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start it, again at the address it had."""
+        command = [sys.executable, "-m", "kvstore", "serve", "--json", "--listen", self._listen, "--dram", "512MiB",
+                   "--nvme", str(self._folder), "--nvme-capacity", "2GiB", *self._more]  # fmt: skip
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self.told: dict[str, Any] = json.loads(self._process.stdout.readline())
+        self.address = self._listen = str(self.told["address"])
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End it, in order or not."""
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(30)
+            if self._process.stdout is not None:
+                self._process.stdout.close()
+            self._process = None
+
+
+def transfer(address: str, **extra: Any) -> dict[str, Any]:
+    """What a user pastes."""
+    return {
+        "kv_connector": "KVStoreConnector",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {**({"server": address} if address else {}), **extra},
+    }
+
+
+def prompt(tokens: int, seed: int = 0) -> list[int]:
+    """Token ids below 320 without a pattern."""
+    state, ids = seed * 2654435761 + 12345, []
+    for _ in range(tokens):
+        state = (state * 6364136223846793005 + 1442695040888963407) % (1 << 64)
+        ids.append(3 + (state >> 33) % 310)
+    return ids
