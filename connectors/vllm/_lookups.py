@@ -90,7 +90,7 @@ class Lookups:
 
     def close(self) -> None:
         """Stop. Answers that are still awaited come or fail first, within the client's time limit."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=True, cancel_futures=self.down)
 
     def _greet(self) -> None:
         """Find the way to the server before the first request waits for it."""
