@@ -73,8 +73,10 @@ def _refuse(config: Any, cache: Any, options: Options) -> None:
     if not cache.kv_cache_groups:
         raise InvalidArgument("this model has no KV cache")
     if config.model_config.use_mla and config.device_config.device_type == "cpu":
-        raise InvalidArgument("MLA on a CPU is not supported: vLLM's backend cannot go on from a prefix there (it "
-                              "turns prefix caching and chunked prefill off), so loaded KV would be ignored")  # fmt: skip
+        raise InvalidArgument(
+            "MLA on a CPU is not supported: vLLM's backend cannot go on from a prefix there (it turns prefix caching "
+            "and chunked prefill off), so that loaded KV would be ignored"
+        )
     for group in cache.kv_cache_groups:
         if not group.enable_kv_transfer or not group.kv_cache_spec.prefix_cacheable or group.is_eagle_group:
             raise InvalidArgument(f"the KV group of {group.layer_names[0]} is not for transfer by prefix")
