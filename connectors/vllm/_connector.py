@@ -16,7 +16,7 @@ from kvstore.connectors.vllm._identity import block_tokens, spec_of
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._plan import Plan
 from kvstore.connectors.vllm._scheduler import Scheduler
-from kvstore.connectors.vllm._stats import Stats
+from kvstore.connectors.vllm._stats import PromMetrics, Stats
 from kvstore.connectors.vllm._stores import Place
 from kvstore.connectors.vllm._warn import logger
 from kvstore.connectors.vllm._worker import Worker
@@ -130,6 +130,12 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Stats:
         return Stats(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls, vllm_config: Any, metric_types: Any, labelnames: list[str], per_engine_labelvalues: Any
+    ) -> PromMetrics:
+        return PromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def shutdown(self) -> None:
         """Wait for what is being stored, then let the store go. A second call does nothing."""

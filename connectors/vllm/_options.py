@@ -43,7 +43,7 @@ class Options:
     retry_s: float = 5.0
     readers: int = 2
     writers: int = 1
-    staging_mib: int = 512
+    staging_mib: int = 256
 
     @property
     def staging_bytes(self) -> int:

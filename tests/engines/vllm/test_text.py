@@ -64,3 +64,22 @@ def test_an_engines_own_store_without_a_server(start, llama):
     warm = engine.ask_until_cached(prompt(700))["answers"][0]
     assert (cold["cached"], warm["cached"]) == (0, 672)
     assert warm["ids"] == cold["ids"]
+
+
+@pytest.mark.parametrize("way", ["module path", "MultiConnector"])
+def test_the_other_ways_to_name_it(start, server, llama, way):
+    given = transfer(server.address)
+    if way == "module path":
+        given["kv_connector_module_path"] = "kvstore.connectors.vllm"
+    else:
+        inner = {key: value for key, value in given.items() if key != "kv_load_failure_policy"}
+        given = {
+            "kv_connector": "MultiConnector",
+            "kv_role": "kv_both",
+            "kv_load_failure_policy": "recompute",
+            "kv_connector_extra_config": {"connectors": [inner]},
+        }
+    engine = start(llama, given)
+    cold = engine.ask(prompt(300))["answers"][0]
+    warm = engine.ask_until_cached(prompt(300))["answers"][0]
+    assert (warm["ids"], warm["cached"]) == (cold["ids"], 288)
