@@ -2,7 +2,7 @@
 
 Started with one argument, `{"engine": {…}, "transfer": {…} or null}`, what goes to `LLM` and to `KVTransferConfig`.
 A question is `{"prompts": [{"ids": […], "salt": "…", "lora": "PATH"}], "max_tokens": n}`; an answer gives ids, text,
-cached tokens and time to first token of each, and the connector's counters so far.
+cached tokens and time to first token of each, the connector's counters and vLLM's preemptions so far.
 """
 
 from __future__ import annotations
@@ -57,7 +57,11 @@ def main() -> None:
             }
             for output in outputs
         ]
-        _say({"answers": answers, "seconds": seconds, "counters": dict(counters)})
+        _say({"answers": answers, "seconds": seconds, "counters": dict(counters), "preemptions": _preemptions(llm)})
+
+
+def _preemptions(llm: Any) -> int:
+    return sum(int(each.value) for each in llm.get_metrics() if each.name == "vllm:num_preemptions")
 
 
 def _count() -> dict[str, float]:
