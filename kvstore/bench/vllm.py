@@ -3,8 +3,10 @@
     python -m kvstore.bench.vllm [--tokens 2048] [--rounds 5] [--dtype bfloat16] [--block-size 32] [--json]
 
 Needs an environment with vLLM (`make test-vllm` sets one up). One engine fills the server and ends. A fresh one without
-a prefix cache of its own, and one with it and without the store, then take turns; every cold prompt is a new one. What a hit leaves to compute is up to a block, with 2,048 tokens all of one: the
-larger the blocks, the more of the time to first token is that, in both kinds of hit.
+a prefix cache of its own, and one with it and without the store, then take turns; every cold prompt is a new one.
+
+What a hit leaves to compute is up to a block, with 2,048 tokens all of one: the larger the blocks, the more of the time
+to first token is that, in both kinds of hit.
 """
 
 from __future__ import annotations
