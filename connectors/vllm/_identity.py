@@ -1,0 +1,186 @@
+"""From a vLLM configuration to a `KVSpec`, or the reason why its KV cannot be kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from kvstore.connectors.vllm._options import Options
+from kvstore.errors import InvalidArgument
+from kvstore.spec import OPAQUE, KVGroup, KVSpec
+
+DTYPES = ("float32", "bfloat16", "float16")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+SAMPLES, SAMPLE_BYTES = 64, 4096
+_IGNORED = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"})
+
+
+def spec_of(config: Any, cache: Any, options: Options) -> KVSpec:
+    """What the bytes of a vLLM engine's KV blocks mean.
+
+    `config` is the `VllmConfig`, `cache` the `KVCacheConfig`. Groups are vLLM's. The revision names the weights (a
+    digest of the configuration and of samples of their files) and the layout of a block, whose bytes are stored as
+    they lie; so engines of another model, dtype, block size, instruction set or tensor-parallel size find nothing.
+
+    Raises `InvalidArgument` with the reason for what would not come back right.
+    """
+    _refuse(config, cache, options)
+    model, parallel = config.model_config, config.parallel_config
+    block = block_tokens(cache)
+    specs = [group.kv_cache_spec for group in cache.kv_cache_groups]
+    dtypes = {str(each.dtype).removeprefix("torch.") for each in specs}
+    if len(dtypes) != 1 or not dtypes <= set(DTYPES):
+        raise InvalidArgument(f"KV in {', '.join(sorted(dtypes))} is not supported; it must be one of {DTYPES}")
+    tp = int(parallel.tensor_parallel_size)
+    groups = tuple(_group(group, tp) for group in cache.kv_cache_groups)
+    names = [options.revision, f"config:{_config_digest(model)}", f"weights:{_weights(config, options)}"]
+    return KVSpec(
+        model=Path(str(model.model)).name,
+        revision=" ".join(filter(None, [*names, f"layout:{_layout(config, cache, block)}"])),
+        dtype=dtypes.pop(),
+        groups=groups,
+        rope=_rope(model),
+        chunk_tokens=max(1, options.chunk_tokens // block) * block,
+        tp_size=tp,
+        layout=OPAQUE,
+    )
+
+
+def block_tokens(cache: Any) -> int:
+    """Tokens per block, which all groups must share."""
+    sizes = {int(group.kv_cache_spec.block_size) for group in cache.kv_cache_groups}
+    if len(sizes) != 1:
+        raise InvalidArgument(f"KV groups with blocks of different sizes ({sorted(sizes)} tokens) are not supported")
+    return sizes.pop()
+
+
+def _refuse(config: Any, cache: Any, options: Options) -> None:
+    """Raise `InvalidArgument` for engines that this connector would not serve right."""
+    parallel, speculative = config.parallel_config, config.speculative_config
+    if parallel.pipeline_parallel_size > 1:
+        raise InvalidArgument("pipeline parallelism is not supported: the scheduler knows one stage's layers only")
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+        if getattr(parallel, name, 1) > 1:
+            raise InvalidArgument(f"{name} above 1 is not supported: blocks are interleaved over ranks")
+    if speculative is not None and speculative.method != "ngram":
+        raise InvalidArgument(f"speculative decoding by {speculative.method!r} is not supported: its KV has no name")
+    if getattr(parallel, "nnodes", 1) > 1 and not options.server:
+        raise InvalidArgument("an embedded store serves one host; with several nodes give a server")
+    if str(config.cache_config.cache_dtype) not in ("auto", *DTYPES):
+        raise InvalidArgument(f"kv_cache_dtype {config.cache_config.cache_dtype} is not supported: scales are not kept")
+    if not cache.kv_cache_groups:
+        raise InvalidArgument("this model has no KV cache")
+    if config.model_config.use_mla and config.device_config.device_type == "cpu":
+        raise InvalidArgument(
+            "MLA on a CPU is not supported: vLLM's backend cannot go on from a prefix there (it turns prefix caching "
+            "and chunked prefill off), so that loaded KV would be ignored"
+        )
+    for group in cache.kv_cache_groups:
+        if not group.enable_kv_transfer or not group.kv_cache_spec.prefix_cacheable or group.is_eagle_group:
+            raise InvalidArgument(f"the KV group of {group.layer_names[0]} is not for transfer by prefix")
+
+
+def _group(group: Any, tp: int) -> KVGroup:
+    """One KV group. `kv_heads` counts what all ranks hold together, replicas included."""
+    spec = group.kv_cache_spec
+    kind = type(spec).__name__
+    layers = tuple(sorted(_layer(name) for name in group.layer_names))
+    if getattr(spec, "page_size_padded", None) or getattr(spec, "tokens_per_state", 1) != 1:
+        raise InvalidArgument(f"padded or compressed KV pages ({kind} of {group.layer_names[0]}) are not supported")
+    if kind == "MLAAttentionSpec" and spec.head_size_v == 0:
+        return KVGroup(layers, latent_dim=int(spec.head_size))
+    if kind not in ("FullAttentionSpec", "SlidingWindowSpec"):
+        raise InvalidArgument(f"{kind} (of {group.layer_names[0]}) is not supported: only full attention, sliding "
+                              "windows and MLA have KV that can be stored by prefix")  # fmt: skip
+    if spec.head_size_v != spec.head_size:
+        raise InvalidArgument(f"keys of {spec.head_size} and values of {spec.head_size_v} are not supported")
+    window = int(spec.sliding_window) if kind == "SlidingWindowSpec" else 0
+    return KVGroup(layers, int(spec.num_kv_heads) * tp, int(spec.head_size), window)
+
+
+def _layer(name: str) -> int:
+    """The number of a layer, as in `model.layers.7.self_attn.attn`."""
+    numbers = [int(each) for each in name.split(".") if each.isdecimal()]
+    if len(numbers) != 1:
+        raise InvalidArgument(f"which layer {name!r} is cannot be told")
+    return numbers[0]
+
+
+def _layout(config: Any, cache: Any, block: int) -> str:
+    """Names the order of bytes in a block: by platform, engine version and, on CPUs, instruction set."""
+    import vllm
+    from vllm.platforms import current_platform
+
+    version = ".".join(vllm.__version__.split(".")[:2])
+    names = [f"vllm-{version}", current_platform.device_type, str(cache.kv_cache_layout), f"block{block}"]
+    if current_platform.device_type == "cpu":
+        names.append(_instruction_set(config, cache, block))
+    return "/".join(names)
+
+
+def _instruction_set(config: Any, cache: Any, block: int) -> str:
+    """What decides how K lies in a block on a CPU. Without vLLM's own word for it: what the CPU can do."""
+    import torch
+
+    spec = cache.kv_cache_groups[0].kv_cache_spec
+    try:
+        from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+        kind = _get_attn_isa(spec.dtype, block, spec.head_size, config.cache_config.cache_dtype)
+    except (ImportError, TypeError, NotImplementedError):
+        kind = "unknown"
+    return f"{kind}-{torch.backends.cpu.get_cpu_capability()}"
+
+
+def _config_digest(model: Any) -> str:
+    """16 hex digits over everything in a configuration that may change a number."""
+    fields = {key: value for key, value in model.hf_config.to_dict().items() if key not in _IGNORED}
+    fields["vllm"] = [str(model.quantization), str(model.dtype)]
+    if "longrope" in json.dumps(fields, default=str):  # vLLM chooses its factors by the longest sequence
+        fields["vllm"].append(str(model.max_model_len))
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _rope(model: Any) -> dict[str, Any]:
+    given = getattr(model.hf_text_config, "rope_parameters", None) or {}
+    rope: dict[str, Any] = json.loads(json.dumps(given, default=str))
+    return rope
+
+
+def _weights(config: Any, options: Options) -> str:
+    """16 hex digits over names, sizes and evenly spread samples of the files that hold the weights."""
+    model = config.model_config
+    if str(config.load_config.load_format) == "dummy":
+        return f"dummy-{model.seed}"
+    place = _place(str(model.model), model.revision)
+    files = sorted(place.iterdir()) if place is not None and place.is_dir() else [place] if place else []
+    files = [each for each in files if each.suffix in WEIGHTS]
+    if not files:
+        if options.revision:
+            return "unseen"
+        raise InvalidArgument(f"the weights of {model.model!r} are not found on disk, so that nothing names them: "
+                              "give kv_connector_extra_config a revision")  # fmt: skip
+    digest = hashlib.sha256(b"kvstore/weights-files/1\0")
+    for each in files:
+        size = each.stat().st_size
+        digest.update(f"{each.name}\0{size}\0".encode())
+        with each.open("rb") as file:
+            for n in range(SAMPLES):
+                file.seek(max(0, size - SAMPLE_BYTES) * n // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def _place(name: str, revision: str | None) -> Path | None:
+    """Where a model's files are: a path, or the hub's cache."""
+    if Path(name).exists():
+        return Path(name)
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except Exception:  # noqa: BLE001 - whatever it is, the files are not there
+        return None

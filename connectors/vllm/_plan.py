@@ -1,0 +1,43 @@
+"""What the scheduler tells the workers in one step. Plain data: it crosses processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvstore.keys import ChunkRef
+
+Blocks = tuple[list[int], ...]  # block ids, one list for each KV group
+NULL_BLOCK = 0  # vLLM's placeholder for a block that has left a sliding window
+
+
+@dataclass(slots=True)
+class LoadJob:
+    """Load tokens `start` to `end` (multiples of the block size) of a request.
+
+    `refs` are the chunks that hold them, `blocks` the request's block tables from token 0 on.
+    """
+
+    request: str
+    start: int
+    end: int
+    refs: tuple[ChunkRef, ...]
+    blocks: Blocks
+
+
+@dataclass(slots=True)
+class SaveJob:
+    """Store one chunk, whose tokens lie in `blocks`."""
+
+    request: str
+    ref: ChunkRef
+    blocks: Blocks
+
+
+@dataclass
+class Plan:
+    """One step: what to load, what to save after its forward, what to save before anything is overwritten."""
+
+    loads: list[LoadJob] = field(default_factory=list)
+    saves: list[SaveJob] = field(default_factory=list)
+    final_saves: list[SaveJob] = field(default_factory=list)
+    idle: bool = False

@@ -1,0 +1,112 @@
+"""Saves: blocks are copied out on the engine's thread, and stored by a thread of their own.
+
+The copy is what makes everything else simple: no block has to be kept for a save, whatever vLLM does with it
+afterwards (a sliding window that moves on, a preemption, the end of a request).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from kvstore.client import Client
+from kvstore.connectors.vllm._blocks import Blocks, Bytes
+from kvstore.connectors.vllm._counts import Counts
+from kvstore.connectors.vllm._loads import GONE, PATIENCE
+from kvstore.connectors.vllm._options import MiB, Options
+from kvstore.connectors.vllm._plan import NULL_BLOCK, SaveJob
+from kvstore.connectors.vllm._warn import Warn
+from kvstore.errors import KVStoreError, Shed
+from kvstore.keys import ChunkRef
+from kvstore.spec import KVSpec, Part
+
+_PIECE = 64 * MiB
+
+
+class Saves:
+    """Stores chunks. What does not fit into `staging_mib` is dropped and counted: a miss later, never a wait now."""
+
+    def __init__(
+        self, client: Client, spec: KVSpec, rank: int, blocks: Blocks, options: Options, counts: Counts
+    ) -> None:
+        self._client, self._spec, self._rank, self._blocks = client, spec, rank, blocks
+        self._limit, self._retry_s = options.staging_bytes, options.retry_s
+        self._counts = counts
+        self._pool = ThreadPoolExecutor(options.writers, thread_name_prefix="kvstore-save")
+        self._lock = threading.Lock()
+        self._staged = 0
+        self._down_until = 0.0
+        self._warn = Warn("saves", options.retry_s)
+        self._pool.submit(self._prepare)
+
+    def stage(self, job: SaveJob) -> None:
+        """Copy a chunk's blocks out of the KV cache; they may be overwritten when this returns."""
+        for number, group in enumerate(self._spec.groups):
+            if group.latent_dim and self._rank:
+                continue  # every rank holds the same; the first one stores it
+            self._stage(job, number)
+
+    def close(self) -> None:
+        """Wait until all that was staged is stored; each call to the store has its time limit."""
+        self._pool.shutdown(wait=True)
+
+    def _stage(self, job: SaveJob, group: int) -> None:
+        table = job.blocks[group]
+        gone = next((n for n, block in enumerate(table) if block != NULL_BLOCK), len(table))
+        if gone == len(table) or NULL_BLOCK in table[gone:] or (gone and not self._spec.groups[group].window):
+            self._counts.add(saves_outside=1)
+            return
+        part = self._spec.part(group, self._rank)
+        nbytes = self._spec.part_bytes(part, job.ref.tokens)
+        with self._lock:
+            room = self._staged + nbytes <= self._limit and time.monotonic() >= self._down_until
+            self._staged += nbytes if room else 0
+        if not room:
+            self._counts.add(saves_dropped=1)
+            return
+        began = time.monotonic()
+        buffer = self._client.buffer(nbytes)
+        self._blocks.read(group, table, buffer)
+        self._counts.add(stage_s=time.monotonic() - began)
+        self._pool.submit(self._put, job.ref, part, buffer, gone * self._blocks.block_tokens)
+
+    def _put(self, ref: ChunkRef, part: Part, buffer: Bytes, valid: int) -> None:
+        nbytes = buffer.nbytes
+        try:
+            if time.monotonic() < self._down_until:
+                self._counts.add(saves_dropped=1)
+            elif self._client.put(self._spec, ref, buffer, part=part, first_valid=valid):
+                self._counts.add(saved=1, saved_bytes=nbytes)
+            else:
+                self._counts.add(saves_present=1)
+        except Shed:
+            self._counts.add(saves_shed=1)
+        except Exception as error:  # noqa: BLE001 - a save that fails is a later miss and nothing else
+            self._counts.add(saves_failed=1)
+            if isinstance(error, GONE) or not isinstance(error, KVStoreError):
+                self._down_until = time.monotonic() + self._retry_s
+            self._warn(f"a chunk is not stored: {type(error).__name__}: {error}")
+        finally:
+            with self._lock:
+                self._staged -= nbytes
+
+    def _prepare(self) -> None:
+        """Find the way to the server and have staging memory ready, before the first prompt waits for either."""
+        if greet(self._client):
+            pieces = [self._client.buffer(_PIECE) for _ in range(max(1, self._limit // _PIECE))]
+            pieces.clear()
+        else:
+            self._warn("the store does not answer")
+
+
+def greet(client: Client) -> bool:
+    """Find the way to the store, which may start a little later than the engine's workers."""
+    for _ in range(PATIENCE):
+        try:
+            client.describe()
+        except KVStoreError:
+            time.sleep(1.0)
+        else:
+            return True
+    return False

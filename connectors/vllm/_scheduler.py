@@ -1,0 +1,227 @@
+"""The scheduler's side: what to load, what to save. Nothing here touches a block or waits for the store."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvstore.client import Client
+from kvstore.connectors.vllm._counts import Counts
+from kvstore.connectors.vllm._extras import Origin
+from kvstore.connectors.vllm._lookups import Answer, Lookups
+from kvstore.connectors.vllm._options import Options
+from kvstore.connectors.vllm._plan import NULL_BLOCK, Blocks, LoadJob, Plan, SaveJob
+from kvstore.errors import InvalidArgument
+from kvstore.keys import Chain, ChunkRef
+from kvstore.spec import KVSpec
+
+
+@dataclass(slots=True)
+class Tracked:
+    """A request from its arrival to its end.
+
+    `start` is the last number of local tokens that vLLM told; `saved` where the next whole chunk to be saved begins,
+    `tail` where the last tail that is stored ends. `loaded_at` is the number of preemptions at which a load was
+    asked for: one load for each time a request comes in, so that a failed one is not tried for ever.
+    """
+
+    request: Any
+    origin: Origin | None
+    asked: Future[Answer] | None = None
+    asked_at: float = 0.0
+    asked_for: int = -1
+    answer: Answer | None = None
+    start: int = 0
+    loading: bool = False
+    loaded_at: int = -1
+    saved: int = 0
+    tail: int = 0
+    prompt_saved: bool = False
+    refs: list[ChunkRef] = field(default_factory=list)
+
+
+class Scheduler:
+    """See `KVConnectorBase_V1`'s scheduler side. `counts` go into the statistics."""
+
+    def __init__(self, client: Client, spec: KVSpec, block: int, options: Options, *, loads: bool, saves: bool) -> None:
+        self._spec, self._block, self._options = spec, block, options
+        self._loads, self._saves = loads, saves
+        self.lookups = Lookups(client, spec, block, options, leased=loads)
+        self._tracked: dict[str, Tracked] = {}
+        self._plan = Plan()
+        self.counts = Counts()
+
+    def arrived(self, request: Any) -> None:
+        """Begin the look-up while the request waits in the queue."""
+        self._ask(self._track(request))
+
+    def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
+        """See `get_num_new_matched_tokens`. Without side effects but for a look-up that has not begun yet."""
+        tracked = self._track(request)
+        if not self._loads or tracked.origin is None or tracked.loaded_at == request.num_preemptions:
+            return 0, False
+        answer = self._answer(tracked)
+        if answer is None:
+            self.counts.add(retries=1)
+            return None, False
+        tracked.start = computed
+        found = max(0, answer.tokens - computed)
+        return found, found > 0
+
+    def allocated(self, request: Any, blocks: Blocks, external: int) -> None:
+        """Plan the load, once vLLM has decided for it."""
+        tracked = self._tracked.get(request.request_id)
+        if tracked is None or tracked.answer is None:
+            return
+        if external > 0 and not tracked.loading:
+            answer, end = tracked.answer, tracked.start + external
+            refs = tuple(ref for ref in answer.refs if ref.end > tracked.start and ref.position < end)
+            self._plan.loads.append(LoadJob(request.request_id, tracked.start, end, refs, blocks))
+            tracked.loading, tracked.loaded_at = True, request.num_preemptions
+            self.counts.add(hit_tokens=external)
+        elif not tracked.loading:
+            self._release(tracked)
+
+    def plan(self, output: Any) -> Plan:
+        """This step's plan. Called once per step."""
+        plan, self._plan = self._plan, Plan()
+        plan.idle = output.total_num_scheduled_tokens == 0
+        if self._saves:
+            for identity, computed in _computed(output):
+                tracked = self._tracked.get(identity)
+                if tracked is not None:
+                    self._save_computed(tracked, computed, output, plan)
+        return plan
+
+    def loaded(self, requests: set[str]) -> None:
+        """The workers are done with loading these, well or not."""
+        for identity in requests:
+            tracked = self._tracked.get(identity)
+            if tracked is not None:
+                tracked.loading = False
+                self._release(tracked)
+
+    def finished(self, request: Any, blocks: Blocks) -> None:
+        """Save the tail, and forget the request. Its blocks are copied before anything overwrites them."""
+        tracked = self._tracked.pop(request.request_id, None)
+        if tracked is None:
+            return
+        # The last token's KV is never computed; while a load runs nothing is what it says it is.
+        end = min(request.num_computed_tokens, len(request.all_token_ids) - 1) // self._block * self._block
+        if self._saves and not tracked.loading and self._ready(tracked):
+            for ref in self._due(tracked, end, whole_only=False):
+                self._plan.final_saves.append(self._job(tracked, ref, blocks))
+        self._release(tracked)
+
+    def close(self) -> None:
+        """Give every lease back and stop."""
+        for tracked in self._tracked.values():
+            self._release(tracked)
+        self.lookups.close()
+
+    def _track(self, request: Any) -> Tracked:
+        tracked = self._tracked.get(request.request_id)
+        if tracked is None:
+            try:
+                origin: Origin | None = Origin.of(request)
+            except InvalidArgument:
+                origin = None
+            tracked = self._tracked[request.request_id] = Tracked(request, origin)
+        return tracked
+
+    def _ask(self, tracked: Tracked) -> None:
+        if tracked.origin is None:
+            return
+        self._release(tracked)
+        tracked.answer, tracked.asked_at = None, time.monotonic()
+        tracked.asked_for = tracked.request.num_preemptions
+        tracked.asked = self.lookups.ask(list(tracked.request.all_token_ids), tracked.origin)
+        self.counts.add(lookups=1)
+
+    def _answer(self, tracked: Tracked) -> Answer | None:
+        """The look-up's answer. One from before a preemption, or whose lease may end soon, is asked for again."""
+        stale = tracked.asked_for != tracked.request.num_preemptions
+        answer = tracked.answer
+        if answer is not None and answer.hit is not None and answer.hit.lease:
+            stale |= time.monotonic() - answer.at > self._options.lease_s / 2
+        if tracked.asked is None or stale:
+            self._ask(tracked)
+        if tracked.answer is None and tracked.asked is not None:
+            tracked.answer = self.lookups.poll(tracked.asked, tracked.asked_at)
+            self._start_saving(tracked)
+        return tracked.answer
+
+    def _start_saving(self, tracked: Tracked) -> None:
+        answer = tracked.answer
+        if answer is None or answer.chain is None:
+            return
+        chunk = self._spec.chunk_tokens
+        tracked.saved = max(tracked.saved, answer.stored // chunk * chunk)
+        tracked.tail = max(tracked.tail, answer.stored)
+        tracked.refs = [ref for ref in answer.chain.refs if ref.tokens == chunk]
+        self.counts.add(asked_tokens=len(answer.chain.ids))
+
+    def _ready(self, tracked: Tracked) -> bool:
+        """Whether it is known under what keys a request is saved."""
+        if tracked.answer is None and tracked.asked is not None and tracked.asked.done():
+            tracked.answer = tracked.asked.result()
+            self._start_saving(tracked)
+        return tracked.answer is not None and tracked.answer.extras is not None
+
+    def _release(self, tracked: Tracked) -> None:
+        if tracked.answer is not None:
+            self.lookups.release(tracked.answer.hit)
+            tracked.answer.hit = None
+        elif tracked.asked is not None:
+            tracked.asked.add_done_callback(self.lookups.forget)
+            tracked.asked = None
+
+    def _save_computed(self, tracked: Tracked, computed: int, output: Any, plan: Plan) -> None:
+        request = tracked.request
+        known = min(computed, len(request.all_token_ids))
+        prompt_over = known >= request.num_prompt_tokens and not tracked.prompt_saved
+        if not prompt_over and known < tracked.saved + self._spec.chunk_tokens:
+            return
+        if not self._ready(tracked):
+            return
+        tracked.prompt_saved |= prompt_over
+        end = request.num_prompt_tokens // self._block * self._block if prompt_over else known
+        due = self._due(tracked, end, whole_only=not prompt_over)
+        blocks = output.kv_connector_block_state.get_block_ids(request.request_id) if due else None
+        if blocks is not None:
+            plan.saves.extend(self._job(tracked, ref, blocks) for ref in due)
+
+    def _due(self, tracked: Tracked, end: int, *, whole_only: bool) -> list[ChunkRef]:
+        """The whole chunks up to token `end` that are not saved yet, and the tail; they count as saved from now on."""
+        chunk = self._spec.chunk_tokens
+        first, last = tracked.saved // chunk, end // chunk
+        refs = tracked.refs
+        tail = end % chunk and not whole_only and end > tracked.tail
+        if len(refs) < last or tail:
+            assert tracked.answer is not None
+            ids = tracked.request.all_token_ids[:end]
+            refs = list(Chain.of(ids, chunk, tracked.answer.extras).refs)
+            tracked.refs = refs[:last]
+        tracked.saved = max(tracked.saved, last * chunk)
+        due = refs[first:last]
+        if tail:
+            due = [*due, refs[last]]
+            tracked.tail = end
+        return due
+
+    def _job(self, tracked: Tracked, ref: ChunkRef, blocks: Blocks) -> SaveJob:
+        first, last = ref.position // self._block, ref.end // self._block
+        cut = tuple(list(table[first:last]) for table in blocks)
+        padded = tuple([*table, *[NULL_BLOCK] * (last - first - len(table))] for table in cut)
+        return SaveJob(tracked.request.request_id, ref, padded)
+
+
+def _computed(output: Any) -> list[tuple[str, int]]:
+    """For each request of a step: how many of its tokens have KV after it."""
+    scheduled = output.num_scheduled_tokens
+    cached = output.scheduled_cached_reqs
+    before = [(new.req_id, new.num_computed_tokens) for new in output.scheduled_new_reqs]
+    before += zip(cached.req_ids, cached.num_computed_tokens, strict=True)
+    return [(identity, computed + scheduled.get(identity, 0)) for identity, computed in before]

@@ -1,0 +1,85 @@
+"""Real engines in processes of their own, for benchmarks and tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kvstore.bench.vllm_driver import MARK
+
+START_S, ANSWER_S = 150, 120
+TRIES = 50
+
+
+class Engine:
+    """A real vLLM in a process of its own."""
+
+    def __init__(self, model: Path, transfer: dict[str, Any] | None, log: Path, env: dict[str, str], **options: Any):
+        given = json.dumps({"engine": {"model": str(model), "dtype": "float32", **options}, "transfer": transfer})
+        self.log = log
+        self._errors = log.open("ab")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "kvstore.bench.vllm_driver", given],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={**os.environ, **env},
+        )
+        try:
+            self._read(START_S)
+        except AssertionError:
+            self.close()
+            raise
+
+    def ask(self, *prompts: Sequence[int], salt: str = "", lora: str = "", max_tokens: int = 16) -> dict[str, Any]:
+        """Answers to prompts of token ids, all in one batch."""
+        asked = [{"ids": list(each), "salt": salt, "lora": lora} for each in prompts]
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"prompts": asked, "max_tokens": max_tokens}) + "\n")
+        self._process.stdin.flush()
+        return self._read(ANSWER_S)
+
+    def ask_until_cached(self, prompt: Sequence[int], **options: Any) -> dict[str, Any]:
+        """Ask again until what was saved in the background is there; the first answer with cached tokens."""
+        for _ in range(TRIES):
+            asked = self.ask(prompt, **options)
+            if asked["answers"][0]["cached"]:
+                return asked
+        raise AssertionError(f"nothing was found in {TRIES} tries")
+
+    def close(self) -> None:
+        """End it in order."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            self._process.stdin.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._errors.close()
+
+    def _read(self, limit_s: float) -> dict[str, Any]:
+        """The next answer. An engine that gives none in time is ended, and its log shown."""
+        timer = threading.Timer(limit_s, self._process.kill)
+        timer.start()
+        try:
+            assert self._process.stdout is not None
+            for line in self._process.stdout:
+                with self.log.open("a") as log:
+                    log.write(line)
+                if line.startswith(MARK):
+                    answer: dict[str, Any] = json.loads(line.removeprefix(MARK))
+                    return answer
+        finally:
+            timer.cancel()
+        tail = self.log.read_text(errors="replace")[-6000:]
+        raise AssertionError(f"the engine ended or did not answer within {limit_s} s:\n{tail}")

@@ -1,0 +1,62 @@
+"""Several KV groups, latent attention, tensor parallelism, chunked prefill, preemption."""
+
+from __future__ import annotations
+
+import pytest
+
+from .harness import prompt, transfer
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def test_sliding_windows_in_groups_of_their_own(start, server, gemma):
+    ask = prompt(1000)
+    plain = start(gemma).ask(ask)["answers"][0]
+    first = start(gemma, transfer(server.address), max_num_batched_tokens=300)
+    assert first.ask(ask)["answers"][0]["ids"] == plain["ids"]
+    first.close()
+    second = start(gemma, transfer(server.address))
+    warm = second.ask(ask)
+    assert warm["answers"][0]["ids"] == plain["ids"]
+    assert warm["answers"][0]["cached"] == 992
+    # Cut at a whole chunk, behind which the windows have all they need.
+    shared = second.ask(ask[:600] + prompt(200, seed=5))
+    assert shared["answers"][0]["cached"] == 512
+    assert shared["counters"].get("loads_failed", 0) == 0
+
+
+def test_latent_attention_on_a_cpu_is_refused_with_the_reason(start, server, deepseek):
+    with pytest.raises(AssertionError, match="cannot go on from a prefix"):
+        start(deepseek, transfer(server.address))
+
+
+def test_two_ranks_find_their_own_and_nothing_of_one(start, server, llama):
+    ask = prompt(700)
+    one = start(llama, transfer(server.address))
+    cold = one.ask(ask)["answers"][0]
+    one.close()
+    pair = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp", "processes": True,
+            "env": {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}}  # fmt: skip
+    two = start(llama, transfer(server.address), **pair)
+    other = two.ask(ask)["answers"][0]
+    assert other["cached"] == 0
+    warm = two.ask_until_cached(ask)["answers"][0]
+    assert (warm["ids"], warm["cached"]) == (other["ids"], 672)
+    assert other["ids"] == cold["ids"]
+
+
+def test_chunked_prefill_and_preemption(start, server, llama):
+    asks = [prompt(450, seed=n) for n in range(4)]
+    plain = start(llama).ask(*asks, max_tokens=120)["answers"]
+    options = {"max_model_len": 1024, "max_num_batched_tokens": 200}
+    # Room for three of the four as they come, but not as they have grown: they preempt each other.
+    small = start(llama, transfer(server.address), num_gpu_blocks_override=48, **options)
+    asked = small.ask(*asks, max_tokens=120)
+    cold = asked["answers"]
+    assert asked["preemptions"] > 0
+    assert [each["ids"] for each in cold] == [each["ids"] for each in plain]
+    small.close()
+    fresh = start(llama, transfer(server.address))
+    warm = fresh.ask(*asks, max_tokens=120)["answers"]
+    assert [each["ids"] for each in warm] == [each["ids"] for each in plain]
+    assert all(each["cached"] == 448 for each in warm)

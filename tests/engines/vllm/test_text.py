@@ -1,0 +1,85 @@
+"""The same text cold and warm, and a miss where the bytes would mean something else."""
+
+from __future__ import annotations
+
+import pytest
+
+from .harness import prompt, transfer
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def test_a_fresh_engine_goes_on_from_a_servers_memory_and_disk(start, server, llama):
+    ask = prompt(1000)
+    plain = start(llama).ask(ask)["answers"][0]
+    first = start(llama, transfer(server.address))
+    cold = first.ask(ask)["answers"][0]
+    assert (cold["ids"], cold["cached"]) == (plain["ids"], 0)
+    first.close()
+
+    second = start(llama, transfer(server.address))
+    warm = second.ask(ask)
+    assert warm["answers"][0]["ids"] == plain["ids"]
+    assert warm["answers"][0]["cached"] == 992  # of 1,000: whole blocks of 32
+    assert warm["counters"].get("loads_failed", 0) == 0
+
+    server.stop()
+    server.start()
+    third = start(llama, transfer(server.address))
+    again = third.ask(ask)["answers"][0]
+    assert (again["ids"], again["cached"]) == (plain["ids"], 992)
+
+
+def test_salts_prefixes_and_lengths(start, server, llama):
+    engine = start(llama, transfer(server.address))
+    ask = prompt(800)
+    cold = engine.ask(ask)["answers"][0]
+    other = engine.ask(ask, salt="another tenant")["answers"][0]
+    assert (other["cached"], other["ids"]) == (0, cold["ids"])
+    assert engine.ask_until_cached(ask, salt="another tenant")["answers"][0]["cached"] == 768
+    # A prompt that goes on elsewhere shares what comes before, up to a chunk or a stored tail.
+    shared = engine.ask(ask[:600] + prompt(200, seed=5))["answers"][0]
+    assert shared["cached"] == 512
+    # All of a prompt is stored: one block less is loaded, since the last token must be computed.
+    assert engine.ask(ask[:512])["answers"][0]["cached"] == 480
+    # The answer's own tokens are stored too.
+    longer = ask + cold["ids"] + prompt(100, seed=7)
+    assert engine.ask(longer)["answers"][0]["cached"] in (800, 768 + 32)
+
+
+@pytest.mark.parametrize(
+    "change", [{"dtype": "bfloat16"}, {"block_size": 64}, {"hf_overrides": {"rms_norm_eps": 1e-3}}]
+)
+def test_another_meaning_is_a_miss(start, server, llama, change):
+    first = start(llama, transfer(server.address))
+    first.ask(prompt(600))
+    first.close()
+    second = start(llama, transfer(server.address), **change)
+    assert second.ask(prompt(600))["answers"][0]["cached"] == 0
+
+
+def test_an_engines_own_store_without_a_server(start, llama):
+    engine = start(llama, transfer("", dram_mib=256))
+    cold = engine.ask(prompt(700))["answers"][0]
+    warm = engine.ask_until_cached(prompt(700))["answers"][0]
+    assert (cold["cached"], warm["cached"]) == (0, 672)
+    assert warm["ids"] == cold["ids"]
+
+
+@pytest.mark.parametrize("way", ["module path", "MultiConnector"])
+def test_the_other_ways_to_name_it(start, server, llama, way):
+    given = transfer(server.address)
+    if way == "module path":
+        given["kv_connector_module_path"] = "kvstore.connectors.vllm"
+    else:
+        inner = {key: value for key, value in given.items() if key != "kv_load_failure_policy"}
+        given = {
+            "kv_connector": "MultiConnector",
+            "kv_role": "kv_both",
+            "kv_load_failure_policy": "recompute",
+            "kv_connector_extra_config": {"connectors": [inner]},
+        }
+    engine = start(llama, given)
+    cold = engine.ask(prompt(300))["answers"][0]
+    warm = engine.ask_until_cached(prompt(300))["answers"][0]
+    assert (warm["ids"], warm["cached"]) == (cold["ids"], 288)
