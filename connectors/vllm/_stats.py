@@ -32,7 +32,7 @@ class Stats(KVConnectorStats):
 
     def reset(self) -> None:
         """Begin anew."""
-        self.data = {}
+        self.data: dict[str, Any] = {}
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
         """Add up by name."""
