@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from prometheus_client import Counter
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
 # name: what it counts. The names are those of `Counts.add` in this package.
@@ -33,7 +32,7 @@ class Stats(KVConnectorStats):
 
     def reset(self) -> None:
         """Begin anew."""
-        self.data = {}
+        self.data: dict[str, Any] = {}
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
         """Add up by name."""
@@ -54,6 +53,8 @@ class PromMetrics(KVConnectorPromMetrics):
     """`vllm:kvstore_<name>_total` for every counter."""
 
     def __init__(self, config: Any, types: Any, labels: list[str], engines: dict[int, list[object]]) -> None:
+        from prometheus_client import Counter
+
         super().__init__(config, types, labels, engines)
         kind = types[Counter]
         made = {
