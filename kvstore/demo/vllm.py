@@ -96,7 +96,7 @@ def _engine(model: Path, address: str, log: Path) -> Iterator[int]:
         "kv_connector_extra_config": {"server": address},
     }
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port),
-               "--dtype", "float32", "--enforce-eager", "--max-model-len", "8192", "--max-num-batched-tokens", "8192",
+               "--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-model-len", "8192", "--max-num-batched-tokens", "8192",
                "--served-model-name", "model", "--enable-prompt-tokens-details",
                "--kv-transfer-config", json.dumps(transfer)]  # fmt: skip
     env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", **os.environ,
