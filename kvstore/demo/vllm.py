@@ -49,7 +49,7 @@ def main() -> int:
     for row in rows:
         row["ratio"] = rows[0]["ttft_s"] / row["ttft_s"]
         row["identical"] = row["text"] == rows[0]["text"]
-    subtitle = f"vLLM's OpenAI server, {SMOLLM2.name} float32, {args.tokens} tokens, {os.cpu_count()} cores"
+    subtitle = f"vLLM's OpenAI server, {SMOLLM2.name}, {args.tokens} tokens"
     draw(rows, NAMES, subtitle, args.out / "vllm.png")
     (args.out / "vllm.json").write_text(json.dumps({"bench": "demo-vllm", "rows": rows}, indent=1))
     _show(rows, subtitle, args.out)
@@ -96,8 +96,8 @@ def _engine(model: Path, address: str, log: Path) -> Iterator[int]:
         "kv_connector_extra_config": {"server": address},
     }
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port),
-               "--dtype", "float32", "--enforce-eager", "--max-model-len", "8192", "--max-num-batched-tokens", "8192",
-               "--served-model-name", "model", "--enable-prompt-tokens-details",
+               "--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-model-len", "8192",
+               "--max-num-batched-tokens", "8192", "--served-model-name", "model", "--enable-prompt-tokens-details",
                "--kv-transfer-config", json.dumps(transfer)]  # fmt: skip
     env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", **os.environ,
            "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}  # fmt: skip
