@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import numpy as np
 import torch
 import triton
@@ -14,8 +11,8 @@ from kvstore.codecs.base import Opened
 from kvstore.codecs.cachegen.reference import anchor_rows, open_body
 from kvstore.codecs.cachegen.tables import LayerTables, layer_tables
 from kvstore.codecs.gpu import rans
-from kvstore.codecs.gpu.escapes import COLUMNS, TOKENS, before, counted
-from kvstore.codecs.gpu.floats import CODES, alignment_of, in_runs, load_floats, step_of, store_floats
+from kvstore.codecs.gpu.escapes import TOKENS, Constants, before, counted, tile_constants
+from kvstore.codecs.gpu.floats import CODES, in_runs, load_floats, step_of, store_floats
 from kvstore.codecs.gpu.staging import Rows, Staging
 from kvstore.errors import Corrupt
 
@@ -116,7 +113,7 @@ class CacheGenDecoder:
         self._matrices: list[tuple[int, ...]] = []
         self._frames: list[tuple[int, ...]] = []
         self._staged = (Rows(0, 0),) * 3  # jobs, matrices, frames
-        self._places: dict[str, Any] = {}
+        self._places: Constants = {}
         self._symbols = self._rows = self._tokens = 0
 
     def add(self, opened: Opened, staging: Staging, address: int, chunk: int) -> None:
@@ -150,16 +147,14 @@ class CacheGenDecoder:
         """Stage what the programs are to do: there will be no more frames."""
         jobs = staging.add_rows([job.row() for job in self._jobs])
         self._staged = (jobs, staging.add_rows(self._matrices), staging.add_rows(self._frames))
-        self._places = {
-            "UNIT": all(row[17] == 1 for row in self._frames),
-            "ALIGN": alignment_of(
-                {row[13] for row in self._frames},
-                {step for row in self._frames for step in row[14:17]},
-                self._block.dtype,
-            ),
-            "EVEN": math.gcd(16, *{row[2] for row in self._frames}),
-            "RUN": math.gcd(COLUMNS, self._block.dim),
-        }
+        frames = self._frames
+        self._places = tile_constants(
+            self._block,
+            {row[13] for row in frames},
+            {step for row in frames for step in row[14:17]},
+            {row[17] for row in frames},
+            {row[2] for row in frames},
+        )
 
     def launch(self, staged: torch.Tensor, status: torch.Tensor) -> None:
         """Decode; the status of a chunk becomes 1 where a stream or its escapes are none that an encoder writes."""
@@ -181,8 +176,6 @@ class CacheGenDecoder:
             DIM=block.dim,
             DTYPE=CODES[block.dtype],
             **self._places,
-            TOKENS=TOKENS,
-            BLOCK=COLUMNS,
             num_warps=4,
             enable_fp_fusion=False,
         )

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any, TypeAlias
+
 import torch
 import triton
 import triton.language as tl
 
+from kvstore.codecs.block import Block
+from kvstore.codecs.gpu.floats import ALIGNMENT, alignment_of
 from kvstore.codecs.gpu.staging import Rows
+
+Constants: TypeAlias = dict[str, Any]
 
 FIELDS = 4  # of a matrix's row
 TOKENS, COLUMNS = 8, 128  # of a program's tile
+
+
+def tile_constants(block: Block, addresses: set[int], steps: set[int], dims: set[int], columns: set[int]) -> Constants:
+    """What kernels that work in such tiles are told of frames, besides the block's shape.
+
+    `addresses` (bytes) and `steps` (elements) are all that elements are found by, `dims` the steps from one dim to the
+    next, `columns` how many a frame has.
+    """
+    return {
+        "UNIT": dims == {1},
+        "ALIGN": alignment_of(addresses, steps, block.dtype),
+        "EVEN": math.gcd(ALIGNMENT, *columns),
+        "RUN": math.gcd(COLUMNS, block.dim),
+        "TOKENS": TOKENS,
+        "BLOCK": COLUMNS,
+    }
 
 
 @triton.jit

@@ -7,10 +7,8 @@ others by a scan along the token. Scratch is a byte per element.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +20,8 @@ from kvstore.codecs import lossless
 from kvstore.codecs.base import Opened
 from kvstore.codecs.block import Block
 from kvstore.codecs.gpu import rans
-from kvstore.codecs.gpu.escapes import COLUMNS, FIELDS, TOKENS, before, counted
-from kvstore.codecs.gpu.floats import CODES, alignment_of, in_runs, step_of
+from kvstore.codecs.gpu.escapes import FIELDS, TOKENS, Constants, before, counted, tile_constants
+from kvstore.codecs.gpu.floats import CODES, in_runs, step_of
 from kvstore.codecs.gpu.staging import Rows, Staging
 from kvstore.errors import Corrupt
 
@@ -148,7 +146,7 @@ class LosslessDecoder:
         self._frames: list[tuple[int, ...]] = []
         self._stored: list[tuple[int, ...]] = []
         self._staged = (Rows(0, 0),) * 4  # jobs, matrices, frames, stored
-        self._places: dict[str, Any] = {}
+        self._places: Constants = {}
         self._symbols = self._rows = self._tokens = self._longest = 0
 
     def add(self, opened: Opened, staging: Staging, address: int, chunk: int) -> None:
@@ -175,16 +173,14 @@ class LosslessDecoder:
         jobs = staging.add_rows([job.row() for job in self._jobs])
         matrices = staging.add_rows([row[:FIELDS] for row in self._frames if row[7]])
         self._staged = (jobs, matrices, staging.add_rows(self._frames), staging.add_rows(self._stored))
-        self._places = {
-            "UNIT": all(row[13] == 1 for row in self._frames),
-            "ALIGN": alignment_of(
-                {row[8] for row in self._frames},
-                {step for row in self._frames for step in row[9:13]},
-                self._block.dtype,
-            ),
-            "EVEN": math.gcd(16, *{row[1] for row in self._frames}),
-            "RUN": math.gcd(COLUMNS, self._block.dim),
-        }
+        frames = self._frames
+        self._places = tile_constants(
+            self._block,
+            {row[8] for row in frames},
+            {step for row in frames for step in row[9:13]},
+            {row[13] for row in frames},
+            {row[1] for row in frames},
+        )
 
     def launch(self, staged: torch.Tensor, status: torch.Tensor) -> None:
         """Decode; the status of a chunk becomes 1 where a stream or its escapes are none that an encoder writes."""
@@ -210,8 +206,6 @@ class LosslessDecoder:
             DIM=block.dim,
             DTYPE=CODES[block.dtype],
             **self._places,
-            TOKENS=TOKENS,
-            BLOCK=COLUMNS,
             num_warps=4,
         )
 

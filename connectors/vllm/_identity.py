@@ -182,5 +182,5 @@ def _place(name: str, revision: str | None) -> Path | None:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except Exception:  # noqa: BLE001 - whatever it is, the files are not there
+    except (ImportError, OSError, ValueError):  # no hub client, nothing in its cache, no name of the hub's
         return None

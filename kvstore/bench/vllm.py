@@ -25,6 +25,7 @@ from kvstore.demo.models import SMOLLM2, convert
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5)
@@ -40,7 +41,8 @@ def main() -> None:
     for row in rows:
         spread = " ".join(f"{each * 1e3:.0f}" for each in row["all_s"])
         print(f"{row['case']:>10} {row['tokens']:6} tokens  {row['ttft_s'] * 1e3:8.1f} ms  "
-              f"{row['hit_tokens']:5} hit  {row['ratio']:6.2f} x cold  ({spread})")  # fmt: skip
+              f"{row['hit_tokens']:5} hit  {row['ratio']:6.2f} x cold  "
+              f"{'same' if row['identical'] else 'OTHER'} tokens as cold  ({spread})")  # fmt: skip
 
 
 def measure(folder: Path, tokens: int, rounds: int, dtype: str, block_size: int) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ MARK = "@driver "
 
 
 def main() -> None:
+    """Start an engine, then answer requests on standard input until it ends."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1")
