@@ -5,7 +5,7 @@ one, ValueError for one that is not contiguous or, as a destination, not writabl
 release the GIL for more than 64 KiB; methods of the classes hold it, so that each is atomic.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
@@ -268,6 +268,37 @@ def simd_level() -> Literal["avx512", "avx2", "portable"]:
 
 def set_simd_level(name: str) -> None:
     """Use another instruction set, for tests. ValueError for one that the processor lacks."""
+
+class PagedLayers:
+    """Layers of an engine's paged KV cache, copied to and from a chunk's part `[layer][plane][token][head][dim]`.
+
+    `layers` are uint8 `[block, bytes of a block]`, each block one piece. How the bytes of a block lie is said in
+    regions of equal size, each of one plane, and in units of `unit_bytes`: unit u of region r belongs
+    `bases[r] + tables[kinds[r]][u]` bytes after the row of the block's first token in plane `planes[r]`. ValueError
+    where that does not fit a block.
+    """
+
+    def __init__(
+        self,
+        layers: list[NDArray[np.uint8]],
+        *,
+        block_tokens: int,
+        row_bytes: int,
+        planes_per_layer: int,
+        unit_bytes: int,
+        planes: Sequence[int],
+        bases: Sequence[int],
+        kinds: Sequence[int],
+        tables: Sequence[Sequence[int]],
+    ) -> None: ...
+    def read(self, table: Sequence[int], first: int, part: Buffer) -> None:
+        """Copy the blocks of `table` into a part, from its block `first` on; zeros for a block of -1.
+
+        IndexError for a block that there is not, ValueError for a part that is not whole blocks or ends before them.
+        """
+
+    def write(self, table: Sequence[int], first: int, part: Buffer) -> None:
+        """The inverse of `read`; every block must be one."""
 
 def populate(buffer: Buffer) -> None:
     """Bring each page of a writable mapping into being, keeping what it holds. OSError if memory ends."""

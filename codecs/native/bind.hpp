@@ -16,6 +16,7 @@ void bind_index(nanobind::module_& m);
 void bind_lossless(nanobind::module_& m);
 void bind_lru(nanobind::module_& m);
 void bind_mapping(nanobind::module_& m);
+void bind_paged(nanobind::module_& m);
 void bind_populate(nanobind::module_& m);
 void bind_puts(nanobind::module_& m);
 void bind_quantize(nanobind::module_& m);

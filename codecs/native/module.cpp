@@ -14,6 +14,7 @@ NB_MODULE(_native, m) {
     kvstore::bind_lossless(m);
     kvstore::bind_lru(m);
     kvstore::bind_mapping(m);
+    kvstore::bind_paged(m);
     kvstore::bind_populate(m);
     kvstore::bind_puts(m);
     kvstore::bind_quantize(m);

@@ -12,7 +12,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from kvstore.connectors.vllm._identity import block_tokens, spec_of
+from kvstore.connectors.vllm._identity import block_tokens, orders_of, spec_of
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._plan import Plan
 from kvstore.connectors.vllm._scheduler import Scheduler
@@ -20,6 +20,7 @@ from kvstore.connectors.vllm._stats import PromMetrics, Stats
 from kvstore.connectors.vllm._stores import Place
 from kvstore.connectors.vllm._warn import logger
 from kvstore.connectors.vllm._worker import Worker
+from kvstore.spec import OPAQUE
 
 
 class Step(Plan, KVConnectorMetadata):
@@ -37,7 +38,8 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         super().__init__(vllm_config, role, kv_cache_config)
         transfer = vllm_config.kv_transfer_config
         self._options = Options.of(transfer.kv_connector_extra_config)
-        self._spec = spec_of(vllm_config, kv_cache_config, self._options)
+        orders = orders_of(vllm_config, kv_cache_config)
+        self._spec = spec_of(vllm_config, kv_cache_config, self._options, orders)
         scheduling = role == KVConnectorRole.SCHEDULER
         self._place = Place(self._options, str(transfer.engine_id), owner=scheduling)
         client = self._place.client
@@ -51,12 +53,13 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
             self._announce(transfer)
         else:
             groups = kv_cache_config.kv_cache_groups
-            self._worker = Worker(client, self._spec, block, self._options, _rank(), groups)
+            self._worker = Worker(client, self._spec, block, self._options, _rank(), groups, orders)
 
     def _announce(self, transfer: Any) -> None:
         where = self._options.server or self._options.config or f"{self._options.dram_mib} MiB of its own"
         logger.info("kvstore at %s, spec %s (%s)", where, self._spec.digest.hex(), self._spec.revision)
-        logger.info("kvstore: blocks are stored as they lie (opaque), so byte codecs alone apply to them")
+        if self._spec.layout == OPAQUE:
+            logger.info("kvstore: blocks are stored as they lie (opaque), so byte codecs alone apply to them")
         if transfer.kv_load_failure_policy != "recompute":
             logger.warning('kvstore: set "kv_load_failure_policy": "recompute", or a failed load fails its request')
 

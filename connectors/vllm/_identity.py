@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kvstore.connectors.vllm._blocks import layer_number
 from kvstore.connectors.vllm._options import Options
+from kvstore.connectors.vllm._order import Order, cpu_order
+from kvstore.connectors.vllm._warn import logger
 from kvstore.errors import InvalidArgument
-from kvstore.spec import OPAQUE, KVGroup, KVSpec
+from kvstore.spec import CANONICAL_AXES, OPAQUE, KVGroup, KVSpec
 
 DTYPES = ("float32", "bfloat16", "float16")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+ATTENTION = frozenset({"FullAttentionSpec", "SlidingWindowSpec"})
 SAMPLES, SAMPLE_BYTES = 64, 4096
 _IGNORED = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"})
 
 
-def spec_of(config: Any, cache: Any, options: Options) -> KVSpec:
-    """What the bytes of a vLLM engine's KV blocks mean.
+def spec_of(config: Any, cache: Any, options: Options, orders: Sequence[Order] | None) -> KVSpec:
+    """What the bytes of a vLLM engine's KV mean as they are stored.
 
-    `config` is the `VllmConfig`, `cache` the `KVCacheConfig`. Groups are vLLM's. The revision names the weights (a
-    digest of the configuration and of samples of their files) and the layout of a block, whose bytes are stored as
-    they lie; so engines of another model, dtype, block size, instruction set or tensor-parallel size find nothing.
+    `config` is the `VllmConfig`, `cache` the `KVCacheConfig`; groups are vLLM's. With `orders` (of `orders_of`) parts
+    are canonical, whatever the engine's block size and instruction set; without them they are blocks as they lie, and
+    the revision names all that decides how. It always names the engine and the weights, by a digest of the
+    configuration and of samples of their files; an engine of another model, dtype or tensor-parallel size finds nothing.
 
     Raises `InvalidArgument` with the reason for what would not come back right.
     """
@@ -35,17 +41,33 @@ def spec_of(config: Any, cache: Any, options: Options) -> KVSpec:
         raise InvalidArgument(f"KV in {', '.join(sorted(dtypes))} is not supported; it must be one of {DTYPES}")
     tp = int(parallel.tensor_parallel_size)
     groups = tuple(_group(group, tp) for group in cache.kv_cache_groups)
-    names = [options.revision, f"config:{_config_digest(model)}", f"weights:{_weights(config, options)}"]
+    names = [options.revision, f"config:{_config_digest(model)}", f"weights:{_weights(config, options)}", _engine()]
+    names += [f"layout:{_layout(config, cache, block)}"] if orders is None else []
     return KVSpec(
         model=Path(str(model.model)).name,
-        revision=" ".join(filter(None, [*names, f"layout:{_layout(config, cache, block)}"])),
+        revision=" ".join(filter(None, names)),
         dtype=dtypes.pop(),
         groups=groups,
         rope=_rope(model),
         chunk_tokens=max(1, options.chunk_tokens // block) * block,
         tp_size=tp,
-        layout=OPAQUE,
+        layout=OPAQUE if orders is None else CANONICAL_AXES,
     )
+
+
+def orders_of(config: Any, cache: Any) -> list[Order] | None:
+    """How each KV group's blocks lie, or None, with a line in the log, where that cannot be told.
+
+    Every process of an engine comes to the same answer.
+    """
+    kinds = {type(group.kv_cache_spec).__name__ for group in cache.kv_cache_groups}
+    if not kinds <= ATTENTION or config.device_config.device_type != "cpu":
+        return None
+    try:
+        return [cpu_order(group.kv_cache_spec, config.cache_config.cache_dtype) for group in cache.kv_cache_groups]
+    except InvalidArgument as error:
+        logger.warning("kvstore: blocks are stored as they lie, and byte codecs alone apply to them: %s", error)
+        return None
 
 
 def block_tokens(cache: Any) -> int:
@@ -86,12 +108,12 @@ def _group(group: Any, tp: int) -> KVGroup:
     """One KV group. `kv_heads` counts what all ranks hold together, replicas included."""
     spec = group.kv_cache_spec
     kind = type(spec).__name__
-    layers = tuple(sorted(_layer(name) for name in group.layer_names))
+    layers = tuple(sorted(layer_number(name) for name in group.layer_names))
     if getattr(spec, "page_size_padded", None) or getattr(spec, "tokens_per_state", 1) != 1:
         raise InvalidArgument(f"padded or compressed KV pages ({kind} of {group.layer_names[0]}) are not supported")
     if kind == "MLAAttentionSpec" and spec.head_size_v == 0:
         return KVGroup(layers, latent_dim=int(spec.head_size))
-    if kind not in ("FullAttentionSpec", "SlidingWindowSpec"):
+    if kind not in ATTENTION:
         raise InvalidArgument(f"{kind} (of {group.layer_names[0]}) is not supported: only full attention, sliding "
                               "windows and MLA have KV that can be stored by prefix")  # fmt: skip
     if spec.head_size_v != spec.head_size:
@@ -100,21 +122,18 @@ def _group(group: Any, tp: int) -> KVGroup:
     return KVGroup(layers, int(spec.num_kv_heads) * tp, int(spec.head_size), window)
 
 
-def _layer(name: str) -> int:
-    """The number of a layer, as in `model.layers.7.self_attn.attn`."""
-    numbers = [int(each) for each in name.split(".") if each.isdecimal()]
-    if len(numbers) != 1:
-        raise InvalidArgument(f"which layer {name!r} is cannot be told")
-    return numbers[0]
+def _engine() -> str:
+    """Names the engine, whose next version may mean other numbers by the same model."""
+    import vllm
+
+    return "vllm-" + ".".join(vllm.__version__.split(".")[:2])
 
 
 def _layout(config: Any, cache: Any, block: int) -> str:
-    """Names the order of bytes in a block: by platform, engine version and, on CPUs, instruction set."""
-    import vllm
+    """Names the order of bytes in a block: by platform, order of axes and, on CPUs, instruction set."""
     from vllm.platforms import current_platform
 
-    version = ".".join(vllm.__version__.split(".")[:2])
-    names = [f"vllm-{version}", current_platform.device_type, str(cache.kv_cache_layout), f"block{block}"]
+    names = [current_platform.device_type, str(cache.kv_cache_layout), f"block{block}"]
     if current_platform.device_type == "cpu":
         names.append(_instruction_set(config, cache, block))
     return "/".join(names)

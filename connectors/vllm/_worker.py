@@ -10,6 +10,7 @@ from kvstore.connectors.vllm._blocks import Blocks
 from kvstore.connectors.vllm._counts import Counts
 from kvstore.connectors.vllm._loads import Loads, failure_text
 from kvstore.connectors.vllm._options import Options
+from kvstore.connectors.vllm._order import Order
 from kvstore.connectors.vllm._plan import Plan
 from kvstore.connectors.vllm._saves import Saves
 from kvstore.connectors.vllm._warn import Warn
@@ -19,9 +20,18 @@ from kvstore.spec import KVSpec
 class Worker:
     """See `KVConnectorBase_V1`'s worker side."""
 
-    def __init__(self, client: Client, spec: KVSpec, block: int, options: Options, rank: int, groups: Sequence[Any]):
+    def __init__(
+        self,
+        client: Client,
+        spec: KVSpec,
+        block: int,
+        options: Options,
+        rank: int,
+        groups: Sequence[Any],
+        orders: Sequence[Order] | None,
+    ) -> None:
         self._client, self._spec, self._block, self._options = client, spec, block, options
-        self._rank, self._groups = rank, groups
+        self._rank, self._groups, self._orders = rank, groups, orders
         self.counts = Counts()
         self._loads: Loads | None = None
         self._saves: Saves | None = None
@@ -30,7 +40,7 @@ class Worker:
 
     def register(self, caches: Mapping[str, Any]) -> None:
         """Take vLLM's KV tensors, by layer name."""
-        blocks = Blocks(caches, self._groups, self._spec, self._block)
+        blocks = Blocks(caches, self._groups, self._spec, self._block, self._orders)
         self._loads = Loads(self._client, self._spec, self._rank, blocks, self._options.readers)
         self._saves = Saves(self._client, self._spec, self._rank, blocks, self._options, self.counts)
 
