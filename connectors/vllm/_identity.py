@@ -28,7 +28,7 @@ def spec_of(config: Any, cache: Any, options: Options, orders: Sequence[Order] |
     `config` is the `VllmConfig`, `cache` the `KVCacheConfig`; groups are vLLM's. With `orders` (of `orders_of`) parts
     are canonical, whatever the engine's block size and instruction set; without them they are blocks as they lie, and
     the revision names all that decides how. It always names the engine and the weights, by a digest of the
-    configuration and of samples of their files; an engine of another model, dtype or tensor-parallel size finds nothing.
+    configuration and of samples of their files; engines of another model, dtype or TP size find nothing.
 
     Raises `InvalidArgument` with the reason for what would not come back right.
     """

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kvstore.api import ChunkInfo
+from kvstore.api import ChunkInfo, Fidelity
 from kvstore.client import Client
 from kvstore.connectors.vllm._blocks import Blocks, Bytes
 from kvstore.connectors.vllm._plan import NULL_BLOCK, LoadJob
@@ -143,17 +143,18 @@ class Loads:
         if len(table) != (end - first) // size or NULL_BLOCK in table:
             raise InvalidArgument(f"no blocks for tokens {first} to {end} of KV group {group}")
         at = (first - ref.position) // size
-        return self._copy(ref, group, lambda source: self._blocks.write(group, source, at, table))
+        fidelity = Fidelity.EXACT if ref.end <= job.exact else Fidelity.LOSSY
+        return self._copy(ref, group, fidelity, lambda source: self._blocks.write(group, source, at, table))
 
-    def _copy(self, ref: ChunkRef, group: int, use: Callable[[Bytes], None]) -> int:
+    def _copy(self, ref: ChunkRef, group: int, fidelity: Fidelity, use: Callable[[Bytes], None]) -> int:
         rank = 0 if self._spec.groups[group].latent_dim else self._rank
         part = self._spec.part(group, rank)
         nbytes = self._spec.part_bytes(part, ref.tokens)
         try:
-            view = self._client.view(self._spec, ref, part=part)
+            view = self._client.view(self._spec, ref, part=part, fidelity=fidelity)
         except (InvalidArgument, Shed):  # this way in has no views, or DRAM has no room to load it into
             buffer = np.empty(nbytes, np.uint8)
-            self._client.get(self._spec, ref, part=part, out=buffer)
+            self._client.get(self._spec, ref, part=part, out=buffer, fidelity=fidelity)
             use(buffer)
             return nbytes
         with view:

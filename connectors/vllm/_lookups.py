@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
 
+from kvstore.api import Fidelity
 from kvstore.client import Client, Hit
 from kvstore.connectors.vllm._extras import Adapters, Origin
 from kvstore.connectors.vllm._options import Options
@@ -20,12 +21,13 @@ from kvstore.spec import KVSpec
 class Answer:
     """What a look-up found: `tokens` can be loaded, in whole blocks and at most all but one of those asked for.
 
-    `stored` is how far the store's chunks reach. `extras` is None where the request has no key: nothing of it is
+    `stored` is how far the store's chunks reach, `exact` how far they are exact. `extras` is None where the request has no key: nothing of it is
     loaded or saved. `at` is when the lease was taken (monotonic seconds).
     """
 
     tokens: int = 0
     stored: int = 0
+    exact: int = 0
     refs: tuple[ChunkRef, ...] = ()
     chain: Chain | None = None
     extras: Extras | None = None
@@ -117,12 +119,24 @@ class Lookups:
         if limit <= 0:
             return Answer(chain=chain, extras=extras)
         try:
-            lease = self._options.lease_s if self._leased else 0.0
-            hit = self._client.lookup(self._spec, chain, lease_s=lease, block_tokens=self._block)
+            hit, exact = self._longest(chain, limit)
         except KVStoreError as error:
             self.lost(str(error))
             return Answer()
-        return Answer(min(hit.tokens, limit), hit.tokens, hit.refs, chain, extras, hit, time.monotonic())
+        return Answer(min(hit.tokens, limit), hit.tokens, exact, hit.refs, chain, extras, hit, time.monotonic())
+
+    def _longest(self, chain: Chain, limit: int) -> tuple[Hit, int]:
+        """The longest hit, and how far it is exact. A lossy one only where it is longer than what is exact."""
+        lease = self._options.lease_s if self._leased else 0.0
+        exact = self._client.lookup(self._spec, chain, lease_s=lease, block_tokens=self._block)
+        if self._options.fidelity == "exact" or exact.tokens >= limit:
+            return exact, exact.tokens
+        lossy = self._client.lookup(
+            self._spec, chain, fidelity=Fidelity.LOSSY, lease_s=lease, block_tokens=self._block
+        )
+        longer = lossy.tokens > exact.tokens
+        _release(exact if longer else lossy)
+        return (lossy if longer else exact), exact.tokens
 
 
 def _release(hit: Hit | None) -> None:

@@ -20,6 +20,9 @@ class Options:
     `config` or with `dram_mib` MiB of memory. `token`, `ca`, `cert`, `key`, `namespace` as for `connect`.
     `revision` is added to what names the weights.
 
+    `fidelity` `lossy` also loads lossy copies, where no exact ones reach as far. What is computed after them is never
+    stored.
+
     `lookup_wait_ms` is the longest that one call of the scheduler waits for a look-up; after `lookup_timeout_s` it
     counts as a miss. `lease_s` is how long a hit is held for a request that waits. `timeout_s` ends any single call
     to the store. After a failure to reach it the store is left alone for `retry_s`.
@@ -36,6 +39,7 @@ class Options:
     key: str = ""
     revision: str = ""
     chunk_tokens: int = 256
+    fidelity: str = "exact"
     lookup_wait_ms: float = 2.0
     lookup_timeout_s: float = 1.0
     lease_s: float = 30.0
@@ -78,5 +82,7 @@ class Options:
         for name in ("lookup_wait_ms", "retry_s"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"kv_connector_extra_config: {name} must not be negative")
+        if self.fidelity not in ("exact", "lossy"):
+            raise ConfigError(f"kv_connector_extra_config: fidelity is 'exact' or 'lossy', not {self.fidelity!r}")
         if self.server and self.config:
             raise ConfigError("kv_connector_extra_config: give server or config, not both")

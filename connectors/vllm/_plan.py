@@ -14,7 +14,8 @@ NULL_BLOCK = 0  # vLLM's placeholder for a block that has left a sliding window
 class LoadJob:
     """Load tokens `start` to `end` (multiples of the block size) of a request.
 
-    `refs` are the chunks that hold them, `blocks` the request's block tables from token 0 on.
+    `refs` are the chunks that hold them, `blocks` the request's block tables from token 0 on. Chunks that end after
+    token `exact` may be lossy copies.
     """
 
     request: str
@@ -22,6 +23,7 @@ class LoadJob:
     end: int
     refs: tuple[ChunkRef, ...]
     blocks: Blocks
+    exact: int
 
 
 @dataclass(slots=True)

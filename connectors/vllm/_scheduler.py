@@ -13,9 +13,14 @@ from kvstore.connectors.vllm._extras import Origin
 from kvstore.connectors.vllm._lookups import Answer, Lookups
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._plan import NULL_BLOCK, Blocks, LoadJob, Plan, SaveJob
+from kvstore.connectors.vllm._taint import Taint
 from kvstore.errors import InvalidArgument
 from kvstore.keys import Chain, ChunkRef
 from kvstore.spec import KVSpec
+
+
+CLEAN = 1 << 62  # the first tainted token of a request that has none
+TAINTED_BLOCKS = 1 << 20
 
 
 @dataclass(slots=True)
@@ -24,7 +29,8 @@ class Tracked:
 
     `start` is the last number of local tokens that vLLM told; `saved` where the next whole chunk to be saved begins,
     `tail` where the last tail that is stored ends. `loaded_at` is the number of preemptions at which a load was
-    asked for: one load for each time a request comes in, so that a failed one is not tried for ever.
+    asked for: one load for each time a request comes in, so that a failed one is not tried for ever. From token
+    `tainted` on KV is, or was computed after, a lossy copy, up to `marked` blocks of which are known as such.
     """
 
     request: Any
@@ -39,6 +45,8 @@ class Tracked:
     saved: int = 0
     tail: int = 0
     prompt_saved: bool = False
+    tainted: int = CLEAN
+    marked: int = 0
     refs: list[ChunkRef] = field(default_factory=list)
 
 
@@ -51,6 +59,7 @@ class Scheduler:
         self.lookups = Lookups(client, spec, block, options, leased=loads)
         self._tracked: dict[str, Tracked] = {}
         self._plan = Plan()
+        self._taint = Taint(TAINTED_BLOCKS)
         self.counts = Counts()
 
     def arrived(self, request: Any) -> None:
@@ -67,6 +76,8 @@ class Scheduler:
             self.counts.add(retries=1)
             return None, False
         tracked.start = computed
+        if self._options.fidelity != "exact":
+            self._inherit_taint(tracked, computed)
         found = max(0, answer.tokens - computed)
         return found, found > 0
 
@@ -78,9 +89,12 @@ class Scheduler:
         if external > 0 and not tracked.loading:
             answer, end = tracked.answer, tracked.start + external
             refs = tuple(ref for ref in answer.refs if ref.end > tracked.start and ref.position < end)
-            self._plan.loads.append(LoadJob(request.request_id, tracked.start, end, refs, blocks))
+            self._plan.loads.append(LoadJob(request.request_id, tracked.start, end, refs, blocks, answer.exact))
             tracked.loading, tracked.loaded_at = True, request.num_preemptions
-            self.counts.add(hit_tokens=external)
+            self.counts.add(hit_tokens=external, lossy_tokens=max(0, end - max(answer.exact, tracked.start)))
+            if end > answer.exact:
+                tracked.tainted = min(tracked.tainted, max(answer.exact, tracked.start) // self._block * self._block)
+                self._mark(tracked)
         elif not tracked.loading:
             self._release(tracked)
 
@@ -110,6 +124,9 @@ class Scheduler:
             return
         # The last token's KV is never computed; while a load runs nothing is what it says it is.
         end = min(request.num_computed_tokens, len(request.all_token_ids) - 1) // self._block * self._block
+        self._mark(tracked)
+        if end > tracked.tainted:
+            self.counts.add(saves_tainted=1)
         if self._saves and not tracked.loading and self._ready(tracked):
             for ref in self._due(tracked, end, whole_only=False):
                 self._plan.final_saves.append(self._job(tracked, ref, blocks))
@@ -170,6 +187,20 @@ class Scheduler:
             self._start_saving(tracked)
         return tracked.answer is not None and tracked.answer.extras is not None
 
+    def _inherit_taint(self, tracked: Tracked, computed: int) -> None:
+        """What vLLM's own prefix cache gives may itself have been computed after something lossy."""
+        first = self._taint.first(list(tracked.request.block_hashes[: computed // self._block]))
+        if first is not None:
+            tracked.tainted = min(tracked.tainted, first * self._block)
+
+    def _mark(self, tracked: Tracked) -> None:
+        """Remember which blocks of vLLM's own cache will be tainted."""
+        if tracked.tainted == CLEAN or tracked.marked == len(tracked.request.block_hashes):
+            return
+        hashes = list(tracked.request.block_hashes)
+        self._taint.mark(hashes[max(tracked.marked, tracked.tainted // self._block) :])
+        tracked.marked = len(hashes)
+
     def _release(self, tracked: Tracked) -> None:
         if tracked.answer is not None:
             self.lookups.release(tracked.answer.hit)
@@ -180,11 +211,12 @@ class Scheduler:
 
     def _save_computed(self, tracked: Tracked, computed: int, output: Any, plan: Plan) -> None:
         request = tracked.request
+        self._mark(tracked)
         known = min(computed, len(request.all_token_ids))
         prompt_over = known >= request.num_prompt_tokens and not tracked.prompt_saved
         if not prompt_over and known < tracked.saved + self._spec.chunk_tokens:
             return
-        if not self._ready(tracked):
+        if tracked.tainted <= tracked.saved or not self._ready(tracked):
             return
         tracked.prompt_saved |= prompt_over
         end = request.num_prompt_tokens // self._block * self._block if prompt_over else known
@@ -196,7 +228,9 @@ class Scheduler:
     def _due(self, tracked: Tracked, end: int, *, whole_only: bool) -> list[ChunkRef]:
         """The whole chunks up to token `end` that are not saved yet, and the tail; they count as saved from now on."""
         chunk = self._spec.chunk_tokens
-        first, last = tracked.saved // chunk, end // chunk
+        if end > tracked.tainted:
+            end, whole_only = tracked.tainted, True
+        first, last = tracked.saved // chunk, max(tracked.saved, end) // chunk
         refs = tracked.refs
         tail = end % chunk and not whole_only and end > tracked.tail
         if len(refs) < last or tail:

@@ -12,6 +12,7 @@ COUNTERS = {
     "retries": "times the scheduler was told to ask again",
     "asked_tokens": "tokens looked up",
     "hit_tokens": "tokens whose load was begun",
+    "lossy_tokens": "tokens whose load was begun from lossy copies",
     "loads": "loads that ended",
     "loads_failed": "loads that ended early and were recomputed",
     "loaded_bytes": "bytes loaded",
@@ -22,6 +23,7 @@ COUNTERS = {
     "saves_dropped": "parts dropped, for want of staging memory or of a store that answers",
     "saves_shed": "parts that the store refused under pressure",
     "saves_failed": "parts that could not be stored",
+    "saves_tainted": "requests of which something was not stored because it was computed after lossy copies",
     "saves_outside": "parts that had left their sliding window",
     "stage_s": "seconds of the engine's thread spent on copies for saves",
 }

@@ -38,11 +38,23 @@ class Engine:
             self.close()
             raise
 
-    def ask(self, *prompts: Sequence[int], salt: str = "", lora: str = "", max_tokens: int = 16) -> dict[str, Any]:
-        """Answers to prompts of token ids, all in one batch."""
+    def ask(
+        self,
+        *prompts: Sequence[int],
+        salt: str = "",
+        lora: str = "",
+        max_tokens: int = 16,
+        logprobs: Path | None = None,
+    ) -> dict[str, Any]:
+        """Answers to prompts of token ids, all in one batch.
+
+        `logprobs` is an .npy file for the log-probabilities float32 `[new token, vocabulary]` of one prompt; that takes
+        an engine in one process (`VLLM_ENABLE_V1_MULTIPROCESSING=0`).
+        """
         asked = [{"ids": list(each), "salt": salt, "lora": lora} for each in prompts]
+        question = {"prompts": asked, "max_tokens": max_tokens, "logprobs": str(logprobs) if logprobs else None}
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"prompts": asked, "max_tokens": max_tokens}) + "\n")
+        self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
         return self._read(ANSWER_S)
 

@@ -1,8 +1,10 @@
 """A vLLM engine in a process of its own: one JSON object in, one out, per line.
 
 Started with one argument, `{"engine": {…}, "transfer": {…} or null}`, what goes to `LLM` and to `KVTransferConfig`.
-A question is `{"prompts": [{"ids": […], "salt": "…", "lora": "PATH"}], "max_tokens": n}`; an answer gives ids, text,
-cached tokens and time to first token of each, the connector's counters and vLLM's preemptions so far.
+A question is `{"prompts": [{"ids": […], "salt": "…", "lora": "PATH"}], "max_tokens": n, "logprobs": "FILE"}`; an answer
+gives ids, text, cached tokens and time to first token of each, the connector's counters and vLLM's preemptions so far.
+With a file, which NumPy is to read, it holds the log-probabilities float32 `[new token, vocabulary]` of one prompt; that
+needs an engine in one process.
 """
 
 from __future__ import annotations
@@ -11,7 +13,11 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
+
+import numpy as np
 
 MARK = "@driver "
 
@@ -43,10 +49,14 @@ def main() -> None:
             if path:
                 loras.setdefault(path, LoRARequest(f"l{len(loras)}", len(loras) + 1, path))
             chosen.append(loras[path] if path else None)
+        file = asked.get("logprobs")
         sampling = SamplingParams(temperature=0, max_tokens=asked.get("max_tokens", 16), ignore_eos=True)
         began = time.perf_counter()
-        outputs = llm.generate(prompts, sampling, use_tqdm=False, lora_request=chosen if loras else None)
+        with _logits() if file else nullcontext([]) as logits:
+            outputs = llm.generate(prompts, sampling, use_tqdm=False, lora_request=chosen if loras else None)
         seconds = time.perf_counter() - began
+        if file:
+            np.save(file, np.concatenate(logits))
         # The last save is handed to the workers in the step after.
         llm.llm_engine.step()
         answers = [
@@ -59,6 +69,25 @@ def main() -> None:
             for output in outputs
         ]
         _say({"answers": answers, "seconds": seconds, "counters": dict(counters), "preemptions": _preemptions(llm)})
+
+
+@contextmanager
+def _logits() -> Iterator[list[Any]]:
+    """What the sampler is given, as log-probabilities; vLLM's own way makes an object of every number."""
+    from vllm.v1.sample.sampler import Sampler
+
+    seen: list[Any] = []
+    forward = Sampler.forward
+
+    def watched(self: Any, logits: Any, *more: Any, **named: Any) -> Any:
+        seen.append(logits.float().log_softmax(-1).numpy())
+        return forward(self, logits, *more, **named)
+
+    Sampler.forward = watched
+    try:
+        yield seen
+    finally:
+        Sampler.forward = forward
 
 
 def _preemptions(llm: Any) -> int:
