@@ -294,7 +294,8 @@ class PagedLayers:
     def read(self, table: Sequence[int], first: int, part: Buffer) -> None:
         """Copy the blocks of `table` into a part, from its block `first` on; zeros for a block of -1.
 
-        IndexError for a block that there is not, ValueError for a part that is not whole blocks or ends before them.
+        IndexError for a block that there is not, ValueError for a part that is not whole tokens or ends before the
+        last block does.
         """
 
     def write(self, table: Sequence[int], first: int, part: Buffer) -> None:

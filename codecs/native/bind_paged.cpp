@@ -90,8 +90,8 @@ private:
     std::size_t tokens_of(const std::vector<std::int64_t>& table, std::size_t first, std::size_t bytes,
                           std::int64_t least) const {
         const std::size_t token_bytes = layers_.size() * order_.plane_count * order_.row_bytes;
-        require(bytes % (token_bytes * order_.block_tokens) == 0, "a part must be whole blocks of all layers");
-        const std::size_t tokens = bytes / token_bytes;
+        require(bytes % token_bytes == 0, "a part must be whole tokens of all layers");
+        const std::size_t tokens = bytes / token_bytes;  // which may end inside a block: then that block is out of reach
         require(first <= tokens / order_.block_tokens && table.size() <= tokens / order_.block_tokens - first,
                 "the blocks reach past the end of the part");
         for (const std::int64_t block : table) {

@@ -16,13 +16,15 @@ from kvstore.errors import InvalidArgument, KVStoreError
 from kvstore.keys import Chain, ChunkRef, Extras
 from kvstore.spec import KVSpec
 
+TAILS = 32  # tokens between the places where a tail is looked for, at most a block
+
 
 @dataclass(slots=True)
 class Answer:
     """What a look-up found: `tokens` can be loaded, in whole blocks and at most all but one of those asked for.
 
-    `stored` is how far the store's chunks reach, `exact` how far they are exact. `extras` is None where the request has no key: nothing of it is
-    loaded or saved. `at` is when the lease was taken (monotonic seconds).
+    `stored` is how far the store's chunks reach, `exact` how far they are exact. `extras` is None where the request has
+    no key: nothing of it is loaded or saved. `at` is when the lease was taken (monotonic seconds).
     """
 
     tokens: int = 0
@@ -50,6 +52,9 @@ class Lookups:
         self._down_until = 0.0
         self._warn = Warn("look-ups", options.retry_s)
         self._sliding = any(group.window for group in spec.groups)
+        # Tails that engines with smaller blocks have left are of use too, up to a whole block of this one. Windows
+        # must end where a chunk does.
+        self._grid = block if self._sliding or block % TAILS else TAILS
         self.waits = 0
         self._pool.submit(self._greet)
 
@@ -123,17 +128,16 @@ class Lookups:
         except KVStoreError as error:
             self.lost(str(error))
             return Answer()
-        return Answer(min(hit.tokens, limit), hit.tokens, exact, hit.refs, chain, extras, hit, time.monotonic())
+        usable = min(hit.tokens, limit) // self._block * self._block
+        return Answer(usable, hit.tokens, exact, hit.refs, chain, extras, hit, time.monotonic())
 
     def _longest(self, chain: Chain, limit: int) -> tuple[Hit, int]:
         """The longest hit, and how far it is exact. A lossy one only where it is longer than what is exact."""
         lease = self._options.lease_s if self._leased else 0.0
-        exact = self._client.lookup(self._spec, chain, lease_s=lease, block_tokens=self._block)
+        exact = self._client.lookup(self._spec, chain, lease_s=lease, block_tokens=self._grid)
         if self._options.fidelity == "exact" or exact.tokens >= limit:
             return exact, exact.tokens
-        lossy = self._client.lookup(
-            self._spec, chain, fidelity=Fidelity.LOSSY, lease_s=lease, block_tokens=self._block
-        )
+        lossy = self._client.lookup(self._spec, chain, fidelity=Fidelity.LOSSY, lease_s=lease, block_tokens=self._grid)
         longer = lossy.tokens > exact.tokens
         _release(exact if longer else lossy)
         return (lossy if longer else exact), exact.tokens

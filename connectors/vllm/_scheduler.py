@@ -18,7 +18,6 @@ from kvstore.errors import InvalidArgument
 from kvstore.keys import Chain, ChunkRef
 from kvstore.spec import KVSpec
 
-
 CLEAN = 1 << 62  # the first tainted token of a request that has none
 TAINTED_BLOCKS = 1 << 20
 

@@ -1,4 +1,4 @@
-"""Which blocks of vLLM's own prefix cache hold what was computed after a lossy load, and must not be stored as exact."""
+"""Which blocks of vLLM's own prefix cache were computed after a lossy load, and must not be stored as exact."""
 
 from __future__ import annotations
 

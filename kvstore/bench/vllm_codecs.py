@@ -2,10 +2,10 @@
 
     python -m kvstore.bench.vllm_codecs [--prompts 40] [--judged 20] [--json]
 
-Needs an environment with vLLM (`make test-vllm` sets one up). Every form has a server of its own, whose puts it encodes,
-and an engine that fills it and loads from it, in float32. Two things are compared with an engine that has no store: the
-greedy text, and, teacher-forced on that engine's text, the distribution of each next token. The prompts are chapters of
-the Python manual.
+Needs an environment with vLLM (`make test-vllm` sets one up). Every form has a server of its own, which encodes what is
+put, and an engine that fills it and loads from it, in float32. Two things are compared with an engine that has no store:
+the greedy text, and, teacher-forced on that engine's text, the distribution of each next token. The prompts are pieces of
+chapters of the Python manual, at most two of each.
 
 Greedy texts part for good at the first token that two candidates contend for, so they say less than the divergence.
 """
@@ -136,16 +136,17 @@ def _logs(folder: Path, n: int) -> Path:
 
 
 def _prompts(model: Path, count: int) -> list[list[int]]:
-    """Chapters of the Python manual, a token longer than what the store holds of them."""
+    """Pieces of the Python manual, a token longer than what the store holds of them."""
     from pydoc_data.topics import topics
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
+    size = CONTEXT + 1
     chapters = (tokenizer(topics[name]).input_ids for name in sorted(topics))
-    long = [ids[: CONTEXT + 1] for ids in chapters if len(ids) > CONTEXT]
-    if len(long) < count:
-        raise SystemExit(f"the manual has {len(long)} chapters of more than {CONTEXT} tokens, not {count}")
-    return long[:count]
+    pieces = [ids[start : start + size] for ids in chapters for start in (0, size) if len(ids) >= start + size]
+    if len(pieces) < count:
+        raise SystemExit(f"the manual has {len(pieces)} pieces of {size} tokens, not {count}")
+    return pieces[:count]
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 Started with one argument, `{"engine": {…}, "transfer": {…} or null}`, what goes to `LLM` and to `KVTransferConfig`.
 A question is `{"prompts": [{"ids": […], "salt": "…", "lora": "PATH"}], "max_tokens": n, "logprobs": "FILE"}`; an answer
 gives ids, text, cached tokens and time to first token of each, the connector's counters and vLLM's preemptions so far.
-With a file, which NumPy is to read, it holds the log-probabilities float32 `[new token, vocabulary]` of one prompt; that
-needs an engine in one process.
+With a file, which NumPy is to read, it holds the log-probabilities float32 `[new token, vocabulary]` of one prompt, for
+which the engine must be in one process.
 """
 
 from __future__ import annotations

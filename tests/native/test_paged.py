@@ -133,8 +133,12 @@ def test_what_reaches_outside_is_refused_and_nothing_is_written() -> None:
             paged.write(table, 0, part)
     with pytest.raises(IndexError):
         paged.read([-2], 0, part)
-    with pytest.raises(ValueError, match="whole blocks"):
-        paged.read([1], 0, part[:, :, :-1].copy())
+    with pytest.raises(ValueError, match="whole tokens"):
+        paged.read([1], 0, part.view(np.uint8).reshape(-1)[:-1].copy())
+    short = part[:, :, :-1].copy()
+    paged.read([1], 0, short)  # a part that ends inside its last block
+    with pytest.raises(ValueError, match="past the end"):
+        paged.read([1], 1, short)
     read_only = np.zeros_like(part)
     read_only.flags.writeable = False
     with pytest.raises(ValueError, match="writ"):

@@ -29,7 +29,13 @@ def client():
 
 
 def request(tokens: int, name: str = "r", **more: Any) -> Any:
-    fields: dict[str, Any] = {"prompt_embeds": None, "lora_request": None, "mm_features": [], "cache_salt": None, "num_preemptions": 0}
+    fields: dict[str, Any] = {
+        "prompt_embeds": None,
+        "lora_request": None,
+        "mm_features": [],
+        "cache_salt": None,
+        "num_preemptions": 0,
+    }
     ids = list(range(1, tokens + 1))
     hashes = [f"block {n}".encode() for n in range(tokens // BLOCK)]
     return SimpleNamespace(request_id=name, all_token_ids=ids, num_prompt_tokens=tokens, num_computed_tokens=0,
