@@ -119,7 +119,7 @@ class Lookups:
             return Answer()
         limit = (len(ids) - 1) // self._block * self._block
         # A window that is cut short at its end lacks what it would need at its other end.
-        reach = limit if self._sliding else len(ids) // self._block * self._block
+        reach = limit if self._sliding else len(ids) // self._grid * self._grid
         chain = Chain.of(ids[:reach], self._spec.chunk_tokens, extras)
         if limit <= 0:
             return Answer(chain=chain, extras=extras)

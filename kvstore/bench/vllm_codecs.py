@@ -3,9 +3,9 @@
     python -m kvstore.bench.vllm_codecs [--prompts 40] [--judged 20] [--json]
 
 Needs an environment with vLLM (`make test-vllm` sets one up). Every form has a server of its own, which encodes what is
-put, and an engine that fills it and loads from it, in float32. Two things are compared with an engine that has no store:
-the greedy text, and, teacher-forced on that engine's text, the distribution of each next token. The prompts are pieces of
-chapters of the Python manual, at most two of each.
+put, and an engine that fills it and loads from it, in float32. Two things are compared with an engine without a store:
+the greedy text, and, teacher-forced on that engine's text, the distribution of each next token. The prompts are pieces
+of chapters of the Python manual, at most two of each.
 
 Greedy texts part for good at the first token that two candidates contend for, so they say less than the divergence.
 """
@@ -138,6 +138,7 @@ def _logs(folder: Path, n: int) -> Path:
 def _prompts(model: Path, count: int) -> list[list[int]]:
     """Pieces of the Python manual, a token longer than what the store holds of them."""
     from pydoc_data.topics import topics
+
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)

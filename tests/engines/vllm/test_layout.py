@@ -71,7 +71,7 @@ def test_engines_with_other_blocks_share_what_they_store(start, server, llama, c
     first.close()
     second = start(llama, transfer(server.address), **change)
     warm = second.ask(ask)["answers"][0]
-    # Whole chunks of 256 tokens; a tail is found only where it ends at a block of the reader.
+    # The first engine's tail ends at token 672, between two blocks of the second one.
     assert warm["cached"] == 640
     assert warm["ids"] == cold["ids"]
 
