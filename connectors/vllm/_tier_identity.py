@@ -28,7 +28,7 @@ from kvstore.spec import OPAQUE, KVGroup, KVSpec
 HASHES = ("sha256", "sha256_cbor")
 _DOMAIN = b"kvstore/vllm-row/1\0"
 _GROUP = struct.Struct("<I")
-# Of the direct connector's options, those that a tier has no use for: vLLM decides how long a row is, and nothing waits.
+# The direct connector's options that a tier has no use for: vLLM decides how long a row is, and nothing waits.
 _MEANINGLESS = ("chunk_tokens", "lookup_wait_ms")
 
 

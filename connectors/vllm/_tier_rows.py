@@ -181,4 +181,3 @@ class TierRows:
                     return
             else:
                 return
-

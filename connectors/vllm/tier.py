@@ -10,7 +10,7 @@ in the scheduler's process, whose calls it never makes wait: look-ups and copies
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np

@@ -41,10 +41,11 @@ class Engine:
     def ask(self, *prompts: Sequence[int], salt: str = "", lora: str = "", max_tokens: int = 16) -> dict[str, Any]:
         """Answers to prompts of token ids, all in one batch."""
         asked = [{"ids": list(each), "salt": salt, "lora": lora} for each in prompts]
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"prompts": asked, "max_tokens": max_tokens}) + "\n")
-        self._process.stdin.flush()
-        return self._read(ANSWER_S)
+        return self._send({"prompts": asked, "max_tokens": max_tokens})
+
+    def reset(self) -> None:
+        """Empty its caches, as vLLM does when weights are replaced."""
+        self._send({"reset": True})
 
     def ask_until_cached(self, prompt: Sequence[int], **options: Any) -> dict[str, Any]:
         """Ask again until what was saved in the background is there; the first answer with cached tokens."""
@@ -66,6 +67,12 @@ class Engine:
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._errors.close()
+
+    def _send(self, question: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return self._read(ANSWER_S)
 
     def _read(self, limit_s: float) -> dict[str, Any]:
         """The next answer. An engine that gives none in time is ended, and its log shown."""

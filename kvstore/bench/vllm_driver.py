@@ -2,7 +2,8 @@
 
 Started with one argument, `{"engine": {…}, "transfer": {…} or null}`, what goes to `LLM` and to `KVTransferConfig`.
 A question is `{"prompts": [{"ids": […], "salt": "…", "lora": "PATH"}], "max_tokens": n}`; an answer gives ids, text,
-cached tokens and time to first token of each, the connector's counters and vLLM's preemptions so far.
+cached tokens and time to first token of each, the connector's counters and vLLM's preemptions so far. `{"reset": true}`
+empties vLLM's caches, as it does when the weights are replaced.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ def main() -> None:
     _say({"ready": True})
     for line in sys.stdin:
         asked = json.loads(line)
+        if asked.get("reset"):
+            llm.reset_prefix_cache(reset_connector=True)
+            _say({"reset": True})
+            continue
         prompts: list[dict[str, Any]] = []
         chosen = []
         for each in asked["prompts"]:

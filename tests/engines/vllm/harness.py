@@ -18,7 +18,7 @@ class Server:
     """`kvstore serve` over a folder."""
 
     def __init__(self, folder: Path, *more: str) -> None:
-        self._folder, self._more = folder, more
+        self.folder, self._more = folder, more
         self._listen = "127.0.0.1:0"
         self._process: subprocess.Popen[str] | None = None
         self.start()
@@ -26,7 +26,7 @@ class Server:
     def start(self) -> None:
         """Start it, again at the address it had."""
         command = [sys.executable, "-m", "kvstore", "serve", "--json", "--listen", self._listen, "--dram", "512MiB",
-                   "--nvme", str(self._folder), "--nvme-capacity", "2GiB", *self._more]  # fmt: skip
+                   "--nvme", str(self.folder), "--nvme-capacity", "2GiB", *self._more]  # fmt: skip
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.told: dict[str, Any] = json.loads(self._process.stdout.readline())
