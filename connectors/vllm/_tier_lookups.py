@@ -45,8 +45,10 @@ class Request:
 class TierLookups:
     """Asks for rows and holds the leases of those found until they are loaded. Used by the scheduler's thread alone."""
 
-    def __init__(self, client: Client, spec: KVSpec, options: Options, counts: Counts) -> None:
+    def __init__(self, client: Client, spec: KVSpec, room: int, options: Options, counts: Counts) -> None:
+        """`room` is how many rows vLLM's memory has: of a prompt with more, those beyond it would push out its first."""
         self._client, self._spec, self._options, self._counts = client, spec, options, counts
+        self._room = room
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="kvstore-tier-lookup")
         self._requests: dict[str, Request] = {}
         self._asking: set[str] = set()
@@ -67,7 +69,7 @@ class TierLookups:
     def find(self, name: str, group: int, ref: ChunkRef) -> bool | None:
         """Whether a row is there for a request; None: ask again in a later step."""
         request = self._requests.setdefault(name, Request())
-        if ref.key in request.spent:
+        if ref.key in request.spent or len(request.spent) >= self._room:
             return False
         if request.open:
             self._take(request)

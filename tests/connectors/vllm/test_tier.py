@@ -56,7 +56,7 @@ def eventually(condition: Any) -> None:
 
 @pytest.fixture
 def lookups(client):
-    made = TierLookups(client, SPEC, Options(lookup_timeout_s=10.0), Counts())
+    made = TierLookups(client, SPEC, 8, Options(lookup_timeout_s=10.0), Counts())
     yield made
     made.close()
 
@@ -98,6 +98,15 @@ def test_a_row_is_loaded_once_each_time_a_request_comes_in(client, lookups):
     assert answers(lookups, "another", [0]) == [True]
 
 
+def test_no_more_rows_are_loaded_for_a_request_than_vllm_has_room_for(client, lookups):
+    put(client, *range(10))
+    assert answers(lookups, "r", list(range(10))) == [True] * 10
+    lookups.loading("r", [ref(number).key for number in range(8)])
+    lookups.loaded("r")
+    assert lookups.find("r", 0, ref(8)) is False
+    assert answers(lookups, "another", [8]) == [True]
+
+
 def test_a_step_asks_once_for_all_its_rows(client, lookups, monkeypatch):
     put(client, 0, 1, 2)
     asked, contains = [], client.contains
@@ -109,7 +118,7 @@ def test_a_step_asks_once_for_all_its_rows(client, lookups, monkeypatch):
 def test_a_store_that_stands_still_never_holds_the_caller(client, monkeypatch):
     still = threading.Event()
     monkeypatch.setattr(client, "contains", lambda spec, refs: still.wait() and [False])
-    lookups = TierLookups(client, SPEC, Options(lookup_timeout_s=0.05, retry_s=60.0), Counts())
+    lookups = TierLookups(client, SPEC, 8, Options(lookup_timeout_s=0.05, retry_s=60.0), Counts())
     assert answers(lookups, "r", [0]) == [False]
     assert lookups.down
     assert lookups.find("s", 0, ref(1)) is False
@@ -121,7 +130,7 @@ def test_a_late_answer_gives_its_leases_back(client, monkeypatch):
     put(client, 0)
     still, contains = threading.Event(), client.contains
     monkeypatch.setattr(client, "contains", lambda spec, refs: still.wait() and contains(spec, refs))
-    lookups = TierLookups(client, SPEC, Options(lookup_timeout_s=0.05, retry_s=0.0), Counts())
+    lookups = TierLookups(client, SPEC, 8, Options(lookup_timeout_s=0.05, retry_s=0.0), Counts())
     assert answers(lookups, "r", [0]) == [False]
     still.set()
     lookups._pool.submit(lambda: None).result()
