@@ -46,7 +46,7 @@ class TierLookups:
     """Asks for rows and holds the leases of those found until they are loaded. Used by the scheduler's thread alone."""
 
     def __init__(self, client: Client, spec: KVSpec, room: int, options: Options, counts: Counts) -> None:
-        """`room` is how many rows vLLM's memory has: of a prompt with more, those beyond it would push out its first."""
+        """`room` is how many rows vLLM's memory has: those of a prompt beyond it would push out its first."""
         self._client, self._spec, self._options, self._counts = client, spec, options, counts
         self._room = room
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="kvstore-tier-lookup")
