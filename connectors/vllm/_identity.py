@@ -22,7 +22,7 @@ SAMPLES, SAMPLE_BYTES = 64, 4096
 _IGNORED = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"})
 
 
-def spec_of(config: Any, cache: Any, options: Options, orders: Sequence[Order] | None) -> KVSpec:
+def spec_of(config: Any, cache: Any, options: Options, orders: Sequence[Order] | None = None) -> KVSpec:
     """What the bytes of a vLLM engine's KV mean as they are stored.
 
     `config` is the `VllmConfig`, `cache` the `KVCacheConfig`; groups are vLLM's. With `orders` (of `orders_of`) parts

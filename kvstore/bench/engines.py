@@ -52,11 +52,11 @@ class Engine:
         an engine in one process (`VLLM_ENABLE_V1_MULTIPROCESSING=0`).
         """
         asked = [{"ids": list(each), "salt": salt, "lora": lora} for each in prompts]
-        question = {"prompts": asked, "max_tokens": max_tokens, "logprobs": str(logprobs) if logprobs else None}
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        return self._read(ANSWER_S)
+        return self._send({"prompts": asked, "max_tokens": max_tokens, "logprobs": str(logprobs) if logprobs else None})
+
+    def reset(self) -> None:
+        """Empty its caches, as vLLM does when weights are replaced."""
+        self._send({"reset": True})
 
     def ask_until_cached(self, prompt: Sequence[int], **options: Any) -> dict[str, Any]:
         """Ask again until what was saved in the background is there; the first answer with cached tokens."""
@@ -78,6 +78,12 @@ class Engine:
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._errors.close()
+
+    def _send(self, question: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return self._read(ANSWER_S)
 
     def _read(self, limit_s: float) -> dict[str, Any]:
         """The next answer. An engine that gives none in time is ended, and its log shown."""

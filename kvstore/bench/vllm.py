@@ -1,40 +1,56 @@
-"""Time to first token of a real vLLM: cold, from a server's memory in a fresh engine, and from vLLM's own prefix cache.
+"""Time to first token of a real vLLM: cold, warm from a server's memory in a fresh engine, and from its own cache.
 
-    python -m kvstore.bench.vllm [--tokens 2048] [--rounds 5] [--dtype bfloat16] [--block-size 32] [--json]
+    python -m kvstore.bench.vllm [--peers] [--tokens 2048] [--rounds 5] [--dtype bfloat16] [--block-size 32] [--json]
 
-Needs an environment with vLLM (`make test-vllm` sets one up). One engine fills the server and ends. A fresh one without
-a prefix cache of its own, and one with it and without the store, then take turns; every cold prompt is a new one.
+Needs an environment with vLLM (`make test-vllm` sets one up). For each case one engine without a prefix cache of its
+own computes and saves a prompt for every round, and ends; a fresh one is asked for them. The fresh engines of all cases
+take turns, and each round has a prompt of its own and a cold one: so no engine loads a prompt twice, and what lies in
+vLLM's host memory in front of a secondary tier is never what is measured. With `--peers` the cases are those of
+`kvstore.bench.vllm_cases.PEERS`: the same job done by vLLM's own connectors and by LMCache.
 
 What a hit leaves to compute is up to a block, with 2,048 tokens all of one: the larger the blocks, the more of the time
-to first token is that, in both kinds of hit.
+to first token is that, in most kinds of hit.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from kvstore.bench.engines import Engine
+from kvstore.bench.vllm_cases import CASES, PEERS, Case
 from kvstore.demo.models import SMOLLM2, convert
+
+SETTLE_S = 2.0  # for saves in the background, before the engine that made them ends
+COLD = "dram"  # whose engine computes the cold prompts
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", action="store_true")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--block-size", type=int, default=32)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    engine = {
+        "dtype": args.dtype,
+        "max_model_len": 8192,
+        "max_num_batched_tokens": 8192,
+        "block_size": args.block_size,
+    }
     with tempfile.TemporaryDirectory(prefix="kvstore-bench-vllm-") as scratch:
-        rows = measure(Path(scratch), args.tokens, args.rounds, args.dtype, args.block_size)
+        rows = measure(Path(scratch), PEERS if args.peers else CASES, args.tokens, args.rounds, engine)
     if args.json:
         print(json.dumps({"bench": "vllm", "rows": rows}))
         return
@@ -45,71 +61,70 @@ def main() -> None:
               f"{'same' if row['identical'] else 'OTHER'} tokens as cold  ({spread})")  # fmt: skip
 
 
-def measure(folder: Path, tokens: int, rounds: int, dtype: str, block_size: int) -> list[dict[str, Any]]:
+def measure(
+    folder: Path, cases: Mapping[str, Case], tokens: int, rounds: int, options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """One row per case: medians of `rounds` interleaved measurements."""
-    model = convert(SMOLLM2)
-    server = subprocess.Popen(
-        [sys.executable, "-m", "kvstore", "serve", "--json", "--listen", "127.0.0.1:0", "--dram", "2GiB"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    engines: list[Engine] = []
-    try:
-        assert server.stdout is not None
-        address = json.loads(server.stdout.readline())["address"]
-        transfer = {
-            "kv_connector": "KVStoreConnector",
-            "kv_role": "kv_both",
-            "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"server": address},
-        }
-        options: dict[str, Any] = {
-            "dtype": dtype,
-            "max_model_len": 8192,
-            "max_num_batched_tokens": 8192,
-            "block_size": block_size,
-        }
+    model, prompts = convert(SMOLLM2), [_prompt(tokens, seed) for seed in range(rounds)]
+    with contextlib.ExitStack() as stack:
+        warm: dict[str, Engine] = {}
+        reference: list[list[int]] = []
+        for name, case in cases.items():
+            if reason := case.missing():
+                _tell(name, f"left out: {reason}")
+                continue
+            (folder / name).mkdir()
+            transfer = stack.enter_context(case.serve(folder / name))
 
-        def start(name: str, transfer: dict[str, Any] | None, **more: Any) -> Engine:
-            engines.append(Engine(model, transfer, folder / f"{name}.log", {}, **options, **more))
-            return engines[-1]
-
-        ask = _prompt(tokens, 0)
-        filling = start("filling", transfer)
-        cold_ids = filling.ask(ask)["answers"][0]["ids"]
-        filling.ask_until_cached(ask)
-        filling.close()
-        warm, own = start("warm", transfer), start("own", None, enable_prefix_caching=True)
-        for engine in (warm, own):  # the first forward of an engine is like no other
-            engine.ask(_prompt(256, -1))
-        own.ask(ask)
-        return _rounds(warm, own, ask, rounds, cold_ids)
-    finally:
-        for engine in engines:
-            engine.close()
-        server.terminate()
-        server.wait(30)
-        if server.stdout is not None:
-            server.stdout.close()
+            _tell(name, "filling")
+            given = {**options, **case.engine}
+            if case.shared:
+                # All in one process: it starts faster, and nobody measures it.
+                log, env = folder / f"{name}-filling.log", {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+                filling = Engine(model, transfer, log, env, distributed_executor_backend="uni", **given)
+                with contextlib.closing(filling):
+                    reference = _fill(filling, prompts, reference)
+            _tell(name, "starting")
+            engine = Engine(model, transfer, folder / f"{name}.log", {}, **given)
+            warm[name] = stack.enter_context(contextlib.closing(engine))
+            engine.ask(_prompt(256, -1))  # the first forward of an engine is like no other
+            if not case.shared:
+                _fill(engine, prompts, reference)
+        _tell("all", "measuring")
+        return _rounds(warm, prompts, reference)
 
 
-def _rounds(warm: Engine, own: Engine, ask: list[int], rounds: int, cold_ids: list[int]) -> list[dict[str, Any]]:
-    taken: dict[str, list[dict[str, Any]]] = {"cold": [], "dram": [], "own": []}
-    for n in range(rounds):
-        for case, engine, prompt in (("dram", warm, ask), ("own", own, ask), ("cold", warm, _prompt(len(ask), n + 1))):
-            taken[case].append(engine.ask(prompt)["answers"][0])
-    rows = []
+def _tell(case: str, what: str) -> None:
+    print(f"{case}: {what}", file=sys.stderr, flush=True)
+
+
+def _fill(engine: Engine, prompts: list[list[int]], reference: list[list[int]]) -> list[list[int]]:
+    """Compute and save the prompts. What the first engine answers to each is the reference for all."""
+    answers = [engine.ask(prompt)["answers"][0]["ids"] for prompt in prompts]
+    time.sleep(SETTLE_S)
+    engine.ask(_prompt(64, -2))
+    return reference or answers
+
+
+def _rounds(warm: dict[str, Engine], prompts: list[list[int]], reference: list[list[int]]) -> list[dict[str, Any]]:
+    taken: dict[str, list[dict[str, Any]]] = {"cold": [], **{name: [] for name in warm}}
+    for n, prompt in enumerate(prompts):
+        for name, engine in warm.items():
+            taken[name].append(engine.ask(prompt)["answers"][0])
+        taken["cold"].append(warm[COLD].ask(_prompt(len(prompt), len(prompts) + n))["answers"][0])
     cold_s = median(each["ttft_s"] for each in taken["cold"])
-    for case, answers in taken.items():
+    rows = []
+    for name, answers in taken.items():
         ttft_s = median(each["ttft_s"] for each in answers)
+        same = [answer["ids"] == ids for answer, ids in zip(answers, reference, strict=True)]
         rows.append(
             {
-                "case": case,
-                "tokens": len(ask),
+                "case": name,
+                "tokens": len(prompts[0]),
                 "ttft_s": ttft_s,
                 "hit_tokens": int(median(each["cached"] for each in answers)),
                 "ratio": cold_s / ttft_s,
-                "identical": case == "cold" or all(each["ids"] == cold_ids for each in answers),
+                "identical": name == "cold" or all(same),
                 "all_s": [each["ttft_s"] for each in answers],
             }
         )

@@ -4,7 +4,7 @@ Started with one argument, `{"engine": {…}, "transfer": {…} or null}`, what 
 A question is `{"prompts": [{"ids": […], "salt": "…", "lora": "PATH"}], "max_tokens": n, "logprobs": "FILE"}`; an answer
 gives ids, text, cached tokens and time to first token of each, the connector's counters and vLLM's preemptions so far.
 With a file, which NumPy is to read, it holds the log-probabilities float32 `[new token, vocabulary]` of one prompt, for
-which the engine must be in one process.
+which the engine must be in one process. `{"reset": true}` empties vLLM's caches, as it does when weights are replaced.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -36,39 +36,57 @@ def main() -> None:
     transfer = None if given["transfer"] is None else KVTransferConfig(**given["transfer"])
     defaults = {"enforce_eager": True, "enable_prefix_caching": False, "disable_log_stats": False}
     llm = LLM(**{**defaults, **given["engine"]}, kv_transfer_config=transfer)
-    loras: dict[str, Any] = {}
+    driver = _Driver(llm, SamplingParams, LoRARequest)
     _say({"ready": True})
     for line in sys.stdin:
         asked = json.loads(line)
-        prompts: list[dict[str, Any]] = []
-        chosen = []
-        for each in asked["prompts"]:
-            prompt = {"prompt_token_ids": each["ids"]}
-            prompts.append(prompt | ({"cache_salt": each["salt"]} if each.get("salt") else {}))
-            path = each.get("lora")
-            if path:
-                loras.setdefault(path, LoRARequest(f"l{len(loras)}", len(loras) + 1, path))
-            chosen.append(loras[path] if path else None)
+        if asked.get("reset"):
+            llm.reset_prefix_cache(reset_connector=True)
+            _say({"reset": True})
+        else:
+            _say(driver.answer(asked) | {"counters": dict(counters), "preemptions": _preemptions(llm)})
+
+
+class _Driver:
+    def __init__(self, llm: Any, sampling: Any, lora: Any) -> None:
+        self._llm, self._sampling, self._lora = llm, sampling, lora
+        self._loras: dict[str, Any] = {}
+
+    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Ask all prompts at once."""
+        prompts = [
+            {"prompt_token_ids": each["ids"]} | ({"cache_salt": each["salt"]} if each.get("salt") else {})
+            for each in asked["prompts"]
+        ]
+        adapters = [self._adapter(each.get("lora", "")) for each in asked["prompts"]]
         file = asked.get("logprobs")
-        sampling = SamplingParams(temperature=0, max_tokens=asked.get("max_tokens", 16), ignore_eos=True)
+        sampling = self._sampling(temperature=0, max_tokens=asked.get("max_tokens", 16), ignore_eos=True)
         began = time.perf_counter()
         with _logits() if file else nullcontext([]) as logits:
-            outputs = llm.generate(prompts, sampling, use_tqdm=False, lora_request=chosen if loras else None)
+            outputs = self._llm.generate(
+                prompts, sampling, use_tqdm=False, lora_request=adapters if any(adapters) else None
+            )
         seconds = time.perf_counter() - began
         if file:
             np.save(file, np.concatenate(logits))
         # The last save is handed to the workers in the step after.
-        llm.llm_engine.step()
-        answers = [
-            {
-                "ids": list(output.outputs[0].token_ids),
-                "text": output.outputs[0].text,
-                "cached": output.num_cached_tokens,
-                "ttft_s": getattr(output.metrics, "first_token_latency", 0.0),
-            }
-            for output in outputs
-        ]
-        _say({"answers": answers, "seconds": seconds, "counters": dict(counters), "preemptions": _preemptions(llm)})
+        self._llm.llm_engine.step()
+        return {"answers": [_told(output) for output in outputs], "seconds": seconds}
+
+    def _adapter(self, path: str) -> Any:
+        if path and path not in self._loras:
+            number = len(self._loras) + 1
+            self._loras[path] = self._lora(f"l{number}", number, path)
+        return self._loras.get(path)
+
+
+def _told(output: Any) -> dict[str, Any]:
+    return {
+        "ids": list(output.outputs[0].token_ids),
+        "text": output.outputs[0].text,
+        "cached": output.num_cached_tokens,
+        "ttft_s": getattr(output.metrics, "first_token_latency", 0.0),
+    }
 
 
 @contextmanager
@@ -102,13 +120,19 @@ def _count() -> dict[str, float]:
     observe = metrics.KVConnectorLogging.observe
 
     def adding(self: Any, data: dict[str, Any]) -> None:
-        for name, amount in data.items():
+        # OffloadingConnector's come by metric and label, with lists of observations among them.
+        labelled = {name: sum(by.values()) for name, by in data.get("data", {}).items() if _plain(by.values())}
+        for name, amount in {**data, **labelled}.items():
             if not isinstance(amount, dict):
                 sums[name] = sums.get(name, 0) + amount
         observe(self, data)
 
     metrics.KVConnectorLogging.observe = adding
     return sums
+
+
+def _plain(amounts: Iterable[Any]) -> bool:
+    return all(isinstance(each, int | float) for each in amounts)
 
 
 def _say(data: dict[str, Any]) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 
 from kvstore.bench.engines import Engine
 
-__all__ = ["Engine", "Server", "prompt", "transfer"]
+__all__ = ["Engine", "Server", "prompt", "tier_transfer", "transfer"]
 
 
 class Server:
     """`kvstore serve` over a folder."""
 
     def __init__(self, folder: Path, *more: str) -> None:
-        self._folder, self._more = folder, more
+        self.folder, self._more = folder, more
         self._listen = "127.0.0.1:0"
         self._process: subprocess.Popen[str] | None = None
         self.start()
@@ -26,7 +26,7 @@ class Server:
     def start(self) -> None:
         """Start it, again at the address it had."""
         command = [sys.executable, "-m", "kvstore", "serve", "--json", "--listen", self._listen, "--dram", "512MiB",
-                   "--nvme", str(self._folder), "--nvme-capacity", "2GiB", *self._more]  # fmt: skip
+                   "--nvme", str(self.folder), "--nvme-capacity", "2GiB", *self._more]  # fmt: skip
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.told: dict[str, Any] = json.loads(self._process.stdout.readline())
@@ -50,6 +50,19 @@ def transfer(address: str, **extra: Any) -> dict[str, Any]:
         "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": {**({"server": address} if address else {}), **extra},
     }
+
+
+def tier_transfer(address: str, *, rows: int = 0, primary_mib: int = 64, **extra: Any) -> dict[str, Any]:
+    """`KVStoreTier` behind vLLM's offloading, which copies from host memory to host memory here."""
+    tier = {"type": "KVStoreTier", **({"server": address} if address else {}), **extra}
+    config = {
+        "spec_name": "HostOffloadingSpec",
+        "spec_module_path": "kvstore.bench.vllm_offload",
+        "cpu_bytes_to_use": primary_mib << 20,
+        "secondary_tiers": [tier],
+        **({"blocks_per_chunk": rows} if rows else {}),
+    }
+    return {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": config}
 
 
 def prompt(tokens: int, seed: int = 0) -> list[int]:
