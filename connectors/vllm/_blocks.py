@@ -1,19 +1,47 @@
-"""vLLM's KV blocks in host memory, and a chunk's part in the order that its spec declares."""
+"""vLLM's KV blocks, and a chunk's part in the order that its spec declares."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from kvstore import _native
 from kvstore.connectors.vllm._order import Order
 from kvstore.connectors.vllm._plan import NULL_BLOCK
 from kvstore.errors import InvalidArgument
 from kvstore.spec import KVSpec
 
 Bytes = npt.NDArray[np.uint8]
+
+
+class Layers(Protocol):
+    """One KV group's layers, wherever they are; see `DeviceLayers`."""
+
+    def fence(self) -> Any: ...
+    def read(self, table: Sequence[int], first: int, part: Bytes) -> Callable[[], None]: ...
+    def write(self, table: Sequence[int], first: int, part: Bytes, after: Any = None) -> None: ...
+
+
+class HostLayers:
+    """Layers in host memory, whose copies are done when they return."""
+
+    def __init__(self, paged: _native.PagedLayers) -> None:
+        self._paged = paged
+
+    def fence(self) -> None:
+        """Nothing is queued."""
+
+    def read(self, table: Sequence[int], first: int, part: Bytes) -> Callable[[], None]:
+        """Copy blocks into a part; zeros for a block of -1."""
+        self._paged.read(table, first, part)
+        return lambda: None
+
+    def write(self, table: Sequence[int], first: int, part: Bytes, after: Any = None) -> None:
+        """Copy a part's blocks into those of `table`."""
+        self._paged.write(table, first, part)
 
 
 class Blocks:
@@ -29,27 +57,39 @@ class Blocks:
     ) -> None:
         """`caches` are vLLM's tensors by layer name, `groups` its `kv_cache_groups`, `orders` how their blocks lie.
 
-        Raises `InvalidArgument` where a block is not one piece of host memory of the size the spec says.
+        Raises `InvalidArgument` where a block does not have the size that the spec says, or is in host memory but not
+        one piece.
         """
         self.block_tokens = block
-        self._groups = []
+        self._groups: list[Layers] = []
         for number, group in enumerate(groups):
-            layers = [_plain(caches[name], name) for name in sorted(group.layer_names, key=layer_number)]
-            expected = spec.part_bytes(spec.part(number), block) // len(layers)
-            if any(layer.shape[1] != expected for layer in layers):
-                raise InvalidArgument(
-                    f"a block of KV group {number} has {layers[0].shape[1]} bytes; the spec says {expected}"
-                )
-            order = Order.opaque(block, expected) if orders is None else orders[number]
-            self._groups.append(order.over(layers))
+            names = sorted(group.layer_names, key=layer_number)
+            expected = spec.part_bytes(spec.part(number), block) // len(names)
+            for name in names:
+                found = caches[name][0].numel() * caches[name].element_size()
+                if found != expected:
+                    raise InvalidArgument(f"a block of {name} has {found} bytes; the spec says {expected}")
+            tensors = [caches[name] for name in names]
+            if tensors[0].device.type == "cpu":
+                order = Order.opaque(block, expected) if orders is None else orders[number]
+                self._groups.append(HostLayers(order.over([_plain(each) for each in tensors])))
+            else:
+                self._groups.append(_on_device(tensors, block, 1 if spec.groups[number].latent_dim else 2))
 
-    def write(self, group: int, source: Bytes, first: int, table: Sequence[int]) -> None:
+    def fence(self) -> Any:
+        """What a load that begins now has to wait for before it writes; for `write`."""
+        return self._groups[0].fence()
+
+    def write(self, group: int, source: Bytes, first: int, table: Sequence[int], after: Any) -> None:
         """Copy a part's blocks from block `first` of the chunk on into the blocks of `table`."""
-        self._groups[group].write(table, first, source)
+        self._groups[group].write(table, first, source, after)
 
-    def read(self, group: int, table: Sequence[int], out: Bytes) -> None:
-        """Copy the blocks of `table` into a part; zeros for those that have left the window."""
-        self._groups[group].read([-1 if block == NULL_BLOCK else block for block in table], 0, out)
+    def read(self, group: int, table: Sequence[int], out: Bytes) -> Callable[[], None]:
+        """Copy the blocks of `table` into a part; zeros for those that have left the window.
+
+        The blocks may be overwritten from now on; the part is filled when what this returns has run.
+        """
+        return self._groups[group].read([-1 if block == NULL_BLOCK else block for block in table], 0, out)
 
 
 def layer_number(name: str) -> int:
@@ -60,14 +100,20 @@ def layer_number(name: str) -> int:
     return numbers[0]
 
 
-def _plain(cache: Any, name: str) -> Bytes:
-    """A layer's tensor, `[block, …]`, as bytes, without a copy."""
+def _on_device(tensors: Sequence[Any], block: int, planes: int) -> Layers:
+    from kvstore.connectors.vllm._device import DeviceLayers
+
+    if tensors[0].ndim != 4 or tensors[0].shape[2] != block:
+        raise InvalidArgument(f"KV tensors are {tuple(tensors[0].shape)}, not [block, head, {block} tokens, content]")
+    return DeviceLayers(tensors, planes)
+
+
+def _plain(cache: Any) -> Bytes:
+    """A layer's tensor in host memory, `[block, …]`, as bytes, without a copy."""
     import torch
 
-    if cache.device.type != "cpu":
-        raise InvalidArgument(f"the KV cache is on {cache.device}: this connector copies blocks in host memory only")
     if not cache[0].is_contiguous():
-        raise InvalidArgument(f"a block of {name} is not one piece of memory: {tuple(cache.stride())}")
+        raise InvalidArgument(f"a block is not one piece of memory: {tuple(cache.shape)} by {tuple(cache.stride())}")
     nbytes, step = cache[0].numel() * cache.element_size(), cache.stride(0) * cache.element_size()
     flat = torch.empty(0, dtype=torch.uint8).set_(
         cache.untyped_storage(), cache.storage_offset() * cache.element_size(), (cache.shape[0], nbytes), (step, 1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
@@ -12,7 +15,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from kvstore.connectors.vllm._identity import block_tokens, orders_of, spec_of
+from kvstore.connectors.vllm._identity import block_tokens, on_device, orders_of, spec_of
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._plan import Plan
 from kvstore.connectors.vllm._scheduler import Scheduler
@@ -22,9 +25,27 @@ from kvstore.connectors.vllm._warn import logger
 from kvstore.connectors.vllm._worker import Worker
 from kvstore.spec import OPAQUE
 
+P = ParamSpec("P")
+R = TypeVar("R")
+Hook = Callable[Concatenate["KVStoreConnector", P], R]
+
 
 class Step(Plan, KVConnectorMetadata):
     """A plan, as vLLM carries it."""
+
+
+def counted(hook: Hook[P, R]) -> Hook[P, R]:
+    """Add what a hook takes of the engine's thread to the statistics."""
+
+    @wraps(hook)
+    def timed(self: KVStoreConnector, *args: P.args, **kwargs: P.kwargs) -> R:
+        began = time.perf_counter()
+        try:
+            return hook(self, *args, **kwargs)
+        finally:
+            self._spent_s += time.perf_counter() - began
+
+    return timed
 
 
 class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
@@ -39,13 +60,15 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         transfer = vllm_config.kv_transfer_config
         self._options = Options.of(transfer.kv_connector_extra_config)
         orders = orders_of(vllm_config, kv_cache_config)
-        self._spec = spec_of(vllm_config, kv_cache_config, self._options, orders)
+        canonical = orders is not None or on_device(vllm_config)
+        self._spec = spec_of(vllm_config, kv_cache_config, self._options, canonical=canonical)
         scheduling = role == KVConnectorRole.SCHEDULER
         self._place = Place(self._options, str(transfer.engine_id), owner=scheduling)
         client = self._place.client
         self._scheduler: Scheduler | None = None
         self._worker: Worker | None = None
         self._closed = False
+        self._spent_s = 0.0
         block = block_tokens(kv_cache_config)
         if scheduling:
             loads, saves = transfer.is_kv_consumer, transfer.is_kv_producer
@@ -73,9 +96,11 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         self._the_worker.register(kv_caches)
 
+    @counted
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         self._the_worker.before(kv_connector_metadata)
 
+    @counted
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         self._the_worker.load(self._get_connector_metadata())
 
@@ -85,48 +110,70 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
         return
 
+    @counted
     def wait_for_save(self) -> None:
         self._the_worker.save(self._get_connector_metadata())
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
-        done, failed = self._the_worker.results(self._get_connector_metadata())
+        if self._get_connector_metadata().idle:
+            self._the_worker.rest()
+        return self._transfer_results()
+
+    @counted
+    def _transfer_results(self) -> KVConnectorTransferResults:
+        done, failed = self._the_worker.results()
         return KVConnectorTransferResults(finished_recving=done, failed_recving=failed)
 
+    @counted
     def get_block_ids_with_load_errors(self) -> set[int]:
         return self._the_worker.bad_blocks()
 
     def get_kv_connector_stats(self) -> Stats | None:
         side = self._scheduler or self._the_worker
+        spent, self._spent_s = self._spent_s, 0.0
+        side.counts.add(hooks_s=spent)
         taken = side.counts.take()
         return Stats(data=taken) if taken else None
 
     # Scheduler side
 
+    @counted
     def on_new_request(self, request: Any) -> None:
         self._the_scheduler.arrived(request)
 
+    @counted
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         return self._the_scheduler.matched(request, num_computed_tokens)
 
+    @counted
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         tables = blocks.get_block_ids() if num_external_tokens > 0 else ()
         self._the_scheduler.allocated(request, tables, num_external_tokens)
 
+    @counted
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         plan = self._the_scheduler.plan(scheduler_output)
         return Step(plan.loads, plan.saves, plan.final_saves, plan.idle)
 
+    @counted
     def update_connector_output(self, connector_output: Any) -> None:
         self._the_scheduler.loaded(connector_output.finished_recving or set())
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished_all_groups(request, (block_ids,))
 
+    @counted
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         self._the_scheduler.finished(request, block_ids)
         return False, None
+
+    def reset_cache(self) -> bool:
+        """Nothing tells whether the weights stay the same: no more is loaded or saved until the engine starts anew."""
+        logger.warning("kvstore: vLLM's caches were reset; until its next start nothing is loaded or saved")
+        self._the_scheduler.stop()
+        return True
 
     # Both
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,20 @@ from kvstore.errors import InvalidArgument
 from kvstore.spec import CANONICAL_AXES, OPAQUE, KVGroup, KVSpec
 
 DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("cpu", "cuda")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 ATTENTION = frozenset({"FullAttentionSpec", "SlidingWindowSpec"})
 SAMPLES, SAMPLE_BYTES = 64, 4096
 _IGNORED = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"})
 
 
-def spec_of(config: Any, cache: Any, options: Options, orders: Sequence[Order] | None = None) -> KVSpec:
+def spec_of(config: Any, cache: Any, options: Options, *, canonical: bool = False) -> KVSpec:
     """What the bytes of a vLLM engine's KV mean as they are stored.
 
-    `config` is the `VllmConfig`, `cache` the `KVCacheConfig`; groups are vLLM's. With `orders` (of `orders_of`) parts
-    are canonical, whatever the engine's block size and instruction set; without them they are blocks as they lie, and
-    the revision names all that decides how. It always names the engine and the weights, by a digest of the
-    configuration and of samples of their files; engines of another model, dtype or TP size find nothing.
+    `config` is the `VllmConfig`, `cache` the `KVCacheConfig`; groups are vLLM's. `canonical` parts mean the same
+    whatever the engine's block size, device and instruction set; others are blocks as they lie, and the revision names
+    all that decides how. It always names the engine and the weights, by a digest of the configuration and of samples of their
+    files; engines of another model, dtype or tensor-parallel size find nothing.
 
     Raises `InvalidArgument` with the reason for what would not come back right.
     """
@@ -42,7 +42,7 @@ def spec_of(config: Any, cache: Any, options: Options, orders: Sequence[Order] |
     tp = int(parallel.tensor_parallel_size)
     groups = tuple(_group(group, tp) for group in cache.kv_cache_groups)
     names = [options.revision, f"config:{_config_digest(model)}", f"weights:{_weights(config, options)}", _engine()]
-    names += [f"layout:{_layout(config, cache, block)}"] if orders is None else []
+    names += [f"layout:{_layout(config, cache, block)}"] if not canonical else []
     return KVSpec(
         model=Path(str(model.model)).name,
         revision=" ".join(filter(None, names)),
@@ -51,23 +51,28 @@ def spec_of(config: Any, cache: Any, options: Options, orders: Sequence[Order] |
         rope=_rope(model),
         chunk_tokens=max(1, options.chunk_tokens // block) * block,
         tp_size=tp,
-        layout=OPAQUE if orders is None else CANONICAL_AXES,
+        layout=CANONICAL_AXES if canonical else OPAQUE,
     )
 
 
 def orders_of(config: Any, cache: Any) -> list[Order] | None:
-    """How each KV group's blocks lie, or None, with a line in the log, where that cannot be told.
+    """How each KV group's blocks lie in a CPU engine's memory; None, with a line in the log, where that cannot be told.
 
-    Every process of an engine comes to the same answer.
+    Every process of an engine comes to the same answer. In device memory vLLM's views say it themselves.
     """
     kinds = {type(group.kv_cache_spec).__name__ for group in cache.kv_cache_groups}
-    if not kinds <= ATTENTION or config.device_config.device_type != "cpu":
+    if on_device(config) or not kinds <= ATTENTION:
         return None
     try:
         return [cpu_order(group.kv_cache_spec, config.cache_config.cache_dtype) for group in cache.kv_cache_groups]
     except InvalidArgument as error:
         logger.warning("kvstore: blocks are stored as they lie, and byte codecs alone apply to them: %s", error)
         return None
+
+
+def on_device(config: Any) -> bool:
+    """Whether KV lies in a GPU's memory."""
+    return str(config.device_config.device_type) == "cuda"
 
 
 def block_tokens(cache: Any) -> int:
@@ -80,9 +85,14 @@ def block_tokens(cache: Any) -> int:
 
 def _refuse(config: Any, cache: Any, options: Options) -> None:
     """Raise `InvalidArgument` for engines that this connector would not serve right."""
+    import torch
+
     parallel, speculative = config.parallel_config, config.speculative_config
     if parallel.pipeline_parallel_size > 1:
         raise InvalidArgument("pipeline parallelism is not supported: the scheduler knows one stage's layers only")
+    device = str(config.device_config.device_type)
+    if device not in DEVICES or (device == "cuda" and torch.version.hip):
+        raise InvalidArgument(f"KV on {device} is not supported: how its blocks lie is not known; CPU and CUDA are")
     for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         if getattr(parallel, name, 1) > 1:
             raise InvalidArgument(f"{name} above 1 is not supported: blocks are interleaved over ranks")

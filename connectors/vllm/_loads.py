@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,7 @@ class Outcome:
 class _Running:
     job: LoadJob
     left: int
+    after: Any
     began: float = field(default_factory=time.monotonic)
     nbytes: int = 0
     failed_at: int | None = None
@@ -64,7 +66,7 @@ class Loads:
     def start(self, job: LoadJob) -> None:
         """Begin a load."""
         pieces = [(ref, group) for ref in job.refs for group in range(len(self._spec.groups))]
-        running = _Running(job, len(pieces))
+        running = _Running(job, len(pieces), self._blocks.fence())
         with self._changed:
             self._running += 1
             if not pieces:
@@ -73,11 +75,15 @@ class Loads:
         for ref, group in pieces:
             self._pool.submit(self._piece, running, ref, group)
 
-    def take(self, wait_s: float) -> list[Outcome]:
-        """Outcomes since the last call. If there are none but loads run, wait a little for one."""
+    def wait(self, at_most_s: float) -> None:
+        """While loads run and none has ended, wait for one."""
         with self._changed:
-            if wait_s > 0 and self._running and not self._done:
-                self._changed.wait(wait_s)
+            if self._running and not self._done:
+                self._changed.wait(at_most_s)
+
+    def take(self) -> list[Outcome]:
+        """Outcomes since the last call."""
+        with self._changed:
             done, self._done = self._done, []
             return done
 
@@ -112,7 +118,7 @@ class Loads:
             if running.gone:
                 raise Unavailable("the store was not to be reached a moment ago")
             if running.failed_at is None or ref.position < running.failed_at:
-                nbytes = self._load(running.job, ref, group)
+                nbytes = self._load(running, ref, group)
         except Exception as error:  # noqa: BLE001 - a load that ends without an outcome would hang its request
             failure = error
         with self._changed:
@@ -132,8 +138,9 @@ class Loads:
         self._done.append(Outcome(running.job, running.nbytes, seconds, running.failed_at, running.reason))
         self._changed.notify_all()
 
-    def _load(self, job: LoadJob, ref: ChunkRef, group: int) -> int:
+    def _load(self, running: _Running, ref: ChunkRef, group: int) -> int:
         """Copy what a KV group needs of a chunk; how many bytes were read."""
+        job, after = running.job, running.after
         size = self._blocks.block_tokens
         needed = self._spec.groups[group].first_needed(job.end) // size * size
         first, end = max(job.start, ref.position, needed), min(job.end, ref.end)
@@ -144,7 +151,7 @@ class Loads:
             raise InvalidArgument(f"no blocks for tokens {first} to {end} of KV group {group}")
         at = (first - ref.position) // size
         fidelity = Fidelity.EXACT if ref.end <= job.exact else Fidelity.LOSSY
-        return self._copy(ref, group, fidelity, lambda source: self._blocks.write(group, source, at, table))
+        return self._copy(ref, group, fidelity, lambda source: self._blocks.write(group, source, at, table, after))
 
     def _copy(self, ref: ChunkRef, group: int, fidelity: Fidelity, use: Callable[[Bytes], None]) -> int:
         rank = 0 if self._spec.groups[group].latent_dim else self._rank

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from kvstore.client import Client
@@ -67,13 +68,14 @@ class Saves:
             return
         began = time.monotonic()
         buffer = self._client.buffer(nbytes)
-        self._blocks.read(group, table, buffer)
+        finish = self._blocks.read(group, table, buffer)
         self._counts.add(stage_s=time.monotonic() - began)
-        self._pool.submit(self._put, job.ref, part, buffer, gone * self._blocks.block_tokens)
+        self._pool.submit(self._put, job.ref, part, buffer, gone * self._blocks.block_tokens, finish)
 
-    def _put(self, ref: ChunkRef, part: Part, buffer: Bytes, valid: int) -> None:
+    def _put(self, ref: ChunkRef, part: Part, buffer: Bytes, valid: int, finish: Callable[[], None]) -> None:
         nbytes = buffer.nbytes
         try:
+            finish()
             if time.monotonic() < self._down_until:
                 self._counts.add(saves_dropped=1)
             elif self._client.put(self._spec, ref, buffer, part=part, first_valid=valid):

@@ -63,7 +63,8 @@ class Scheduler:
 
     def arrived(self, request: Any) -> None:
         """Begin the look-up while the request waits in the queue."""
-        self._ask(self._track(request))
+        if self._loads or self._saves:
+            self._ask(self._track(request))
 
     def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
         """See `get_num_new_matched_tokens`. Without side effects but for a look-up that has not begun yet."""
@@ -130,6 +131,13 @@ class Scheduler:
             for ref in self._due(tracked, end, whole_only=False):
                 self._plan.final_saves.append(self._job(tracked, ref, blocks))
         self._release(tracked)
+
+    def stop(self) -> None:
+        """Neither load nor save from now on. What was to be copied out of blocks may no longer be in them."""
+        self._loads = self._saves = False
+        self._plan.final_saves.clear()
+        for tracked in self._tracked.values():
+            self._release(tracked)
 
     def close(self) -> None:
         """Give every lease back and stop."""

@@ -25,6 +25,7 @@ COUNTERS = {
     "saves_failed": "parts that could not be stored",
     "saves_tainted": "requests of which something was not stored because it was computed after lossy copies",
     "saves_outside": "parts that had left their sliding window",
+    "hooks_s": "seconds of the engine's threads spent in the connector, waits in steps without work left out",
     "stage_s": "seconds of the engine's thread spent on copies for saves",
 }
 

@@ -62,7 +62,12 @@ class Worker:
             for job in plan.saves:
                 self._saves.stage(job)
 
-    def results(self, plan: Plan) -> tuple[set[str], set[str]]:
+    def rest(self) -> None:
+        """In a step without work, wait a little for a load: it would spin, and take the interpreter from the loads."""
+        if self._loads is not None:
+            self._loads.wait(self._options.lookup_wait_ms / 1e3)
+
+    def results(self) -> tuple[set[str], set[str]]:
         """Requests whose loads are over, and those of them that vLLM has to start anew.
 
         With one KV group the blocks that did not come are told instead, so that those before them are kept.
@@ -71,8 +76,7 @@ class Worker:
         failed: set[str] = set()
         if self._loads is None:
             return done, failed
-        # A step without work would otherwise spin, and take the interpreter from the threads that load.
-        for outcome in self._loads.take(self._options.lookup_wait_ms / 1e3 if plan.idle else 0.0):
+        for outcome in self._loads.take():
             done.add(outcome.job.request)
             self.counts.add(loads=1, loaded_bytes=outcome.nbytes, load_s=outcome.seconds)
             if outcome.failed_at is None:

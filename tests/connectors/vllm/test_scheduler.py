@@ -119,6 +119,27 @@ def test_what_is_saved(client):
     side.close()
 
 
+def test_after_a_reset_nothing_is_loaded_or_saved(client):
+    store(client, 256)
+    side, before = scheduler(client), request(200, name="before")
+    before.all_token_ids[:] = range(9001, 9201)
+    assert matched(side, before) == (0, False)
+    side.allocated(before, (), 0)
+    before.num_computed_tokens = 200
+    side.finished(before, ([*range(1, 20)],))
+    side.stop()
+    # Its blocks may hold something else by now: the weights are new, or the memory was given back.
+    assert side.plan(step()).final_saves == []
+    asked = request(300)
+    side.arrived(asked)
+    assert matched(side, asked) == (0, False)
+    side.allocated(asked, (), 0)
+    assert side.plan(step((asked, 0, 300))).saves == []
+    side.finished(asked, ([*range(1, 20)],))
+    assert side.plan(step()).final_saves == []
+    side.close()
+
+
 def test_nothing_is_saved_of_a_request_that_ends_while_it_is_loaded(client):
     store(client, 256)
     side, asked = scheduler(client), request(300)
