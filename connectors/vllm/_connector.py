@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
@@ -25,27 +25,25 @@ from kvstore.connectors.vllm._warn import logger
 from kvstore.connectors.vllm._worker import Worker
 from kvstore.spec import OPAQUE
 
-P = ParamSpec("P")
-R = TypeVar("R")
-Hook = Callable[Concatenate["KVStoreConnector", P], R]
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 
 class Step(Plan, KVConnectorMetadata):
     """A plan, as vLLM carries it."""
 
 
-def counted(hook: Hook[P, R]) -> Hook[P, R]:
+def counted(hook: Hook) -> Hook:
     """Add what a hook takes of the engine's thread to the statistics."""
 
     @wraps(hook)
-    def timed(self: KVStoreConnector, *args: P.args, **kwargs: P.kwargs) -> R:
+    def timed(self: KVStoreConnector, *args: Any, **kwargs: Any) -> Any:
         began = time.perf_counter()
         try:
             return hook(self, *args, **kwargs)
         finally:
             self._spent_s += time.perf_counter() - began
 
-    return timed
+    return cast(Hook, timed)
 
 
 class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):

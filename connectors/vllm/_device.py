@@ -54,7 +54,7 @@ class DeviceLayers:
         if gone:
             gathered[:, gone] = 0
         # [layer, block, head, token, plane, dim] to [layer, plane, block, token, head, dim]
-        split = gathered.unflatten(-1, (self._planes, self._dim))
+        split = gathered.view(*gathered.shape[:-1], self._planes, self._dim)
         ordered = split.permute(0, 4, 1, 3, 2, 5).contiguous()
         ready = self.fence()
 
@@ -89,7 +89,8 @@ class DeviceLayers:
         flat = flat.view(self._layers[0].dtype)
         planes = flat.reshape(len(self._layers), self._planes, -1, self._heads, self._dim)
         whole = planes.shape[2] // self._tokens
-        return planes[:, :, : whole * self._tokens].unflatten(2, (whole, self._tokens))
+        shape = (*planes.shape[:2], whole, self._tokens, *planes.shape[3:])
+        return planes[:, :, : whole * self._tokens].view(shape)
 
     def _stream(self, after: Any) -> Any:
         """This thread's stream, behind an event."""
@@ -107,7 +108,7 @@ class _Stream:
         if self._device.type != "cuda":
             return None
         if not hasattr(self._streams, "own"):
-            self._streams.own = torch.cuda.Stream(self._device)
+            self._streams.own = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream = self._streams.own
         if self._after is not None:
             stream.wait_event(self._after)

@@ -27,8 +27,8 @@ def spec_of(config: Any, cache: Any, options: Options, *, canonical: bool = Fals
 
     `config` is the `VllmConfig`, `cache` the `KVCacheConfig`; groups are vLLM's. `canonical` parts mean the same
     whatever the engine's block size, device and instruction set; others are blocks as they lie, and the revision names
-    all that decides how. It always names the engine and the weights, by a digest of the configuration and of samples of their
-    files; engines of another model, dtype or tensor-parallel size find nothing.
+    all that decides how. It always names the engine and the weights, by a digest of the configuration and of samples
+    of their files; engines of another model, dtype or tensor-parallel size find nothing.
 
     Raises `InvalidArgument` with the reason for what would not come back right.
     """

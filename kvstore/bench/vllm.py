@@ -1,4 +1,4 @@
-"""Time to first token of a real vLLM: cold, warm from a server's memory in a fresh engine, and from its own cache.
+"""Time to first token of a real vLLM: cold, warm from a server's memory or disk in a fresh engine, from its own cache.
 
     python -m kvstore.bench.vllm [--peers] [--tokens 2048] [--rounds 5] [--dtype bfloat16] [--block-size 32] [--json]
 
@@ -27,6 +27,7 @@ from typing import Any
 
 from kvstore.bench.engines import Engine
 from kvstore.bench.vllm_cases import CASES, PEERS, Case
+from kvstore.bench.vllm_cases import prompt as fresh
 from kvstore.demo.models import SMOLLM2, convert
 
 SETTLE_S = 2.0  # for saves in the background, before the engine that made them ends
@@ -65,7 +66,7 @@ def measure(
     folder: Path, cases: Mapping[str, Case], tokens: int, rounds: int, options: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """One row per case: medians of `rounds` interleaved measurements."""
-    model, prompts = convert(SMOLLM2), [_prompt(tokens, seed) for seed in range(rounds)]
+    model, prompts = convert(SMOLLM2), [fresh(tokens, seed) for seed in range(rounds)]
     with contextlib.ExitStack() as stack:
         warm: dict[str, Engine] = {}
         reference: list[list[int]] = []
@@ -74,20 +75,22 @@ def measure(
                 _tell(name, f"left out: {reason}")
                 continue
             (folder / name).mkdir()
-            transfer = stack.enter_context(case.serve(folder / name))
-
-            _tell(name, "filling")
             given = {**options, **case.engine}
-            if case.shared:
-                # All in one process: it starts faster, and nobody measures it.
-                log, env = folder / f"{name}-filling.log", {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-                filling = Engine(model, transfer, log, env, distributed_executor_backend="uni", **given)
-                with contextlib.closing(filling):
-                    reference = _fill(filling, prompts, reference)
+            with contextlib.ExitStack() as before:
+                transfer = (before if case.restarted else stack).enter_context(case.serve(folder / name))
+                if case.shared:
+                    _tell(name, "filling")
+                    # All in one process: it starts faster, and nobody measures it.
+                    log, env = folder / f"{name}-filling.log", {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+                    filling = Engine(model, transfer, log, env, distributed_executor_backend="uni", **given)
+                    with contextlib.closing(filling):
+                        reference = _fill(filling, prompts, reference)
+            if case.restarted:
+                transfer = stack.enter_context(case.serve(folder / name))
             _tell(name, "starting")
             engine = Engine(model, transfer, folder / f"{name}.log", {}, **given)
             warm[name] = stack.enter_context(contextlib.closing(engine))
-            engine.ask(_prompt(256, -1))  # the first forward of an engine is like no other
+            engine.ask(fresh(256, -1))  # the first forward of an engine is like no other
             if not case.shared:
                 _fill(engine, prompts, reference)
         _tell("all", "measuring")
@@ -102,7 +105,7 @@ def _fill(engine: Engine, prompts: list[list[int]], reference: list[list[int]]) 
     """Compute and save the prompts. What the first engine answers to each is the reference for all."""
     answers = [engine.ask(prompt)["answers"][0]["ids"] for prompt in prompts]
     time.sleep(SETTLE_S)
-    engine.ask(_prompt(64, -2))
+    engine.ask(fresh(64, -2))
     return reference or answers
 
 
@@ -111,7 +114,7 @@ def _rounds(warm: dict[str, Engine], prompts: list[list[int]], reference: list[l
     for n, prompt in enumerate(prompts):
         for name, engine in warm.items():
             taken[name].append(engine.ask(prompt)["answers"][0])
-        taken["cold"].append(warm[COLD].ask(_prompt(len(prompt), len(prompts) + n))["answers"][0])
+        taken["cold"].append(warm[COLD].ask(fresh(len(prompt), len(prompts) + n))["answers"][0])
     cold_s = median(each["ttft_s"] for each in taken["cold"])
     rows = []
     for name, answers in taken.items():
@@ -129,11 +132,6 @@ def _rounds(warm: dict[str, Engine], prompts: list[list[int]], reference: list[l
             }
         )
     return rows
-
-
-def _prompt(tokens: int, seed: int) -> list[int]:
-    """Token ids that no other seed begins with."""
-    return [1000 + seed, *((n * 7919 + seed * 104729) % 40000 + 100 for n in range(1, tokens))]
 
 
 if __name__ == "__main__":

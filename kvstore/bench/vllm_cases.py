@@ -30,18 +30,20 @@ class Case:
     """One way. `serve` runs what it needs beside the engine and gives the engine's `kv_transfer_config`.
 
     A `shared` case is filled by one engine and measured in another, a fresh one; one that is not is filled by itself.
+    A `restarted` one has what runs beside the engine end after the filling and start anew in the same folder.
     """
 
     serve: Callable[[Path], contextlib.AbstractContextManager[Transfer | None]]
     shared: bool = True
+    restarted: bool = False
     engine: Mapping[str, Any] = field(default_factory=dict)
     missing: Callable[[], str] = str  # why it cannot run here; empty if it can
 
 
 @contextlib.contextmanager
-def kvstore_server() -> Iterator[str]:
+def kvstore_server(*more: str) -> Iterator[str]:
     """`kvstore serve` with 2 GiB of DRAM; its address."""
-    command = [sys.executable, "-m", "kvstore", "serve", "--json", "--listen", "127.0.0.1:0", "--dram", "2GiB"]
+    command = [sys.executable, "-m", "kvstore", "serve", "--json", "--listen", "127.0.0.1:0", "--dram", "2GiB", *more]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -50,15 +52,33 @@ def kvstore_server() -> Iterator[str]:
             process.terminate()
 
 
+def direct(address: str, **options: Any) -> Transfer:
+    """`KVStoreConnector` with a server."""
+    return {
+        "kv_connector": "KVStoreConnector",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {"server": address, **options},
+    }
+
+
+def prompt(tokens: int, seed: int) -> list[int]:
+    """Token ids that no other seed begins with."""
+    return [1000 + seed, *((n * 7919 + seed * 104729) % 40000 + 100 for n in range(1, tokens))]
+
+
 @contextlib.contextmanager
 def _direct(folder: Path) -> Iterator[Transfer]:
     with kvstore_server() as address:
-        yield {
-            "kv_connector": "KVStoreConnector",
-            "kv_role": "kv_both",
-            "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"server": address},
-        }
+        yield direct(address)
+
+
+@contextlib.contextmanager
+def _nvme(folder: Path) -> Iterator[Transfer]:
+    """Filled through one server process and read through another, whose memory is empty."""
+    disk = ["--nvme", str(folder / "nvme"), "--nvme-capacity", "4GiB"]
+    with kvstore_server(*disk) as address:
+        yield direct(address)
 
 
 @contextlib.contextmanager
@@ -138,7 +158,7 @@ def _wait_for(port: int) -> None:
 
 
 OWN = Case(_nothing, shared=False, engine={"enable_prefix_caching": True})
-CASES = {"dram": Case(_direct), "own": OWN}
+CASES = {"dram": Case(_direct), "nvme": Case(_nvme, restarted=True), "own": OWN}
 PEERS = {
     "dram": Case(_direct),
     "tier": Case(_tier),

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,8 @@ class _Driver:
         file = asked.get("logprobs")
         sampling = self._sampling(temperature=0, max_tokens=asked.get("max_tokens", 16), ignore_eos=True)
         began = time.perf_counter()
-        with _logits() if file else nullcontext([]) as logits:
+        watching: AbstractContextManager[list[Any]] = _logits() if file else nullcontext([])
+        with watching as logits:
             outputs = self._llm.generate(
                 prompts, sampling, use_tqdm=False, lora_request=adapters if any(adapters) else None
             )

@@ -73,6 +73,28 @@ def deepseek(folder: Path, seed: int = 0) -> Path:
     return _write(folder, DeepseekV2ForCausalLM, config, seed)
 
 
+def adapter(folder: Path, seed: int) -> Path:
+    """A LoRA adapter of the tiny Llama, in the files that PEFT writes."""
+    import json
+
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    random = torch.Generator().manual_seed(seed)
+    targets = {"q_proj": 256, "v_proj": 128}
+    tensors = {}
+    for layer in range(4):
+        for name, out in targets.items():
+            stem = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            tensors[f"{stem}.lora_A.weight"] = torch.randn(8, 256, generator=random) / 4
+            tensors[f"{stem}.lora_B.weight"] = torch.randn(out, 8, generator=random) / 4
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": list(targets), "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
 def _write(folder: Path, kind: Any, config: Any, seed: int) -> Path:
     import torch
 

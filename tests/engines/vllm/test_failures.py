@@ -97,3 +97,43 @@ def test_a_server_that_is_gone_or_stands_still(start, server, llama, number):
         server.stop()
         server.start()
         engine.ask_until_cached(ask)
+
+
+def test_bytes_that_have_changed_on_disk(start, server, llama, tmp_path):
+    ask = prompt(1000)
+    first = start(llama, transfer(server.address))
+    cold = first.ask(ask)["answers"][0]
+    first.close()
+    server.stop()
+    # In every fourth KiB of what the disk holds a few bytes change: some chunks are damaged, others stay whole.
+    changed = 0
+    for path in sorted((tmp_path / "store").rglob("*")):
+        if path.is_file() and path.stat().st_size > 1 << 20:
+            with path.open("r+b") as file:
+                for at in range(700 << 10, path.stat().st_size, 1100 << 10):
+                    file.seek(at)
+                    file.write(b"damage")
+                    changed += 1
+    assert changed
+    server.start()
+    second = start(llama, transfer(server.address))
+    warm = second.ask(ask)
+    assert warm["answers"][0]["ids"] == cold["ids"]
+    # What was bad has been put again.
+    again = second.ask_until_cached(ask)["answers"][0]
+    assert again["ids"] == cold["ids"]
+    assert second.log.read_text(errors="replace").count("kvstore loads:") <= 1
+
+
+def test_a_deadline_that_passes_is_a_miss(start, llama):
+    """A server that takes connections and never answers: look-ups end by their own limit, saves by theirs."""
+    ask = prompt(600)
+    plain = start(llama).ask(ask)["answers"][0]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"bulk://127.0.0.1:{silent.getsockname()[1]}"
+        engine = start(llama, transfer(address, lookup_timeout_s=0.3, timeout_s=0.5, retry_s=30.0))
+        told = engine.ask(ask)
+        assert (told["answers"][0]["ids"], told["answers"][0]["cached"]) == (plain["ids"], 0)
+        assert engine.ask(prompt(300, seed=3))["answers"][0]["cached"] == 0
+        assert engine.log.read_text(errors="replace").count("kvstore look-ups:") == 1
+        engine.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from . import models
 from .harness import prompt, transfer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -81,3 +82,56 @@ def test_the_other_ways_to_name_it(start, server, llama, way):
     cold = engine.ask(prompt(300))["answers"][0]
     warm = engine.ask_until_cached(prompt(300))["answers"][0]
     assert (warm["ids"], warm["cached"]) == (cold["ids"], 288)
+
+
+def test_other_weights_are_a_miss(start, server, llama, tmp_path):
+    ask = prompt(600)
+    first = start(llama, transfer(server.address))
+    first.ask(ask)
+    first.close()
+    other = models.llama(tmp_path / llama.name, seed=1)  # the same name, shape and configuration
+    plain = start(other).ask(ask)["answers"][0]
+    told = start(other, transfer(server.address)).ask(ask)["answers"][0]
+    assert (told["ids"], told["cached"]) == (plain["ids"], 0)
+
+
+def test_adapters_are_kept_apart_by_what_is_in_their_files(start, server, llama, tmp_path):
+    ask = prompt(600)
+    one, two = models.adapter(tmp_path / "one", 1), models.adapter(tmp_path / "two", 2)
+    lora = {"enable_lora": True, "max_loras": 2, "max_lora_rank": 8}
+    plain = start(llama, **lora)
+    expected = {path: plain.ask(ask, lora=str(path))["answers"][0]["ids"] for path in ("", one, two)}
+    assert len({tuple(ids) for ids in expected.values()}) == 3
+    plain.close()
+    first = start(llama, transfer(server.address), **lora)
+    for path, ids in expected.items():
+        cold = first.ask(ask, lora=str(path))["answers"][0]
+        assert (cold["ids"], cold["cached"]) == (ids, 0)
+    first.close()
+    # Elsewhere, under other names and in another order: what counts is the content.
+    moved = tmp_path / "moved"
+    two.rename(moved)
+    second = start(llama, transfer(server.address), **lora)
+    for path, source in ((moved, two), (one, one), ("", "")):
+        warm = second.ask(ask, lora=str(path))["answers"][0]
+        assert (warm["ids"], warm["cached"]) == (expected[source], 576)
+    # An adapter that changes under a running engine has no name any more.
+    models.adapter(moved, 3)
+    assert second.ask(ask, lora=str(moved))["answers"][0]["cached"] == 0
+
+
+def test_beside_another_connector(start, server, llama, tmp_path):
+    """Inside MultiConnector with vLLM's own example: the first that has a prefix loads it, both save."""
+    folder = {"shared_storage_path": str(tmp_path / "example")}
+    example = {"kv_connector": "ExampleConnector", "kv_role": "kv_both", "kv_connector_extra_config": folder}
+    ours = {key: value for key, value in transfer(server.address).items() if key != "kv_load_failure_policy"}
+    ask = prompt(600)
+    plain = start(llama).ask(ask)["answers"][0]
+    for connectors in ([ours, example], [example, ours]):
+        given = {"kv_connector": "MultiConnector", "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
+                 "kv_connector_extra_config": {"connectors": connectors}}  # fmt: skip
+        engine = start(llama, given)
+        assert engine.ask(ask)["answers"][0]["ids"] == plain["ids"]
+        warm = engine.ask_until_cached(ask)["answers"][0]
+        assert (warm["ids"], warm["cached"] >= 576) == (plain["ids"], True)
+        engine.close()
