@@ -2,10 +2,10 @@
 
     python -m kvstore.bench.vllm_misses [--tokens 2048] [--pairs 20] [--dtype bfloat16] [--json]
 
-Needs an environment with vLLM (`make test-vllm` sets one up). Two engines without prefix caches of their own take turns,
-the first of each pair by turns too; one of them has the connector and saves what it computes. Two answers: what the
-connector's hooks took of the engine's threads, summed, as a share of the time to first token; and the ratio of the two
-times to first token, the geometric mean over pairs with its 95% interval (Student's t over the logarithms).
+Needs an environment with vLLM (`make test-vllm` sets one up). Two engines without prefix caches of their own take
+turns, the first of each pair by turns too; one of them has the connector and saves what it computes. Two answers: what
+the connector's hooks took of the engine's threads, summed, as a share of the time to first token; and the ratio of the
+two times to first token, the geometric mean over pairs with its 95% interval (Student's t over the logarithms).
 """
 
 from __future__ import annotations

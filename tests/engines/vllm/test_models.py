@@ -60,3 +60,26 @@ def test_chunked_prefill_and_preemption(start, server, llama):
     warm = fresh.ask(*asks, max_tokens=120)["answers"]
     assert [each["ids"] for each in warm] == [each["ids"] for each in plain]
     assert all(each["cached"] == 448 for each in warm)
+
+
+@pytest.mark.parametrize("name", ["SMOLLM2", "GEMMA3"])
+def test_real_models_say_the_same(start, server, name):
+    """Cold, with vLLM's own prefix cache, and from the store; Gemma 3 has six KV groups, five of them with windows."""
+    from kvstore.demo import models as packaged
+
+    model = packaged.convert(getattr(packaged, name))
+    from pydoc_data.topics import topics
+    from transformers import AutoTokenizer
+
+    ask = AutoTokenizer.from_pretrained(model)(topics["compound"]).input_ids[:1100]
+    options = {"max_model_len": 2048, "max_num_batched_tokens": 2048}
+    plain = start(model, enable_prefix_caching=True, **options)
+    cold = plain.ask(ask, max_tokens=48)["answers"][0]
+    own = plain.ask(ask, max_tokens=48)["answers"][0]
+    assert (own["ids"], own["cached"]) == (cold["ids"], 1088)
+    plain.close()
+    first = start(model, transfer(server.address), **options)
+    assert first.ask(ask, max_tokens=48)["answers"][0]["ids"] == cold["ids"]
+    first.close()
+    warm = start(model, transfer(server.address), **options).ask(ask, max_tokens=48)["answers"][0]
+    assert (warm["ids"], warm["cached"]) == (cold["ids"], own["cached"])
