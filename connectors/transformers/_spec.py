@@ -32,9 +32,11 @@ def spec_of(model: Any, *, revision: str = "", dtype: torch.dtype | None = None,
     was loaded from, so that a folder may move.
 
     Raises `InvalidArgument` for what a chunk cannot hold: recurrent states, chunked or indexed attention, shared
-    or compressed KV, keys and values of different sizes, encoder-decoder models.
+    or compressed KV, keys and values of different sizes, encoder-decoder models. And for PEFT adapters, unless they
+    are merged: see `check_adapters`.
     """
-    whole = model if isinstance(model, PreTrainedConfig) else model.config
+    if model is not (whole := model if isinstance(model, PreTrainedConfig) else model.config):
+        check_adapters(model)
     if whole is model and not revision:
         raise InvalidArgument("a configuration does not tell whose weights they are: pass the model, or revision=…")
     if whole.is_encoder_decoder:
@@ -62,6 +64,19 @@ def check_single(spec: KVSpec) -> None:
         raise InvalidArgument(f"a DynamicCache holds keys and values in {', '.join(DTYPES)}: use spec_of(model)")
 
 
+def check_adapters(model: Any) -> None:
+    """Raise `InvalidArgument` for a model with PEFT adapters that are not merged into its weights.
+
+    Which of them are active, and how strong, is in no parameter, and may change between two forwards.
+    """
+    found = next((name for name, each in model.named_modules() if _is_peft(each)), None)
+    if found is not None:
+        raise InvalidArgument(
+            f"{found or 'the model'} has a PEFT adapter: its KV depends on which adapters are active. Merge it "
+            "(merge_and_unload), or use load and save with spec_of(config, revision=…) and Extras(lora=…)"
+        )
+
+
 def config_digest(config: Any) -> str:
     """16 hex digits over everything in a configuration that may change a number."""
     fields = {key: value for key, value in config.to_dict().items() if key not in _IGNORED}
@@ -82,6 +97,10 @@ def weights_digest(model: Any) -> str:
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\0".encode())
         digest.update(taken.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _is_peft(module: Any) -> bool:
+    return any(each.__module__.partition(".")[0] == "peft" for each in type(module).__mro__)
 
 
 def _groups(config: Any) -> tuple[KVGroup, ...]:
