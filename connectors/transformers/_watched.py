@@ -151,9 +151,10 @@ def _watch(cache_of: Callable[[], WatchedCache | None]) -> Callable[[Any, Any, A
     """A hook ahead of a model's forward that shows a cache what it is about to be given."""
 
     def before(model: Any, args: Any, kwargs: Any) -> Any:
-        given = _forward.by_name(model, args, kwargs)
-        cache = given.get("past_key_values")
-        return ((), cache._before_forward(model, given)) if cache is not None and cache is cache_of() else None
+        cache, given = cache_of(), _forward.by_name(model, args, kwargs)
+        if given.get("past_key_values") is not cache or cache is None:
+            return None
+        return (), cache._before_forward(model, given)
 
     return before
 
