@@ -12,7 +12,7 @@ from kvstore.client import Client
 from kvstore.connectors.transformers._forward import one_sequence
 from kvstore.connectors.transformers._load import Loaded, check_config, load
 from kvstore.connectors.transformers._save import SaveResult, save
-from kvstore.connectors.transformers._spec import check_adapters, check_single, spec_of
+from kvstore.connectors.transformers._spec import check_adapters, check_single, check_weights, spec_of
 from kvstore.connectors.transformers._watched import WatchedCache
 from kvstore.errors import DeadlineExceeded, KVStoreError, Shed, StorageError, Unavailable
 from kvstore.keys import Extras
@@ -30,9 +30,9 @@ class KVStoreCache(WatchedCache):
 
     The first forward loads the longest stored prefix, and computes the rest, one token at least; `save`, and the end
     of the `with` block, store what is new, generated tokens included. `client` is a `Client`, or the address of a
-    server; that connection then ends with the cache. `spec` is by default `spec_of(model)`, which takes some
-    milliseconds: pass it where many caches are made. `extras` keep apart what ids alone do not. `hit_tokens` is what
-    the last look-up gave.
+    server; that connection then ends with the cache. `spec` is by default `spec_of(model)`; another one must name this
+    model's weights, or none. `extras` keep apart what ids alone do not. `hit_tokens` is what the last
+    look-up gave.
 
     A store that fails costs the hit and one warning; with `strict` it raises. Misuse raises `InvalidArgument`: more
     than one sequence, padding, anything besides token ids that KV depends on, another model's forward.
@@ -49,10 +49,11 @@ class KVStoreCache(WatchedCache):
         strict: bool = False,
     ) -> None:
         super().__init__(model)
-        check_adapters(model)
         self.spec = spec or spec_of(model)
         check_single(self.spec)
         check_config(self.spec, model.config)
+        if spec is not None:
+            self._check_model()
         self._extras, self._ack, self._strict = extras, Ack(ack), strict
         self._saved = 0
         self._warned = False
@@ -90,7 +91,7 @@ class KVStoreCache(WatchedCache):
         if len(self._ids) == self._saved:
             return result
         self.check_whole()
-        check_adapters(self.model)
+        self._check_model()
         ends = [end for end in (*self._prompt_ends, len(self._ids)) if end > self._saved]
         try:
             for end in ends:
@@ -124,7 +125,6 @@ class KVStoreCache(WatchedCache):
 
     def find(self, ids: list[int], most: int) -> None:
         """Load the longest stored prefix of `ids`, of `most` tokens at most."""
-        check_adapters(self.model)
         found = self._load(ids, most)
         if found is not None and found.tokens:
             self._hold(found, ids)
@@ -173,6 +173,10 @@ class KVStoreCache(WatchedCache):
             self._fail("could not read all that a look-up found", found.failures[0])
         self.hit_tokens = found.tokens
         return found
+
+    def _check_model(self) -> None:
+        check_adapters(self.model)
+        check_weights(self.spec, self.model)
 
     def _hold(self, found: Loaded, ids: list[int]) -> None:
         self.take_over(found.cache, ids[: found.tokens])

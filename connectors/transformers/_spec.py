@@ -11,13 +11,15 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from kvstore.errors import InvalidArgument
+from kvstore.errors import InvalidArgument, SpecMismatch
 from kvstore.spec import CANONICAL_AXES, KVGroup, KVSpec
 
 DTYPES = ("float32", "bfloat16", "float16")
 SAMPLES = 1024
 # Says nothing about the numbers that a layer computes, or is in the spec already.
 _IGNORED = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"})
+
+_WEIGHTS = "weights:"  # in a spec's revision, before their digest
 
 
 def spec_of(model: Any, *, revision: str = "", dtype: torch.dtype | None = None, chunk_tokens: int = 256) -> KVSpec:
@@ -45,7 +47,7 @@ def spec_of(model: Any, *, revision: str = "", dtype: torch.dtype | None = None,
     groups = _groups(config)
     names = [revision, "config:" + config_digest(config)]
     if whole is not model:
-        names.append("weights:" + weights_digest(model))
+        names.append(_WEIGHTS + weights_digest(model))
     return KVSpec(
         model=Path(whole.name_or_path).name or str(config.model_type),
         revision=" ".join(filter(None, names)),
@@ -74,6 +76,16 @@ def check_adapters(model: Any) -> None:
         raise InvalidArgument(
             f"{found or 'the model'} has a PEFT adapter: its KV depends on which adapters are active. Merge it "
             "(merge_and_unload), or use load and save with spec_of(config, revision=…) and Extras(lora=…)"
+        )
+
+
+def check_weights(spec: KVSpec, model: Any) -> None:
+    """Raise `SpecMismatch` if the spec names other weights than the model has (now)."""
+    named = [each for each in spec.revision.split() if each.startswith(_WEIGHTS)]
+    if named and named != [found := _WEIGHTS + weights_digest(model)]:
+        raise SpecMismatch(
+            f"the spec names {named[0]}, the model has {found}: the spec is another model's, or the weights were changed "
+            "after it was made. Make it, and the cache, anew"
         )
 
 

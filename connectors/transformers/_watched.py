@@ -15,6 +15,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from kvstore.connectors.transformers import _forward
+from kvstore.connectors.transformers._spec import check_adapters
 from kvstore.connectors.transformers._windows import RecordedWindow
 from kvstore.errors import InvalidArgument
 
@@ -125,6 +126,8 @@ class WatchedCache(DynamicCache):  # type: ignore[misc]  # transformers is untyp
         self.check_whole()
         held = len(self._ids)
         ids, start = _forward.read_ids(model, given, held)
+        if len(ids) > 1:
+            check_adapters(model)
         needed = _forward.tokens_needed(model, given)
         if not held and needed:
             self.find(ids, len(ids) - needed)

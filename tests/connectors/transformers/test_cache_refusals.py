@@ -142,10 +142,23 @@ def test_models_that_cannot_be_watched_or_named(open_store, model, tiny):
         KVStoreCache(open_store(), torch.nn.Linear(2, 2))
     with pytest.raises(SpecMismatch, match="windows"):
         KVStoreCache(open_store(), model, spec=spec_of(tiny.gemma()))
+    with pytest.raises(SpecMismatch, match="another model's"):
+        KVStoreCache(open_store(), model, spec=spec_of(tiny.llama(seed=1)))
     spread = tiny.llama()
     spread.lm_head.to("meta")
     with pytest.raises(InvalidArgument, match="cpu, meta"):
         KVStoreCache(open_store(), spread)
+
+
+def test_weights_that_change_under_a_cache(open_store, tiny):
+    model = tiny.llama()
+    cache = KVStoreCache(open_store(), model)
+    model.generate(IDS, past_key_values=cache, **GREEDY)
+    with torch.no_grad():
+        model.model.norm.weight[0] += 1
+    with pytest.raises(SpecMismatch, match="changed"):
+        cache.save()
+    assert nothing_stored(cache)
 
 
 class StandInForLora(torch.nn.Linear):
