@@ -14,7 +14,7 @@ from kvstore.connectors.transformers._load import Loaded, check_config, load
 from kvstore.connectors.transformers._save import SaveResult, save
 from kvstore.connectors.transformers._spec import check_adapters, check_single, check_weights, spec_of
 from kvstore.connectors.transformers._watched import WatchedCache
-from kvstore.errors import DeadlineExceeded, KVStoreError, Shed, StorageError, Unavailable
+from kvstore.errors import DeadlineExceeded, InvalidArgument, KVStoreError, Shed, StorageError, Unavailable
 from kvstore.keys import Extras
 from kvstore.spec import KVSpec
 
@@ -31,8 +31,7 @@ class KVStoreCache(WatchedCache):
     The first forward loads the longest stored prefix, and computes the rest, one token at least; `save`, and the end
     of the `with` block, store what is new, generated tokens included. `client` is a `Client`, or the address of a
     server; that connection then ends with the cache. `spec` is by default `spec_of(model)`; another one must name this
-    model's weights, or none. `extras` keep apart what ids alone do not. `hit_tokens` is what the last
-    look-up gave.
+    model's weights, or none. `extras` keep apart what ids alone do not. `hit_tokens` is what the last look-up gave.
 
     A store that fails costs the hit and one warning; with `strict` it raises. Misuse raises `InvalidArgument`: more
     than one sequence, padding, anything besides token ids that KV depends on, another model's forward.
@@ -59,6 +58,10 @@ class KVStoreCache(WatchedCache):
         self._warned = False
         self.hit_tokens = 0
         self._client, self._owned = (kvstore.connect(client), True) if isinstance(client, str) else (client, False)
+        if not isinstance(self._client, Client):
+            raise InvalidArgument(
+                f"a KVStoreCache is over a client (kvstore.connect or kvstore.open) or an address, not {client!r}"
+            )
 
     def load(self, input_ids: Any) -> int:
         """Hold the longest prefix of `input_ids` (`[1, tokens]`) to be had, at most all but its last token.

@@ -76,10 +76,10 @@ def tokens_needed(model: Any, given: Arguments) -> int:
     """Of how many last tokens the caller wants results; 0 if of all."""
     if any(given.get(name) is not None and given[name] is not False for name in _WHOLE):
         return 0
-    if model.config.output_hidden_states or getattr(model.config, "output_attentions", False):
+    if any(getattr(model.config, name, False) for name in ("output_hidden_states", "output_attentions")):
         return 0
     kept = given.get("logits_to_keep")
-    return kept if isinstance(kept, int) else 0
+    return max(0, kept) if isinstance(kept, int) else 0
 
 
 def shorten(given: Arguments, skipped: int) -> Arguments:

@@ -84,8 +84,8 @@ def check_weights(spec: KVSpec, model: Any) -> None:
     named = [each for each in spec.revision.split() if each.startswith(_WEIGHTS)]
     if named and named != [found := _WEIGHTS + weights_digest(model)]:
         raise SpecMismatch(
-            f"the spec names {named[0]}, the model has {found}: the spec is another model's, or the weights were changed "
-            "after it was made. Make it, and the cache, anew"
+            f"the spec names {named[0]}, the model has {found}: the spec is another model's, or the weights were "
+            "changed after it was made. Make it, and the cache, anew"
         )
 
 

@@ -144,6 +144,8 @@ def test_models_that_cannot_be_watched_or_named(open_store, model, tiny):
         KVStoreCache(open_store(), model, spec=spec_of(tiny.gemma()))
     with pytest.raises(SpecMismatch, match="another model's"):
         KVStoreCache(open_store(), model, spec=spec_of(tiny.llama(seed=1)))
+    with pytest.raises(InvalidArgument, match="not None"):
+        KVStoreCache(None, model)
     spread = tiny.llama()
     spread.lm_head.to("meta")
     with pytest.raises(InvalidArgument, match="cpu, meta"):
