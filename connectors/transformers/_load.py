@@ -74,7 +74,7 @@ def load(
     A chunk that is gone or damaged shortens the prefix and is told, it never becomes wrong KV.
     """
     check_single(spec)
-    _check_config(spec, config)
+    check_config(spec, config)
     chain = client.chain(spec, tokens, extras)
     limit = len(chain.ids) - 1 if max_tokens is None else min(max_tokens, len(chain.ids) - 1)
     failures: list[KVStoreError] = []
@@ -211,7 +211,7 @@ def _cache(spec: KVSpec, config: Any, states: Sequence[torch.Tensor], tokens: in
     return cache
 
 
-def _check_config(spec: KVSpec, config: Any) -> None:
+def check_config(spec: KVSpec, config: Any) -> None:
     """Raise `SpecMismatch` unless the configuration's cache has the layers and windows that the spec says."""
     layers = DynamicCache(config=config).layers
     windows = {n: int(getattr(layer, "sliding_window", 0) or 0) for n, layer in enumerate(layers)}

@@ -31,6 +31,16 @@ class SaveResult:
     outside: int = 0
     shed: int = 0
 
+    def __add__(self, other: SaveResult) -> SaveResult:
+        """What both did."""
+        return SaveResult(
+            self.stored + other.stored,
+            self.nbytes + other.nbytes,
+            self.present + other.present,
+            self.outside + other.outside,
+            self.shed + other.shed,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class _Piece:

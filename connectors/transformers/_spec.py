@@ -11,13 +11,15 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from kvstore.errors import InvalidArgument
+from kvstore.errors import InvalidArgument, SpecMismatch
 from kvstore.spec import CANONICAL_AXES, KVGroup, KVSpec
 
 DTYPES = ("float32", "bfloat16", "float16")
 SAMPLES = 1024
 # Says nothing about the numbers that a layer computes, or is in the spec already.
 _IGNORED = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"})
+
+_WEIGHTS = "weights:"  # in a spec's revision, before their digest
 
 
 def spec_of(model: Any, *, revision: str = "", dtype: torch.dtype | None = None, chunk_tokens: int = 256) -> KVSpec:
@@ -32,9 +34,11 @@ def spec_of(model: Any, *, revision: str = "", dtype: torch.dtype | None = None,
     was loaded from, so that a folder may move.
 
     Raises `InvalidArgument` for what a chunk cannot hold: recurrent states, chunked or indexed attention, shared
-    or compressed KV, keys and values of different sizes, encoder-decoder models.
+    or compressed KV, keys and values of different sizes, encoder-decoder models. And for PEFT adapters, unless they
+    are merged: see `check_adapters`.
     """
-    whole = model if isinstance(model, PreTrainedConfig) else model.config
+    if model is not (whole := model if isinstance(model, PreTrainedConfig) else model.config):
+        check_adapters(model)
     if whole is model and not revision:
         raise InvalidArgument("a configuration does not tell whose weights they are: pass the model, or revision=…")
     if whole.is_encoder_decoder:
@@ -43,7 +47,7 @@ def spec_of(model: Any, *, revision: str = "", dtype: torch.dtype | None = None,
     groups = _groups(config)
     names = [revision, "config:" + config_digest(config)]
     if whole is not model:
-        names.append("weights:" + weights_digest(model))
+        names.append(_WEIGHTS + weights_digest(model))
     return KVSpec(
         model=Path(whole.name_or_path).name or str(config.model_type),
         revision=" ".join(filter(None, names)),
@@ -60,6 +64,29 @@ def check_single(spec: KVSpec) -> None:
         raise InvalidArgument("a DynamicCache holds all heads and layers in one place: use the spec of spec_of(model)")
     if spec.dtype not in DTYPES or any(group.latent_dim for group in spec.groups):
         raise InvalidArgument(f"a DynamicCache holds keys and values in {', '.join(DTYPES)}: use spec_of(model)")
+
+
+def check_adapters(model: Any) -> None:
+    """Raise `InvalidArgument` for a model with PEFT adapters that are not merged into its weights.
+
+    Which of them are active, and how strong, is in no parameter, and may change between two forwards.
+    """
+    found = next((name for name, each in model.named_modules() if _is_peft(each)), None)
+    if found is not None:
+        raise InvalidArgument(
+            f"{found or 'the model'} has a PEFT adapter: its KV depends on which adapters are active. Merge it "
+            "(merge_and_unload), or use load and save with spec_of(config, revision=…) and Extras(lora=…)"
+        )
+
+
+def check_weights(spec: KVSpec, model: Any) -> None:
+    """Raise `SpecMismatch` if the spec names other weights than the model has (now)."""
+    named = [each for each in spec.revision.split() if each.startswith(_WEIGHTS)]
+    if named and named != [found := _WEIGHTS + weights_digest(model)]:
+        raise SpecMismatch(
+            f"the spec names {named[0]}, the model has {found}: the spec is another model's, or the weights were "
+            "changed after it was made. Make it, and the cache, anew"
+        )
 
 
 def config_digest(config: Any) -> str:
@@ -82,6 +109,10 @@ def weights_digest(model: Any) -> str:
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\0".encode())
         digest.update(taken.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _is_peft(module: Any) -> bool:
+    return any(each.__module__.partition(".")[0] == "peft" for each in type(module).__mro__)
 
 
 def _groups(config: Any) -> tuple[KVGroup, ...]:

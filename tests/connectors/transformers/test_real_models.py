@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from kvstore.connectors.transformers import load, save, spec_of
-from kvstore.demo import document, inference, models
+from kvstore.connectors.transformers import KVStoreCache, load, save, spec_of
+from kvstore.demo import document, inference, models, places
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(600)]
 TOKENS, GENERATED = 700, 16
@@ -53,3 +53,34 @@ def test_it_is_what_a_cold_run_says(open_store, model_and_ids):
     assert warm.hit_tokens == TOKENS
     whole = inference.cold(model, ids)
     assert inference.continuation(model, warm, GENERATED) == inference.continuation(model, whole, GENERATED)
+
+
+def generated(model, ids, cache=None):
+    return model.generate(
+        torch.tensor([ids]), past_key_values=cache, max_new_tokens=GENERATED, do_sample=False, eos_token_id=None
+    )[0].tolist()
+
+
+def test_generate_says_the_same_from_a_servers_dram_and_nvme(model_and_ids, tmp_path):
+    model, ids = model_and_ids
+    prompt = ids[:TOKENS]
+    expected = generated(model, prompt)
+    with places.served(tmp_path) as client:
+        for hit in (0, TOKENS - 1):  # cold, from DRAM
+            with KVStoreCache(client, model, ack="persisted") as cache:
+                assert (generated(model, prompt, cache), cache.hit_tokens) == (expected, hit)
+    with places.served(tmp_path) as client:  # restarted: from NVMe
+        with KVStoreCache(client, model) as cache:
+            assert (generated(model, prompt, cache), cache.hit_tokens) == (expected, TOKENS - 1)
+            turn = expected + ids[TOKENS:]
+            more = generated(model, turn)
+            assert generated(model, turn, cache) == more
+        with KVStoreCache(client, model) as cache:
+            assert (generated(model, turn, cache), cache.hit_tokens) == (more, len(turn) - 1)
+        other = prompt[:600] + ids[100:180]  # parts from the prompt inside its third chunk
+        with KVStoreCache(client, model) as cache:
+            assert (generated(model, other, cache), cache.hit_tokens) == (generated(model, other), 512)
+        short = ids[300:350]
+        for hit in (0, 49):
+            with KVStoreCache(client, model) as cache:
+                assert (generated(model, short, cache), cache.hit_tokens) == (generated(model, short), hit)
