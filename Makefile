@@ -138,6 +138,32 @@ test-sglang: $(SGLANG_VENV)/.ready
 bench-sglang: $(SGLANG_VENV)/.ready
 	$(SGLANG_RUN) -m kvstore.bench.sglang
 
+# A real LMCache without a GPU, as `kvstore bench peers` installs it.
+LMCACHE_HOME ?= $(or $(KVSTORE_CACHE),$(HOME)/.cache/kvstore)/lmcache
+LMCACHE_BASE := $(LMCACHE_HOME)/env-1
+LMCACHE_VENV ?= .venv-lmcache
+LMCACHE_RUN := $(LMCACHE_VENV)/bin/python
+
+$(LMCACHE_BASE)/.ready:
+	rm -rf $(LMCACHE_BASE)
+	$(PYTHON) -m venv $(LMCACHE_BASE)
+	$(LMCACHE_BASE)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0+cpu"
+	$(LMCACHE_BASE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--requirement kvstore/bench/peers/requirements-lmcache.txt
+	$(LMCACHE_BASE)/bin/python -m pip install --quiet --disable-pip-version-check lz4 pyarrow pytest pytest-timeout \
+		nanobind scikit-build-core cmake ninja
+	@touch $@
+
+# LMCache wants an older protobuf, which goes on with what the one that we need generates no less than with its own.
+$(LMCACHE_VENV)/.ready: $(LMCACHE_BASE)/.ready pyproject.toml $(NATIVE)
+	$(call overlay,$(LMCACHE_BASE),$(LMCACHE_VENV))
+	PATH=$(LMCACHE_BASE)/bin:$$PATH $(LMCACHE_RUN) -m pip install --quiet --disable-pip-version-check --no-deps \
+		"protobuf>=7.36" grpcio-health-checking grpcio-reflection
+	@touch $@
+
+test-lmcache: $(LMCACHE_VENV)/.ready
+	$(LMCACHE_RUN) -m pytest tests/engines/lmcache
+
 # kvstore beside LMCache, Mooncake, Redis and plain files: installs what can be, runs for some minutes, draws.
 bench-peers: setup
 	$(RUN) -m kvstore.bench.peers.install

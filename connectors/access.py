@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self, TypeVar
 
@@ -17,6 +17,7 @@ import kvstore
 from kvstore.client import Client
 from kvstore.errors import ConfigError, Corrupt, KVStoreError, NotFound, Shed
 from kvstore.nearest import nearest
+from kvstore.spec import KVSpec
 
 MiB = 1 << 20
 T = TypeVar("T")
@@ -24,11 +25,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StoreOptions:
-    """Where the store is, and how long it is waited for. What a connector needs in addition it adds in a subclass.
+    """Where the store is, and how long it is waited for.
 
     `server` is what `kvstore.connect` takes; without it the store opens in this process, from the file `config` or
     with `dram_mib` MiB of memory. `token`, `ca`, `cert`, `key`, `namespace` as for `connect`. `timeout_s` ends any
-    single call; after one that failed the store is left alone for `retry_s`.
+    single call; after one that failed the store is left alone for `retry_s`. `revision` names the weights where the
+    engine does not, or in addition. `hold_s` is how long what was found is kept from eviction, to be loaded.
     """
 
     server: str = ""
@@ -41,6 +43,8 @@ class StoreOptions:
     key: str = ""
     timeout_s: float = 5.0
     retry_s: float = 5.0
+    revision: str = ""
+    hold_s: float = 10.0
 
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str) -> Self:
@@ -56,7 +60,7 @@ class StoreOptions:
             if isinstance(value, int | float) and value < 0:
                 raise ConfigError(f"{where}: {name} must not be negative, it is {value}")
             chosen[name] = value
-        for name in ("timeout_s", "dram_mib"):
+        for name in ("timeout_s", "dram_mib", "hold_s"):
             if not chosen.get(name, 1):
                 raise ConfigError(f"{where}: {name} must be above 0")
         if chosen.get("server") and chosen.get("config"):
@@ -82,6 +86,18 @@ class StoreOptions:
         capacity = self.dram_mib * MiB
         dram = kvstore.DramConfig(capacity=capacity, extent=min(capacity, 1024 * MiB))
         return kvstore.Config(dram=dram, namespaces=(kvstore.NamespaceConfig(self.namespace),))
+
+
+def hold(client: Client, spec: KVSpec, keys: Sequence[bytes], seconds: float) -> bool:
+    """Keep chunks from eviction for a time, and bring them into DRAM; whether all of them are there.
+
+    For engines that tell no positions, which a lease follows. It is the server's own word, too: what is known without
+    asking it may be some seconds old.
+    """
+    if not keys or client.pin(spec, keys, seconds) < len(keys):
+        return False
+    client.prefetch(spec, keys)
+    return True
 
 
 class Breaker:

@@ -15,7 +15,7 @@ from sglang.srt.observability.metrics_collector import StorageMetrics
 
 from kvstore.connectors.access import Breaker
 from kvstore.connectors.sglang._identity import refuse, spec_of
-from kvstore.connectors.sglang._options import Options
+from kvstore.connectors.sglang._options import options_of
 from kvstore.connectors.sglang._pages import Page, Pages
 from kvstore.connectors.sglang._transfers import Transfers
 from kvstore.errors import InvalidArgument
@@ -37,7 +37,7 @@ class KVStoreHiCache(HiCacheStorage):
         Raises `ConfigError` for options that are wrong, and `InvalidArgument` for deployments that are not supported.
         """
         del kwargs  # the factory's, empty in SGLang 0.5
-        self._config, self._options = storage_config, Options.given(storage_config.extra_config)
+        self._config, self._options = storage_config, options_of(storage_config.extra_config)
         refuse(storage_config, self._options)
         self._client = self._options.open()
         self._breaker = Breaker(logger, self._options.retry_s)

@@ -6,7 +6,7 @@ puts them in order, and the store holds the same chunk whatever layout the engin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,8 @@ class Pages:
             cut[self._buffer_axes.index("slot")] = slice(first, first + self.tokens)
         else:
             cut[self._buffer_axes.index("page")] = first // self.tokens
-        return buffer[tuple(cut)].transpose(self._order)
+        page: Page = buffer[tuple(cut)].transpose(self._order)
+        return page
 
     def _sizes(self) -> dict[str, int]:
         pool = self.pool
@@ -97,7 +98,7 @@ class Pages:
         return {"kv": 2, "layer": int(pool.layer_num), "token": self.tokens, "head": heads, "dim": dim}
 
 
-def as_bytes(pages: Sequence[Page]) -> list[Page]:
+def as_bytes(pages: Iterable[Page]) -> list[Page]:
     """Contiguous pages as flat bytes over the same memory."""
     return [page.reshape(-1).view(np.uint8) for page in pages]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from kvstore.client import Client
-from kvstore.connectors.access import Breaker
+from kvstore.connectors.access import Breaker, hold
 from kvstore.connectors.sglang._identity import page_ref
 from kvstore.connectors.sglang._pages import Page, as_bytes
 from kvstore.errors import Corrupt, InvalidArgument, NotFound, Shed, SpecMismatch
@@ -62,22 +62,11 @@ class Transfers:
     def _refs(self, hashes: Sequence[str]) -> list[ChunkRef]:
         return [page_ref(each, self._spec.chunk_tokens) for each in hashes]
 
-    def _present(self, refs: Sequence[ChunkRef]) -> list[bool]:
-        # Over the local channel the answer lies in memory that outlives the server: ask whether that one is there.
-        self._client.describe()
-        return self._client.contains(self._spec, refs, parts=[self._part])
-
     def _leading(self, hashes: Sequence[str]) -> int:
         refs = self._refs(hashes)
-        there = self._present(refs)
-        count = there.index(False) if False in there else len(there)
-        keys = [ref.key for ref in refs[:count]]
-        # A lease follows positions, which SGLang does not tell. What goes before it is pinned is a miss of the load.
-        if keys and self._hold_s:
-            self._client.pin(self._spec, keys, self._hold_s)
-        if keys:
-            self._client.prefetch(self._spec, keys)
-        return count
+        there = self._client.contains(self._spec, refs, parts=[self._part])
+        keys = [ref.key for ref in refs[: there.index(False) if False in there else len(there)]]
+        return len(keys) if hold(self._client, self._spec, keys, self._hold_s) else 0
 
     def _load(self, refs: Sequence[ChunkRef], pages: Sequence[Page]) -> Iterator[int]:
         """Yields the number of each page that has come."""
@@ -108,7 +97,7 @@ class Transfers:
         count = max(1, WINDOW_BYTES // self._nbytes)
         window = np.empty((count, *pages[0].shape), pages[0].dtype)
         for start in range(0, len(refs), count):
-            outs = as_bytes(window[: len(refs) - start])
+            outs = as_bytes(list(window[: len(refs) - start]))
             for n in self._read(refs[start : start + count], outs):
                 np.copyto(pages[start + n], window[n])
                 yield start + n
@@ -123,7 +112,7 @@ class Transfers:
                 raise outcome
 
     def _save(self, refs: Sequence[ChunkRef], pages: Sequence[Page], saved: list[bool]) -> None:
-        there = self._present(refs)
+        there = self._client.contains(self._spec, refs, parts=[self._part])
         buffer = self._client.buffer(self._nbytes)
         for n, (ref, page) in enumerate(zip(refs, pages, strict=True)):
             if not there[n]:

@@ -1,4 +1,4 @@
-"""SGLang's own host pools over device buffers of a token or two, its storage configuration, and its backend factory."""
+"""SGLang's storage configuration and backend factory, and the pages of its host pools."""
 
 from __future__ import annotations
 
@@ -7,44 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sglang.srt.mem_cache.device_pool_info import KVBufferLayout, KVBuffers, MHABufferInfo, MLABufferInfo
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
-from sglang.srt.mem_cache.pool_host.base import host_memory_budget_scope
-from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
 from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost
 from sglang.srt.mem_cache.storage.backend_factory import StorageBackendFactory
 
+from kvstore.bench.sglang_pools import LATENT, ROPE, pool
+
 from ..vllm.harness import Server
 
-PAGE, LAYERS, HEADS, DIM, LATENT, ROPE = 16, 4, 2, 8, 48, 16
-CPU = torch.device("cpu")
-
-
-def pool(kind: str = "mha", layout: str = "layer_first", pages: int = 16, **more: Any) -> Any:
-    """A host pool of SGLang's, with pages of 16 tokens of 4 layers unless said otherwise."""
-    given = {"dtype": torch.bfloat16, "page_size": PAGE, "heads": HEADS, "layers": LAYERS, "dim": DIM, **more}
-    tokens, layers, dtype = pages * given["page_size"], given["layers"], given["dtype"]
-    common: dict[str, Any] = {
-        "host_to_device_ratio": 1.0, "host_size": 0, "page_size": given["page_size"], "layout": layout,
-        "pin_memory": False, "device_capacity_tokens": tokens // 2, "host_token_capacity": tokens,
-        "start_layer": given.get("start_layer", 0), "end_layer": given.get("start_layer", 0) + layers,
-    }  # fmt: skip
-    with host_memory_budget_scope(1 << 32):
-        if kind == "mla":
-            rows = tuple(torch.zeros(1, 1, LATENT + ROPE, dtype=dtype) for _ in range(layers))
-            mla = MLABufferInfo(
-                buffers=rows, data_ptrs=_pointers(rows), layer_indices=tuple(range(layers)), device_layer_num=layers,
-                page_size=given["page_size"], kv_lora_rank=LATENT, qk_rope_head_dim=ROPE, kv_cache_dim=LATENT + ROPE,
-                dtype=dtype, device=CPU,
-            )  # fmt: skip
-            return MLATokenToKVPoolHost(mla, target_layer_num=layers, **common)
-        k, v = (tuple(torch.zeros(1, given["heads"], given["dim"], dtype=dtype) for _ in range(layers)) for _ in "kv")
-        mha = MHABufferInfo(
-            buffers=KVBuffers(k=k, v=v, k_data_ptrs=_pointers(k), v_data_ptrs=_pointers(v), layout=KVBufferLayout.NHD),
-            page_size=given["page_size"], head_num=given["heads"], head_dim=given["dim"], v_head_dim=given["dim"],
-            dtype=dtype, device=CPU,
-        )  # fmt: skip
-        return MHATokenToKVPoolHost(mha, **common)
+PAGE = 16
+__all__ = [
+    "LATENT",
+    "PAGE",
+    "ROPE",
+    "backend",
+    "config",
+    "fill",
+    "hashes",
+    "page",
+    "pool",
+    "server_of_namespaces",
+    "slots",
+]
 
 
 def config(address: str = "", **more: Any) -> HiCacheStorageConfig:
@@ -95,10 +79,6 @@ def slots(host_pool: Any, *pages: int) -> torch.Tensor:
 def page(host_pool: Any, number: int) -> torch.Tensor:
     """A page's bytes in the pool's order, as SGLang gives them."""
     return host_pool.get_data_page(number * host_pool.page_size).view(torch.uint8).clone()
-
-
-def _pointers(tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return torch.tensor([each.data_ptr() for each in tensors], dtype=torch.uint64)
 
 
 def server_of_namespaces(folder: Path) -> Server:
