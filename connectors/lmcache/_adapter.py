@@ -89,11 +89,13 @@ class KVStoreL2Adapter(L2AdapterInterface):
         """Forget objects of any layout that this adapter has seen."""
         with self._specs_lock:
             specs = list(self._specs)
-        for key in keys:
+
+        def forget() -> None:
             for spec in specs:
-                nbytes = spec.part_bytes(spec.part(), 1)
-                if self._breaker.run(lambda spec=spec, key=key: self._client.delete(spec, [ref_of(key).key]), 0):  # type: ignore[misc]
-                    self._notify_keys_deleted([key], [nbytes])
+                gone = [key for key in keys if self._client.delete(spec, [ref_of(key).key])]
+                self._notify_keys_deleted(gone, [spec.part_bytes(spec.part(), 1)] * len(gone))
+
+        self._breaker.run(forget, None)
 
     def report_status(self) -> dict[str, Any]:
         """Whether the store answers, and how often it did not."""

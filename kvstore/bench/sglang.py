@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # kinder to the file backend: with few cores its many small copies wait for each other
     warnings.simplefilter("ignore")  # SGLang has much to say about hardware that is not here
     rows = [row for layout in args.layout or ("layer_first", "page_first") for row in run(layout, args.rounds)]
     told: dict[str, Any] = report("sglang", rows, pages=BATCH, **SHAPE)
