@@ -21,6 +21,12 @@ if importlib.util.find_spec("lmcache") is not None:
         importlib.import_module("lmcache.v1.distributed.l2_adapters")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:  # LMCache's own uses of OpenTelemetry and torch
+            item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning"))
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     running = Server(tmp_path / "store")
