@@ -14,7 +14,7 @@ FUZZ_CORES := $(filter-out codecs/native/bind_% codecs/native/module.cpp,$(wildc
 FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.cpp,%,$(wildcard tests/fuzz/fuzz_*.cpp))
 FUZZ_FLAGS := -std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -Wno-psabi -fno-sanitize-recover=all -Icodecs/native
 
-.PHONY: setup demo test quality check torture fuzz bench-peers proto clean test-vllm demo-vllm bench-vllm
+.PHONY: setup demo test quality check torture fuzz bench-peers proto clean test-vllm demo-vllm bench-vllm test-sglang bench-sglang test-lmcache
 
 setup: $(VENV)/.ready
 
@@ -70,6 +70,14 @@ build/fuzz/%.o: codecs/native/%.cpp $(wildcard codecs/native/*.hpp)
 	@echo $<
 	@$(CXX_FUZZ) $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link,address,undefined -c $< -o $@
 
+# An environment here that adds this package to one kept elsewhere: (base, venv).
+define overlay
+	$(1)/bin/python -m venv --without-pip $(2)
+	echo $(1)/lib/python*/site-packages > $$(echo $(2)/lib/python*/site-packages)/base.pth
+	PATH=$(abspath $(2))/bin:$(1)/bin:$$PATH $(2)/bin/python -m pip install --quiet \
+		--disable-pip-version-check --no-deps --no-build-isolation --editable .
+endef
+
 # A real vLLM (CPU build), some 3.5 GB and two minutes to install, kept outside the checkout; the environment here adds
 # this package to it.
 VLLM_HOME ?= $(or $(KVSTORE_CACHE),$(HOME)/.cache/kvstore)/vllm
@@ -88,10 +96,7 @@ $(VLLM_BASE)/.ready:
 	@touch $@
 
 $(VLLM_VENV)/.ready: $(VLLM_BASE)/.ready pyproject.toml $(NATIVE)
-	$(VLLM_BASE)/bin/python -m venv --without-pip $(VLLM_VENV)
-	echo $(VLLM_BASE)/lib/python*/site-packages > $$(echo $(VLLM_VENV)/lib/python*/site-packages)/vllm-base.pth
-	PATH=$(abspath $(VLLM_VENV))/bin:$(VLLM_BASE)/bin:$$PATH $(VLLM_RUN) -m pip install --quiet \
-		--disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(call overlay,$(VLLM_BASE),$(VLLM_VENV))
 	@touch $@
 
 # The engine's own tests: a few minutes.
@@ -105,6 +110,59 @@ demo-vllm: $(VLLM_VENV)/.ready
 bench-vllm: $(VLLM_VENV)/.ready
 	$(VLLM_RUN) -m kvstore.bench.vllm --tokens 2048
 	$(VLLM_RUN) -m kvstore.bench.vllm --tokens 4096
+
+# SGLang without its kernels, which want a GPU: its base class, backend factory and host pools. Some 6 GB, since its
+# torchvision has to be the one that belongs to PyPI's torch.
+SGLANG_HOME ?= $(or $(KVSTORE_CACHE),$(HOME)/.cache/kvstore)/sglang
+SGLANG_BASE := $(SGLANG_HOME)/env-1
+SGLANG_VENV ?= .venv-sglang
+SGLANG_RUN := $(SGLANG_VENV)/bin/python
+
+$(SGLANG_BASE)/.ready:
+	rm -rf $(SGLANG_BASE)
+	$(PYTHON) -m venv $(SGLANG_BASE)
+	$(SGLANG_BASE)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 \
+		transformers==5.19.0 apache-tvm-ffi==0.1.11 aiohttp compressed-tensors dill gguf ipython msgspec orjson psutil \
+		pybase64 pyzmq requests sentencepiece starlette traitlets grpcio-health-checking grpcio-reflection lz4 pyarrow \
+		rich safetensors pytest pytest-timeout nanobind scikit-build-core cmake ninja
+	$(SGLANG_BASE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.23
+	@touch $@
+
+$(SGLANG_VENV)/.ready: $(SGLANG_BASE)/.ready pyproject.toml $(NATIVE)
+	$(call overlay,$(SGLANG_BASE),$(SGLANG_VENV))
+	@touch $@
+
+test-sglang: $(SGLANG_VENV)/.ready
+	$(SGLANG_RUN) -m pytest tests/engines/sglang
+
+bench-sglang: $(SGLANG_VENV)/.ready
+	$(SGLANG_RUN) -m kvstore.bench.sglang
+
+# A real LMCache without a GPU, as `kvstore bench peers` installs it.
+LMCACHE_HOME ?= $(or $(KVSTORE_CACHE),$(HOME)/.cache/kvstore)/lmcache
+LMCACHE_BASE := $(LMCACHE_HOME)/env-1
+LMCACHE_VENV ?= .venv-lmcache
+LMCACHE_RUN := $(LMCACHE_VENV)/bin/python
+
+$(LMCACHE_BASE)/.ready:
+	rm -rf $(LMCACHE_BASE)
+	$(PYTHON) -m venv $(LMCACHE_BASE)
+	$(LMCACHE_BASE)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0+cpu"
+	$(LMCACHE_BASE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--requirement kvstore/bench/peers/requirements-lmcache.txt
+	$(LMCACHE_BASE)/bin/python -m pip install --quiet --disable-pip-version-check lz4 pyarrow pytest pytest-timeout \
+		nanobind scikit-build-core cmake ninja
+	@touch $@
+
+# LMCache wants an older protobuf, which goes on with what the one that we need generates no less than with its own.
+$(LMCACHE_VENV)/.ready: $(LMCACHE_BASE)/.ready pyproject.toml $(NATIVE)
+	$(call overlay,$(LMCACHE_BASE),$(LMCACHE_VENV))
+	PATH=$(LMCACHE_BASE)/bin:$$PATH $(LMCACHE_RUN) -m pip install --quiet --disable-pip-version-check --no-deps \
+		"protobuf>=7.36" grpcio-health-checking grpcio-reflection
+	@touch $@
+
+test-lmcache: $(LMCACHE_VENV)/.ready
+	$(LMCACHE_RUN) -m pytest tests/engines/lmcache
 
 # kvstore beside LMCache, Mooncake, Redis and plain files: installs what can be, runs for some minutes, draws.
 bench-peers: setup

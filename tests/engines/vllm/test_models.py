@@ -69,6 +69,7 @@ def test_real_models_say_the_same(start, server, name):
 
     model = packaged.convert(getattr(packaged, name))
     from pydoc_data.topics import topics
+
     from transformers import AutoTokenizer
 
     ask = AutoTokenizer.from_pretrained(model)(topics["compound"]).input_ids[:1100]
