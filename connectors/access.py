@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import kvstore
 from kvstore.client import Client
@@ -30,8 +30,10 @@ class StoreOptions:
     `server` is what `kvstore.connect` takes; without it the store opens in this process, from the file `config` or
     with `dram_mib` MiB of memory. `token`, `ca`, `cert`, `key`, `namespace` as for `connect`. `timeout_s` ends any
     single call; after one that failed the store is left alone for `retry_s`. `revision` names the weights where the
-    engine does not, or in addition. `hold_s` is how long what was found is kept from eviction, to be loaded.
+    engine does not, or in addition.
     """
+
+    POSITIVE: ClassVar[tuple[str, ...]] = ("timeout_s", "dram_mib")
 
     server: str = ""
     config: str = ""
@@ -44,7 +46,6 @@ class StoreOptions:
     timeout_s: float = 5.0
     retry_s: float = 5.0
     revision: str = ""
-    hold_s: float = 10.0
 
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str) -> Self:
@@ -60,7 +61,7 @@ class StoreOptions:
             if isinstance(value, int | float) and value < 0:
                 raise ConfigError(f"{where}: {name} must not be negative, it is {value}")
             chosen[name] = value
-        for name in ("timeout_s", "dram_mib", "hold_s"):
+        for name in cls.POSITIVE:
             if not chosen.get(name, 1):
                 raise ConfigError(f"{where}: {name} must be above 0")
         if chosen.get("server") and chosen.get("config"):
@@ -70,9 +71,13 @@ class StoreOptions:
     def open(self) -> Client:
         """The client. To a server nothing is sent before the first call."""
         if not self.server:
-            return kvstore.open(self.config or self._in_memory(), namespace=self.namespace)
+            return kvstore.open(self.config or self.in_memory(), namespace=self.namespace)
+        return self.connect(self.server)
+
+    def connect(self, address: str) -> Client:
+        """The client of a server. Nothing is sent before the first call."""
         return kvstore.connect(
-            self.server,
+            address,
             token=self.token,
             ca=self.ca or None,
             cert=self.cert or None,
@@ -82,10 +87,20 @@ class StoreOptions:
             retries=1,
         )
 
-    def _in_memory(self) -> kvstore.Config:
+    def in_memory(self) -> kvstore.Config:
+        """A store of `dram_mib` MiB and no disk."""
         capacity = self.dram_mib * MiB
         dram = kvstore.DramConfig(capacity=capacity, extent=min(capacity, 1024 * MiB))
         return kvstore.Config(dram=dram, namespaces=(kvstore.NamespaceConfig(self.namespace),))
+
+
+@dataclass(frozen=True)
+class HoldOptions(StoreOptions):
+    """For engines without leases: `hold_s` is how long what was found is kept from eviction, to be loaded."""
+
+    POSITIVE: ClassVar[tuple[str, ...]] = (*StoreOptions.POSITIVE, "hold_s")
+
+    hold_s: float = 10.0
 
 
 def hold(client: Client, spec: KVSpec, keys: Sequence[bytes], seconds: float) -> bool:

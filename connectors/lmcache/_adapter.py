@@ -14,7 +14,7 @@ from lmcache.v1.distributed.internal_api import L2StoreResult
 from lmcache.v1.distributed.l2_adapters.base import L2AdapterInterface
 from lmcache.v1.platform import create_event_notifier
 
-from kvstore.connectors.access import Breaker, StoreOptions, hold
+from kvstore.connectors.access import Breaker, HoldOptions, hold
 from kvstore.connectors.lmcache._objects import layout_of, ref_of, spec_of
 from kvstore.connectors.lmcache._tasks import Tasks
 from kvstore.errors import Corrupt, NotFound
@@ -35,7 +35,7 @@ class KVStoreL2Adapter(L2AdapterInterface):
         """`config` is `adapter_params`. Raises `ConfigError` for options that are wrong."""
         super().__init__()
         del l1_memory_desc  # objects bring their memory along
-        self._options = StoreOptions.of(config, "adapter_params")
+        self._options = HoldOptions.of(config, "adapter_params")
         self._client = self._options.open()
         self._breaker = Breaker(logger, self._options.retry_s)
         self._specs: set[KVSpec] = set()

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kvstore.connectors.access import StoreOptions
+from kvstore.connectors.access import HoldOptions
 from kvstore.connectors.sglang._options import WHERE
 from kvstore.connectors.sglang._pages import Pages
 from kvstore.connectors.weights import weights_digest
@@ -20,7 +20,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 _ARGUMENTS = ("quantization", "dtype", "kv_cache_dtype", "json_model_override_args", "quantization_param_path")
 
 
-def refuse(config: Any, options: StoreOptions) -> None:
+def refuse(config: Any, options: HoldOptions) -> None:
     """Raise `InvalidArgument` for deployments that this backend would not serve right.
 
     `config` is the `HiCacheStorageConfig`.
@@ -33,7 +33,7 @@ def refuse(config: Any, options: StoreOptions) -> None:
         raise InvalidArgument(f"{config.tp_size} ranks cannot share a store inside one of them: give {WHERE} a server")
 
 
-def spec_of(config: Any, pages: Pages, options: StoreOptions) -> tuple[KVSpec, Part]:
+def spec_of(config: Any, pages: Pages, options: HoldOptions) -> tuple[KVSpec, Part]:
     """What the bytes of a pool's pages mean, and which part of a page this rank holds.
 
     A chunk is a page, in the canonical order whatever the pool's layout. A pipeline stage has a spec of its own, with
@@ -77,7 +77,7 @@ def _group(pages: Pages, layers: tuple[int, ...], tp_size: int) -> KVGroup:
     return KVGroup(layers, int(pool.head_num) * tp_size, int(pool.head_dim))
 
 
-def _names(options: StoreOptions) -> list[str]:
+def _names(options: HoldOptions) -> list[str]:
     """What tells this engine's numbers and page hashes from another's."""
     import sglang
 

@@ -11,14 +11,13 @@ from kvstore.connectors.vllm._blocks import layer_number
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._order import Order, cpu_order
 from kvstore.connectors.vllm._warn import logger
+from kvstore.connectors.weights import weights_digest
 from kvstore.errors import InvalidArgument
 from kvstore.spec import CANONICAL_AXES, OPAQUE, KVGroup, KVSpec
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda")
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 ATTENTION = frozenset({"FullAttentionSpec", "SlidingWindowSpec"})
-SAMPLES, SAMPLE_BYTES = 64, 4096
 _IGNORED = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"})
 
 
@@ -180,36 +179,12 @@ def _rope(model: Any) -> dict[str, Any]:
 
 
 def _weights(config: Any, options: Options) -> str:
-    """16 hex digits over names, sizes and evenly spread samples of the files that hold the weights."""
+    """Names the weights by samples of their files."""
     model = config.model_config
     if str(config.load_config.load_format) == "dummy":
         return f"dummy-{model.seed}"
-    place = _place(str(model.model), model.revision)
-    files = sorted(place.iterdir()) if place is not None and place.is_dir() else [place] if place else []
-    files = [each for each in files if each.suffix in WEIGHTS]
-    if not files:
-        if options.revision:
-            return "unseen"
+    digest = weights_digest(str(model.model), model.revision)
+    if not digest and not options.revision:
         raise InvalidArgument(f"the weights of {model.model!r} are not found on disk, so that nothing names them: "
                               "give kv_connector_extra_config a revision")  # fmt: skip
-    digest = hashlib.sha256(b"kvstore/weights-files/1\0")
-    for each in files:
-        size = each.stat().st_size
-        digest.update(f"{each.name}\0{size}\0".encode())
-        with each.open("rb") as file:
-            for n in range(SAMPLES):
-                file.seek(max(0, size - SAMPLE_BYTES) * n // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()[:16]
-
-
-def _place(name: str, revision: str | None) -> Path | None:
-    """Where a model's files are: a path, or the hub's cache."""
-    if Path(name).exists():
-        return Path(name)
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except (ImportError, OSError, ValueError):  # no hub client, nothing in its cache, no name of the hub's
-        return None
+    return digest or "unseen"

@@ -16,7 +16,7 @@ from typing import Any
 
 import kvstore
 from kvstore.client import Client
-from kvstore.connectors.vllm._options import MiB, Options
+from kvstore.connectors.vllm._options import Options
 
 
 class Place:
@@ -27,11 +27,11 @@ class Place:
         self._server: Any = None
         self._folder: Path | None = None
         if options.server:
-            self.client = _connect(options.server, options)
+            self.client = options.connect(options.server)
         elif owner:
             self.client = self._open(options, engine)
         else:
-            self.client = _connect(f"local:{_folder(options, engine) / 'local'}", options)
+            self.client = options.connect(f"local:{_folder(options, engine) / 'local'}")
 
     def close(self) -> None:
         """Let the store go."""
@@ -59,28 +59,12 @@ class Place:
             raise
 
 
-def _connect(address: str, options: Options) -> Client:
-    """Nothing is sent before the first call."""
-    return kvstore.connect(
-        address,
-        token=options.token,
-        ca=options.ca or None,
-        cert=options.cert or None,
-        key=options.key or None,
-        namespace=options.namespace,
-        timeout=options.timeout_s,
-        retries=1,
-    )
-
-
 def _config(options: Options) -> kvstore.Config:
     if options.config:
         from kvstore.settings import load
 
         return load(options.config)
-    capacity = options.dram_mib * MiB
-    dram = kvstore.DramConfig(capacity=capacity, extent=min(capacity, 1024 * MiB))
-    return kvstore.Config(dram=dram, namespaces=(kvstore.NamespaceConfig(options.namespace),))
+    return options.in_memory()
 
 
 def _folder(options: Options, engine: str) -> Path:

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 import kvstore
-from kvstore.connectors.access import Breaker, StoreOptions, hold
+from kvstore.connectors.access import Breaker, HoldOptions, hold
 from kvstore.connectors.weights import weights_digest
 from kvstore.errors import ConfigError, Corrupt, NotFound, Shed, Unavailable
 
@@ -26,11 +26,11 @@ from kvstore.errors import ConfigError, Corrupt, NotFound, Shed, Unavailable
 )
 def test_options_that_are_wrong_are_told(given):
     with pytest.raises(ConfigError, match="in here"):
-        StoreOptions.of(given, "in here")
+        HoldOptions.of(given, "in here")
 
 
 def test_without_a_server_the_store_is_in_this_process():
-    options = StoreOptions.of({"dram_mib": 64, "namespace": "tenant", "timeout_s": 1}, "here")
+    options = HoldOptions.of({"dram_mib": 64, "namespace": "tenant", "timeout_s": 1}, "here")
     with options.open() as client:
         assert client.describe().namespace == "tenant"
         assert client.describe().tiers == ("dram",)
@@ -74,7 +74,7 @@ def test_other_errors_are_not_hidden():
 
 def test_holding_says_whether_all_are_there():
     spec = kvstore.KVSpec.dense("m", layers=1, kv_heads=1, head_dim=8, chunk_tokens=4)
-    with StoreOptions(dram_mib=64).open() as client:
+    with HoldOptions(dram_mib=64).open() as client:
         refs = client.chain(spec, [1, 2, 3, 4, 5, 6, 7, 8]).refs
         client.put(spec, refs[0], bytearray(spec.part_bytes(spec.part(), 4)))
         assert hold(client, spec, [refs[0].key], 10.0)

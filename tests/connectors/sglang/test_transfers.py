@@ -10,7 +10,7 @@ import logging
 import numpy as np
 import pytest
 
-from kvstore.connectors.access import Breaker, StoreOptions
+from kvstore.connectors.access import Breaker, HoldOptions
 from kvstore.connectors.sglang._identity import page_ref
 from kvstore.connectors.sglang._options import options_of
 from kvstore.connectors.sglang._pages import BUFFERS, Pages
@@ -40,7 +40,7 @@ class MHATokenToKVPoolHost:
 
 @pytest.fixture
 def client():
-    with StoreOptions(dram_mib=64).open() as opened:
+    with HoldOptions(dram_mib=64).open() as opened:
         yield opened
 
 
@@ -119,5 +119,5 @@ def test_layouts_and_indices_that_do_not_fit():
 
 
 def test_options_leave_sglangs_own_alone():
-    assert options_of({"backend_name": "x", "module_path": "y", "class_name": "z", "interface_v1": 1}) == StoreOptions()
-    assert options_of(None) == StoreOptions()
+    assert options_of({"backend_name": "x", "module_path": "y", "class_name": "z", "interface_v1": 1}) == HoldOptions()
+    assert options_of(None) == HoldOptions()
