@@ -95,8 +95,8 @@ class TierLookups:
         self._asking.clear()
 
     def loading(self, name: str, keys: Iterable[bytes]) -> None:
-        """A load of these rows begins: their leases are kept until `loaded`."""
-        request = self._requests.setdefault(name, Request())
+        """A load of these rows begins: their leases are kept until `loaded`. A request not known (any more) is over."""
+        request = self._requests.setdefault(name, Request(over=True))
         request.spent.update(keys)
         request.loads += 1
 
@@ -181,8 +181,8 @@ class TierLookups:
                 present = self._client.contains(self._spec, ordered)
                 for run in _runs(ref for ref, there in zip(ordered, present, strict=True) if there):
                     hits.append(self._client.lookup(self._spec, run, lease_s=self._options.lease_s))
-        except KVStoreError as error:
-            self.lost(str(error))
+        except Exception as error:  # noqa: BLE001 - the scheduler takes the answer, and would end with it
+            self.lost(f"{type(error).__name__}: {error}")
         return hits
 
 

@@ -98,6 +98,24 @@ def test_a_row_is_loaded_once_each_time_a_request_comes_in(client, lookups):
     assert answers(lookups, "another", [0]) == [True]
 
 
+def test_a_load_that_begins_after_its_request_has_ended_leaves_nothing(client, lookups):
+    put(client, 0)
+    assert answers(lookups, "r", [0]) == [True]
+    lookups.finished("r")
+    lookups.loading("r", [ref(0).key])
+    lookups.loaded("r")
+    assert not lookups._requests
+    eventually(lambda: leased(client) == 0)
+
+
+def test_a_client_that_breaks_is_a_miss(client, monkeypatch):
+    lookups = TierLookups(client, SPEC, 8, Options(lookup_timeout_s=10.0, retry_s=60.0), Counts())
+    monkeypatch.setattr(client, "contains", lambda spec, refs: {}["broken"])
+    assert answers(lookups, "r", [0]) == [False]
+    assert lookups.down
+    lookups.close()
+
+
 def test_no_more_rows_are_loaded_for_a_request_than_vllm_has_room_for(client, lookups):
     put(client, *range(10))
     assert answers(lookups, "r", list(range(10))) == [True] * 10
