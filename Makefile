@@ -14,7 +14,7 @@ FUZZ_CORES := $(filter-out codecs/native/bind_% codecs/native/module.cpp,$(wildc
 FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.cpp,%,$(wildcard tests/fuzz/fuzz_*.cpp))
 FUZZ_FLAGS := -std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -Wno-psabi -fno-sanitize-recover=all -Icodecs/native
 
-.PHONY: setup demo test quality check torture fuzz bench-peers proto clean test-vllm demo-vllm bench-vllm
+.PHONY: setup demo test quality check torture fuzz bench-peers proto clean test-vllm demo-vllm bench-vllm bench-vllm-peers
 
 setup: $(VENV)/.ready
 
@@ -105,6 +105,10 @@ demo-vllm: $(VLLM_VENV)/.ready
 bench-vllm: $(VLLM_VENV)/.ready
 	$(VLLM_RUN) -m kvstore.bench.vllm --tokens 2048
 	$(VLLM_RUN) -m kvstore.bench.vllm --tokens 4096
+
+# The same beside vLLM's own connectors, and LMCache's where that is installed too: twelve engines, some minutes.
+bench-vllm-peers: $(VLLM_VENV)/.ready
+	$(VLLM_RUN) -m kvstore.bench.vllm --peers
 
 # kvstore beside LMCache, Mooncake, Redis and plain files: installs what can be, runs for some minutes, draws.
 bench-peers: setup

@@ -91,7 +91,7 @@ class KVStoreTier(SecondaryTierManager):
         self._isolated = self._closed = False
         self._place = Place(options, f"{offloading_spec.config.engine_id}/{tier_type}", owner=True)
         client, rows = self._place.client, np.asarray(primary_kv_view).view(np.uint8)[:, :nbytes]
-        self._lookups = TierLookups(client, spec, len(rows), options, self._counts)
+        self._lookups = TierLookups(client, spec, options, self._counts)
         self._rows = TierRows(client, spec, rows, options, self._counts)
         where = options.server or options.config or f"{options.dram_mib} MiB of its own"
         logger.info("kvstore tier at %s, spec %s (%s)", where, spec.digest.hex(), spec.revision)
@@ -132,7 +132,7 @@ class KVStoreTier(SecondaryTierManager):
         """Send this step's look-ups, all at once."""
         for name in context.preempted_req_ids:
             self._lookups.admitted_again(name)
-        self._lookups.ask()
+        self._lookups.end_step()
 
     def take_events(self) -> Iterable[OffloadingEvent]:
         """Rows stored since the last call, if events are on; what the store evicts later is not told."""
