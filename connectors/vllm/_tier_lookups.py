@@ -29,15 +29,18 @@ class Question:
 class Request:
     """What a request has asked so far: by a row's key True (there, and leased), False or None (not known yet).
 
-    `spent` are rows whose load was tried: once for each time a request is admitted, so that neither a row that does
-    not load nor a primary tier that is too small for the prompt keeps it waiting for ever.
+    `spent` are rows whose load was tried: once for each time a request is admitted, so that a row that does not load
+    does not keep it waiting for ever. `full` says that vLLM had no room for a row that was `offered`: what else it
+    loaded for this request would push out what it has loaded before.
     """
 
     known: dict[bytes, bool | None] = field(default_factory=dict)
     batch: dict[int, list[ChunkRef]] = field(default_factory=dict)
     open: list[Question] = field(default_factory=list)
     hits: list[Hit] = field(default_factory=list)
+    offered: set[bytes] = field(default_factory=set)
     spent: set[bytes] = field(default_factory=set)
+    full: bool = False
     loads: int = 0
     over: bool = False
 
@@ -45,13 +48,11 @@ class Request:
 class TierLookups:
     """Asks for rows and holds the leases of those found until they are loaded. Used by the scheduler's thread alone."""
 
-    def __init__(self, client: Client, spec: KVSpec, room: int, options: Options, counts: Counts) -> None:
-        """`room` is how many rows vLLM's memory has: those of a prompt beyond it would push out its first."""
+    def __init__(self, client: Client, spec: KVSpec, options: Options, counts: Counts) -> None:
         self._client, self._spec, self._options, self._counts = client, spec, options, counts
-        self._room = room
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="kvstore-tier-lookup")
         self._requests: dict[str, Request] = {}
-        self._asking: set[str] = set()
+        self._active: set[str] = set()
         self._down_until = 0.0
         self._warn = Warn("tier look-ups", options.retry_s)
         self._pool.submit(self._greet)
@@ -69,34 +70,42 @@ class TierLookups:
     def find(self, name: str, group: int, ref: ChunkRef) -> bool | None:
         """Whether a row is there for a request; None: ask again in a later step."""
         request = self._requests.setdefault(name, Request())
-        if ref.key in request.spent or len(request.spent) >= self._room:
+        if ref.key in request.spent or request.full:
             return False
         if request.open:
             self._take(request)
+        there = request.known.get(ref.key)
+        if there:
+            request.offered.add(ref.key)
+            self._active.add(name)
         if ref.key in request.known:
-            return request.known[ref.key]
+            return there
         if self.down:
             return False
         request.known[ref.key] = None
         request.batch.setdefault(group, []).append(ref)
-        self._asking.add(name)
+        self._active.add(name)
         return None
 
-    def ask(self) -> None:
-        """Send what this step has asked for."""
-        for name in self._asking:
+    def end_step(self) -> None:
+        """Send what this step has asked for, once vLLM has begun the loads of what it was offered."""
+        for name in self._active:
             request = self._requests.get(name)
-            if request is not None and request.batch:
+            if request is None:
+                continue
+            request.full |= not request.offered <= request.spent
+            request.offered.clear()
+            if request.batch:
                 groups, request.batch = list(request.batch.values()), {}
                 question = Question(groups, time.monotonic())
                 question.answer = self._pool.submit(self._look, groups)
                 request.open.append(question)
                 self._counts.add(rows_asked=sum(map(len, groups)))
-        self._asking.clear()
+        self._active.clear()
 
     def loading(self, name: str, keys: Iterable[bytes]) -> None:
-        """A load of these rows begins: their leases are kept until `loaded`."""
-        request = self._requests.setdefault(name, Request())
+        """A load of these rows begins: their leases are kept until `loaded`. A request not known (any more) is over."""
+        request = self._requests.setdefault(name, Request(over=True))
         request.spent.update(keys)
         request.loads += 1
 
@@ -181,8 +190,8 @@ class TierLookups:
                 present = self._client.contains(self._spec, ordered)
                 for run in _runs(ref for ref, there in zip(ordered, present, strict=True) if there):
                     hits.append(self._client.lookup(self._spec, run, lease_s=self._options.lease_s))
-        except KVStoreError as error:
-            self.lost(str(error))
+        except Exception as error:  # noqa: BLE001 - the scheduler takes the answer, and would end with it
+            self.lost(f"{type(error).__name__}: {error}")
         return hits
 
 

@@ -11,6 +11,7 @@ in the scheduler's process, whose calls it never makes wait: look-ups and copies
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,6 +47,8 @@ COUNTERS = {
     "saves_failed": "jobs that ended before all their rows were stored",
 }
 _PREFIX = "vllm:kvstore_tier_"
+# vLLM asks for every row of a waiting request in every step; a key is hashed once while it is remembered.
+_REMEMBERED = 1 << 15
 
 
 class KVStoreTier(SecondaryTierManager):
@@ -74,6 +77,7 @@ class KVStoreTier(SecondaryTierManager):
         options = tier_options(given)
         config, cache = connector_above()
         self._identity = identity_of(config, cache, offloading_spec.config, options)
+        self._ref = lru_cache(_REMEMBERED)(self._identity.ref)
         spec, nbytes = self._identity.spec, self._identity.nbytes
         if self.block_size_bytes < nbytes:
             raise InvalidArgument(f"a row of {self.block_size_bytes} bytes does not hold the {nbytes} of its KV")
@@ -87,7 +91,7 @@ class KVStoreTier(SecondaryTierManager):
         self._isolated = self._closed = False
         self._place = Place(options, f"{offloading_spec.config.engine_id}/{tier_type}", owner=True)
         client, rows = self._place.client, np.asarray(primary_kv_view).view(np.uint8)[:, :nbytes]
-        self._lookups = TierLookups(client, spec, len(rows), options, self._counts)
+        self._lookups = TierLookups(client, spec, options, self._counts)
         self._rows = TierRows(client, spec, rows, options, self._counts)
         where = options.server or options.config or f"{options.dram_mib} MiB of its own"
         logger.info("kvstore tier at %s, spec %s (%s)", where, spec.digest.hex(), spec.revision)
@@ -97,8 +101,7 @@ class KVStoreTier(SecondaryTierManager):
         end = req_context.get_offload_key_position(key)
         if self._isolated or end is None:  # vLLM does not say where a row stands that another host asks for
             return LookupResult.MISS
-        ref = self._identity.ref(key, end)
-        there = self._lookups.find(req_context.req_id, get_offload_group_idx(key), ref)
+        there = self._lookups.find(req_context.req_id, get_offload_group_idx(key), self._ref(key, end))
         if there is None:
             return LookupResult.RETRY
         return LookupResult.HIT if there else LookupResult.MISS
@@ -129,7 +132,7 @@ class KVStoreTier(SecondaryTierManager):
         """Send this step's look-ups, all at once."""
         for name in context.preempted_req_ids:
             self._lookups.admitted_again(name)
-        self._lookups.ask()
+        self._lookups.end_step()
 
     def take_events(self) -> Iterable[OffloadingEvent]:
         """Rows stored since the last call, if events are on; what the store evicts later is not told."""
@@ -179,7 +182,7 @@ class KVStoreTier(SecondaryTierManager):
         """A job of the engine's requests, for whose rows vLLM has noted where in their prompts they end."""
         self._jobs[given.job_id] = given
         context = given.req_context
-        refs = [self._identity.ref(key, context.get_offload_key_position(key)) for key in given.keys]
+        refs = [self._ref(key, context.get_offload_key_position(key)) for key in given.keys]
         return RowJob(given.job_id, context.req_id, refs, [int(row) for row in given.chunk_ids])
 
     def _result(self, outcome: RowOutcome) -> JobResult:

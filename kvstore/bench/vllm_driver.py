@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -121,19 +121,16 @@ def _count() -> dict[str, float]:
     observe = metrics.KVConnectorLogging.observe
 
     def adding(self: Any, data: dict[str, Any]) -> None:
-        # OffloadingConnector's come by metric and label, with lists of observations among them.
-        labelled = {name: sum(by.values()) for name, by in data.get("data", {}).items() if _plain(by.values())}
-        for name, amount in {**data, **labelled}.items():
-            if not isinstance(amount, dict):
-                sums[name] = sums.get(name, 0) + amount
+        # OffloadingConnector's come by metric and label; observations, which are lists, are left out.
+        labelled = {name: [*by.values()] for name, by in data.get("data", {}).items()}
+        plain = {name: [amount] for name, amount in data.items()}
+        for name, amounts in {**plain, **labelled}.items():
+            if all(isinstance(each, int | float) for each in amounts):
+                sums[name] = sums.get(name, 0) + sum(amounts)
         observe(self, data)
 
     metrics.KVConnectorLogging.observe = adding
     return sums
-
-
-def _plain(amounts: Iterable[Any]) -> bool:
-    return all(isinstance(each, int | float) for each in amounts)
 
 
 def _say(data: dict[str, Any]) -> None:

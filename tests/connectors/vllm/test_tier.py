@@ -56,7 +56,7 @@ def eventually(condition: Any) -> None:
 
 @pytest.fixture
 def lookups(client):
-    made = TierLookups(client, SPEC, 8, Options(lookup_timeout_s=10.0), Counts())
+    made = TierLookups(client, SPEC, Options(lookup_timeout_s=10.0), Counts())
     yield made
     made.close()
 
@@ -65,9 +65,9 @@ def answers(lookups: TierLookups, name: str, numbers: list[int]) -> list[bool]:
     """As vLLM asks: every row in one step, then again in later ones until all are known."""
     for _ in range(5000):
         found = [lookups.find(name, 0, ref(number)) for number in numbers]
-        lookups.ask()
         if None not in found:
             return [bool(each) for each in found]
+        lookups.end_step()
         time.sleep(0.002)
     raise AssertionError(f"no answer: {found}")
 
@@ -84,27 +84,62 @@ def test_rows_that_are_there_are_leased_until_their_load_ends(client, lookups):
     assert not lookups._requests
 
 
+def load(lookups: TierLookups, name: str, numbers: list[int]) -> None:
+    """A load that begins in this step and is over before the next."""
+    lookups.loading(name, [ref(number).key for number in numbers])
+    lookups.end_step()
+    lookups.loaded(name)
+
+
 def test_a_row_is_loaded_once_each_time_a_request_comes_in(client, lookups):
-    put(client, 0, 1)
+    put(client, 0, 1, 2)
     assert answers(lookups, "r", [0, 1]) == [True, True]
-    lookups.loading("r", [ref(0).key])
-    lookups.loaded("r")
-    # Loaded or not, it is not offered again; the other is not held any more, so it is asked for anew.
-    assert lookups.find("r", 0, ref(0)) is False
-    assert lookups.find("r", 0, ref(1)) is None
-    assert answers(lookups, "r", [0, 1]) == [False, True]
+    load(lookups, "r", [0, 1])
+    assert answers(lookups, "r", [0, 1, 2]) == [False, False, True]
     lookups.admitted_again("r")
     assert answers(lookups, "r", [0, 1]) == [True, True]
     assert answers(lookups, "another", [0]) == [True]
 
 
-def test_no_more_rows_are_loaded_for_a_request_than_vllm_has_room_for(client, lookups):
+def test_what_was_not_loaded_with_the_rest_is_asked_for_anew(client, lookups):
+    put(client, 0, 1)
+    asked = [lookups.find("r", 0, ref(number)) for number in (0, 1)]
+    lookups.end_step()
+    eventually(lambda: lookups.find("r", 0, ref(0)))
+    load(lookups, "r", [0])
+    eventually(lambda: leased(client) == 0)
+    assert asked == [None, None]
+    assert lookups.find("r", 0, ref(1)) is None
+    assert answers(lookups, "r", [1]) == [True]
+    assert leased(client) == 1
+
+
+def test_a_load_that_begins_after_its_request_has_ended_leaves_nothing(client, lookups):
+    put(client, 0)
+    assert answers(lookups, "r", [0]) == [True]
+    lookups.finished("r")
+    lookups.loading("r", [ref(0).key])
+    lookups.loaded("r")
+    assert not lookups._requests
+    eventually(lambda: leased(client) == 0)
+
+
+def test_a_client_that_breaks_is_a_miss(client, monkeypatch):
+    lookups = TierLookups(client, SPEC, Options(lookup_timeout_s=10.0, retry_s=60.0), Counts())
+    monkeypatch.setattr(client, "contains", lambda spec, refs: {}["broken"])
+    assert answers(lookups, "r", [0]) == [False]
+    assert lookups.down
+    lookups.close()
+
+
+def test_once_vllm_has_no_room_no_more_rows_are_offered(client, lookups):
     put(client, *range(10))
     assert answers(lookups, "r", list(range(10))) == [True] * 10
-    lookups.loading("r", [ref(number).key for number in range(8)])
-    lookups.loaded("r")
-    assert lookups.find("r", 0, ref(8)) is False
+    load(lookups, "r", list(range(8)))  # of ten
+    assert [lookups.find("r", 0, ref(number)) for number in (0, 8, 9)] == [False] * 3
     assert answers(lookups, "another", [8]) == [True]
+    lookups.admitted_again("r")
+    assert answers(lookups, "r", [8, 9]) == [True] * 2
 
 
 def test_a_step_asks_once_for_all_its_rows(client, lookups, monkeypatch):
@@ -118,7 +153,7 @@ def test_a_step_asks_once_for_all_its_rows(client, lookups, monkeypatch):
 def test_a_store_that_stands_still_never_holds_the_caller(client, monkeypatch):
     still = threading.Event()
     monkeypatch.setattr(client, "contains", lambda spec, refs: still.wait() and [False])
-    lookups = TierLookups(client, SPEC, 8, Options(lookup_timeout_s=0.05, retry_s=60.0), Counts())
+    lookups = TierLookups(client, SPEC, Options(lookup_timeout_s=0.05, retry_s=60.0), Counts())
     assert answers(lookups, "r", [0]) == [False]
     assert lookups.down
     assert lookups.find("s", 0, ref(1)) is False
@@ -130,7 +165,7 @@ def test_a_late_answer_gives_its_leases_back(client, monkeypatch):
     put(client, 0)
     still, contains = threading.Event(), client.contains
     monkeypatch.setattr(client, "contains", lambda spec, refs: still.wait() and contains(spec, refs))
-    lookups = TierLookups(client, SPEC, 8, Options(lookup_timeout_s=0.05, retry_s=0.0), Counts())
+    lookups = TierLookups(client, SPEC, Options(lookup_timeout_s=0.05, retry_s=0.0), Counts())
     assert answers(lookups, "r", [0]) == [False]
     still.set()
     lookups._pool.submit(lambda: None).result()

@@ -91,6 +91,17 @@ def test_preemption_and_a_primary_tier_that_is_too_small(start, server, llama):
     assert [each["ids"] for each in crowd] == [each["ids"] for each in plain]
 
 
+def test_a_store_of_the_engines_own(start, llama):
+    # The primary tier has room for one of the two prompts.
+    engine = start(llama, tier_transfer("", primary_mib=2, dram_mib=64))
+    one, two = prompt(450, seed=1), prompt(450, seed=2)
+    cold = engine.ask(one)["answers"][0]
+    engine.ask(two)
+    warm = engine.ask(one)["answers"][0]
+    assert (cold["cached"], warm["cached"]) == (0, 448)
+    assert warm["ids"] == cold["ids"]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
