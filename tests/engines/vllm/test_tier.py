@@ -85,7 +85,7 @@ def test_preemption_and_a_primary_tier_that_is_too_small(start, server, llama):
     assert all(each["cached"] == 448 for each in warm)
     part = tight.ask(long)["answers"][0]
     assert part["ids"] == plain_long["ids"]
-    assert part["cached"] == 512
+    assert 0 < part["cached"] <= 512  # as much as there was room for
     # All at once they take room from each other: how much is found is vLLM's affair, the text is not.
     crowd = tight.ask(*asks, max_tokens=120)["answers"]
     assert [each["ids"] for each in crowd] == [each["ids"] for each in plain]
