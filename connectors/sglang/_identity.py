@@ -17,7 +17,9 @@ from kvstore.spec import KVGroup, KVSpec, Part
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Of SGLang's arguments, what changes the numbers that a model computes.
-_ARGUMENTS = ("quantization", "dtype", "kv_cache_dtype", "json_model_override_args", "quantization_param_path")
+_ARGUMENTS = (
+    "quantization", "dtype", "kv_cache_dtype", "json_model_override_args", "quantization_param_path", "context_length",
+)  # fmt: skip
 
 
 def refuse(config: Any, options: HoldOptions) -> None:

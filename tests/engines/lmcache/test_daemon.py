@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
@@ -18,14 +19,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 def test_a_second_daemon_loads_what_the_first_one_stored(server, tmp_path):
     tokens = tuple(range(7, 7 + 3 * Daemon.TOKENS))
+    others = tuple(range(50_000, 50_000 + Daemon.TOKENS))
     elements = 2 * Daemon.LAYERS * Daemon.TOKENS * Daemon.WIDTH
     generator = torch.Generator().manual_seed(0)
     chunks = [torch.randint(-30000, 30000, (elements,), dtype=torch.int16, generator=generator) for _ in range(3)]
     first = Daemon(tmp_path, server.address, "first")
     try:
         first.store(tokens, chunks)
+        first.store(others, chunks[:1])
         with kvstore.connect(server.address) as client:
-            while len(list(client.list())) < 3:
+            while len(list(client.list())) < 4:
                 time.sleep(0.05)
     finally:
         first.close()
@@ -35,5 +38,7 @@ def test_a_second_daemon_loads_what_the_first_one_stored(server, tmp_path):
         assert len(loaded) == 3
         assert all(torch.equal(mine, its) for mine, its in zip(chunks, loaded, strict=True))
         assert second.load(tuple(range(100_000, 100_000 + Daemon.TOKENS)), "unknown") == []
+        server.stop(signal.SIGKILL)
+        assert second.load(others, "without the store") == []
     finally:
         second.close()

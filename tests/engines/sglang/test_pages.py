@@ -100,7 +100,12 @@ def test_a_hit_ends_at_the_first_page_that_is_missing(server, attach):
     assert backend.batch_exists(keys) == 2
     assert backend.batch_exists(keys[3:]) == 3
     assert backend.batch_get_v1(keys, slots(host, *range(8, 14))) == [True, True, False, False, False, False]
-    assert backend.batch_exists([]) == 0
+    nothing = torch.arange(0)
+    assert (backend.batch_exists([]), backend.batch_get_v1([], nothing), backend.batch_set_v1([], nothing)) == (
+        0,
+        [],
+        [],
+    )
 
 
 def test_a_batch_of_sglangs_size(server, attach):
