@@ -14,7 +14,8 @@ import pytest
 
 from ..vllm.harness import Server
 
-if importlib.util.find_spec("lmcache") is not None:
+_found = importlib.util.find_spec("lmcache")
+if _found is not None and _found.origin is not None:  # a folder of this name is not it
     os.environ.update(LMCACHE_TRACK_USAGE="false", LMCACHE_LOG_LEVEL="ERROR")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it has much to say about hardware that is not here

@@ -9,7 +9,7 @@ import time
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("lmcache", reason="no LMCache here: make test-lmcache", exc_type=ImportError)
+pytest.importorskip("lmcache.v1", reason="no LMCache here: make test-lmcache", exc_type=ImportError)
 
 from .harness import key, layouts, load, look, memory, store  # noqa: E402
 

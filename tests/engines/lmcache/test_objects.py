@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("lmcache", reason="no LMCache here: make test-lmcache", exc_type=ImportError)
+pytest.importorskip("lmcache.v1", reason="no LMCache here: make test-lmcache", exc_type=ImportError)
 
 from lmcache.v1.distributed.l2_adapters.base import L2AdapterInterface  # noqa: E402
 

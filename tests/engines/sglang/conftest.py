@@ -13,7 +13,8 @@ import pytest
 
 from ..vllm.harness import Server
 
-if importlib.util.find_spec("sglang") is not None:
+_found = importlib.util.find_spec("sglang")
+if _found is not None and _found.origin is not None:  # a folder of this name is not it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it has much to say about hardware that is not here
         importlib.import_module("sglang.srt.mem_cache.pool_host.mha")

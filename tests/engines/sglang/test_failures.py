@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("sglang", reason="no SGLang here: make test-sglang", exc_type=ImportError)
+pytest.importorskip("sglang.srt", reason="no SGLang here: make test-sglang", exc_type=ImportError)
 
 from .harness import fill, hashes, page, pool, slots  # noqa: E402
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("sglang", reason="no SGLang here: make test-sglang", exc_type=ImportError)
+pytest.importorskip("sglang.srt", reason="no SGLang here: make test-sglang", exc_type=ImportError)
 
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorage  # noqa: E402
 from sglang.srt.mem_cache.storage.backend_factory import StorageBackendFactory  # noqa: E402

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("sglang", reason="no SGLang here: make test-sglang", exc_type=ImportError)
+pytest.importorskip("sglang.srt", reason="no SGLang here: make test-sglang", exc_type=ImportError)
 
 from .harness import PAGE, fill, hashes, page, pool, slots  # noqa: E402
 
