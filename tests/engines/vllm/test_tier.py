@@ -41,9 +41,7 @@ def test_sliding_windows_in_groups_of_their_own(start, server, gemma):
     warm = second.ask(ask)
     assert warm["answers"][0]["ids"] == plain["ids"]
     assert warm["answers"][0]["cached"] == 992
-    shared = second.ask(ask[:600] + prompt(200, seed=5))
-    assert shared["answers"][0]["cached"] == 576
-    assert shared["counters"].get("vllm:kvstore_tier_rows_failed", 0) == 0
+    assert warm["counters"].get("vllm:kvstore_tier_rows_failed", 0) == 0
 
 
 PAIR = {
