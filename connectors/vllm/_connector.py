@@ -11,11 +11,13 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorTransferResults,
     SupportsHMA,
 )
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from kvstore.connectors.vllm._identity import block_tokens, orders_of, spec_of
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._plan import Plan
 from kvstore.connectors.vllm._scheduler import Scheduler
+from kvstore.connectors.vllm._sources import hit_sources
 from kvstore.connectors.vllm._stats import PromMetrics, Stats
 from kvstore.connectors.vllm._stores import Place
 from kvstore.connectors.vllm._warn import logger
@@ -107,6 +109,9 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         return self._the_scheduler.matched(request, num_computed_tokens)
+
+    def get_external_cache_hit_sources(self, request: Any, num_external_tokens: int) -> dict[CacheHitSource, int]:
+        return hit_sources(num_external_tokens, self._the_scheduler.cold(request, num_external_tokens))
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         tables = blocks.get_block_ids() if num_external_tokens > 0 else ()

@@ -13,6 +13,7 @@ from kvstore.connectors.vllm._extras import Origin
 from kvstore.connectors.vllm._lookups import Answer, Lookups
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._plan import NULL_BLOCK, Blocks, LoadJob, Plan, SaveJob
+from kvstore.connectors.vllm._sources import cold_tokens
 from kvstore.connectors.vllm._taint import Taint
 from kvstore.errors import InvalidArgument
 from kvstore.keys import Chain, ChunkRef
@@ -79,6 +80,13 @@ class Scheduler:
             self._inherit_taint(tracked, computed)
         found = max(0, answer.tokens - computed)
         return found, found > 0
+
+    def cold(self, request: Any, external: int) -> int:
+        """Of the tokens that are loaded from the store: how many were not in its DRAM when it was asked."""
+        tracked = self._tracked.get(request.request_id)
+        if tracked is None or tracked.answer is None or tracked.answer.hit is None:
+            return 0
+        return cold_tokens(tracked.answer.hit.cold, tracked.start, tracked.start + external)
 
     def allocated(self, request: Any, blocks: Blocks, external: int) -> None:
         """Plan the load, once vLLM has decided for it."""
