@@ -54,12 +54,13 @@ def unpack_places(places: bytes) -> Iterator[Place]:
     return _PLACE.iter_unpack(places)
 
 
-def elsewhere(places: bytes, present: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
+def elsewhere(places: bytes, present: npt.NDArray[np.uint8]) -> list[int]:
     """The chunks, counted from 0, of which a part that is present `[part, chunk]` has no place."""
     if _NOWHERE not in places:  # the usual case, which costs less than an array
-        return np.empty(0, np.intp)
+        return []
     locations = np.frombuffer(places, PLACE_DTYPE)["location"].reshape(-1, len(present))
-    return np.flatnonzero(((locations == NOWHERE) & (present.T != 0)).any(axis=1))
+    cold: list[int] = np.flatnonzero(((locations == NOWHERE) & (present.T != 0)).any(axis=1)).tolist()
+    return cold
 
 
 def places_of(count: int, known: Mapping[int, Place]) -> bytes:

@@ -98,7 +98,7 @@ class Session:
         exact = query.fidelity is Fidelity.EXACT
         if query.places and not query.lease:
             raise InvalidArgument("places are told under a lease only: what is not held may move")
-        places, cold = b"", list[int]()
+        places = b""
         with core.lock:
             rows, present, first_valid = core.index.lookup(scope.number, query.refs, packed, exact, 0)
             if core.doomed or core.bad:
@@ -115,10 +115,10 @@ class Session:
                     places = core.index.places(used, packed, headers, exact, DRAM, core.bad_rows())
             if len(reach.used):
                 core.counters["hit_tokens"] += reach.tokens
-        if places and core.nvme is not None:
-            cold = np.asarray(reach.used)[elsewhere(places, reach.take(present.T).T)].tolist()
+        used_refs = reach.indexes()
+        cold = [used_refs[i] for i in elsewhere(places, reach.take(present.T).T)]
         told = places if query.places else b""
-        return Found(reach.tokens, reach.indexes(), whole.view(np.bool_).tolist(), bool(query.lease), told, cold)
+        return Found(reach.tokens, used_refs, whole.view(np.bool_).tolist(), bool(query.lease), told, cold)
 
     def place(
         self,

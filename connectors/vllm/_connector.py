@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from vllm.distributed.kv_events import KVCacheEvent
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
     KVConnectorRole,
     KVConnectorTransferResults,
+    KVConnectorWorkerMetadata,
     SupportsHMA,
 )
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
+from kvstore.connectors.vllm._events import Events
 from kvstore.connectors.vllm._identity import block_tokens, orders_of, spec_of
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._plan import Plan
+from kvstore.connectors.vllm._reports import Report
 from kvstore.connectors.vllm._scheduler import Scheduler
 from kvstore.connectors.vllm._sources import hit_sources
 from kvstore.connectors.vllm._stats import PromMetrics, Stats
@@ -27,6 +32,15 @@ from kvstore.spec import OPAQUE
 
 class Step(Plan, KVConnectorMetadata):
     """A plan, as vLLM carries it."""
+
+
+class StoredReport(Report, KVConnectorWorkerMetadata):
+    """A report, as vLLM carries it and adds it up over ranks."""
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> StoredReport:
+        assert isinstance(other, StoredReport)
+        self.add(other)
+        return self
 
 
 class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
@@ -53,6 +67,10 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
             loads, saves = transfer.is_kv_consumer, transfer.is_kv_producer
             self._scheduler = Scheduler(client, self._spec, block, self._options, loads=loads, saves=saves)
             self._announce(transfer)
+            if vllm_config.kv_events_config and vllm_config.kv_events_config.enable_kv_cache_events:
+                ranks = vllm_config.parallel_config.tensor_parallel_size
+                groups, hashed = kv_cache_config.kv_cache_groups, kv_cache_config.hash_block_size
+                self._scheduler.events = Events(groups, block, hashed, ranks)
         else:
             groups = kv_cache_config.kv_cache_groups
             self._worker = Worker(client, self._spec, block, self._options, _rank(), groups, orders)
@@ -102,6 +120,10 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         taken = side.counts.take()
         return Stats(data=taken) if taken else None
 
+    def build_connector_worker_meta(self) -> StoredReport | None:
+        report = self._the_worker.report()
+        return None if report is None else StoredReport(report.done, report.failed)
+
     # Scheduler side
 
     def on_new_request(self, request: Any) -> None:
@@ -122,7 +144,19 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         return Step(plan.loads, plan.saves, plan.final_saves, plan.idle)
 
     def update_connector_output(self, connector_output: Any) -> None:
-        self._the_scheduler.loaded(connector_output.finished_recving or set())
+        side, report = self._the_scheduler, connector_output.kv_connector_worker_meta
+        side.loaded(connector_output.finished_recving or set())
+        if side.events is not None and report is not None:
+            side.events.reported(report)
+
+    def take_events(self) -> Iterable[KVCacheEvent]:
+        events = self._the_scheduler.events
+        return () if events is None else events.take()
+
+    def has_pending_push_work(self) -> bool:
+        """Whether an engine without requests goes on, so that its last events are told before its next request."""
+        events = self._the_scheduler.events
+        return events is not None and events.awaited
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished_all_groups(request, (block_ids,))
