@@ -63,7 +63,7 @@ class Found:
     `tokens` is the largest position at which every KV group asked for is satisfied; `used` the indexes of the refs
     that make it up; `present` one flag per ref: all parts asked for are there, whatever stands before. `places` are
     packed records (`kvstore.places.PLACE_DTYPE`), for each ref used the parts asked for in their order; `NOWHERE`
-    for what is not in DRAM just now.
+    for what is not in DRAM just now. `cold` are those of `used` of which a part is not in DRAM; told under a lease.
     """
 
     tokens: int
@@ -71,6 +71,7 @@ class Found:
     present: Sequence[bool]
     leased: bool = False
     places: bytes = b""
+    cold: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

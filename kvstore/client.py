@@ -45,13 +45,15 @@ class Hit:
     """The longest prefix that can be loaded.
 
     `tokens` is its length, `refs` its chunks in order. While the lease lasts nothing of it goes away; `release`
-    it (or leave the `with` block) as soon as it is read.
+    it (or leave the `with` block) as soon as it is read. `cold` are those of `refs` that were not, or not wholly, in
+    the store's DRAM when it was asked; without a lease none are told.
     """
 
     spec: KVSpec
     tokens: int
     refs: tuple[ChunkRef, ...]
     lease: bytes = b""
+    cold: tuple[ChunkRef, ...] = ()
     _backend: Backend | None = field(default=None, repr=False)
 
     def refs_for(self, group: int) -> tuple[ChunkRef, ...]:
@@ -135,7 +137,8 @@ class Client:
             if tails:
                 found = self._backend.lookup(Query(spec, pack_refs(refs), parts, fidelity, lease, lease_s))
         used = refs[: len(found.used)] if isinstance(found.used, range) else tuple(map(refs.__getitem__, found.used))
-        return Hit(spec, found.tokens, used, lease if found.leased else b"", self._backend)
+        cold = tuple(map(refs.__getitem__, found.cold))
+        return Hit(spec, found.tokens, used, lease if found.leased else b"", cold, self._backend)
 
     def contains(
         self,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from kvstore.errors import InvalidArgument
 from kvstore.keys import NO_PARENT, ChunkRef, check_key
@@ -25,6 +26,7 @@ ITEM_BYTES = 48
 Place: TypeAlias = tuple[int, int, int, int]  # (location, stored, form, first valid token)
 _PLACE = struct.Struct("<QQII")
 _ITEM = struct.Struct("<32sIIHHHH")
+_NOWHERE = NOWHERE.to_bytes(8, "little")
 _NO_PLACE = _PLACE.pack(NOWHERE, 0, 0, 0)
 
 
@@ -50,6 +52,15 @@ def unpack_item(items: bytes, index: int) -> tuple[ChunkRef, Part]:
 def unpack_places(places: bytes) -> Iterator[Place]:
     """Each packed place."""
     return _PLACE.iter_unpack(places)
+
+
+def elsewhere(places: bytes, present: npt.NDArray[np.uint8]) -> list[int]:
+    """The chunks, counted from 0, of which a part that is present `[part, chunk]` has no place."""
+    if _NOWHERE not in places:  # the usual case, which costs less than an array
+        return []
+    locations = np.frombuffer(places, PLACE_DTYPE)["location"].reshape(-1, len(present))
+    cold: list[int] = np.flatnonzero(((locations == NOWHERE) & (present.T != 0)).any(axis=1)).tolist()
+    return cold
 
 
 def places_of(count: int, known: Mapping[int, Place]) -> bytes:

@@ -230,6 +230,7 @@ class Service:
             present=bytes(found.present),
             leased=found.leased,
             places=found.places,
+            cold=wire.numbers_to_bytes(found.cold),
         )
 
     def release(self, session: Session, request: Any) -> Any:

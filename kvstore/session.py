@@ -34,7 +34,7 @@ from kvstore.keys import REF_BYTES, ChunkRef, check_key
 from kvstore.leases import UNTIL_RELEASED, check_lease
 from kvstore.loader import Loader
 from kvstore.placer import Placer
-from kvstore.places import ITEM_BYTES, pack_items
+from kvstore.places import ITEM_BYTES, elsewhere, pack_items
 from kvstore.policy import Rows
 from kvstore.reader import Reader, StoreView
 from kvstore.reservation import StoreReservation
@@ -110,12 +110,15 @@ class Session:
                 self._take_lease(query.lease, until, used)
                 if len(used):
                     core.usage.used(used, self._namespace)
-                if query.places:
+                if query.places or core.nvme is not None:
                     headers = scope.packed_headers if not query.parts else scope.table(parts)[1]
                     places = core.index.places(used, packed, headers, exact, DRAM, core.bad_rows())
             if len(reach.used):
                 core.counters["hit_tokens"] += reach.tokens
-        return Found(reach.tokens, reach.indexes(), whole.view(np.bool_).tolist(), bool(query.lease), places)
+        used_refs = reach.indexes()
+        cold = [used_refs[i] for i in elsewhere(places, reach.take(present.T).T)]
+        told = places if query.places else b""
+        return Found(reach.tokens, used_refs, whole.view(np.bool_).tolist(), bool(query.lease), told, cold)
 
     def place(
         self,

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
+from vllm.distributed.kv_events import KVCacheEvent
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
     KVConnectorRole,
     KVConnectorTransferResults,
+    KVConnectorWorkerMetadata,
     SupportsHMA,
 )
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
+from kvstore.connectors.vllm._events import Events
 from kvstore.connectors.vllm._identity import block_tokens, on_device, orders_of, spec_of
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._plan import Plan
+from kvstore.connectors.vllm._reports import Report
 from kvstore.connectors.vllm._scheduler import Scheduler
+from kvstore.connectors.vllm._sources import hit_sources
 from kvstore.connectors.vllm._stats import PromMetrics, Stats
 from kvstore.connectors.vllm._stores import Place
 from kvstore.connectors.vllm._warn import logger
@@ -30,6 +36,15 @@ Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 class Step(Plan, KVConnectorMetadata):
     """A plan, as vLLM carries it."""
+
+
+class StoredReport(Report, KVConnectorWorkerMetadata):
+    """A report, as vLLM carries it and adds it up over ranks."""
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> StoredReport:
+        assert isinstance(other, StoredReport)
+        self.add(other)
+        return self
 
 
 def counted(hook: Hook) -> Hook:
@@ -72,6 +87,10 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
             loads, saves = transfer.is_kv_consumer, transfer.is_kv_producer
             self._scheduler = Scheduler(client, self._spec, block, self._options, loads=loads, saves=saves)
             self._announce(transfer)
+            if vllm_config.kv_events_config and vllm_config.kv_events_config.enable_kv_cache_events:
+                ranks = vllm_config.parallel_config.tensor_parallel_size
+                groups, hashed = kv_cache_config.kv_cache_groups, kv_cache_config.hash_block_size
+                self._scheduler.events = Events(groups, block, hashed, ranks)
         else:
             groups = kv_cache_config.kv_cache_groups
             self._worker = Worker(client, self._spec, block, self._options, _rank(), groups, orders)
@@ -133,6 +152,10 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         taken = side.counts.take()
         return Stats(data=taken) if taken else None
 
+    def build_connector_worker_meta(self) -> StoredReport | None:
+        report = self._the_worker.report()
+        return None if report is None else StoredReport(report.done, report.failed)
+
     # Scheduler side
 
     @counted
@@ -142,6 +165,9 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
     @counted
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         return self._the_scheduler.matched(request, num_computed_tokens)
+
+    def get_external_cache_hit_sources(self, request: Any, num_external_tokens: int) -> dict[CacheHitSource, int]:
+        return hit_sources(num_external_tokens, self._the_scheduler.cold(request, num_external_tokens))
 
     @counted
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
@@ -155,7 +181,19 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
 
     @counted
     def update_connector_output(self, connector_output: Any) -> None:
-        self._the_scheduler.loaded(connector_output.finished_recving or set())
+        side, report = self._the_scheduler, connector_output.kv_connector_worker_meta
+        side.loaded(connector_output.finished_recving or set())
+        if side.events is not None and report is not None:
+            side.events.reported(report)
+
+    def take_events(self) -> Iterable[KVCacheEvent]:
+        events = self._the_scheduler.events
+        return () if events is None else events.take()
+
+    def has_pending_push_work(self) -> bool:
+        """Whether an engine without requests goes on, so that its last events are told before its next request."""
+        events = self._the_scheduler.events
+        return events is not None and events.awaited
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished_all_groups(request, (block_ids,))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from kvstore.connectors.vllm._reports import UNASKED
 from kvstore.keys import ChunkRef
 
 Blocks = tuple[list[int], ...]  # block ids, one list for each KV group
@@ -28,11 +30,12 @@ class LoadJob:
 
 @dataclass(slots=True)
 class SaveJob:
-    """Store one chunk, whose tokens lie in `blocks`."""
+    """Store one chunk, whose tokens lie in `blocks`. Workers report what becomes of one that has a `number`."""
 
     request: str
     ref: ChunkRef
     blocks: Blocks
+    number: int = UNASKED
 
 
 @dataclass
@@ -43,3 +46,9 @@ class Plan:
     saves: list[SaveJob] = field(default_factory=list)
     final_saves: list[SaveJob] = field(default_factory=list)
     idle: bool = False
+
+
+def first_block(table: Sequence[int], *, windowed: bool) -> int | None:
+    """From which block on a chunk's part of one KV group can be stored; None where it has left its window."""
+    gone = next((n for n, block in enumerate(table) if block != NULL_BLOCK), len(table))
+    return None if gone == len(table) or NULL_BLOCK in table[gone:] or (gone and not windowed) else gone

@@ -16,10 +16,10 @@ from kvstore.connectors.vllm._blocks import Blocks, Bytes
 from kvstore.connectors.vllm._counts import Counts
 from kvstore.connectors.vllm._loads import GONE, PATIENCE
 from kvstore.connectors.vllm._options import MiB, Options
-from kvstore.connectors.vllm._plan import NULL_BLOCK, SaveJob
+from kvstore.connectors.vllm._plan import SaveJob, first_block
+from kvstore.connectors.vllm._reports import Reports
 from kvstore.connectors.vllm._warn import Warn
 from kvstore.errors import KVStoreError, Shed
-from kvstore.keys import ChunkRef
 from kvstore.spec import KVSpec, Part
 
 _PIECE = 64 * MiB
@@ -39,13 +39,15 @@ class Saves:
         self._staged = 0
         self._down_until = 0.0
         self._warn = Warn("saves", options.retry_s)
+        self.reports = Reports()
         self._pool.submit(self._prepare)
 
     def stage(self, job: SaveJob) -> None:
         """Copy a chunk's blocks out of the KV cache; they may be overwritten when this returns."""
-        for number, group in enumerate(self._spec.groups):
-            if group.latent_dim and self._rank:
-                continue  # every rank holds the same; the first one stores it
+        # Every rank holds the same latents; the first one stores them.
+        groups = [n for n, group in enumerate(self._spec.groups) if not (group.latent_dim and self._rank)]
+        self.reports.begin(job.number, len(groups))
+        for number in groups:
             self._stage(job, number)
 
     def close(self) -> None:
@@ -54,9 +56,10 @@ class Saves:
 
     def _stage(self, job: SaveJob, group: int) -> None:
         table = job.blocks[group]
-        gone = next((n for n, block in enumerate(table) if block != NULL_BLOCK), len(table))
-        if gone == len(table) or NULL_BLOCK in table[gone:] or (gone and not self._spec.groups[group].window):
+        gone = first_block(table, windowed=self._spec.groups[group].window > 0)
+        if gone is None:
             self._counts.add(saves_outside=1)
+            self.reports.end(job.number, stored=True)
             return
         part = self._spec.part(group, self._rank)
         nbytes = self._spec.part_bytes(part, job.ref.tokens)
@@ -65,22 +68,25 @@ class Saves:
             self._staged += nbytes if room else 0
         if not room:
             self._counts.add(saves_dropped=1)
+            self.reports.end(job.number, stored=False)
             return
         began = time.monotonic()
         buffer = self._client.buffer(nbytes)
         finish = self._blocks.read(group, table, buffer)
         self._counts.add(stage_s=time.monotonic() - began)
-        self._pool.submit(self._put, job.ref, part, buffer, gone * self._blocks.block_tokens, finish)
+        self._pool.submit(self._put, job, part, buffer, gone * self._blocks.block_tokens, finish)
 
-    def _put(self, ref: ChunkRef, part: Part, buffer: Bytes, valid: int, finish: Callable[[], None]) -> None:
-        nbytes = buffer.nbytes
+    def _put(self, job: SaveJob, part: Part, buffer: Bytes, valid: int, finish: Callable[[], None]) -> None:
+        nbytes, stored = buffer.nbytes, False
         try:
             finish()
             if time.monotonic() < self._down_until:
                 self._counts.add(saves_dropped=1)
-            elif self._client.put(self._spec, ref, buffer, part=part, first_valid=valid):
+            elif self._client.put(self._spec, job.ref, buffer, part=part, first_valid=valid):
+                stored = True
                 self._counts.add(saved=1, saved_bytes=nbytes)
             else:
+                stored = True
                 self._counts.add(saves_present=1)
         except Shed:
             self._counts.add(saves_shed=1)
@@ -92,6 +98,7 @@ class Saves:
         finally:
             with self._lock:
                 self._staged -= nbytes
+            self.reports.end(job.number, stored=stored)
 
     def _prepare(self) -> None:
         """Find the way to the server and have staging memory ready, before the first prompt waits for either."""

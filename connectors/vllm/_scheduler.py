@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvstore.client import Client
 from kvstore.connectors.vllm._counts import Counts
@@ -13,10 +13,15 @@ from kvstore.connectors.vllm._extras import Origin
 from kvstore.connectors.vllm._lookups import Answer, Lookups
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._plan import NULL_BLOCK, Blocks, LoadJob, Plan, SaveJob
+from kvstore.connectors.vllm._reports import UNASKED
+from kvstore.connectors.vllm._sources import cold_tokens
 from kvstore.connectors.vllm._taint import Taint
 from kvstore.errors import InvalidArgument
 from kvstore.keys import Chain, ChunkRef
 from kvstore.spec import KVSpec
+
+if TYPE_CHECKING:
+    from kvstore.connectors.vllm._events import Events
 
 CLEAN = 1 << 62  # the first tainted token of a request that has none
 TAINTED_BLOCKS = 1 << 20
@@ -50,7 +55,7 @@ class Tracked:
 
 
 class Scheduler:
-    """See `KVConnectorBase_V1`'s scheduler side. `counts` go into the statistics."""
+    """See `KVConnectorBase_V1`'s scheduler side. `counts` go into the statistics, `events` are set where wanted."""
 
     def __init__(self, client: Client, spec: KVSpec, block: int, options: Options, *, loads: bool, saves: bool) -> None:
         self._spec, self._block, self._options = spec, block, options
@@ -60,6 +65,7 @@ class Scheduler:
         self._plan = Plan()
         self._taint = Taint(TAINTED_BLOCKS)
         self.counts = Counts()
+        self.events: Events | None = None
 
     def arrived(self, request: Any) -> None:
         """Begin the look-up while the request waits in the queue."""
@@ -80,6 +86,13 @@ class Scheduler:
             self._inherit_taint(tracked, computed)
         found = max(0, answer.tokens - computed)
         return found, found > 0
+
+    def cold(self, request: Any, external: int) -> int:
+        """Of the tokens that are loaded from the store: how many were not in its DRAM when it was asked."""
+        tracked = self._tracked.get(request.request_id)
+        if tracked is None or tracked.answer is None or tracked.answer.hit is None:
+            return 0
+        return cold_tokens(tracked.answer.hit.cold, tracked.start, tracked.start + external)
 
     def allocated(self, request: Any, blocks: Blocks, external: int) -> None:
         """Plan the load, once vLLM has decided for it."""
@@ -256,7 +269,8 @@ class Scheduler:
         first, last = ref.position // self._block, ref.end // self._block
         cut = tuple(list(table[first:last]) for table in blocks)
         padded = tuple([*table, *[NULL_BLOCK] * (last - first - len(table))] for table in cut)
-        return SaveJob(tracked.request.request_id, ref, padded)
+        number = UNASKED if self.events is None else self.events.expect(tracked.request, ref, padded)
+        return SaveJob(tracked.request.request_id, ref, padded, number)
 
 
 def _computed(output: Any) -> list[tuple[str, int]]:

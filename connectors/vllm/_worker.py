@@ -12,6 +12,7 @@ from kvstore.connectors.vllm._loads import Loads, failure_text
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._order import Order
 from kvstore.connectors.vllm._plan import Plan
+from kvstore.connectors.vllm._reports import Report
 from kvstore.connectors.vllm._saves import Saves
 from kvstore.connectors.vllm._warn import Warn
 from kvstore.spec import KVSpec
@@ -89,6 +90,10 @@ class Worker:
                 first, end = outcome.failed_at // self._block, outcome.job.end // self._block
                 self._bad_blocks.update(outcome.job.blocks[0][first:end])
         return done, failed
+
+    def report(self) -> Report | None:
+        """What has become of the saves that the scheduler wants to hear of."""
+        return None if self._saves is None else self._saves.reports.take()
 
     def bad_blocks(self) -> set[int]:
         """Blocks that did not come, each told once."""

@@ -58,6 +58,11 @@ class Engine:
         """Empty its caches, as vLLM does when weights are replaced."""
         self._send({"reset": True})
 
+    def metrics(self, name: str, **labels: str) -> float:
+        """The sum of one of vLLM's Prometheus counters or gauges, of those with these labels."""
+        told = self._send({"metrics": True})["metrics"]
+        return float(sum(value for each, has, value in told if each == name and labels.items() <= has.items()))
+
     def ask_until_cached(self, prompt: Sequence[int], **options: Any) -> dict[str, Any]:
         """Ask again until what was saved in the background is there; the first answer with cached tokens."""
         for _ in range(TRIES):

@@ -4,7 +4,8 @@ Started with one argument, `{"engine": {…}, "transfer": {…} or null}`, what 
 A question is `{"prompts": [{"ids": […], "salt": "…", "lora": "PATH"}], "max_tokens": n, "logprobs": "FILE"}`; an answer
 gives ids, text, cached tokens and time to first token of each, the connector's counters and vLLM's preemptions so far.
 With a file, which NumPy is to read, it holds the log-probabilities float32 `[new token, vocabulary]` of one prompt, for
-which the engine must be in one process. `{"reset": true}` empties vLLM's caches, as it does when weights are replaced.
+which the engine must be in one process. `{"reset": true}` empties vLLM's caches, as it does when weights are replaced;
+`{"metrics": true}` is answered with vLLM's Prometheus counters, `[name, labels, value]` each.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ def main() -> None:
         if asked.get("reset"):
             llm.reset_prefix_cache(reset_connector=True)
             _say({"reset": True})
+        elif asked.get("metrics"):
+            told = [each for each in llm.get_metrics() if hasattr(each, "value")]
+            _say({"metrics": [[each.name, each.labels, each.value] for each in told]})
         else:
             _say(driver.answer(asked) | {"counters": dict(counters), "preemptions": _preemptions(llm)})
 

@@ -200,7 +200,11 @@ class Box:
         """Put all parts of chunks."""
         for ref in refs:
             for part in spec.parts():
-                client.put(spec, ref, content(spec, ref, part), part=part, ack=ack)
+                self.put(client, spec, ref, part, ack)
+
+    def put(self, client: kvstore.Client, spec: KVSpec, ref: ChunkRef, part: Part, ack: str = "stored") -> None:
+        """Put one part."""
+        client.put(spec, ref, content(spec, ref, part), part=part, ack=ack)
 
     def check(self, client: kvstore.Client, spec: KVSpec, refs: Sequence[ChunkRef], **options: Any) -> None:
         """Get all parts of chunks and compare every byte."""

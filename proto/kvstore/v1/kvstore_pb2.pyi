@@ -176,18 +176,20 @@ class LookupRequest(_message.Message):
     def __init__(self, spec: _Optional[bytes] = ..., refs: _Optional[bytes] = ..., parts: _Optional[bytes] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., lease: _Optional[bytes] = ..., lease_ms: _Optional[int] = ..., in_session: _Optional[bool] = ..., places: _Optional[bool] = ...) -> None: ...
 
 class LookupResponse(_message.Message):
-    __slots__ = ("tokens", "used", "present", "leased", "places")
+    __slots__ = ("tokens", "used", "present", "leased", "places", "cold")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     USED_FIELD_NUMBER: _ClassVar[int]
     PRESENT_FIELD_NUMBER: _ClassVar[int]
     LEASED_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
+    COLD_FIELD_NUMBER: _ClassVar[int]
     tokens: int
     used: bytes
     present: bytes
     leased: bool
     places: bytes
-    def __init__(self, tokens: _Optional[int] = ..., used: _Optional[bytes] = ..., present: _Optional[bytes] = ..., leased: _Optional[bool] = ..., places: _Optional[bytes] = ...) -> None: ...
+    cold: bytes
+    def __init__(self, tokens: _Optional[int] = ..., used: _Optional[bytes] = ..., present: _Optional[bytes] = ..., leased: _Optional[bool] = ..., places: _Optional[bytes] = ..., cold: _Optional[bytes] = ...) -> None: ...
 
 class ReleaseRequest(_message.Message):
     __slots__ = ("leases",)

@@ -1,0 +1,66 @@
+"""What becomes of the chunks that workers were told to save, on its way back to the scheduler.
+
+vLLM's own hook for events of workers counts equal events of one step only; ranks store in steps of their own, and
+a chunk is there once all of them have. So numbers of jobs travel, and the scheduler counts.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+
+UNASKED = 0  # the number of a job that nobody wants to hear of
+
+
+@dataclass
+class Report:
+    """How many ranks are done with each job, by its number, and the jobs of which some part was not stored."""
+
+    done: Counter[int] = field(default_factory=Counter)
+    failed: set[int] = field(default_factory=set)
+
+    def add(self, other: Report) -> None:
+        """Another rank's report."""
+        self.done.update(other.done)
+        self.failed |= other.failed
+
+
+class Reports:
+    """One rank's account of its jobs. Any thread may call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._left: Counter[int] = Counter()
+        self._ended = Report()
+
+    def begin(self, number: int, parts: int) -> None:
+        """A job has so many parts on this rank; each has its `end`."""
+        if number != UNASKED:
+            with self._lock:
+                self._left[number] = parts
+                self._settle(number)
+
+    def end(self, number: int, *, stored: bool) -> None:
+        """A part is in the store, or will not be."""
+        if number != UNASKED:
+            with self._lock:
+                if not stored:
+                    self._ended.failed.add(number)
+                self._left[number] -= 1
+                self._settle(number)
+
+    def take(self) -> Report | None:
+        """The jobs that have ended since the last call."""
+        with self._lock:
+            if not self._ended.done:
+                return None
+            numbers = self._ended.done.keys()
+            taken = Report(self._ended.done, self._ended.failed & numbers)
+            self._ended = Report(failed=self._ended.failed - numbers)
+            return taken
+
+    def _settle(self, number: int) -> None:
+        if self._left[number] == 0:
+            del self._left[number]
+            self._ended.done[number] += 1
