@@ -1,6 +1,6 @@
 """What the store's codecs cost the text of a real vLLM.
 
-    python -m kvstore.bench.vllm_codecs [--prompts 40] [--judged 20] [--json]
+    python -m kvstore.bench.vllm_codecs [--context 512] [--prompts 40] [--judged 20] [--json]
 
 Needs an environment with vLLM (`make test-vllm` sets one up). Every form has a server of its own, which encodes what is
 put, and an engine that fills it and loads from it, in float32. Two things are compared with an engine without a store:
@@ -30,8 +30,8 @@ from kvstore.bench.engines import Engine
 from kvstore.demo.models import SMOLLM2, convert
 
 FORMS = ("raw", "lossless", "transform:near", "int8")
-CONTEXT, FOLLOWING, JUDGED = 512, 64, 32
-ENGINE = {"dtype": "float32", "max_model_len": 1024, "max_num_batched_tokens": 2048, "block_size": 32,
+FOLLOWING, JUDGED = 64, 32
+ENGINE = {"dtype": "float32", "max_model_len": 4096, "max_num_batched_tokens": 4096, "block_size": 32,
           "distributed_executor_backend": "uni"}  # fmt: skip
 ENV = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # the logits are taken from the sampler
 NUMBERS = 30 * 2 * 3 * 64  # of a token of SmolLM2
@@ -41,13 +41,14 @@ Logs = npt.NDArray[np.float32]
 def main() -> None:
     """Run it and print a row per form."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--context", type=int, default=512, help="tokens loaded: whole chunks of 256")
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--judged", type=int, default=20, help="prompts whose distributions are compared as well")
     parser.add_argument("--form", action="append", help="instead of " + ", ".join(FORMS))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kvstore-bench-vllm-") as scratch:
-        rows = measure(Path(scratch), args.prompts, min(args.judged, args.prompts), args.form or FORMS)
+        rows = measure(Path(scratch), args.context, args.prompts, args.judged, args.form or FORMS)
     if args.json:
         print(json.dumps({"bench": "vllm-codecs", "rows": rows}))
         return
@@ -56,10 +57,10 @@ def main() -> None:
               f"top-1 {100 * row['top1']:.2f}%  KL {row['kl']:.6f}  {row['bits']:.2f} bits")  # fmt: skip
 
 
-def measure(folder: Path, count: int, judged: int, forms: Sequence[str]) -> list[dict[str, Any]]:
+def measure(folder: Path, context: int, count: int, judged: int, forms: Sequence[str]) -> list[dict[str, Any]]:
     """One row per form."""
     model = convert(SMOLLM2)
-    prompts = _prompts(model, count)
+    prompts, judged = _prompts(model, context, count), min(judged, count)
     with closing(Engine(model, None, folder / "exact.log", ENV, **ENGINE)) as engine:
         texts = [engine.ask(each, max_tokens=FOLLOWING)["answers"][0]["ids"] for each in prompts]
         for n in range(judged):
@@ -100,7 +101,7 @@ def _compare(
     folder: Path, engine: Engine, form: str, prompts: list[list[int]], texts: list[list[int]], judged: int
 ) -> dict[str, Any]:
     for prompt in prompts:  # cut where the store's chunks end, so that what is compared has all of the prompt loaded
-        engine.ask(prompt[:CONTEXT], max_tokens=1)
+        engine.ask(prompt[:-1], max_tokens=1)
     answers = []
     for prompt in prompts:
         answers.append(engine.ask_until_cached(prompt, max_tokens=FOLLOWING)["answers"][0])
@@ -135,14 +136,14 @@ def _logs(folder: Path, n: int) -> Path:
     return folder / f"exact-{n}.npy"
 
 
-def _prompts(model: Path, count: int) -> list[list[int]]:
+def _prompts(model: Path, context: int, count: int) -> list[list[int]]:
     """Pieces of the Python manual, a token longer than what the store holds of them."""
     from pydoc_data.topics import topics
 
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    size = CONTEXT + 1
+    size = context + 1
     chapters = (tokenizer(topics[name]).input_ids for name in sorted(topics))
     pieces = [ids[start : start + size] for ids in chapters for start in (0, size) if len(ids) >= start + size]
     if len(pieces) < count:
