@@ -17,6 +17,7 @@ from kvstore.spec import CANONICAL_AXES, OPAQUE, KVGroup, KVSpec
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda")
+MLA = "MLAAttentionSpec"
 ATTENTION = frozenset({"FullAttentionSpec", "SlidingWindowSpec"})
 _IGNORED = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"})
 
@@ -59,14 +60,21 @@ def orders_of(config: Any, cache: Any) -> list[Order] | None:
 
     Every process of an engine comes to the same answer. In device memory vLLM's views say it themselves.
     """
-    kinds = {type(group.kv_cache_spec).__name__ for group in cache.kv_cache_groups}
-    if on_device(config) or not kinds <= ATTENTION:
+    specs = [group.kv_cache_spec for group in cache.kv_cache_groups]
+    if on_device(config) or not {type(spec).__name__ for spec in specs} <= {*ATTENTION, MLA}:
         return None
     try:
-        return [cpu_order(group.kv_cache_spec, config.cache_config.cache_dtype) for group in cache.kv_cache_groups]
+        return [_order(spec, config.cache_config.cache_dtype) for spec in specs]
     except InvalidArgument as error:
         logger.warning("kvstore: blocks are stored as they lie, and byte codecs alone apply to them: %s", error)
         return None
+
+
+def _order(spec: Any, cache_dtype: str) -> Order:
+    """How one group's blocks lie; latents lie token by token, as they are stored."""
+    if type(spec).__name__ == MLA:
+        return Order.opaque(spec.block_size, spec.block_size * spec.head_size * spec.dtype.itemsize)
+    return cpu_order(spec, cache_dtype)
 
 
 def on_device(config: Any) -> bool:
@@ -103,10 +111,10 @@ def _refuse(config: Any, cache: Any, options: Options) -> None:
         raise InvalidArgument(f"kv_cache_dtype {config.cache_config.cache_dtype} is not supported: scales are not kept")
     if not cache.kv_cache_groups:
         raise InvalidArgument("this model has no KV cache")
-    if config.model_config.use_mla and config.device_config.device_type == "cpu":
+    if config.model_config.use_mla and device == "cpu" and not config.scheduler_config.enable_chunked_prefill:
         raise InvalidArgument(
-            "MLA on a CPU is not supported: vLLM's backend cannot go on from a prefix there (it turns prefix caching "
-            "and chunked prefill off), so that loaded KV would be ignored"
+            "MLA on this CPU is not supported: vLLM's backend for it cannot go on from a prefix (without AMX it turns "
+            "prefix caching and chunked prefill off), so that loaded KV would be ignored"
         )
     for group in cache.kv_cache_groups:
         if not group.enable_kv_transfer or not group.kv_cache_spec.prefix_cacheable or group.is_eagle_group:
@@ -120,7 +128,7 @@ def _group(group: Any, tp: int) -> KVGroup:
     layers = tuple(sorted(layer_number(name) for name in group.layer_names))
     if getattr(spec, "page_size_padded", None) or getattr(spec, "tokens_per_state", 1) != 1:
         raise InvalidArgument(f"padded or compressed KV pages ({kind} of {group.layer_names[0]}) are not supported")
-    if kind == "MLAAttentionSpec" and spec.head_size_v == 0:
+    if kind == MLA and spec.head_size_v == 0:
         return KVGroup(layers, latent_dim=int(spec.head_size))
     if kind not in ATTENTION:
         raise InvalidArgument(f"{kind} (of {group.layer_names[0]}) is not supported: only full attention, sliding "
