@@ -64,7 +64,7 @@ def test_a_disk_that_lies(server, plug):
     store(made, keys, sources)
     server.stop()  # in order: everything is written down
     needle = bytes(sources[1].byte_array[4096:4160])
-    assert sum(_damage(path, needle) for path in server._folder.rglob("*") if path.is_file()) == 1
+    assert sum(_damage(path, needle) for path in server.folder.rglob("*") if path.is_file()) == 1
     server.start()
     while not any(look(made, keys, layouts(shape))):
         time.sleep(0.02)

@@ -108,7 +108,7 @@ def test_a_disk_that_lies(server, attach):
     assert all(backend.batch_set_v1(keys, slots(host, *range(4))))
     server.stop()  # in order: everything is written down
     damaged = page(host, 2).numpy().reshape(2, 16, -1)[0, 3, :64].tobytes()
-    assert sum(_damage(path, damaged) for path in server._folder.rglob("*") if path.is_file()) == 1
+    assert sum(_damage(path, damaged) for path in server.folder.rglob("*") if path.is_file()) == 1
     server.start()
     _until(lambda: backend.batch_exists(keys) >= 2)
     loaded = backend.batch_get_v1(keys, slots(host, 8, 9, 10, 11))
