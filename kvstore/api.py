@@ -71,7 +71,7 @@ class Found:
     present: Sequence[bool]
     leased: bool = False
     places: bytes = b""
-    cold: Sequence[int] = ()
+    cold: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

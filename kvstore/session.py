@@ -116,7 +116,7 @@ class Session:
             if len(reach.used):
                 core.counters["hit_tokens"] += reach.tokens
         used_refs = reach.indexes()
-        cold = [used_refs[i] for i in elsewhere(places, reach.take(present.T).T)]
+        cold = tuple(used_refs[i] for i in elsewhere(places, reach.take(present.T).T))
         told = places if query.places else b""
         return Found(reach.tokens, used_refs, whole.view(np.bool_).tolist(), bool(query.lease), told, cold)
 

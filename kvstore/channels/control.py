@@ -186,8 +186,8 @@ def found_from(answer: Any) -> Found:
     last = -1 if not used else used[-1] if isinstance(used, range) else max(used)
     if last >= len(present):
         raise SpecMismatch(f"the server's answer uses chunk {last} of {len(present)}")
-    cold = wire.numbers_from_bytes(answer.cold) if answer.cold else ()
-    if not set(used).issuperset(cold):
+    cold = tuple(wire.numbers_from_bytes(answer.cold)) if answer.cold else ()
+    if cold and not set(used).issuperset(cold):
         raise SpecMismatch(f"the server's answer says of chunks that it does not use that they are cold: {cold[:8]}")
     return Found(answer.tokens, used, present, answer.leased, cold=cold)
 
