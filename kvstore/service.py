@@ -230,7 +230,7 @@ class Service:
             present=bytes(found.present),
             leased=found.leased,
             places=found.places,
-            cold=wire.numbers_to_bytes(found.cold),
+            cold=wire.numbers_to_bytes(found.cold) if found.cold else b"",
         )
 
     def release(self, session: Session, request: Any) -> Any:

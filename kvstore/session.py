@@ -116,7 +116,8 @@ class Session:
             if len(reach.used):
                 core.counters["hit_tokens"] += reach.tokens
         used_refs = reach.indexes()
-        cold = tuple(used_refs[i] for i in elsewhere(places, reach.take(present.T).T))
+        # Without a tier below DRAM nothing is asked for places, and nothing is cold.
+        cold = tuple(used_refs[i] for i in elsewhere(places, reach.take(present.T).T)) if places else ()
         told = places if query.places else b""
         return Found(reach.tokens, used_refs, whole.view(np.bool_).tolist(), bool(query.lease), told, cold)
 
