@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
@@ -27,6 +25,7 @@ import numpy.typing as npt
 
 import kvstore
 from kvstore.bench.engines import Engine
+from kvstore.bench.vllm_cases import direct, kvstore_server
 from kvstore.demo.models import SMOLLM2, convert
 
 FORMS = ("raw", "lossless", "transform:near", "int8")
@@ -72,29 +71,16 @@ def _form(
     folder: Path, model: Path, form: str, prompts: list[list[int]], texts: list[list[int]], judged: int
 ) -> dict[str, Any]:
     config = folder / "form.toml"
-    config.write_text(f'[dram]\ncapacity = "4GiB"\n[[namespace]]\nname = "default"\ncodec = "{form}"\nlossy = true\n')
-    command = [sys.executable, "-m", "kvstore", "serve", "--json", "--listen", "127.0.0.1:0", "--config", str(config)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        address = json.loads(server.stdout.readline())["address"]
-        transfer = {
-            "kv_connector": "KVStoreConnector",
-            "kv_role": "kv_both",
-            "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"server": address, "fidelity": "lossy", "staging_mib": 1024},
-        }
-        with closing(Engine(model, transfer, folder / f"{form.replace(':', '-')}.log", ENV, **ENGINE)) as engine:
+    config.write_text(f'[[namespace]]\nname = "default"\ncodec = "{form}"\nlossy = true\n')
+    log = folder / f"{form.replace(':', '-')}.log"
+    with kvstore_server("--config", str(config)) as address:
+        transfer = direct(address, fidelity="lossy", staging_mib=1024)
+        with closing(Engine(model, transfer, log, ENV, **ENGINE)) as engine:
             row = _compare(folder, engine, form, prompts, texts, judged)
         with kvstore.connect(address) as client:
             stored = sum(place.stored for chunk in client.list() for place in chunk.placements)
             tokens = sum(chunk.tokens for chunk in client.list())
         return row | {"bits": 8 * stored / (tokens * NUMBERS)}
-    finally:
-        server.terminate()
-        server.wait(30)
-        if server.stdout is not None:
-            server.stdout.close()
 
 
 def _compare(
