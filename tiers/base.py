@@ -11,14 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from kvstore.errors import KVStoreError
 from kvstore.record import Record
-from kvstore.spec import KVSpec
+from kvstore.spec import KVSpec, Part
 
 # One row per record that a persistent tier brings back when it is opened. The record's whole length is
 # `header_blocks` blocks of 4 KiB plus `stored` rounded up to whole blocks.
@@ -37,6 +37,15 @@ class TierFull(KVStoreError):
     """No room for a record of this size right now; `make_room` may help."""
 
     status = "RESOURCE_EXHAUSTED"
+
+
+class Name(NamedTuple):
+    """What a record is known by, wherever it lies: digests of its namespace and spec, its key and its part."""
+
+    namespace: bytes
+    spec: bytes
+    key: bytes
+    part: Part
 
 
 class Verdict(Enum):
@@ -82,10 +91,17 @@ class Speed:
 
 
 class Tier(ABC):
-    """A place for records."""
+    """A place for records.
+
+    `persistent` says whether its records are there after kill -9, `shared` whether other hosts write to the place as
+    well (then `find` tells what they wrote, and a record may vanish), `evicts` whether it chooses by itself what goes
+    (`make_room`, which asks its owner); where it does not, the store deletes the coldest until a write fits.
+    """
 
     kind: ClassVar[str]
     persistent: ClassVar[bool]
+    shared: ClassVar[bool] = False
+    evicts: ClassVar[bool] = False
     name: str
 
     @property
@@ -102,6 +118,11 @@ class Tier(ABC):
     @abstractmethod
     def speed(self) -> Speed:
         """Measured on what has been read and written so far (an estimate before that)."""
+
+    @property
+    def state(self) -> str:
+        """`ok`, or in a few words why it is not to be used just now."""
+        return "ok"
 
     @property
     def max_record(self) -> int:
@@ -121,7 +142,7 @@ class Tier(ABC):
         """Fill `out` from the record at `location`, `offset` bytes after the start of its header.
 
         Any alignment is taken; 4 KiB-aligned memory, offset and length are fastest. Not verified here. Raises
-        `StorageError`; `Corrupt` if the place is shorter than asked for.
+        `StorageError`; `Corrupt` if the place is shorter than asked for; `NotFound` where a shared tier has lost it.
         """
 
     def read_many(self, requests: Sequence[tuple[int, int, memoryview]]) -> Sequence[Exception | None]:
@@ -143,6 +164,14 @@ class Tier(ABC):
         """Try to make room for so many bytes by dropping or moving what `owner` allows; False if it cannot."""
         del nbytes, owner
         return False
+
+    def find(self, names: Sequence[Name], timeout_s: float) -> Sequence[tuple[Record, int] | None]:
+        """Of a shared tier: the record and location of each name that is there, whoever wrote it; None for the rest.
+
+        What cannot be told within `timeout_s` is None too. Never raises for a place that is down.
+        """
+        del timeout_s
+        return [None] * len(names)
 
     def describe(self, namespace: str, spec: KVSpec) -> None:
         """Make durable what the digests in records mean, before the first record that names them. Idempotent."""

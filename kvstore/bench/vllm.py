@@ -58,8 +58,9 @@ def main() -> None:
     for row in rows:
         spread = " ".join(f"{each * 1e3:.0f}" for each in row["all_s"])
         print(f"{row['case']:>10} {row['tokens']:6} tokens  {row['ttft_s'] * 1e3:8.1f} ms  "
-              f"{row['hit_tokens']:5} hit  {row['ratio']:6.2f} x cold  "
-              f"{'same' if row['identical'] else 'OTHER'} tokens as cold  ({spread})")  # fmt: skip
+              f"{row['hit_tokens']:5} hit  {row['ratio']:6.2f} x cold  {row['own_ratio']:5.2f} x own  "
+              f"{'same' if row['identical'] else 'OTHER'} tokens as cold, "
+              f"{'same' if row['as_own'] else 'OTHER'} as own  ({spread})")  # fmt: skip
 
 
 def measure(
@@ -115,19 +116,21 @@ def _rounds(warm: dict[str, Engine], prompts: list[list[int]], reference: list[l
         for name, engine in warm.items():
             taken[name].append(engine.ask(prompt)["answers"][0])
         taken["cold"].append(warm[COLD].ask(fresh(len(prompt), len(prompts) + n))["answers"][0])
-    cold_s = median(each["ttft_s"] for each in taken["cold"])
+    medians = {name: median(each["ttft_s"] for each in answers) for name, answers in taken.items()}
+    own = [answer["ids"] for answer in taken["own"]]
     rows = []
     for name, answers in taken.items():
-        ttft_s = median(each["ttft_s"] for each in answers)
         same = [answer["ids"] == ids for answer, ids in zip(answers, reference, strict=True)]
         rows.append(
             {
                 "case": name,
                 "tokens": len(prompts[0]),
-                "ttft_s": ttft_s,
+                "ttft_s": medians[name],
                 "hit_tokens": int(median(each["cached"] for each in answers)),
-                "ratio": cold_s / ttft_s,
+                "ratio": medians["cold"] / medians[name],
+                "own_ratio": medians["own"] / medians[name],
                 "identical": name == "cold" or all(same),
+                "as_own": [answer["ids"] for answer in answers] == own,
                 "all_s": [each["ttft_s"] for each in answers],
             }
         )

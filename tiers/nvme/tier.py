@@ -51,6 +51,7 @@ class NvmeTier(Tier):
 
     kind: ClassVar[str] = "nvme"
     persistent: ClassVar[bool] = True
+    evicts: ClassVar[bool] = True
 
     def __init__(
         self, path: str | Path, *, capacity: int, segment_bytes: int = 256 * MIB, reserve_bytes: int = 1024 * MIB,
