@@ -59,7 +59,7 @@ class Coder:
     def __init__(self, config: Config, artefacts: Artefacts) -> None:
         self.artefacts = artefacts
         self._dram = parse_form(config.dram.codec, "dram.codec")
-        self._nvme = None if config.nvme is None else parse_form(config.nvme.codec, "nvme.codec")
+        self._below = [parse_form(each.codec, f"{each.table}.codec") for each in config.below]
         names = {each.codec for each in config.namespaces if each.codec is not None}
         self._own = {name: parse_form(name, "namespace.codec") for name in names}
         self._lock = threading.Lock()
@@ -71,9 +71,9 @@ class Coder:
         codec = scope.namespace.codec
         return self._allowed(scope, self._dram if codec is None else self._own[codec])
 
-    def form_below(self, scope: Scope) -> Named | None:
-        """The form that a namespace's parts are given on their way to NVMe, None for as they are."""
-        return self._allowed(scope, self._nvme)
+    def form_in(self, scope: Scope, tier: int) -> Named | None:
+        """The form that a namespace's parts are given on their way to a tier below DRAM, None for as they are."""
+        return self._allowed(scope, self._below[tier - 1] if tier <= len(self._below) else None)
 
     def recode(self, scope: Scope, source: Coded, wanted: Named | None) -> Coded:
         """A record in the form that is wanted, or in the next best; as it is where nothing else will do.
@@ -109,9 +109,9 @@ class Coder:
             figures.decoded_bytes += out.nbytes
             figures.decode_s += seconds
 
-    def cost_below(self, scope: Scope) -> tuple[float, float]:
-        """What share of its raw length a part takes on NVMe, and the seconds that decoding costs per raw byte."""
-        form = self.form_below(scope)
+    def cost_in(self, scope: Scope, tier: int) -> tuple[float, float]:
+        """What share of its raw length a part takes in a tier, and the seconds that decoding costs per raw byte."""
+        form = self.form_in(scope, tier)
         figures = None if form is None else self._figures.get(form.codec.name)
         if figures is None or not figures.decode_bytes_per_s:
             return 1.0, 0.0

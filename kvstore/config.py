@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 KiB = 1 << 10
 MiB = 1 << 20
@@ -61,6 +61,7 @@ class NvmeConfig:
     form that parts are given on their way down.
     """
 
+    table: ClassVar[str] = "nvme"
     path: Path
     capacity: Size = 64 * GiB
     segment: Size = 256 * MiB
@@ -119,7 +120,8 @@ class Config:
 
     `flush_on_close` writes what only DRAM holds to the NVMe tier when the store is closed in order, so that a
     restart keeps the cache. `prefill_tokens_per_s` lets the mover drop what is cheaper to recompute than to load
-    (0: not known, keep everything). `max_chunks` bounds the index.
+    (0: not known, keep everything). `max_chunks` bounds the index. `lookup_wait_s` is the longest that a look-up waits
+    for a shared tier to say what other hosts have stored.
     """
 
     dram: DramConfig = field(default_factory=DramConfig)
@@ -132,3 +134,9 @@ class Config:
     put_wait_s: Seconds = 1.0
     flush_on_close: bool = True
     prefill_tokens_per_s: Rate = 0.0
+    lookup_wait_s: Seconds = 0.02
+
+    @property
+    def below(self) -> tuple[NvmeConfig, ...]:
+        """The tiers below DRAM that are set up, the fastest first."""
+        return tuple(each for each in (self.nvme,) if each is not None)

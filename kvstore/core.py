@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,13 +19,14 @@ from kvstore.api import Fidelity
 from kvstore.catalog import Catalog, Namespace, Scope
 from kvstore.coder import Coder
 from kvstore.config import Config
-from kvstore.errors import Closed, InvalidArgument, KVStoreError, Shed
+from kvstore.errors import Closed, InvalidArgument, Shed
 from kvstore.events import EventHub
 from kvstore.gate import Gate
 from kvstore.leases import Leases
 from kvstore.loan import Loan
 from kvstore.policy import Rows
 from kvstore.record import Entry, Record, padded
+from kvstore.removed import Removed
 from kvstore.room import Room
 from kvstore.shared_tables import SharedTables
 from kvstore.spec import Part
@@ -34,10 +34,10 @@ from kvstore.tiers.base import Tier
 from kvstore.tiers.dram import DramTier
 from kvstore.usage import FoundItems, Usage, now_ms
 
-DRAM, NVME = 0, 1
-ANY_TIER = bytes([DRAM, NVME])
+DRAM = 0  # the number of the arena among the tiers; slower ones follow
 CHUNK_GONE = 2  # flag of Index.remove_placement
 ROWS_AT_ONCE = 64  # chunks let go when the index is full
+ERASED = ("deleted", "quarantined")  # from shared tiers too
 _NO_ROWS = np.empty(0, np.uint32)
 
 
@@ -57,28 +57,6 @@ class Copy(NamedTuple):
         return self.header + padded(self.stored)
 
 
-@dataclass
-class Removed:
-    """Bytes to give back to a tier once the lock is no longer held."""
-
-    places: list[tuple[Tier, int, int]] = field(default_factory=list)
-
-    def bytes_in(self, tier: Tier) -> int:
-        """How many bytes are to be given back to one tier."""
-        return sum(nbytes for each, _, nbytes in self.places if each is tier)
-
-    def settle(self) -> list[KVStoreError]:
-        """Tell the tiers, all of them even where one fails; what failed."""
-        failures = []
-        while self.places:
-            tier, location, nbytes = self.places.pop()
-            try:
-                tier.delete(location, nbytes)
-            except KVStoreError as error:
-                failures.append(error)
-        return failures
-
-
 def steady_ms() -> int:
     """Milliseconds on a clock that nobody sets: what leases are timed by, whose holders count with it too."""
     return time.monotonic_ns() // 1_000_000
@@ -87,12 +65,16 @@ def steady_ms() -> int:
 class Core:
     """Index, tiers, policies, leases, counters. Methods say whether the caller holds `lock`."""
 
-    def __init__(self, config: Config, dram: DramTier, nvme: Tier | None, coder: Coder) -> None:
+    def __init__(self, config: Config, dram: DramTier, below: Sequence[Tier], coder: Coder) -> None:
+        """`below` are the tiers below DRAM, the fastest first."""
         self.config = config
         self.dram = dram
-        self.nvme = nvme
+        self.below = tuple(below)
         self.coder = coder
-        self.tiers: tuple[Tier, ...] = (dram,) if nvme is None else (dram, nvme)
+        self.tiers: tuple[Tier, ...] = (dram, *below)
+        self.order = bytes(range(len(self.tiers)))  # fastest first
+        # Where what is acknowledged as persisted goes.
+        self.persistent = next((n for n, tier in enumerate(self.tiers) if tier.persistent), None)
         self.lock = _native.Mutex()
         self.room = Room(self.lock)
         self.index = _native.Index(config.max_chunks, secrets.randbits(64))
@@ -107,7 +89,7 @@ class Core:
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have
         self.bad: set[int] = set()  # placements that go when readers and leases have, and that nobody is given
         self.loads = 0
-        self.gate = Gate()
+        self.gates = [Gate() for _ in self.tiers]
         self.closed = False
         self._lingering: list[tuple[Loan, Callable[[], None]]] = []
 
@@ -134,7 +116,7 @@ class Core:
         exact = fidelity is Fidelity.EXACT
         return FoundItems(
             *self.index.find_items(
-                scope.number, items, scope.packed_parts, scope.packed_headers, exact, ANY_TIER, self.bad_rows()
+                scope.number, items, scope.packed_parts, scope.packed_headers, exact, self.order, self.bad_rows()
             )
         )
 
@@ -239,8 +221,13 @@ class Core:
             return False
         return not held or held.isdisjoint(index.placement(each).loc for each in self.placements(chunk, DRAM))
 
-    def withdraw(self, scope: Scope, placement: int, removed: Removed, kind: str = "evicted") -> None:
-        """Take a placement without readers out of the index. Needs the lock; `removed` is settled without it."""
+    def withdraw(
+        self, scope: Scope, placement: int, removed: Removed, kind: str = "evicted", *, erase: bool = False
+    ) -> None:
+        """Take a placement without readers out of the index. Needs the lock; `removed` is settled without it.
+
+        A record in a shared tier stays there for others unless it was deleted, is bad, or is to go (`erase`).
+        """
         index = self.index
         place = index.placement(placement)
         part_row = index.part(place.part)
@@ -251,7 +238,10 @@ class Core:
         self.bad.discard(placement)
         scope.namespace.used -= total
         tier = self.tiers[place.tier]
-        removed.places.append((tier, place.loc, total))
+        if tier.shared and kind not in ERASED and not erase:
+            removed.left.append((tier, place.loc))
+        else:
+            removed.places.append((tier, place.loc, total))
         if gone & CHUNK_GONE or not self.chunk_in_tier(part_row.chunk, place.tier):
             self.usage.policy(place.tier, scope.namespace).remove(part_row.chunk)
         if gone & CHUNK_GONE or not self.index.chunk_parts(part_row.chunk):
@@ -301,10 +291,11 @@ class Core:
 
     def best(self, part_row: int, exact: bool) -> int:
         """The placement of a part to read from, -1 if there is none that is good. Needs the lock."""
-        found = self.index.best_placement(part_row, exact, ANY_TIER)
-        if found in self.bad:
-            found = self.index.best_placement(part_row, exact, bytes([NVME]))
-        return -1 if found in self.bad else found
+        found = self.index.best_placement(part_row, exact, self.order)
+        if found not in self.bad:
+            return found
+        copies = (self.index.best_placement(part_row, exact, bytes([tier])) for tier in self.order)
+        return next((each for each in copies if each >= 0 and each not in self.bad), -1)
 
     def bad_chunks(self) -> set[int]:
         """Chunks with a bad placement, which look-ups pass over. Needs the lock."""
@@ -360,32 +351,39 @@ class Core:
         hidden = chunk in self.doomed or any(each in self.bad for each in self.placements(chunk))
         self.index.set_flags(chunk, _native.HIDDEN if hidden else 0)
 
-    def drop_from_dram(self, chunk: int, removed: Removed, held: frozenset[int] = frozenset()) -> bool:
-        """Withdraw a chunk from DRAM; all of it from everywhere if a part of it is nowhere else.
+    def drop_from(
+        self, chunk: int, tier: int, removed: Removed, held: frozenset[int] = frozenset(), *, erase: bool = False
+    ) -> bool:
+        """Withdraw a chunk from a tier; all of it from everywhere if a part of it is nowhere else.
 
         Half a chunk is of no use to anyone. False, and nothing done, unless the chunk may go. Needs the lock.
         """
         if not self.may_go(chunk, held):
             return False
         scope = self.catalog.scopes[self.index.chunk(chunk).scope]
-        places = list(self.placements(chunk, DRAM))
-        if any(self.only_in_dram(each) for each in places):
+        places = list(self.placements(chunk, tier))
+        if any(self.only_here(each) for each in places):
             places = list(self.placements(chunk))
         for each in places:
-            self.withdraw(scope, each, removed)
+            self.withdraw(scope, each, removed, erase=erase)
         return True
 
-    def only_in_dram(self, placement: int) -> bool:
-        """Whether no lower tier has what a DRAM placement holds: as good as that, or as its namespace lets it become.
+    def only_here(self, placement: int) -> bool:
+        """Whether no other tier has what a placement holds: as good, or as its namespace lets it become.
 
         Needs the lock.
         """
         place = self.index.placement(placement)
-        return not self.is_below(place.part, exact=place.exact)
+        others = (tier for tier in self.order if tier != place.tier)
+        return not any(self.has(tier, place.part, exact=place.exact) for tier in others)
 
-    def is_below(self, part_row: int, *, exact: bool) -> bool:
-        """Whether NVMe has a part, of which there is an exact copy above or not. Needs the lock."""
-        below = self.index.find_placement(part_row, NVME)
-        if below < 0 or not exact or self.index.placement(below).exact:
-            return below >= 0
+    def has(self, tier: int, part_row: int, *, exact: bool) -> bool:
+        """Whether a tier has a part, of which there is an exact copy elsewhere or not. Needs the lock."""
+        there = self.index.find_placement(part_row, tier)
+        if there < 0 or not exact or self.index.placement(there).exact:
+            return there >= 0
         return self.catalog.scopes[self.index.chunk(self.index.part(part_row).chunk).scope].namespace.lossy
+
+    def is_kept(self, part_row: int, *, exact: bool) -> bool:
+        """Whether a tier that survives the process has a part; see `has`. Needs the lock."""
+        return any(self.has(n, part_row, exact=exact) for n, tier in enumerate(self.tiers) if tier.persistent)

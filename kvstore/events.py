@@ -6,12 +6,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 from kvstore.api import Event
 from kvstore.errors import Closed
 from kvstore.spec import Part
 
 _BACKLOG = 10_000
+Listener: TypeAlias = Callable[[str, str, bytes, bytes, Part], None]
 
 
 class Watcher(Iterator[Event]):
@@ -69,6 +71,7 @@ class EventHub:
         self._lock = threading.Lock()
         self._tell = watched
         self._watchers: tuple[Watcher, ...] = ()
+        self._listeners: tuple[Listener, ...] = ()
         self._closed = False
 
     def watch(self, namespace: str) -> Watcher:
@@ -81,8 +84,16 @@ class EventHub:
             self._tell(True)
         return watcher
 
+    def listen(self, listener: Listener) -> None:
+        """Call `listener(kind, namespace, key, spec, part)` for every event from now on, under the store's lock."""
+        with self._lock:
+            self._listeners = (*self._listeners, listener)
+            self._tell(True)
+
     def emit(self, kind: str, namespace: str, key: bytes, spec: bytes, part: Part, tier: str) -> None:
         """Tell whoever watches; costs next to nothing when nobody does."""
+        for listener in self._listeners:
+            listener(kind, namespace, key, spec, part)
         if not self._watchers:
             return
         event = Event(kind, key, spec, part, tier, time.time_ns() // 1_000_000)
@@ -101,4 +112,4 @@ class EventHub:
     def _drop(self, watcher: Watcher) -> None:
         with self._lock:
             self._watchers = tuple(each for each in self._watchers if each is not watcher)
-            self._tell(bool(self._watchers))
+            self._tell(bool(self._watchers or self._listeners))

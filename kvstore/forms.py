@@ -89,8 +89,8 @@ def check_forms(config: Config) -> None:
 def _configured(config: Config) -> Iterator[tuple[str, str]]:
     """Every form that a configuration names, by its key."""
     yield "dram.codec", config.dram.codec
-    if config.nvme is not None:
-        yield "nvme.codec", config.nvme.codec
+    for each in config.below:
+        yield f"{each.table}.codec", each.codec
     for namespace in config.namespaces:
         yield "namespace.codec", namespace.codec or RAW
 

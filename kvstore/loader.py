@@ -15,11 +15,12 @@ from kvstore import _native
 from kvstore.api import Fidelity, Want
 from kvstore.catalog import Scope
 from kvstore.checked import check_digests, fill_from, groups_of, miss, span, verify_record
-from kvstore.core import DRAM, Copy, Core, Removed
+from kvstore.core import DRAM, Copy, Core
 from kvstore.decoding import check_known
 from kvstore.errors import Closed, Corrupt, KVStoreError, NotFound, Shed, SpecMismatch, StorageError
 from kvstore.keys import ChunkRef
 from kvstore.record import RAW, Record, unpack
+from kvstore.removed import Removed
 from kvstore.spec import Part
 from kvstore.writer import Writer
 
@@ -323,7 +324,7 @@ class Loader:
             except KVStoreError as error:
                 now = self._location(source)
                 if now == location:
-                    if isinstance(error, Corrupt | SpecMismatch):
+                    if isinstance(error, Corrupt | SpecMismatch | NotFound):  # not found: a shared tier has lost it
                         self._bad.add(source.placement)
                     raise
                 location = now  # the tier has moved it to make room: there is another life in the old place

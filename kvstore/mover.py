@@ -1,8 +1,8 @@
-"""The mover: keeps the cold end of DRAM clean, so that room is made by dropping and not by waiting for a disk.
+"""The mover: keeps the cold end of every tier clean, so that room is made by dropping and not by waiting for a disk.
 
-One thread walks the victims of every namespace and writes what only DRAM holds to the NVMe tier, a few at a time,
-giving way to loads. It also ends what is past its time: leases, pins by their own clock, chunks by their
-namespace's time-to-live.
+One thread walks the victims of every namespace in a tier that is filling and writes what the next one lacks there, a
+few parts at a time, giving way to loads. It also ends what is past its time: leases, pins by their own clock, chunks by
+their namespace's time-to-live.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ from typing import TypeAlias
 
 from kvstore._native import Chunk
 from kvstore.catalog import Namespace, Scope
-from kvstore.core import DRAM, NVME, Copy, Core, Removed, steady_ms
-from kvstore.errors import Corrupt, KVStoreError, Shed, StorageError
+from kvstore.core import DRAM, Copy, Core, steady_ms
+from kvstore.descent import Descent
+from kvstore.errors import Corrupt, DeadlineExceeded, KVStoreError, Shed, StorageError, Unavailable
 from kvstore.marks import drain_marks
+from kvstore.removed import Removed
 from kvstore.spec import Part
 from kvstore.usage import now_ms
-from kvstore.writer import Writer
 
 TICK_S = 0.25
 ROWS_AT_ONCE = 256  # looked at under the lock
-CLEAN_SHARE = 0.25  # of a namespace's memory is kept clean at its cold end
-START_SHARE = 0.5  # of a namespace's memory is in use before that begins
+CLEAN_SHARE = 0.25  # of a tier is kept clean at its cold end
+START_SHARE = 0.5  # of a tier is in use before that begins
 BATCH = 16
 GIVE_WAY_S = 0.02
+_UNREACHED = "not_demoted_unreachable"
 _FAILURES = (
+    (Unavailable, _UNREACHED),
+    (DeadlineExceeded, _UNREACHED),
     (Shed, "dropped_no_space"),
     (StorageError, "dropped_disk_error"),
     (Corrupt, "dropped_corrupt"),
@@ -42,9 +46,15 @@ _Dirty: TypeAlias = tuple[Scope, bytes, Part, Copy]
 
 @dataclass
 class _Sweep:
-    """How far one pass over the cold end of a namespace's memory has come."""
+    """How far one pass over the cold end of a namespace's chunks in a tier has come.
 
+    `target` is the tier that they are written to.
+    """
+
+    tier: int
+    target: int
     limit: float
+    flush: bool = False
     passed: int = 0
     after: int = -1
     done: bool = False
@@ -53,9 +63,9 @@ class _Sweep:
 class Mover:
     """Demotes on pressure and ahead of it."""
 
-    def __init__(self, core: Core, writer: Writer, threads: int) -> None:
+    def __init__(self, core: Core, descent: Descent, threads: int) -> None:
         self._core = core
-        self._writer = writer
+        self._descent = descent
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._pressed: set[bytes] = set()
@@ -72,7 +82,7 @@ class Mover:
         self._wake.set()
 
     def close(self, flush: bool) -> None:
-        """Stop; with `flush`, first write down everything that only DRAM holds, coldest first."""
+        """Stop; with `flush`, first write down everything that would end with the process, coldest first."""
         core = self._core
         self._stop.set()
         self._wake.set()
@@ -82,9 +92,10 @@ class Mover:
         with core.lock:
             core.leases.end_all()
         self._expire()
-        if flush and core.nvme is not None:
-            for namespace in list(core.catalog.namespaces.values()):
-                self._demote(namespace, math.inf, flush=True)
+        if flush and core.persistent is not None:
+            volatile = [n for n, tier in enumerate(core.tiers) if not tier.persistent]
+            for tier, namespace in itertools.product(volatile, list(core.catalog.namespaces.values())):
+                self._demote(namespace, _Sweep(tier, core.persistent, math.inf, flush=True))
         self._pool.shutdown(wait=True)
         self._forget_doomed()
 
@@ -110,54 +121,63 @@ class Mover:
         for namespace in list(core.catalog.namespaces.values()):
             drain_marks(core, namespace)
             waiting = namespace.digest in pressed
-            if core.nvme is not None and (waiting or self._is_filling(namespace)):
-                self._demote(namespace, CLEAN_SHARE * core.dram.capacity)
+            for number, tier in enumerate(core.tiers[:-1]):
+                if core.below[number].state != "ok":
+                    continue
+                if (waiting and number == DRAM) or self._is_filling(number, namespace):
+                    self._demote(namespace, _Sweep(number, number + 1, CLEAN_SHARE * tier.capacity))
             if waiting and not core.dram.owned(namespace.digest):
                 self._give_extent(namespace)
-        if core.nvme is not None and core.nvme.wants_checkpoint:
-            core.nvme.checkpoint()
+        for tier in core.below:
+            if tier.wants_checkpoint:
+                tier.checkpoint()
 
-    def _is_filling(self, namespace: Namespace) -> bool:
-        core = self._core
-        return core.dram.used > START_SHARE * core.dram.capacity and len(core.usage.policy(DRAM, namespace)) > 0
+    def _is_filling(self, tier: int, namespace: Namespace) -> bool:
+        core, there = self._core, self._core.tiers[tier]
+        return there.used > START_SHARE * there.capacity and len(core.usage.policy(tier, namespace)) > 0
 
-    def _demote(self, namespace: Namespace, limit: float, *, flush: bool = False) -> None:
-        """Write down what only DRAM holds of the coldest `limit` bytes, once, a batch at a time."""
-        sweep = _Sweep(limit)
-        while not sweep.done and (flush or not self._stop.is_set()):
-            dirty = self._next_dirty(namespace, sweep, flush)
+    def _demote(self, namespace: Namespace, sweep: _Sweep) -> None:
+        """Write down what the target lacks of the coldest bytes, once, a batch at a time."""
+        while not sweep.done and (sweep.flush or not self._stop.is_set()):
+            dirty = self._next_dirty(namespace, sweep)
             if dirty:
                 self._give_way()
-                self._write_all(dirty)
+                self._write_all(dirty, sweep.target)
             with self._core.lock:
                 self._core.room.notify_all()
 
-    def _next_dirty(self, namespace: Namespace, sweep: _Sweep, flush: bool) -> list[_Dirty]:
-        """Up to a batch of parts that only DRAM holds, each with a reader on it; looks at some rows and no more.
+    def _next_dirty(self, namespace: Namespace, sweep: _Sweep) -> list[_Dirty]:
+        """Up to a batch of parts that the target lacks, each with a reader on it; looks at some rows and no more.
 
         One that is being read is left for later (it may be on its way down already), but not by the last flush.
         """
         core, found = self._core, list[_Dirty]()
         with core.lock:
-            rows = core.usage.policy(DRAM, namespace).victims(sweep.after)
+            rows = core.usage.policy(sweep.tier, namespace).victims(sweep.after)
             for row in itertools.islice(rows, ROWS_AT_ONCE):
                 if len(found) >= BATCH or sweep.passed > sweep.limit:
                     break
                 sweep.after = row
                 if row not in core.doomed:
-                    found.extend(self._dirty_parts(row, sweep, flush))
+                    found.extend(self._dirty_parts(row, sweep))
             else:
                 sweep.done = next(rows, None) is None
             sweep.done |= sweep.passed > sweep.limit
         return found
 
-    def _dirty_parts(self, row: int, sweep: _Sweep, flush: bool) -> Iterator[_Dirty]:
+    def _dirty_parts(self, row: int, sweep: _Sweep) -> Iterator[_Dirty]:
         core, index = self._core, self._core.index
         chunk = index.chunk(row)
-        for placement in list(core.placements(row, DRAM)):
+        for placement in list(core.placements(row, sweep.tier)):
             place = index.placement(placement)
             sweep.passed += place.stored
-            if placement not in core.bad and core.only_in_dram(placement) and (flush or not place.readers):
+            if placement in core.bad or (place.readers and not sweep.flush):
+                continue
+            if sweep.flush:
+                there = core.is_kept(place.part, exact=place.exact)
+            else:
+                there = core.has(sweep.target, place.part, exact=place.exact)
+            if not there:
                 yield self._hold(chunk, placement)
 
     def _hold(self, chunk: Chunk, placement: int) -> _Dirty:
@@ -167,36 +187,38 @@ class Mover:
         scope = core.catalog.scopes[chunk.scope]
         return scope, chunk.key, which, core.hold(placement, scope, which)
 
-    def _write_all(self, dirty: list[_Dirty]) -> None:
+    def _write_all(self, dirty: list[_Dirty], target: int) -> None:
         self._core.shared.beat()  # a round may take long
-        for move in [self._pool.submit(self._write_down, *each) for each in dirty]:
+        for move in [self._pool.submit(self._write_down, *each, target) for each in dirty]:
             move.result()
 
-    def _write_down(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> None:
+    def _write_down(self, scope: Scope, key: bytes, part: Part, copy: Copy, target: int) -> None:
         core, failure = self._core, ""
         try:
-            if self._worth_keeping(scope, key, copy):
-                self._writer.persist(scope, copy, patience=2)
+            if self._worth_keeping(scope, key, copy, target):
+                self._descent.write(scope, key, part, copy, target, patience=2)
             else:
                 failure = "dropped_cheaper_to_recompute"
         except KVStoreError as error:
             failure = next(reason for kind, reason in _FAILURES if isinstance(error, kind))
         finally:
             core.let_go([copy])
-        if failure:
+        if failure == _UNREACHED:
+            core.counters[failure] += 1
+        elif failure and copy.tier == DRAM:  # it would be in the way for ever; other tiers let go of what is cold
             self._drop(scope, key, part, copy, failure)
 
-    def _worth_keeping(self, scope: Scope, key: bytes, copy: Copy) -> bool:
+    def _worth_keeping(self, scope: Scope, key: bytes, copy: Copy, target: int) -> bool:
         """Whether loading a part back, and decoding it, takes less time than prefilling its tokens again."""
         core = self._core
         rate = core.config.prefill_tokens_per_s
-        if rate <= 0 or core.nvme is None:
+        if rate <= 0:
             return True
         with core.lock:
             row = core.index.find(scope.number, key)
             tokens = core.index.chunk(row).tokens if row >= 0 else 0
-        speed = core.nvme.speed
-        share, decode_s = core.coder.cost_below(scope)
+        speed = core.tiers[target].speed
+        share, decode_s = core.coder.cost_in(scope, target)
         byte_s = share / speed.read_bytes_per_s + decode_s
         return speed.latency_s + copy.stored * len(scope.parts) * byte_s < tokens / rate
 
@@ -204,9 +226,9 @@ class Mover:
         core, removed = self._core, Removed()
         with core.lock:
             chunk, row = core.find_part(scope, key, part)
-            here = -1 if row < 0 else core.index.find_placement(row, DRAM)
+            here = -1 if row < 0 else core.index.find_placement(row, copy.tier)
             held = core.held(scope.namespace)
-            if here == copy.placement and core.only_in_dram(here) and core.drop_from_dram(chunk, removed, held):
+            if here == copy.placement and core.only_here(here) and core.drop_from(chunk, copy.tier, removed, held):
                 core.counters[reason] += 1
         core.settle(removed)
 
@@ -222,7 +244,7 @@ class Mover:
         extent = core.dram.donor(namespace.digest)
         if extent is None:
             return
-        start = 0 if core.nvme is not None else -1
+        start = 0 if core.below else -1
         while start >= 0:
             with core.lock:
                 rows, start = core.index.chunks(start, ROWS_AT_ONCE)
@@ -230,9 +252,9 @@ class Mover:
                 dirty = [
                     self._hold(core.index.chunk(row), each)
                     for row, each in inside
-                    if core.only_in_dram(each) and each not in core.bad
+                    if core.only_here(each) and each not in core.bad
                 ]
-            self._write_all(dirty)
+            self._write_all(dirty, 1)
         start = 0
         while start >= 0:
             with core.lock:
@@ -240,7 +262,7 @@ class Mover:
                 for row in rows.tolist():
                     if self._inside(row, extent):
                         held = core.held(core.catalog.scopes[core.index.chunk(row).scope].namespace)
-                        core.drop_from_dram(row, removed, held)
+                        core.drop_from(row, DRAM, removed, held)
         core.settle(removed)
         if core.dram.replace_extent(extent, namespace.digest):
             core.shared.beat()  # who has it mapped holds its memory
@@ -256,8 +278,9 @@ class Mover:
         with core.lock:
             for row in list(core.doomed):
                 scope = core.catalog.scopes[core.index.chunk(row).scope]
-                for placement in list(core.placements(row, NVME)):
-                    if not core.index.placement(placement).readers:
+                for placement in list(core.placements(row)):
+                    place = core.index.placement(placement)
+                    if core.tiers[place.tier].persistent and not place.readers:
                         core.withdraw(scope, placement, removed, "deleted")
         core.settle(removed)
 

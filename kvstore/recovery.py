@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.catalog import Namespace
-from kvstore.core import NVME, Core
+from kvstore.core import Core
 from kvstore.record import BLOCK
 from kvstore.rows import EXPORT_DTYPE, NO_ROW
 from kvstore.tiers.base import RECOVERED_DTYPE, Recovered, Tier
@@ -18,8 +18,9 @@ _SAME = {"form": "codec", "location": "loc", "created_ms": "last_use"}
 _NOT_INDEXED = ("namespace", "spec", "_pad", "header_blocks")
 
 
-def index_recovered(core: Core, tier: Tier) -> Sequence[str]:
+def index_recovered(core: Core, number: int) -> Sequence[str]:
     """Enter everything that a tier brings back into the index; what had to be mended, in words."""
+    tier = core.tiers[number]
     recovered = tier.recover()
     rows = recovered.rows[np.argsort(recovered.rows["created_ms"], kind="stable")]
     notes = list(recovered.notes)
@@ -34,8 +35,8 @@ def index_recovered(core: Core, tier: Tier) -> Sequence[str]:
             notes.append(f"{int((~known).sum())} records of unknown namespaces or specs were let go")
             _forget(tier, rows[~known])
             rows, scopes = rows[known], scopes[known]
-        entered = core.index.bulk_insert(_export_rows(rows, scopes).view(np.uint8), NVME)
-        _admit(core, rows, scopes, entered)
+        entered = core.index.bulk_insert(_export_rows(rows, scopes, number).view(np.uint8), number)
+        _admit(core, number, rows, scopes, entered)
     _forget(tier, rows[entered == NO_ROW])
     return notes
 
@@ -58,22 +59,24 @@ def _scopes(
     return numbers[inverse], known[inverse]
 
 
-def _export_rows(rows: npt.NDArray[Any], scopes: npt.NDArray[np.uint32]) -> npt.NDArray[Any]:
+def _export_rows(rows: npt.NDArray[Any], scopes: npt.NDArray[np.uint32], tier: int) -> npt.NDArray[Any]:
     exported = np.zeros(len(rows), EXPORT_DTYPE)
     for field in RECOVERED_DTYPE.names or ():
         if field not in _NOT_INDEXED:
             exported[_SAME.get(field, field)] = rows[field]
-    exported["scope"], exported["tier"] = scopes, NVME
+    exported["scope"], exported["tier"] = scopes, tier
     return exported
 
 
-def _admit(core: Core, rows: npt.NDArray[Any], scopes: npt.NDArray[np.uint32], entered: npt.NDArray[np.uint32]) -> None:
+def _admit(
+    core: Core, tier: int, rows: npt.NDArray[Any], scopes: npt.NDArray[np.uint32], entered: npt.NDArray[np.uint32]
+) -> None:
     """Tell policies and namespaces about what came back, oldest first."""
     good = entered != NO_ROW
     for number in np.unique(scopes[good]):
         scope = core.catalog.scopes[int(number)]
         mine = rows[good & (scopes == number)]
-        policy = core.usage.policy(NVME, scope.namespace)
+        policy = core.usage.policy(tier, scope.namespace)
         for chunk in core.index.find_many(scope.number, np.ascontiguousarray(mine["key"])).tolist():
             policy.admit(chunk)
         scope.namespace.used += int(_record_bytes(mine).sum())

@@ -45,7 +45,7 @@ class StoreReservation:
             placed, copy = self._writer.publish(slot, digests, ack)
         finally:
             self._core.end_loan(self._loan, self._nothing if slot.placed else partial(self._writer.give_up, slot))
-        self._writer.ensure(slot.scope, copy, ack)
+        self._writer.ensure(slot.scope, slot.ref.key, slot.part, copy, ack)
         return placed
 
     @property

@@ -26,7 +26,7 @@ from kvstore.api import (
 from kvstore.catalog import Namespace, Scope
 from kvstore.core import DRAM, Core, steady_ms
 from kvstore.decoding import OwnView
-from kvstore.errors import Closed, InvalidArgument
+from kvstore.errors import Closed, InvalidArgument, StorageError
 from kvstore.events import Watcher
 from kvstore.hazards import open_board
 from kvstore.intake import teach, teach_gets
@@ -99,6 +99,8 @@ class Session:
         if query.places and not query.lease:
             raise InvalidArgument("places are told under a lease only: what is not held may move")
         places = b""
+        if self._store.finder is not None:
+            self._store.finder.complete(scope, query.refs, parts, packed, exact)
         with core.lock:
             rows, present, first_valid = core.index.lookup(scope.number, query.refs, packed, exact, 0)
             if core.doomed or core.bad:
@@ -110,7 +112,7 @@ class Session:
                 self._take_lease(query.lease, until, used)
                 if len(used):
                     core.usage.used(used, self._namespace)
-                if query.places or core.nvme is not None:
+                if query.places or core.below:
                     headers = scope.packed_headers if not query.parts else scope.table(parts)[1]
                     places = core.index.places(used, packed, headers, exact, DRAM, core.bad_rows())
             if len(reach.used):
@@ -177,9 +179,11 @@ class Session:
         """A descriptor of the namespace's index in shared memory (the caller closes it), and its length in bytes.
 
         For `kvstore.shared_index.SharedIndex`. The first call makes the index: 32 to 64 bytes a chunk of
-        `max_chunks`. `StorageError` where there is no memory for it.
+        `max_chunks`. `StorageError` where there is no memory for it, and where a shared tier has to be asked too.
         """
         self._check_open()
+        if self._store.finder is not None:
+            raise StorageError("look-ups go to the store: a shared tier may hold what its index lacks")
         return self._core.shared.share(self._namespace)
 
     def honour(self, descriptor: int, nbytes: int) -> float:

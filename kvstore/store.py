@@ -1,4 +1,4 @@
-"""The store: one index over DRAM and NVMe, for every namespace of this process.
+"""The store: one index over all its tiers, for every namespace of this process.
 
 `Store(config)` opens it (and recovers what its folder holds), `session(namespace)` gives a backend for a client.
 """
@@ -18,65 +18,72 @@ from kvstore.catalog import Namespace, Scope
 from kvstore.codecs import form_name
 from kvstore.coder import Coder
 from kvstore.config import Config
-from kvstore.core import DRAM, NVME, ROWS_AT_ONCE, Core, Removed
+from kvstore.core import ROWS_AT_ONCE, Core
 from kvstore.errors import KVStoreError
+from kvstore.finder import Finder
 from kvstore.forms import artefact_files, check_forms
 from kvstore.loader import Loader
 from kvstore.mover import Mover
+from kvstore.opening import open_tiers
 from kvstore.reader import Reader
 from kvstore.reclaim import Reclaimer
 from kvstore.record import BLOCK
 from kvstore.recovery import index_recovered
+from kvstore.removed import Removed
 from kvstore.session import OwnedSession, Session
 from kvstore.spec import KVSpec, Part
 from kvstore.sweep import sweep, sweep_quietly
+from kvstore.through import Through
 from kvstore.tiers.base import Tier
-from kvstore.tiers.dram import DramTier
 from kvstore.writer import Writer
 
 DELETE_PATIENCE_S = 0.25
+THROUGH_PATIENCE_S = 10.0
+LOADERS = 4  # threads that load and move, where no NVMe tier says how many
 ARTEFACTS = "artefacts"  # the folder beside the segments
 AnySession = TypeVar("AnySession", bound=Session)
 
 
 class Store:
-    """Everything behind the interface. Close it: with an NVMe tier that writes a snapshot, so that the next
-    opening is quick, and flushes what only DRAM holds (`Config.flush_on_close`).
+    """Everything behind the interface. Close it: with a persistent tier that writes a snapshot, so that the
+    next opening is quick, and flushes what no such tier holds (`Config.flush_on_close`).
     """
 
-    def __init__(self, config: Config) -> None:
-        """Open the store. Raises `ConfigError`, `StorageError`."""
+    def __init__(self, config: Config, more: Sequence[Tier] = ()) -> None:
+        """Open the store. `more` are opened tiers of one's own, slower than those of `config`; they are closed with it.
+
+        Raises `ConfigError`, `StorageError`.
+        """
         check_forms(config)
         folder = None if config.nvme is None else config.nvme.path / ARTEFACTS
         coder = Coder(config, Artefacts(folder, artefact_files(config)))
-        nvme = _open_nvme(config)
-        try:
-            dram = DramTier(config.dram.capacity, config.dram.extent)
-        except (KVStoreError, OSError):
-            if nvme is not None:
-                nvme.close()
-            raise
-        threads = config.nvme.io_threads if config.nvme else 2
-        self._core = core = Core(config, dram, nvme, coder)
+        dram, below = open_tiers(config)
+        threads = config.nvme.io_threads if config.nvme else LOADERS
+        self._core = core = Core(config, dram, [*below, *more], coder)
         self._reclaimer = Reclaimer(core)
         self._writer = Writer(core, self._reclaimer)
         self._loader = Loader(core, self._writer, threads)
         self._reader = Reader(core, self._loader)
-        self._mover = Mover(core, self._writer, threads)
+        self._mover = Mover(core, self._writer.descent, threads)
         self._writer.wake_mover = self._mover.wake
+        shared = [number for number, tier in enumerate(core.tiers) if tier.shared]
+        self.finder = Finder(core, config.lookup_wait_s) if shared else None
+        self._through = [Through(core, self._writer.descent, number, threads) for number in shared]
         self._sessions = itertools.count(1)
         self._closing = threading.Lock()
         for each in config.namespaces:
             core.catalog.add_namespace(Namespace(each.name, each.quota, each.ttl_s, each.codec, each.lossy))
         self.notes: Sequence[str] = ()
         try:
-            if nvme is not None:
-                self.notes = index_recovered(core, nvme)
+            for number in range(1, len(core.tiers)):
+                self.notes = [*self.notes, *index_recovered(core, number)]
         except KVStoreError:
-            nvme.close() if nvme is not None else None
-            dram.close()
+            for tier in reversed(core.tiers):
+                tier.close()
             raise
         self._mover.start()
+        for through in self._through:
+            through.start()
         if coder.artefacts.stale():
             self._loader.submit(sweep_quietly, core, self._loader)
 
@@ -101,9 +108,7 @@ class Store:
         core = self._core
         extra = {"simd": _simd()}
         largest = core.dram.max_record - BLOCK
-        chunks = (
-            len(core.usage.policy(DRAM, namespace)) if core.nvme is None else len(core.usage.policy(NVME, namespace))
-        )
+        chunks = max(len(core.usage.policy(tier, namespace)) for tier in core.order)
         return Description(__version__, namespace.name, tuple(t.name for t in core.tiers), largest, chunks, extra)
 
     def chunks(self, namespace: Namespace, cursor: int, limit: int) -> Page:
@@ -147,13 +152,16 @@ class Store:
                 "waiting_bytes": core.dram.waiting,
                 "index_bytes": core.index.resident_bytes(),
                 "loads": core.loads,
+                "through": sum(each.waiting for each in self._through),
             }
         tiers = {
             tier.name: {
                 "kind": tier.kind,
+                "state": tier.state,
                 "capacity": tier.capacity,
                 "used": tier.used,
                 "read_bytes_per_s": tier.speed.read_bytes_per_s,
+                "write_bytes_per_s": tier.speed.write_bytes_per_s,
                 "latency_s": tier.speed.latency_s,
                 **tier.stats(),
             }
@@ -199,12 +207,14 @@ class Store:
                 core.close()
             core.shared.close()
             self._loader.close()
+            for through in self._through:
+                through.close(THROUGH_PATIENCE_S)
             self._mover.close(flush=core.config.flush_on_close)
             core.sweep()
             core.events.close()
             try:
-                if core.nvme is not None:
-                    core.nvme.checkpoint()
+                for tier in core.below:
+                    tier.checkpoint()
             finally:
                 for tier in reversed(core.tiers):
                     tier.close()
@@ -257,21 +267,6 @@ class Store:
             chunk.key, chunk.parent, spec, chunk.position, chunk.tokens, chunk.hits, chunk.leases,
             chunk.pin_until, chunk.last_use, tuple(places),
         )  # fmt: skip
-
-
-def _open_nvme(config: Config) -> Tier | None:
-    if config.nvme is None:
-        return None
-    from kvstore.tiers.nvme import NvmeTier
-
-    nvme = config.nvme
-    return NvmeTier(
-        nvme.path,
-        capacity=nvme.capacity,
-        segment_bytes=nvme.segment,
-        reserve_bytes=nvme.reserve,
-        io_threads=nvme.io_threads,
-    )
 
 
 def _simd() -> str:

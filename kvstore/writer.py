@@ -15,16 +15,17 @@ import numpy.typing as npt
 from kvstore import _native
 from kvstore.api import Ack, Offer
 from kvstore.catalog import Geometry, Namespace, Scope
-from kvstore.coder import Coded
-from kvstore.core import ANY_TIER, DRAM, NVME, Copy, Core, Removed
-from kvstore.errors import InvalidArgument, KVStoreError, Shed, StorageError, TooLarge
+from kvstore.core import DRAM, Copy, Core
+from kvstore.descent import Descent, record_in_dram
+from kvstore.errors import InvalidArgument, KVStoreError, Shed, TooLarge
 from kvstore.keys import ChunkRef, check_key
 from kvstore.marks import drain_marks
-from kvstore.record import RAW, Entry, Record, padded, unpack, write_header, write_record
+from kvstore.record import RAW, Entry, Record, write_header, write_record
+from kvstore.removed import Removed
 from kvstore.reservation import StoreReservation
 from kvstore.slot import Slot
 from kvstore.spec import Part
-from kvstore.tiers.base import Owner, Tier, TierFull
+from kvstore.tiers.base import Owner
 from kvstore.tiers.dram import zero_padding
 from kvstore.usage import now_ms
 
@@ -36,7 +37,7 @@ class Writer:
 
     def __init__(self, core: Core, owner: Owner) -> None:
         self._core = core
-        self._owner = owner
+        self.descent = Descent(core, owner)
         self.wake_mover: Callable[[Namespace], None] = _nobody
 
     def put(self, scope: Scope, offer: Offer, ack: Ack, confirm: Callable[[], None] | None = None) -> bool:
@@ -55,7 +56,7 @@ class Writer:
             if not known and not namespace.quota:
                 namespace.promised += geometry.total
         if known:
-            self.ensure(scope, copy, ack)
+            self.ensure(scope, offer.ref.key, offer.part, copy, ack)
             return False
         if namespace.quota:
             self._keep_quota(namespace, geometry.total)
@@ -73,7 +74,7 @@ class Writer:
             if not slot.placed:
                 self.give_up(slot)
         if ack is not Ack.STORED:
-            self.ensure(scope, copy, ack)
+            self.ensure(scope, offer.ref.key, offer.part, copy, ack)
         return placed
 
     def reserve(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int) -> StoreReservation:
@@ -114,7 +115,7 @@ class Writer:
         wanted = core.coder.put_form(scope)
         if wanted is None:
             return None
-        coded = core.coder.recode(scope, self._read(slot.location, geometry.header, geometry.nbytes), wanted)
+        coded = core.coder.recode(scope, record_in_dram(core, slot.location, geometry.header, geometry.nbytes), wanted)
         record = coded.record
         if record.form == RAW:
             return None
@@ -136,8 +137,7 @@ class Writer:
     def _publish(self, slot: Slot, entry: Entry | Record, ack: Ack) -> Copy | None:
         """Make a written part visible (`slot.placed` tells), unless one as good is there.
 
-        Gives the DRAM copy, held, where `ack` needs it written down, whether it came with this call or was there
-        before.
+        Gives a copy, held, where `ack` needs it written down, whether it came with this call or was there before.
         """
         core, removed, scope, geometry, copy = self._core, Removed(), slot.scope, slot.geometry, None
         ref = slot.ref
@@ -157,7 +157,7 @@ class Writer:
                 if not slot.placed or ack is not Ack.STORED or core.doomed or core.bad:
                     _, copy = self.twin(scope, ref, slot.part, slot.first_valid, ack)
         finally:
-            if removed.places:
+            if removed:
                 core.settle(removed)
         return copy
 
@@ -200,57 +200,16 @@ class Writer:
                     raise Shed(f"no memory for {nbytes} bytes within {patience_s:g} s: all is leased, pinned or busy")
                 core.room.wait(min(0.05, patience_s))
 
-    def persist(self, scope: Scope, copy: Copy, patience: int = 4) -> None:
-        """Write a DRAM copy (with a reader on it) to the NVMe tier, making room there if need be."""
-        core = self._core
-        tier = core.nvme
-        if tier is None:
-            raise StorageError("there is no NVMe tier to persist to; add [nvme] to the configuration")
-        source = self._read(copy.location, copy.header, copy.stored)
-        coded = core.coder.recode(scope, source, core.coder.form_below(scope))
-        tier.describe(scope.namespace.name, scope.spec)
-        for _ in range(patience):
-            try:
-                with core.gate.passing():
-                    self._write(tier, scope, *coded)
-                return
-            except TierFull as full:
-                reason = str(full)
-            with core.gate.alone():
-                if not tier.make_room(coded.record.total_bytes, self._owner):
-                    break
-        core.counters["shed_no_space"] += 1
-        raise Shed(f"{tier.name} has no room for {coded.record.total_bytes} bytes: {reason}", "no_space")
-
-    def _write(self, tier: Tier, scope: Scope, record: Record, header: bytes, payload: memoryview) -> None:
-        core, removed, placed = self._core, Removed(), -1
-        location = tier.write(header, payload, record)
-        try:
-            with core.lock:
-                placed = core.publish(scope, record, NVME, location, removed)
-                if placed >= 0:
-                    core.counters["demoted_bytes"] += record.stored
-                    core.events.emit("moved", scope.namespace.name, record.key, record.spec, record.part, tier.name)
-        finally:
-            if placed < 0:
-                removed.places.append((tier, location, record.total_bytes))
-            core.settle(removed)
-
-    def _read(self, location: int, header_bytes: int, stored: int) -> Coded:
-        """A record in DRAM, whose payload stays where it is."""
-        view = self._core.dram.view(location, 0, header_bytes + padded(stored))
-        header = bytes(view[:header_bytes])
-        return Coded(unpack(header), header, view[header_bytes:])
-
     def check_ack(self, ack: Ack, geometry: Geometry) -> None:
         if ack is Ack.STORED:
             return
-        nvme = self._core.nvme
-        if nvme is None:
-            raise InvalidArgument(f"ack={ack.value!r} needs an NVMe tier; this store has none")
-        if geometry.total > nvme.max_record:
+        core = self._core
+        if core.persistent is None:
+            raise InvalidArgument(f"ack={ack.value!r} needs a tier that survives the process, as [nvme]; there is none")
+        tier = core.tiers[core.persistent]
+        if geometry.total > tier.max_record:
             raise TooLarge(
-                f"a record of {geometry.total} bytes cannot be {ack.value}: {nvme.name} takes {nvme.max_record} at "
+                f"a record of {geometry.total} bytes cannot be {ack.value}: {tier.name} takes {tier.max_record} at "
                 "most; raise [nvme] segment or lower chunk_tokens"
             )
 
@@ -273,7 +232,7 @@ class Writer:
         return geometry
 
     def twin(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int, ack: Ack) -> tuple[bool, Copy | None]:
-        """Whether a part at least as good is there, and its DRAM copy, held, where `ack` needs it written down.
+        """Whether a part at least as good is there, and a copy of it, held, where `ack` needs it written down.
 
         A chunk that is marked to go stays, now that somebody offers it again. Needs the lock.
         """
@@ -292,29 +251,29 @@ class Writer:
         if core.bad and not core.bad.isdisjoint(core.index.part_placements(row)):
             core.counters["shed_leased"] += 1
             raise Shed(f"a damaged copy of chunk {ref.key.hex()} is still being read; put it again later", "leased")
-        exact = core.index.best_placement(row, True, ANY_TIER) >= 0
+        exact = core.index.best_placement(row, True, core.order) >= 0
         if not exact and not self._lossy_will_do(scope):
             return False, None
         core.spare(chunk)
-        if ack is Ack.STORED or core.is_below(row, exact=exact):
+        if ack is Ack.STORED or core.is_kept(row, exact=exact):
             return True, None
-        return True, core.hold(core.index.find_placement(row, DRAM), scope, part)
+        return True, core.hold(core.index.best_placement(row, exact, core.order), scope, part)
 
     def _lossy_will_do(self, scope: Scope) -> bool:
         """Whether a put would become lossy at once, so that a lossy copy is as good."""
         form = self._core.coder.put_form(scope)
         return form is not None and not form.codec.exact
 
-    def ensure(self, scope: Scope, copy: Copy | None, ack: Ack) -> None:
+    def ensure(self, scope: Scope, key: bytes, part: Part, copy: Copy | None, ack: Ack) -> None:
         """Give a part that is there the durability that is asked for; `copy` is what has to be written for it."""
         core = self._core
         if copy is not None:
             try:
-                self.persist(scope, copy)
+                self.descent.persist(scope, key, part, copy)
             finally:
                 core.let_go([copy])
-        if ack is Ack.SYNCED and core.nvme is not None:
-            core.nvme.sync()
+        if ack is Ack.SYNCED and core.persistent is not None:
+            core.tiers[core.persistent].sync()
 
     def _reserve(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int, geometry: Geometry) -> Slot:
         self._keep_quota(scope.namespace, geometry.total)
@@ -368,11 +327,12 @@ class Writer:
                 core.withdraw(slot.scope, placement, removed)
 
     def _evict_clean(self, namespace: Namespace, nbytes: int) -> tuple[int, int]:
-        """Drop DRAM copies that a lower tier has too (all of them where there is none).
+        """Drop DRAM copies that another tier has too (all of them where there is none to write to).
 
         Bytes freed, and bytes passed over that could go once they are written down.
         """
         core, removed, freed, passed = self._core, Removed(), 0, 0
+        can_go_down = any(tier.state == "ok" for tier in core.below)
         drain_marks(core, namespace)
         held = core.held(namespace)
         with core.lock:
@@ -383,10 +343,10 @@ class Writer:
                 if not core.may_go(row, held):
                     continue
                 copies = list(core.placements(row, DRAM))
-                if core.nvme is not None and any(core.only_in_dram(each) for each in copies):
+                if can_go_down and any(core.only_here(each) for each in copies):
                     passed += sum(index.placement(each).stored for each in copies)
                     continue
-                core.drop_from_dram(row, removed, held)
+                core.drop_from(row, DRAM, removed, held)
                 freed = removed.bytes_in(core.dram)
         core.settle(removed)
         return freed, passed

@@ -22,8 +22,9 @@ from kvstore.bench.measure import Bar, Row, percentile, rss
 from kvstore.catalog import Namespace, Scope
 from kvstore.coder import Coder
 from kvstore.config import Config, DramConfig
-from kvstore.core import DRAM, NVME, Core, Removed
+from kvstore.core import DRAM, Core
 from kvstore.record import GROUP_DTYPE, Record
+from kvstore.removed import Removed
 from kvstore.spec import KVSpec
 from kvstore.tiers.base import Speed, Tier
 from kvstore.tiers.dram import DramTier
@@ -116,7 +117,7 @@ class _Books:
 
     def __init__(self, chunks: int) -> None:
         config = Config(dram=DramConfig(capacity=MiB, extent=MiB), max_chunks=chunks + STEP)
-        self._core = Core(config, DramTier(MiB, MiB), _Weightless(), Coder(config, Artefacts(None, ())))
+        self._core = Core(config, DramTier(MiB, MiB), [_Weightless()], Coder(config, Artefacts(None, ())))
         self._memory = _native.Allocator((chunks + STEP) * RECORD)
         spec = KVSpec.dense("bench-index", layers=1, kv_heads=1, head_dim=16, chunk_tokens=16)
         namespace = self._core.catalog.add_namespace(Namespace("default"))
@@ -145,7 +146,7 @@ class _Books:
             with core.lock:
                 core.publish(scope, record, DRAM, self._memory.alloc(RECORD), Removed())
             with core.lock:
-                core.publish(scope, record, NVME, seed * RECORD, Removed())
+                core.publish(scope, record, DRAM + 1, seed * RECORD, Removed())
 
     def churn(self, count: int) -> None:
         """Insert `count` new chunks and evict as many old ones, a few at a time."""

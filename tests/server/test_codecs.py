@@ -16,9 +16,9 @@ from kvstore import Client, Config, DramConfig, Fidelity, KVSpec, NamespaceConfi
 from kvstore.channels import artefacts
 from kvstore.codecs import base
 from kvstore.config import CodecsConfig
-from kvstore.core import Removed
 from kvstore.errors import Corrupt, NotFound
 from kvstore.keys import Chain
+from kvstore.removed import Removed
 from kvstore.server import Server, serve
 from kvstore.store import Store
 from kvstore.v1 import kvstore_pb2 as pb
@@ -57,7 +57,7 @@ class Serving:
         core, removed = self.store._core, Removed()
         with core.lock:
             for row in core.index.chunks(0, 100)[0].tolist():
-                assert core.drop_from_dram(row, removed)
+                assert core.drop_from(row, 0, removed)
         core.settle(removed)
 
     def counters(self) -> dict[str, Any]:

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 import kvstore
-import kvstore.core
-from kvstore import store
+from kvstore import opening, store
 from kvstore.api import Query
 from kvstore.config import Config, DramConfig, NamespaceConfig, NvmeConfig
 from kvstore.errors import KVStoreError, StorageError
 from kvstore.keys import Chain, ChunkRef, pack_refs
 from kvstore.record import Record
+from kvstore.removed import Removed
 from kvstore.session import Session
 from kvstore.shared_index import SharedIndex
 from kvstore.spec import KVGroup, KVSpec, Part
@@ -57,7 +57,7 @@ def prompt(spec: KVSpec, chunks: int, seed: int = 0, tail: int = 0) -> Chain:
 class Probe(Tier):
     """The NVMe tier, counted, and slow or failing on demand."""
 
-    kind, persistent = "nvme", True
+    kind, persistent, evicts = "nvme", True, True
 
     def __init__(self, inner: Tier) -> None:
         self.inner, self.name = inner, inner.name
@@ -166,14 +166,11 @@ class Box:
         **rest: Any,
     ) -> kvstore.Client:
         """A store with so many bytes of DRAM and, unless 0, of NVMe."""
-        real = store._open_nvme
+        real = opening._open
 
-        def probed(config: Config) -> Tier | None:
-            inner = real(config)
-            if inner is not None:
-                self.probe = Probe(inner)
-                return self.probe
-            return None
+        def probed(config: NvmeConfig) -> Tier:
+            self.probe = Probe(real(config))
+            return self.probe
 
         config = Config(
             dram=DramConfig(dram, extent, dram_codec),
@@ -182,7 +179,7 @@ class Box:
             **{"put_wait_s": 0.5, **rest},
         )
         with self.monkeypatch.context() as patch:
-            patch.setattr(store, "_open_nvme", probed)
+            patch.setattr(opening, "_open", probed)
             client = kvstore.open(config, namespace=namespace)
         self.opened.append(client)
         os.close(self.store(client).session(namespace).open_shared_index()[0])  # from here on it is kept up
@@ -217,10 +214,10 @@ class Box:
         """Store chunks durably, then take their DRAM copies out as an eviction would."""
         self.fill(client, spec, refs, "persisted")
         core = self.store(client)._core
-        removed = kvstore.core.Removed()
+        removed = Removed()
         with core.lock:
             for info in core.index.chunks(0, 1_000_000)[0].tolist():
-                assert core.drop_from_dram(info, removed)
+                assert core.drop_from(info, 0, removed)
         core.settle(removed)
 
     def settled(self, client: kvstore.Client) -> None:

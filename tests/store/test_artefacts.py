@@ -14,8 +14,8 @@ from kvstore import Fidelity
 from kvstore.codecs import Artefact
 from kvstore.codecs.shipped import shipped_artefacts
 from kvstore.config import CodecsConfig, NamespaceConfig
-from kvstore.core import Removed
 from kvstore.errors import ConfigError, NotFound
+from kvstore.removed import Removed
 from kvstore.spec import KVSpec
 from tests.store.codec_samples import learned_artefact, registered
 from tests.store.conftest import Box, MiB, content, prompt
@@ -53,7 +53,7 @@ def put(box: Box, client: kvstore.Client, number: int = 0) -> None:
     core, removed = box.store(client)._core, Removed()
     with core.lock:
         for row in core.index.chunks(0, 100)[0].tolist():
-            core.drop_from_dram(row, removed)
+            core.drop_from(row, 0, removed)
     core.settle(removed)
 
 
@@ -180,7 +180,7 @@ def test_shipped_artefacts_encode_the_models_they_are_for(box: Box, form: str) -
     core, removed = box.store(client)._core, Removed()
     with core.lock:
         for row in core.index.chunks(0, 100)[0].tolist():
-            core.drop_from_dram(row, removed)
+            core.drop_from(row, 0, removed)
     core.settle(removed)
     with pytest.raises(NotFound):
         client.get(spec, ref)

@@ -12,9 +12,9 @@ import kvstore
 from kvstore import Fidelity
 from kvstore.codecs import all_codecs
 from kvstore.config import NamespaceConfig
-from kvstore.core import Removed
 from kvstore.errors import ConfigError, Corrupt, NotFound, Shed
 from kvstore.keys import ChunkRef
+from kvstore.removed import Removed
 from kvstore.spec import OPAQUE, KVGroup, KVSpec, Part
 from tests.store.codec_samples import Wrong, registered
 from tests.store.conftest import LARGE, Box, MiB, content, prompt
@@ -61,7 +61,7 @@ def drop_dram(box: Box, client: kvstore.Client) -> None:
     core, removed = box.store(client)._core, Removed()
     with core.lock:
         for row in core.index.chunks(0, 1_000_000)[0].tolist():
-            assert core.drop_from_dram(row, removed)
+            assert core.drop_from(row, 0, removed)
     core.settle(removed)
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvstore.core import DRAM, Removed
+from kvstore.core import DRAM
 from kvstore.errors import Corrupt, NotFound, Shed, SpecMismatch
 from kvstore.keys import ChunkRef
 from kvstore.record import unpack
+from kvstore.removed import Removed
 from tests.store.conftest import LARGE, Box, MiB, content, prompt
 
 PAYLOAD_AT = 4096
@@ -164,7 +165,7 @@ def test_a_record_that_was_moved_while_it_was_read_is_no_corruption(box: Box) ->
         else:
             removed = Removed()
             with core.lock:
-                core.drop_from_dram(core.index.find(0, chain.refs[0].key), removed)
+                core.drop_from(core.index.find(0, chain.refs[0].key), 0, removed)
             core.settle(removed)
             assert [problem for _, _, problem in client.verify()] == [""] * 2
     assert len(moved) == 2

@@ -22,10 +22,10 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 import kvstore
 from kvstore.client import Hit
 from kvstore.config import Config, DramConfig, NvmeConfig
-from kvstore.core import Removed
 from kvstore.errors import Corrupt, NotFound, Shed
 from kvstore.keys import ChunkRef
 from kvstore.places import unpack_places
+from kvstore.removed import Removed
 from kvstore.session import Session
 from kvstore.spec import KVSpec, Part
 from tests.store.codec_samples import registered
@@ -275,8 +275,8 @@ class StoreMachine(RuleBasedStateMachine):
         core, removed = self.client.backend._store._core, Removed()  # type: ignore[attr-defined]
         with core.lock:
             for row in core.index.chunks(0, 1000)[0].tolist():
-                if not any(core.only_in_dram(each) for each in core.placements(row, 0)):
-                    core.drop_from_dram(row, removed)
+                if not any(core.only_here(each) for each in core.placements(row, 0)):
+                    core.drop_from(row, 0, removed)
         core.settle(removed)
 
     @rule(seed=st.integers(100, 120))

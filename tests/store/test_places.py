@@ -14,11 +14,12 @@ import pytest
 import kvstore
 from kvstore.api import Fidelity, Placed, Query
 from kvstore.config import NamespaceConfig
-from kvstore.core import DRAM, Removed, now_ms
+from kvstore.core import DRAM, now_ms
 from kvstore.errors import Closed, Corrupt, InvalidArgument, KVStoreError, NotFound, Shed, SpecMismatch
 from kvstore.keys import ChunkRef, pack_refs
 from kvstore.places import NOWHERE, PLACE_DTYPE
 from kvstore.record import unpack
+from kvstore.removed import Removed
 from kvstore.session import Session
 from kvstore.spec import KVSpec, Part
 from tests.store.conftest import LARGE, MLA, SHARDED, SLIDING, SMALL, Box, MiB, content, prompt

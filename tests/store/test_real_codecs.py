@@ -10,8 +10,8 @@ import pytest
 from kvstore import Fidelity, codecs
 from kvstore.codecs import Block, Form, all_codecs
 from kvstore.config import NamespaceConfig
-from kvstore.core import Removed
 from kvstore.keys import ChunkRef
+from kvstore.removed import Removed
 from kvstore.spec import KVGroup, KVSpec
 from tests.store.conftest import Box, MiB, prompt
 
@@ -65,7 +65,7 @@ def test_what_a_codec_keeps_comes_back(box: Box, spec: KVSpec, form: str) -> Non
     core, removed = box.store(client)._core, Removed()
     with core.lock:
         for row in core.index.chunks(0, 100)[0].tolist():
-            assert core.drop_from_dram(row, removed)
+            assert core.drop_from(row, 0, removed)
     core.settle(removed)
     kept = {info.key: place for info in client.list() for place in info.placements}
     fallbacks = client.stats()["codecs"]["fallbacks"]

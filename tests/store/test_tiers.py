@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from kvstore.config import NamespaceConfig
-from kvstore.core import Removed
 from kvstore.errors import NotFound, Shed, StorageError, TooLarge
+from kvstore.mover import _Sweep
 from kvstore.record import padded
+from kvstore.removed import Removed
 from kvstore.spec import KVSpec
 from tests.store.conftest import LARGE, MLA, SHARDED, SLIDING, SMALL, Box, MiB, content, prompt
 from tests.store.test_leases import until
@@ -69,7 +70,7 @@ def test_no_half_of_a_chunk_is_kept_when_the_disk_has_no_room_for_a_part(box: Bo
         array = content(SHARDED, chain.refs[0], part)
         client.put(SHARDED, chain.refs[0], array, part=part, ack="persisted" if i < 2 else "stored")
     box.probe.full = True
-    box.store(client)._mover._demote(core.catalog.namespaces["default"], 1 << 40)
+    box.store(client)._mover._demote(core.catalog.namespaces["default"], _Sweep(0, 1, 1 << 40))
     assert list(client.list()) == []
     assert client.stats()["counters"]["dropped_no_space"] == 1
     box.probe.full = False

@@ -1,0 +1,115 @@
+"""The way down: a part's record is written from one tier to a slower one, in the form that it has there.
+
+A tier that chooses by itself what goes is asked to make room; in any other the coldest chunks are let go until the
+record fits.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+
+from kvstore.catalog import Namespace, Scope
+from kvstore.checked import verify_record
+from kvstore.coder import Coded
+from kvstore.core import DRAM, Copy, Core
+from kvstore.errors import Shed, StorageError
+from kvstore.record import Record, padded, unpack
+from kvstore.removed import Removed
+from kvstore.spec import Part
+from kvstore.tiers.base import Owner, TierFull
+
+PATIENCE = 4
+LOOKED_AT = 4096  # chunks of one namespace, when room is made for one record
+
+
+def record_in_dram(core: Core, location: int, header_bytes: int, stored: int) -> Coded:
+    """A record in DRAM, whose payload stays where it is."""
+    view = core.dram.view(location, 0, header_bytes + padded(stored))
+    header = bytes(view[:header_bytes])
+    return Coded(unpack(header), header, view[header_bytes:])
+
+
+class Descent:
+    """Writes copies down."""
+
+    def __init__(self, core: Core, owner: Owner) -> None:
+        self._core = core
+        self._owner = owner
+
+    def persist(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> None:
+        """Write a copy (with a reader on it) to the first tier that survives the process."""
+        if self._core.persistent is None:
+            raise StorageError("no tier survives this process: add [nvme] to the configuration")
+        self.write(scope, key, part, copy, self._core.persistent)
+
+    def write(self, scope: Scope, key: bytes, part: Part, copy: Copy, target: int, *, patience: int = PATIENCE) -> None:
+        """Write a copy (with a reader on it) to tier `target`, making room there if need be.
+
+        Raises `Shed` where there is no room to be had, `StorageError`, `Corrupt` for a source that is damaged.
+        """
+        core, tier = self._core, self._core.tiers[target]
+        source = self._read(scope, key, part, copy)
+        coded = core.coder.recode(scope, source, core.coder.form_in(scope, target))
+        tier.describe(scope.namespace.name, scope.spec)
+        for _ in range(patience):
+            try:
+                with core.gates[target].passing():
+                    self._write(target, scope, *coded)
+                return
+            except TierFull as full:
+                reason = str(full)
+            with core.gates[target].alone():
+                if not self._make_room(target, coded.record.total_bytes):
+                    break
+        core.counters["shed_no_space"] += 1
+        raise Shed(f"{tier.name} has no room for {coded.record.total_bytes} bytes: {reason}", "no_space")
+
+    def _write(self, target: int, scope: Scope, record: Record, header: bytes, payload: memoryview) -> None:
+        core, tier, removed, placed = self._core, self._core.tiers[target], Removed(), -1
+        location = tier.write(header, payload, record)
+        try:
+            with core.lock:
+                placed = core.publish(scope, record, target, location, removed)
+                if placed >= 0:
+                    core.counters["demoted_bytes"] += record.stored
+                    core.counters[f"demoted_{tier.name}"] += 1
+                    core.events.emit("moved", scope.namespace.name, record.key, record.spec, record.part, tier.name)
+        finally:
+            if placed < 0:
+                removed.places.append((tier, location, record.total_bytes))
+            core.settle(removed)
+
+    def _read(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> Coded:
+        """A record where it lies in DRAM, or as it was read from another tier and verified."""
+        core = self._core
+        if copy.tier == DRAM:
+            return record_in_dram(core, copy.location, copy.header, copy.stored)
+        tier, memory = core.tiers[copy.tier], memoryview(mmap.mmap(-1, copy.total))
+        tier.read_into(copy.location, 0, memory)
+        record = verify_record(memory, scope, key, part, tier.name)
+        return Coded(record, record.pack(), memory[copy.header :])
+
+    def _make_room(self, target: int, nbytes: int) -> bool:
+        """Room in a tier that is full; False if there is none to be had. The gate is held."""
+        tier = self._core.tiers[target]
+        return tier.make_room(nbytes, self._owner) if tier.evicts else self._evict(target, nbytes)
+
+    def _evict(self, target: int, nbytes: int) -> bool:
+        """Let the coldest chunks of a tier go, first of the namespace that has most of them there."""
+        core, tier, removed = self._core, self._core.tiers[target], Removed()
+        with core.lock:
+            for namespace in self._by_size(target):
+                held = core.held(namespace)
+                for looked_at, row in enumerate(core.usage.policy(target, namespace).victims()):
+                    if removed.bytes_in(tier) >= nbytes or looked_at >= LOOKED_AT:
+                        break
+                    core.drop_from(row, target, removed, held, erase=True)
+        freed = removed.bytes_in(tier) >= nbytes
+        core.settle(removed)
+        return freed
+
+    def _by_size(self, tier: int) -> Iterator[Namespace]:
+        """Namespaces, the one with most chunks in a tier first. Needs the lock."""
+        usage = self._core.usage
+        yield from sorted(self._core.catalog.namespaces.values(), key=lambda each: -len(usage.policy(tier, each)))
