@@ -117,9 +117,21 @@ bench-vllm: $(VLLM_VENV)/.ready
 	$(VLLM_RUN) -m kvstore.bench.vllm_misses
 	$(VLLM_RUN) -m kvstore.bench.vllm_codecs
 
-# The same beside vLLM's own connectors, and LMCache's where that is installed too: twelve engines, some minutes.
-bench-vllm-peers: $(VLLM_VENV)/.ready
-	$(VLLM_RUN) -m kvstore.bench.vllm --peers
+# The same beside LMCache's connector and vLLM's own, in an environment that has LMCache too: two runs for memory's sake.
+VLLM_PEERS_VENV ?= .venv-vllm-peers
+VLLM_PEERS_RUN := LMCACHE_TRACK_USAGE=false $(VLLM_PEERS_VENV)/bin/python
+
+$(VLLM_PEERS_VENV)/.ready: $(VLLM_BASE)/.ready pyproject.toml $(NATIVE) kvstore/bench/peers/requirements-lmcache.txt
+	$(call overlay,$(VLLM_BASE),$(VLLM_PEERS_VENV))
+	$(VLLM_BASE)/bin/python -m pip --python $(VLLM_PEERS_VENV)/bin/python install --quiet --disable-pip-version-check \
+		--no-deps --requirement kvstore/bench/peers/requirements-lmcache.txt
+	$(VLLM_BASE)/bin/python -m pip --python $(VLLM_PEERS_VENV)/bin/python install --quiet --disable-pip-version-check \
+		--no-deps --upgrade "protobuf>=7.36"
+	@touch $@
+
+bench-vllm-peers: $(VLLM_PEERS_VENV)/.ready
+	$(VLLM_PEERS_RUN) -m kvstore.bench.vllm --cases dram,lmcache,tier,own
+	$(VLLM_PEERS_RUN) -m kvstore.bench.vllm --cases dram,example,fs,own
 
 # SGLang without its kernels, which want a GPU: its base class, backend factory and host pools. Some 6 GB, since its
 # torchvision has to be the one that belongs to PyPI's torch.

@@ -1,12 +1,14 @@
 """Time to first token of a real vLLM: cold, warm from a server's memory or disk in a fresh engine, from its own cache.
 
-    python -m kvstore.bench.vllm [--peers] [--tokens 2048] [--rounds 5] [--dtype bfloat16] [--block-size 32] [--json]
+    python -m kvstore.bench.vllm [--cases dram,nvme,own] [--tokens 2048] [--rounds 5] [--dtype bfloat16]
+        [--block-size 32] [--json]
 
 Needs an environment with vLLM (`make test-vllm` sets one up). For each case one engine without a prefix cache of its
 own computes and saves a prompt for every round, and ends; a fresh one is asked for them. The fresh engines of all cases
 take turns, and each round has a prompt of its own and a cold one: so no engine loads a prompt twice, and what lies in
-vLLM's host memory in front of a secondary tier is never what is measured. With `--peers` the cases are those of
-`kvstore.bench.vllm_cases.PEERS`: the same job done by vLLM's own connectors and by LMCache.
+vLLM's host memory in front of a secondary tier is never what is measured. The cases are those of
+`kvstore.bench.vllm_cases.CASES`, among them the same job done by vLLM's own connectors and by LMCache; `dram` and `own`
+always take part. An engine takes some 3 GB here, so that not all of them fit a small machine in one run.
 
 What a hit leaves to compute is up to a block, with 2,048 tokens all of one: the larger the blocks, the more of the time
 to first token is that, in most kinds of hit.
@@ -26,24 +28,33 @@ from statistics import median
 from typing import Any
 
 from kvstore.bench.engines import Engine
-from kvstore.bench.vllm_cases import CASES, PEERS, Case
+from kvstore.bench.vllm_cases import CASES, Case
 from kvstore.bench.vllm_cases import prompt as fresh
 from kvstore.demo.models import SMOLLM2, convert
 
 SETTLE_S = 2.0  # for saves in the background, before the engine that made them ends
-COLD = "dram"  # whose engine computes the cold prompts
+COLD, OWN = "dram", "own"  # whose engine computes the cold prompts; vLLM's own prefix cache
+# An engine in a single process, variables and options: it starts faster, and nobody measures it.
+SINGLE: tuple[dict[str, str], dict[str, str]] = (
+    {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+    {"distributed_executor_backend": "uni"},
+)
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--cases", default="dram,nvme,own")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--block-size", type=int, default=32)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    asked = args.cases.split(",")
+    if unknown := set(asked) - set(CASES):
+        parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    cases = {name: case for name, case in CASES.items() if name in {*asked, COLD, OWN}}
     engine = {
         "dtype": args.dtype,
         "max_model_len": 8192,
@@ -51,7 +62,7 @@ def main() -> None:
         "block_size": args.block_size,
     }
     with tempfile.TemporaryDirectory(prefix="kvstore-bench-vllm-") as scratch:
-        rows = measure(Path(scratch), PEERS if args.peers else CASES, args.tokens, args.rounds, engine)
+        rows = measure(Path(scratch), cases, args.tokens, args.rounds, engine)
     if args.json:
         print(json.dumps({"bench": "vllm", "rows": rows}))
         return
@@ -81,9 +92,9 @@ def measure(
                 transfer = (before if case.restarted else stack).enter_context(case.serve(folder / name))
                 if case.shared:
                     _tell(name, "filling")
-                    # All in one process: it starts faster, and nobody measures it.
-                    log, env = folder / f"{name}-filling.log", {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-                    filling = Engine(model, transfer, log, env, distributed_executor_backend="uni", **given)
+                    log = folder / f"{name}-filling.log"
+                    env, single = ({}, {}) if case.workers else SINGLE
+                    filling = Engine(model, transfer, log, env, **single, **given)
                     with contextlib.closing(filling):
                         reference = _fill(filling, prompts, reference)
             if case.restarted:
@@ -117,7 +128,7 @@ def _rounds(warm: dict[str, Engine], prompts: list[list[int]], reference: list[l
             taken[name].append(engine.ask(prompt)["answers"][0])
         taken["cold"].append(warm[COLD].ask(fresh(len(prompt), len(prompts) + n))["answers"][0])
     medians = {name: median(each["ttft_s"] for each in answers) for name, answers in taken.items()}
-    own = [answer["ids"] for answer in taken["own"]]
+    own = [answer["ids"] for answer in taken[OWN]]
     rows = []
     for name, answers in taken.items():
         same = [answer["ids"] == ids for answer, ids in zip(answers, reference, strict=True)]
@@ -128,7 +139,7 @@ def _rounds(warm: dict[str, Engine], prompts: list[list[int]], reference: list[l
                 "ttft_s": medians[name],
                 "hit_tokens": int(median(each["cached"] for each in answers)),
                 "ratio": medians["cold"] / medians[name],
-                "own_ratio": medians["own"] / medians[name],
+                "own_ratio": medians[OWN] / medians[name],
                 "identical": name == "cold" or all(same),
                 "as_own": [answer["ids"] for answer in answers] == own,
                 "all_s": [each["ttft_s"] for each in answers],
