@@ -37,7 +37,7 @@ from kvstore.usage import FoundItems, Usage, now_ms
 DRAM = 0  # the number of the arena among the tiers; slower ones follow
 CHUNK_GONE = 2  # flag of Index.remove_placement
 ROWS_AT_ONCE = 64  # chunks let go when the index is full
-ERASED = ("deleted", "quarantined")  # from shared tiers too
+ERASED = ("deleted", "quarantined")  # from shared tiers too, whoever wrote it
 _NO_ROWS = np.empty(0, np.uint32)
 
 
@@ -221,13 +221,8 @@ class Core:
             return False
         return not held or held.isdisjoint(index.placement(each).loc for each in self.placements(chunk, DRAM))
 
-    def withdraw(
-        self, scope: Scope, placement: int, removed: Removed, kind: str = "evicted", *, erase: bool = False
-    ) -> None:
-        """Take a placement without readers out of the index. Needs the lock; `removed` is settled without it.
-
-        A record in a shared tier stays there for others unless it was deleted, is bad, or is to go (`erase`).
-        """
+    def withdraw(self, scope: Scope, placement: int, removed: Removed, kind: str = "evicted") -> None:
+        """Take a placement without readers out of the index. Needs the lock; `removed` is settled without it."""
         index = self.index
         place = index.placement(placement)
         part_row = index.part(place.part)
@@ -238,10 +233,7 @@ class Core:
         self.bad.discard(placement)
         scope.namespace.used -= total
         tier = self.tiers[place.tier]
-        if tier.shared and kind not in ERASED and not erase:
-            removed.left.append((tier, place.loc))
-        else:
-            removed.places.append((tier, place.loc, total))
+        (removed.evicted if tier.shared and kind not in ERASED else removed.places).append((tier, place.loc, total))
         if gone & CHUNK_GONE or not self.chunk_in_tier(part_row.chunk, place.tier):
             self.usage.policy(place.tier, scope.namespace).remove(part_row.chunk)
         if gone & CHUNK_GONE or not self.index.chunk_parts(part_row.chunk):
@@ -351,9 +343,7 @@ class Core:
         hidden = chunk in self.doomed or any(each in self.bad for each in self.placements(chunk))
         self.index.set_flags(chunk, _native.HIDDEN if hidden else 0)
 
-    def drop_from(
-        self, chunk: int, tier: int, removed: Removed, held: frozenset[int] = frozenset(), *, erase: bool = False
-    ) -> bool:
+    def drop_from(self, chunk: int, tier: int, removed: Removed, held: frozenset[int] = frozenset()) -> bool:
         """Withdraw a chunk from a tier; all of it from everywhere if a part of it is nowhere else.
 
         Half a chunk is of no use to anyone. False, and nothing done, unless the chunk may go. Needs the lock.
@@ -365,7 +355,7 @@ class Core:
         if any(self.only_here(each) for each in places):
             places = list(self.placements(chunk))
         for each in places:
-            self.withdraw(scope, each, removed, erase=erase)
+            self.withdraw(scope, each, removed)
         return True
 
     def only_here(self, placement: int) -> bool:

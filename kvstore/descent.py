@@ -13,13 +13,14 @@ from kvstore.catalog import Namespace, Scope
 from kvstore.checked import verify_record
 from kvstore.coder import Coded
 from kvstore.core import DRAM, Copy, Core
-from kvstore.errors import Shed, StorageError
+from kvstore.errors import KVStoreError, Shed, StorageError
 from kvstore.record import Record, padded, unpack
 from kvstore.removed import Removed
 from kvstore.spec import Part
 from kvstore.tiers.base import Owner, TierFull
 
 PATIENCE = 4
+FIND_S = 1.0  # for what another host wrote
 LOOKED_AT = 4096  # chunks of one namespace, when room is made for one record
 
 
@@ -67,7 +68,14 @@ class Descent:
 
     def _write(self, target: int, scope: Scope, record: Record, header: bytes, payload: memoryview) -> None:
         core, tier, removed, placed = self._core, self._core.tiers[target], Removed(), -1
-        location = tier.write(header, payload, record)
+        try:
+            record, location = self._keep(tier, scope, record, header, payload)
+        except TierFull:
+            raise
+        except KVStoreError:
+            with core.lock:
+                core.counters[f"errors_{tier.name}"] += 1
+            raise
         try:
             with core.lock:
                 placed = core.publish(scope, record, target, location, removed)
@@ -79,6 +87,22 @@ class Descent:
             if placed < 0:
                 removed.places.append((tier, location, record.total_bytes))
             core.settle(removed)
+
+    def _keep(
+        self, tier: Tier, scope: Scope, record: Record, header: bytes, payload: memoryview
+    ) -> tuple[Record, int]:
+        """Write a record; or take another host's, in another form, that lies there and is as good."""
+        try:
+            return record, tier.write(header, payload, record)
+        except Present:
+            name = Name(record.namespace, record.spec, record.key, record.part)
+            found = tier.find([name], FIND_S)[0]
+            if found is None:
+                raise
+        if found[0].exact or not record.exact or scope.namespace.lossy:
+            return found
+        tier.delete(found[1], found[0].total_bytes)
+        return record, tier.write(header, payload, record)
 
     def _read(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> Coded:
         """A record where it lies in DRAM, or as it was read from another tier and verified."""
@@ -104,7 +128,7 @@ class Descent:
                 for looked_at, row in enumerate(core.usage.policy(target, namespace).victims()):
                     if removed.bytes_in(tier) >= nbytes or looked_at >= LOOKED_AT:
                         break
-                    core.drop_from(row, target, removed, held, erase=True)
+                    core.drop_from(row, target, removed, held)
         freed = removed.bytes_in(tier) >= nbytes
         core.settle(removed)
         return freed

@@ -73,5 +73,5 @@ class Finder:
         finally:
             core.settle(removed)
             if placed < 0:
-                tier.forget(location)
+                tier.evict(location, record.total_bytes)
         return same

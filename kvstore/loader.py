@@ -326,6 +326,8 @@ class Loader:
                 if now == location:
                     if isinstance(error, Corrupt | SpecMismatch | NotFound):  # not found: a shared tier has lost it
                         self._bad.add(source.placement)
+                    with self._core.lock:
+                        self._core.counters[f"errors_{self._core.tiers[source.tier].name}"] += 1
                     raise
                 location = now  # the tier has moved it to make room: there is another life in the old place
 

@@ -13,25 +13,22 @@ class Removed:
     """Bytes to give back to a tier once the lock is no longer held."""
 
     places: list[tuple[Tier, int, int]] = field(default_factory=list)
-    left: list[tuple[Tier, int]] = field(default_factory=list)  # in shared tiers, where others may use them
+    evicted: list[tuple[Tier, int, int]] = field(default_factory=list)  # what others wrote stays for them
 
     def __bool__(self) -> bool:
-        return bool(self.places or self.left)
+        return bool(self.places or self.evicted)
 
     def bytes_in(self, tier: Tier) -> int:
         """How many bytes are to be given back to one tier."""
-        return sum(nbytes for each, _, nbytes in self.places if each is tier)
+        return sum(nbytes for each, _, nbytes in [*self.places, *self.evicted] if each is tier)
 
     def settle(self) -> list[KVStoreError]:
         """Tell the tiers, all of them even where one fails; what failed."""
         failures = []
-        while self.left:
-            tier, location = self.left.pop()
-            tier.forget(location)
-        while self.places:
-            tier, location, nbytes = self.places.pop()
+        while self.places or self.evicted:
+            tier, location, nbytes = (kept := self.evicted or self.places).pop()
             try:
-                tier.delete(location, nbytes)
+                (tier.evict if kept is self.evicted else tier.delete)(location, nbytes)
             except KVStoreError as error:
                 failures.append(error)
         return failures

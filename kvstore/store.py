@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kvstore import __version__
@@ -154,19 +154,7 @@ class Store:
                 "loads": core.loads,
                 "through": sum(each.waiting for each in self._through),
             }
-        tiers = {
-            tier.name: {
-                "kind": tier.kind,
-                "state": tier.state,
-                "capacity": tier.capacity,
-                "used": tier.used,
-                "read_bytes_per_s": tier.speed.read_bytes_per_s,
-                "write_bytes_per_s": tier.speed.write_bytes_per_s,
-                "latency_s": tier.speed.latency_s,
-                **tier.stats(),
-            }
-            for tier in core.tiers
-        }
+        tiers = {tier.name: tier_stats(tier, counters) for tier in core.tiers}
         return {
             "version": __version__,
             "namespace": {"name": namespace.name, "used": namespace.used, "quota": namespace.quota},
@@ -267,6 +255,25 @@ class Store:
             chunk.key, chunk.parent, spec, chunk.position, chunk.tokens, chunk.hits, chunk.leases,
             chunk.pin_until, chunk.last_use, tuple(places),
         )  # fmt: skip
+
+
+def tier_stats(tier: Tier, counters: Mapping[str, int]) -> dict[str, Any]:
+    """What a tier is like now; `hits` are parts read from it, `written` parts that came from another tier."""
+    speed = tier.speed
+    return {
+        "kind": tier.kind,
+        "state": tier.state,
+        "capacity": tier.capacity,
+        "used": tier.used,
+        "read_bytes_per_s": speed.read_bytes_per_s,
+        "write_bytes_per_s": speed.write_bytes_per_s,
+        "latency_s": speed.latency_s,
+        "hits": counters.get(f"hits_{tier.name}", 0) + counters.get(f"loaded_{tier.name}", 0),
+        "written": counters.get(f"demoted_{tier.name}", 0),
+        "evicted": counters.get(f"evicted_{tier.name}", 0),
+        "errors": counters.get(f"errors_{tier.name}", 0),
+        **tier.stats(),
+    }
 
 
 def _simd() -> str:

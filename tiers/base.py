@@ -160,10 +160,6 @@ class Tier(ABC):
     def delete(self, location: int, record_bytes: int) -> None:
         """Forget a record of this total length. A persistent tier does not bring it back when it is opened."""
 
-    def forget(self, location: int) -> None:
-        """Of a shared tier: the store will not use this location; the record stays for others."""
-        del location
-
     def make_room(self, nbytes: int, owner: Owner) -> bool:
         """Try to make room for so many bytes by dropping or moving what `owner` allows; False if it cannot."""
         del nbytes, owner

@@ -77,6 +77,7 @@ def _server_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
 def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:
     made = _Commands(commands, common, _target())
     made.add("stats", "inspect", "stats", "Print counters and gauges.")
+    made.add("tiers", "inspect", "tiers", "Show where chunks lie: room, measured speed, hits, errors, state.")
     listed = made.add("ls", "inspect", "ls", "List the stored chunks of the namespace.")
     listed.add_argument("--limit", type=positive, metavar="N", help="stop after so many chunks")
     made.add("artefacts", "inspect", "artefacts", "List what codecs have learnt of models, as far as the store has it.")

@@ -31,7 +31,7 @@ class SharedTier(Tier):
         self.place, self.name, self._capacity = place, name, capacity
         self._numbers = itertools.count()
         self._names: dict[int, Name] = {}
-        self.asked = self.forgotten = 0
+        self.asked = 0
         self.tripped = False
 
     @property
@@ -80,8 +80,7 @@ class SharedTier(Tier):
     def delete(self, location: int, record_bytes: int) -> None:
         self.place.records.pop(self._names.pop(location), None)
 
-    def forget(self, location: int) -> None:
-        self.forgotten += 1
+    def evict(self, location: int, record_bytes: int) -> None:
         del self._names[location]
 
     def close(self) -> None:
