@@ -6,20 +6,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
+PROBE = "probe"
+
 
 class Engine(ABC):
     """Bytes by name in a place that others share.
 
     An object is written whole, once, and is immutable until it is deleted; one that was only half written is never
-    seen by anybody. Names are ASCII of `[a-z0-9/._-]`, at most 200 characters. Every call ends within `timeout_s`
-    seconds or raises `Unavailable` (nobody there, connection lost) or `DeadlineExceeded`; a call may be repeated
-    after either. `PermissionDenied` and `StorageError` are of requests that will not go better when repeated. Safe
-    from any thread; nothing but `close` is called after `close`. An engine neither retries nor breaks circuits: the
-    tier does. It is opened by its constructor, which raises `ConfigError` for a place that cannot work.
+    seen by anybody, and one that `put` has taken is there after kill -9 of this process. Names are ASCII of
+    `[a-z0-9/._-]`, at most 200 characters. Every call ends within `timeout_s` seconds or raises `Unavailable` (nobody
+    there, connection lost) or `DeadlineExceeded`; a call may be repeated after either. `PermissionDenied` and
+    `StorageError` are of requests that will not go better when repeated. Safe from any thread; nothing but `close` is
+    called after `close`. An engine neither retries nor breaks circuits: the tier does. It is opened by its
+    constructor, which raises `ConfigError` for a place that cannot work and `Unavailable` where nobody answers.
     """
 
     kind: ClassVar[str]  # "valkey", "s3", "posix", "peer"
-    persistent: bool  # whether what `put` has taken is there after kill -9 of this process
 
     @abstractmethod
     def put(self, name: str, pieces: Sequence[memoryview], timeout_s: float) -> bool:
@@ -47,7 +49,11 @@ class Engine(ABC):
 
     @abstractmethod
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """(name, bytes) of every object whose name begins with `prefix`, in any order; may be long."""
+        """(name, bytes) of every object whose name begins with `prefix`, in any order; may be long, may repeat."""
+
+    def probe(self, timeout_s: float) -> None:
+        """Return if the place answers; raise as a look-up would."""
+        self.heads([PROBE], 1, timeout_s)
 
     @abstractmethod
     def close(self) -> None:
