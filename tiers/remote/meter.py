@@ -56,6 +56,17 @@ class SizeClasses:
         return self._classes[nbytes.bit_length()].percentile(0.95, _LEAST)
 
 
+class Moved:
+    """What a call that is being measured moves."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+
+    def nothing(self) -> None:
+        """It turned out that there was nothing to move."""
+        self.nbytes = 0
+
+
 class Meter:
     """Counters, the flow either way (estimates until 8 MiB were moved), and how long calls took. Thread-safe."""
 
@@ -77,16 +88,16 @@ class Meter:
         return Speed(self.reads.bytes_per_s, self.writes.bytes_per_s, self.reads.latency_s)
 
     @contextmanager
-    def reading(self, nbytes: int) -> Iterator[None]:
+    def reading(self, nbytes: int) -> Iterator[Moved]:
         """Around a read of so many bytes; one that raises counts for nothing."""
-        with self._moving("read", self.reads, nbytes):
-            yield
+        with self._moving("read", self.reads, nbytes) as moved:
+            yield moved
 
     @contextmanager
-    def writing(self, nbytes: int) -> Iterator[None]:
+    def writing(self, nbytes: int) -> Iterator[Moved]:
         """Around a write."""
-        with self._moving("write", self.writes, nbytes):
-            yield
+        with self._moving("write", self.writes, nbytes) as moved:
+            yield moved
 
     @contextmanager
     def finding(self) -> Iterator[None]:
@@ -96,12 +107,13 @@ class Meter:
         self._took["find"].add(time.perf_counter() - start)
 
     @contextmanager
-    def _moving(self, what: str, flow: Flow, nbytes: int) -> Iterator[None]:
-        start, done = flow.begin(), 0
+    def _moving(self, what: str, flow: Flow, nbytes: int) -> Iterator[Moved]:
+        start, moved, done = flow.begin(), Moved(nbytes), 0
         try:
-            yield
-            done = nbytes
-            self._took[what].add(time.perf_counter() - start)
+            yield moved
+            done = moved.nbytes
+            if done:
+                self._took[what].add(time.perf_counter() - start)
         finally:
             flow.end(start, done)
 

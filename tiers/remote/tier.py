@@ -11,7 +11,16 @@ from collections import deque
 from collections.abc import Sequence
 from typing import ClassVar
 
-from kvstore.errors import Closed, ConfigError, InvalidArgument, KVStoreError, NotFound, TooLarge
+from kvstore.errors import (
+    Closed,
+    ConfigError,
+    DeadlineExceeded,
+    InvalidArgument,
+    KVStoreError,
+    NotFound,
+    TooLarge,
+    Unavailable,
+)
 from kvstore.record import BLOCK, Record, padded
 from kvstore.spec import KVSpec
 from kvstore.tiers.base import Name, Present, Recovered, Speed, Tier, TierFull
@@ -28,6 +37,7 @@ from kvstore.tiers.remote.table import LocationTable
 
 MIB = 1 << 20
 PROBE_S = 1.0
+ESTIMATE = Speed(1e9, 1e9, 2e-4)  # until it is measured
 _DELAYED = 4096  # deletions that wait for the place to come back
 _ROUNDS = 3  # of writing where another's record was there and went
 _ZEROS = memoryview(bytes(BLOCK))
@@ -56,7 +66,7 @@ class RemoteTier(Tier):
     def __init__(
         self, engine: Engine, *, capacity: int, name: str = "remote", deadline_s: float = 5.0,
         least_bytes_per_s: float = 8e6, tries: int = 3, io_threads: int = 4, hedge: bool = False, miss_s: float = 0.5,
-        recover_records: int = 1_000_000, most_records: int = 1 << 22, estimate: Speed = Speed(1e9, 1e9, 2e-4),
+        recover_records: int = 1_000_000, most_records: int = 1 << 22, estimate: Speed = ESTIMATE,
     ) -> None:  # fmt: skip
         _check(capacity, deadline_s, least_bytes_per_s, tries, io_threads)
         self.name, self.engine = name, engine
@@ -130,18 +140,22 @@ class RemoteTier(Tier):
             if not entered:
                 self._table.unreserve(total)
         self._misses.discard(name)
+        if self._delayed:
+            self._undelay(name)
         return location
 
     def _put(self, name: bytes, pieces: Sequence[memoryview], record: Record, total: int) -> bool:
         """Write an object, or take over what is there: whether it is this host's."""
         called, timeout_s = object_name(name), self._timeout(total)
         for _ in range(_ROUNDS):
-            with self._meter.writing(total):
+            with self._meter.writing(total) as written:
                 try:
                     new = self._attempts.run(lambda left: self.engine.put(called, pieces, left), timeout_s)
                 except TierFull:
                     self._meter.count("full")
                     raise
+                if not new:
+                    written.nothing()
             if new:
                 return True
             head = heads(self.engine, self._attempts, [name], self._deadline_s)[0]
@@ -314,6 +328,10 @@ class RemoteTier(Tier):
                 self._meter.count("deletes_delayed")
                 self._delayed.append(name)
 
+    def _undelay(self, name: bytes) -> None:
+        with self._lock:
+            self._delayed = deque(each for each in self._delayed if each != name)
+
     def _delete_delayed(self) -> None:
         """The place is back, and the breaker still open: so nothing is written meanwhile that is deleted here."""
         while True:
@@ -323,10 +341,12 @@ class RemoteTier(Tier):
                 return
             try:
                 self.engine.delete([object_name(name) for name in batch], self._deadline_s)
-            except KVStoreError:
+            except (Unavailable, DeadlineExceeded):
                 with self._lock:
                     self._delayed.extendleft(reversed(batch))
                 raise
+            except KVStoreError:  # asking again will not help
+                self._meter.count("deletes_lost", len(batch))
 
 
 def _check(capacity: int, deadline_s: float, least_bytes_per_s: float, tries: int, io_threads: int) -> None:
