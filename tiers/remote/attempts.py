@@ -49,7 +49,10 @@ class Attempts:
                 self._meter.count("timeouts")
                 self._breaker.failed(error, suspect=timeout_s < PATIENCE_S)
                 raise
-            except (PermissionDenied, StorageError) as error:
+            except PermissionDenied as error:
                 self._meter.count("errors")
                 self._breaker.failed(error)
+                raise
+            except StorageError:  # the place answers, and refuses this one request
+                self._meter.count("errors")
                 raise

@@ -15,79 +15,46 @@ nothing: what it left expires.
 from __future__ import annotations
 
 import secrets
-import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, TypeVar
 
 from kvstore.errors import (
     ConfigError,
     Corrupt,
     DeadlineExceeded,
-    KVStoreError,
     NotFound,
     PermissionDenied,
-    StorageError,
     Unavailable,
 )
 from kvstore.tiers.base import TierFull
-from kvstore.tiers.remote.connect import Connector, parse
 from kvstore.tiers.remote.engine import Engine
-from kvstore.tiers.remote.nodes import Node, Nodes
-from kvstore.tiers.remote.wire import Answer, Refusal, Wire, command, gathered
+from kvstore.tiers.remote.valkey.connect import Connector, parse
+from kvstore.tiers.remote.valkey.nodes import Node, Nodes
+from kvstore.tiers.remote.valkey.objects import (
+    PREAMBLE_BYTES,
+    Preamble,
+    Redirect,
+    Request,
+    batches,
+    checked,
+    cut,
+    exchange,
+    read_value,
+    set_new,
+)
+from kvstore.tiers.remote.valkey.wire import Answer, Refusal, Wire, command, gathered
 
 MIB = 1 << 20
 PIECE_BYTES = 64 * MIB
 LEFTOVER_S = 60
 LIST_TIMEOUT_S = 10.0
-_PREAMBLE = struct.Struct("<4sHxxQQ8s")  # magic, version, bytes of the object, bytes of it that follow here, nonce
-_MAGIC, _VERSION = b"KVV1", 1
 _LEAST_PIECE = 64 << 10
-_SLICE = 1 * MIB  # of a value, asked for at a time
-_AHEAD = 3  # slices asked for before the first has come
 _LOOK_FIRST = 1 * MIB  # a longer object is not sent before it is known not to be there
 _REDIRECTS = 5
-_AT_ONCE = 256  # requests sent before their answers are read
 _DEFAULT_LIMIT = 512 * MIB
-_DOWN = {"LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "READONLY", "BUSY", "NOREPLICAS"}
-_DENIED = {"NOAUTH", "WRONGPASS", "NOPERM"}
 Result = TypeVar("Result")
-
-
-class Preamble(NamedTuple):
-    """What the first key of an object begins with."""
-
-    total: int
-    here: int
-    nonce: bytes
-
-    def pack(self) -> bytes:
-        """32 bytes."""
-        return _PREAMBLE.pack(_MAGIC, _VERSION, *self)
-
-    @classmethod
-    def unpack(cls, data: bytes, name: str) -> Preamble:
-        """`Corrupt` if that is none."""
-        if len(data) < _PREAMBLE.size:
-            raise Corrupt(f"{name} is too short to be an object")
-        magic, version, total, here, nonce = _PREAMBLE.unpack_from(data)
-        if magic != _MAGIC or version != _VERSION or here > total:
-            raise Corrupt(f"{name} is no object that this build can read")
-        return cls(total, here, nonce)
-
-    def further(self, key: bytes) -> list[bytes]:
-        """The keys of the object's further pieces."""
-        count = -(-self.total // self.here) if self.here else 1
-        return [b"%s:%s:%d" % (key, self.nonce, number) for number in range(1, count)]
-
-
-class _Redirect(Exception):  # noqa: N818
-    """The cluster says that another server has the key."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.text)
-        self.refusal = refusal
 
 
 class ValkeyEngine(Engine):
@@ -127,7 +94,7 @@ class ValkeyEngine(Engine):
         addresses = [place.address for place in places]
         try:
             self._nodes = Nodes(addresses, connect, connections, cluster=cluster, timeout_s=connect_s)
-            self._piece = min(piece_bytes, self._server_limit(connect_s) - _PREAMBLE.size)
+            self._piece = min(piece_bytes, self._server_limit(connect_s) - PREAMBLE_BYTES)
             self.probe(connect_s)
         except PermissionDenied as error:
             raise ConfigError(f"{error}; give the right username and password") from error
@@ -142,7 +109,7 @@ class ValkeyEngine(Engine):
         if total > _LOOK_FIRST and self._is_there(key, deadline):
             return False
         preamble = Preamble(total, total, bytes(8))
-        return self._at(key, deadline, lambda wire: _set_new(wire, key, preamble, pieces, self._ttl_ms))
+        return self._at(key, deadline, lambda wire: set_new(wire, key, preamble, pieces, self._ttl_ms))
 
     def _put_split(self, key: bytes, pieces: Sequence[memoryview], total: int, deadline: float) -> bool:
         preamble = Preamble(total, self._piece, secrets.token_hex(4).encode())
@@ -152,17 +119,17 @@ class ValkeyEngine(Engine):
         def write(wire: Wire) -> bool:
             try:
                 for number, further in enumerate(keys[:-1], 1):
-                    part = _cut(pieces, number * self._piece, (number + 1) * self._piece)
+                    part = cut(pieces, number * self._piece, (number + 1) * self._piece)
                     wire.send(gathered([b"SET", further], part, [b"PX", b"%d" % leftover_ms]))
-                    _checked(wire.answer())
-                new = _set_new(wire, key, preamble, _cut(pieces, 0, self._piece), leftover_ms)
+                    checked(wire.answer())
+                new = set_new(wire, key, preamble, cut(pieces, 0, self._piece), leftover_ms)
             except TierFull:
-                _exchange(wire, command(b"UNLINK", *keys[:-1]))
+                exchange(wire, command(b"UNLINK", *keys[:-1]))
                 raise
             if new:
                 self._lift(wire, keys)
             else:
-                _exchange(wire, command(b"UNLINK", *keys[:-1]))
+                exchange(wire, command(b"UNLINK", *keys[:-1]))
             return new
 
         there = self._first_bytes([key], 0, deadline)[0]
@@ -175,20 +142,19 @@ class ValkeyEngine(Engine):
 
     def _lift(self, wire: Wire, keys: Sequence[bytes]) -> None:
         """Let keys live as long as they should, which are about to expire as leftovers."""
-        for batch in _batches(keys):
+        for batch in batches(keys):
             if self._ttl_ms:
                 wire.send(*(command(b"PEXPIRE", key, b"%d" % self._ttl_ms) for key in batch))
             else:
                 wire.send(*(command(b"PERSIST", key) for key in batch))
             for _ in batch:
-                _checked(wire.answer())
+                checked(wire.answer())
 
     def read_into(self, name: str, offset: int, out: memoryview, timeout_s: float) -> None:
         deadline, key = time.monotonic() + timeout_s, self._key(name)
         if offset + out.nbytes <= self._piece:
             # As a rule that is all of it. Where the value is shorter, the preamble tells why.
-            at = _PREAMBLE.size + offset
-            if self._at(key, deadline, lambda wire: _read_value(wire, key, at, out)) == out.nbytes:
+            if self._read_part(key, key, PREAMBLE_BYTES + offset, out, deadline) == out.nbytes:
                 return
         there = self._first_bytes([key], 0, deadline)[0]
         if there is None:
@@ -201,15 +167,18 @@ class ValkeyEngine(Engine):
         while done < out.nbytes:
             number, at = divmod(offset + done, preamble.here)
             part = out[done : done + preamble.here - at]
-            at += 0 if number else _PREAMBLE.size
-            if self._at(key, deadline, lambda wire, k=keys[number], a=at, p=part: _read_value(wire, k, a, p)) < len(part):
+            at += 0 if number else PREAMBLE_BYTES
+            if self._read_part(key, keys[number], at, part, deadline) < len(part):
                 self._exchange(key, deadline, command(b"UNLINK", key))  # so that it can be written again
                 raise NotFound(f"the server has let go of a piece of {name}")
             done += len(part)
 
+    def _read_part(self, key: bytes, where: bytes, at: int, out: memoryview, deadline: float) -> int:
+        return self._at(key, deadline, lambda wire: read_value(wire, where, at, out))
+
     def heads(self, names: Sequence[str], nbytes: int, timeout_s: float) -> Sequence[bytes | None]:
         found = self._first_bytes([self._key(name) for name in names], nbytes, time.monotonic() + timeout_s)
-        return [None if each is None else each[_PREAMBLE.size :] for each in found]
+        return [None if each is None else each[PREAMBLE_BYTES:] for each in found]
 
     def delete(self, names: Sequence[str], timeout_s: float) -> None:
         deadline, keys = time.monotonic() + timeout_s, [self._key(name) for name in names]
@@ -226,7 +195,7 @@ class ValkeyEngine(Engine):
                 further = []
             requests.append(command(b"UNLINK", key, *further))
         for answer in self._each([key for key, _ in there], requests, deadline):
-            _checked(answer)
+            checked(answer)
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         pattern = self._key(f"{prefix}*")
@@ -235,7 +204,7 @@ class ValkeyEngine(Engine):
             while True:
                 deadline = time.monotonic() + LIST_TIMEOUT_S
                 with node.wire(deadline) as wire:
-                    answer = _exchange(wire, command(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"1000"))
+                    answer = exchange(wire, command(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"1000"))
                 assert isinstance(answer, list)
                 cursor, keys = answer
                 yield from self._sizes(keys, deadline)
@@ -258,7 +227,7 @@ class ValkeyEngine(Engine):
         self._nodes.refresh(deadline)
         for node in self._nodes.masters:
             with node.wire(deadline) as wire:
-                _exchange(wire, command(b"PING"))
+                exchange(wire, command(b"PING"))
 
     def close(self) -> None:
         self._nodes.close()
@@ -278,16 +247,16 @@ class ValkeyEngine(Engine):
 
     def _first_bytes(self, keys: Sequence[bytes], nbytes: int, deadline: float) -> Sequence[bytes | None]:
         """The preamble of each object and `nbytes` bytes behind it; None for one that is not there."""
-        end = b"%d" % (_PREAMBLE.size + nbytes - 1)
+        end = b"%d" % (PREAMBLE_BYTES + nbytes - 1)
         found: list[bytes | None] = []
-        for batch in _batches(keys):
+        for batch in batches(keys):
             requests = [command(b"GETRANGE", key, b"0", end) for key in batch]
             for answer in self._each(batch, requests, deadline):
-                value = _checked(answer)
+                value = checked(answer)
                 found.append(value if isinstance(value, bytes) and value else None)
         return found
 
-    def _each(self, keys: Sequence[bytes], requests: Sequence[Sequence[bytes | memoryview]], deadline: float) -> list[Answer]:
+    def _each(self, keys: Sequence[bytes], requests: Sequence[Request], deadline: float) -> list[Answer]:
         """The answer to each request, asked of the server that has its key, all servers at the same time."""
         answers: list[Answer] = [None] * len(keys)
         shares: dict[Node, list[int]] = {}
@@ -309,8 +278,8 @@ class ValkeyEngine(Engine):
             answers[index] = self._exchange(keys[index], deadline, requests[index])
         return answers
 
-    def _exchange(self, key: bytes, deadline: float, request: Sequence[bytes | memoryview]) -> Answer:
-        return self._at(key, deadline, lambda wire: _exchange(wire, request))
+    def _exchange(self, key: bytes, deadline: float, request: Request) -> Answer:
+        return self._at(key, deadline, lambda wire: exchange(wire, request))
 
     def _at(self, key: bytes, deadline: float, work: Callable[[Wire], Result]) -> Result:
         """Do something on a connection to the server that has a key, wherever the cluster sends us for that."""
@@ -319,71 +288,6 @@ class ValkeyEngine(Engine):
             try:
                 with node.wire(deadline, asking=asking) as wire:
                     return work(wire)
-            except _Redirect as redirect:
+            except Redirect as redirect:
                 node, asking = self._nodes.redirected(redirect.refusal, deadline)
         raise Unavailable("the cluster sends a request from server to server")
-
-
-def _exchange(wire: Wire, request: Sequence[bytes | memoryview]) -> Answer:
-    wire.send(request)
-    return _checked(wire.answer())
-
-
-def _set_new(wire: Wire, key: bytes, preamble: Preamble, pieces: Sequence[memoryview], ttl_ms: int) -> bool:
-    """Set a key that is not there; whether it was not."""
-    options = [b"NX", b"PX", b"%d" % ttl_ms] if ttl_ms else [b"NX"]
-    wire.send(gathered([b"SET", key], [memoryview(preamble.pack()), *pieces], options))
-    return _checked(wire.answer()) is not None
-
-
-def _read_value(wire: Wire, key: bytes, at: int, out: memoryview) -> int:
-    """Fill `out` from a value, `at` bytes after its beginning; how many bytes there were.
-
-    In slices, a few of them asked for ahead: the server copies each into memory that is still in its cache, while the
-    one before is on its way.
-    """
-    starts = range(0, len(out), _SLICE)
-    requests = [
-        command(b"GETRANGE", key, b"%d" % (at + start), b"%d" % (at + min(start + _SLICE, len(out)) - 1))
-        for start in starts
-    ]
-    wire.send(*requests[:_AHEAD])
-    done = 0
-    for number, start in enumerate(starts):
-        if number and number + _AHEAD - 1 < len(requests):
-            wire.send(requests[number + _AHEAD - 1])
-        got = _checked(wire.answer(out[start : start + _SLICE]))
-        assert isinstance(got, int)
-        done += got
-    return done
-
-
-def _cut(pieces: Sequence[memoryview], start: int, end: int) -> list[memoryview]:
-    """Bytes `start` to `end` of what `pieces` hold together."""
-    found = []
-    for piece in pieces:
-        if start < len(piece) and end > 0:
-            found.append(piece[max(0, start) : end])
-        start, end = start - len(piece), end - len(piece)
-    return found
-
-
-def _checked(answer: Answer) -> Answer:
-    """The answer, unless it is a refusal."""
-    if not isinstance(answer, Refusal):
-        return answer
-    code, text = answer
-    if code in {"MOVED", "ASK"}:
-        raise _Redirect(answer)
-    if code == "OOM":
-        raise TierFull(f"the server has no memory left and may not let go of anything: {text}")
-    if code in _DOWN or "max number of clients" in text:
-        raise Unavailable(f"the server does not serve just now: {text}")
-    if code in _DENIED:
-        raise PermissionDenied(f"the server refuses: {text}")
-    raise StorageError(f"the server refuses: {text}")
-
-
-def _batches(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    for start in range(0, len(keys), _AT_ONCE):
-        yield keys[start : start + _AT_ONCE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from kvstore.errors import ConfigError, DeadlineExceeded, PermissionDenied, Unavailable
-from kvstore.tiers.remote.nodes import Address
+from kvstore.tiers.remote.valkey.nodes import Address
 
 _SCHEMES = {"valkey": False, "redis": False, "valkeys": True, "rediss": True, "unix": False}
 _PORT = 6379
@@ -52,9 +53,10 @@ class Connector:
     def __init__(self, place: Place, username: str, password: str, tls: Mapping[str, Any]) -> None:
         try:
             import valkey.connection as library
+            import valkey.exceptions as errors
         except ImportError as error:
-            raise ConfigError(f"a valkey engine needs the package: pip install 'tiered-kvstore[valkey]' ({error})") from error
-        self._library = library
+            raise ConfigError(f"a valkey engine needs a package: pip install 'tiered-kvstore[valkey]' ({error})") from None
+        self._library, self._errors = library, errors
         self._tls = place.tls
         self._options: dict[str, Any] = {
             "username": username or place.username or None, "password": password or place.password or None,
@@ -67,7 +69,7 @@ class Connector:
 
     def __call__(self, address: Address, timeout_s: float) -> Any:
         """A connection that is ready, within the time. `Unavailable`, `DeadlineExceeded`, `PermissionDenied`."""
-        library, errors = self._library, self._library
+        library, errors = self._library, self._errors
         options = {**self._options, "socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
         if not address.port:
             connection = library.UnixDomainSocketConnection(path=address.host, **options)
@@ -82,6 +84,8 @@ class Connector:
         except errors.TimeoutError as error:
             raise DeadlineExceeded(f"{address} did not answer in time ({error})") from error
         except errors.ConnectionError as error:
+            if isinstance(error.__context__, ssl.SSLError):
+                raise PermissionDenied(f"{address} and its certificate are not trusted ({error.__context__})") from error
             raise Unavailable(" ".join(str(error).split())) from error
         except errors.ValkeyError as error:
             text = str(error)

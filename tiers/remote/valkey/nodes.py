@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from kvstore.errors import Closed, DeadlineExceeded, KVStoreError, Unavailable
-from kvstore.tiers.remote.wire import Answer, Refusal, Wire, command
+from kvstore.tiers.remote.valkey.wire import Answer, Refusal, Wire, command
 
 SLOTS = 16384
 

@@ -108,7 +108,6 @@ class Wire:
 
     def close(self) -> None:
         """Give the connection up."""
-        self._view.release()
         self._connection.disconnect()
 
     def _one(self, out: memoryview | None) -> Answer:
