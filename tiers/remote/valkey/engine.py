@@ -168,8 +168,11 @@ class ValkeyEngine(Engine):
             number, at = divmod(offset + done, preamble.here)
             part = out[done : done + preamble.here - at]
             at += 0 if number else PREAMBLE_BYTES
-            if self._read_part(key, keys[number], at, part, deadline) < len(part):
+            got = self._read_part(key, keys[number], at, part, deadline)
+            if got < len(part):
                 self._exchange(key, deadline, command(b"UNLINK", key))  # so that it can be written again
+                if got:
+                    raise Corrupt(f"{name} is cut off")
                 raise NotFound(f"the server has let go of a piece of {name}")
             done += len(part)
 

@@ -1,4 +1,4 @@
-"""An engine in this process's memory, for what a real server cannot be made to do at a chosen moment."""
+"""An engine of the remote tier in this process, for what a real place cannot be made to do at a chosen moment."""
 
 from __future__ import annotations
 
