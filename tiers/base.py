@@ -39,6 +39,19 @@ class TierFull(KVStoreError):
     status = "RESOURCE_EXHAUSTED"
 
 
+class Present(KVStoreError):
+    """Of a shared tier: another host's record of the same name lies there in another form; nothing was written.
+
+    `record` is what lies there. The owner takes it as it is (`find` gives its location) or deletes it and writes again.
+    """
+
+    status = "ALREADY_EXISTS"
+
+    def __init__(self, message: str, record: Record) -> None:
+        super().__init__(message)
+        self.record = record
+
+
 class Name(NamedTuple):
     """What a record is known by, wherever it lies: digests of its namespace and spec, its key and its part."""
 
@@ -134,7 +147,9 @@ class Tier(ABC):
         """Keep a record and return its location.
 
         `header` is `record.pack()`, `payload` at least `record.stored` bytes. When a persistent tier returns,
-        the record survives kill -9. Raises `TierFull`, `StorageError`.
+        the record survives kill -9. Raises `TierFull`, `StorageError`. Where another host has written a record of
+        the same name and form to a shared tier, that one counts, and its bytes may be others; `Present` where its
+        form is another.
         """
 
     @abstractmethod
@@ -159,6 +174,10 @@ class Tier(ABC):
     @abstractmethod
     def delete(self, location: int, record_bytes: int) -> None:
         """Forget a record of this total length. A persistent tier does not bring it back when it is opened."""
+
+    def evict(self, location: int, record_bytes: int) -> None:
+        """Let go of a record to make room: like `delete`, but of a shared tier what others wrote stays for them."""
+        self.delete(location, record_bytes)
 
     def make_room(self, nbytes: int, owner: Owner) -> bool:
         """Try to make room for so many bytes by dropping or moving what `owner` allows; False if it cannot."""

@@ -1,0 +1,221 @@
+"""`kvstore bench tier valkey`: the remote tier over a `redis-server` of its own against the client library itself.
+
+The client's SET takes a batch from the same memory, and its GET makes `bytes` of it as it always does; the tier
+receives into the caller's memory. Both go through so many threads, one connection each, over TCP on this host, in
+turns that change from round to round. Everything that is read is compared with what was written, outside the clock.
+The server keeps everything in its memory and nothing on disk.
+"""
+
+from __future__ import annotations
+
+import mmap
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore import _native
+from kvstore.bench.cpu import CpuClock
+from kvstore.bench.measure import Bar, Row, cpu_facts, percentile
+from kvstore.bench.raw_disk import in_threads
+from kvstore.bench.redis_server import RedisServer
+from kvstore.errors import ConfigError, Corrupt
+from kvstore.namespace import namespace_digest
+from kvstore.record import Record, group_table
+from kvstore.spec import KVSpec, Part
+from kvstore.tiers.remote import RemoteTier
+from kvstore.tiers.remote.valkey import ValkeyEngine
+
+KIB, MIB = 1 << 10, 1 << 20
+SIZES = (256 * KIB, MIB, 4 * MIB, 16 * MIB)
+THREADS = (1, 4)
+BAR = Bar(ratio=0.9)
+_BATCH = 64 * MIB
+_PLACES = 4  # batches in turn, for the client and for the tier each
+_SPEC = KVSpec.dense("bench", layers=1, kv_heads=1, head_dim=64)
+Digests = npt.NDArray[np.uint8]
+
+
+def run(
+    *, sizes: Sequence[int] = SIZES, threads: Sequence[int] = THREADS, rounds: int = 12, hedge: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> list[Row]:  # fmt: skip
+    """Rows for `raw-write`, `write`, `raw-read` and `read` at each of `sizes` (bytes) and numbers of `threads`.
+
+    `hedge` measures the tier as it reads with hedging. `Unavailable` without `redis-server`, `ConfigError` without
+    the client library.
+    """
+    say = progress or (lambda text: None)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="kvstore-valkey-") as folder, _server(Path(folder)) as server:
+        for size in sizes:
+            for count in threads:
+                say(f"records of {size >> 10} KiB, {count} threads")
+                with closing(_Contest(server, size, count, hedge)) as contest:
+                    rows += contest.measure(rounds)
+    return rows
+
+
+@dataclass
+class _Taken:
+    """What the rounds of one case took: seconds, and CPU seconds here and in the server, a record."""
+
+    rounds: list[tuple[float, float, float]] = field(default_factory=list)
+
+    def row(self, case: str, size: int, threads: int) -> Row:
+        """The medians."""
+        seconds = [each[0] for each in self.rounds]
+        p50 = statistics.median(seconds)
+        used, served = (sum(each[i] for each in self.rounds) for i in (1, 2))
+        return {
+            "case": case, "mode": f"{threads} threads" if threads > 1 else "1 thread", "bytes": size, "p50_s": p50,
+            "p99_s": percentile(seconds, 0.99), "gbps": size / p50 / 1e9, "baseline": None, "ratio": None,
+            **cpu_facts(used, served, len(seconds), size), "rounds": len(seconds),
+            "note": "redis-server of its own over TCP on this host; time per record of a batch", "bar": None,
+            "met": None,
+        }  # fmt: skip
+
+
+class _Contest:
+    """The client library and a tier at one server, records of one size."""
+
+    def __init__(self, server: RedisServer, size: int, threads: int, hedge: bool) -> None:
+        self._size, self._threads, self._count = size, threads, _BATCH // size
+        self._client = _client(server)
+        self._client.flushall()
+        engine = ValkeyEngine(server.url(), connections=2 * threads + 1)
+        self._tier = RemoteTier(engine, capacity=4 * _PLACES * _BATCH, io_threads=threads, hedge=hedge)
+        self._source, self._target = (memoryview(mmap.mmap(-1, _BATCH)) for _ in range(2))
+        words = np.frombuffer(self._source, np.uint64)
+        words[:] = np.random.default_rng(0).integers(0, 1 << 63, len(words), dtype=np.uint64)
+        self._clocks = CpuClock(), CpuClock(server.pid)
+        self._serial = 0
+        self._digests: dict[tuple[str, int], Digests] = {}
+        self._records: dict[int, list[tuple[Record, int]]] = {}
+
+    def measure(self, rounds: int) -> list[Row]:
+        """Four rows."""
+        taken = {case: _Taken() for case in ("raw-write", "write", "raw-read", "read")}
+        turns = [("raw-write", self._raw_write), ("write", self._write)]
+        for number in range(-_PLACES, rounds):
+            for case, step in _order(number, turns):
+                figures = step(number % _PLACES)
+                if number >= 0:
+                    taken[case].rounds.append(figures)
+        turns = [("raw-read", self._raw_read), ("read", self._read)]
+        for number in range(-1, rounds):
+            for case, step in _order(number, turns):
+                figures = step(number % _PLACES)
+                if number >= 0:
+                    taken[case].rounds.append(figures)
+        rows = {case: each.row(case, self._size, self._threads) for case, each in taken.items()}
+        for case in ("write", "read"):
+            raw = rows[f"raw-{case}"]
+            rows[case] |= {"baseline": raw["case"], "ratio": raw["p50_s"] / rows[case]["p50_s"]}
+            BAR.judge(rows[case])
+        return list(rows.values())
+
+    def _raw_write(self, place: int) -> tuple[float, float, float]:
+        pieces = self._stamp("raw", place)
+        for index in range(len(pieces)):
+            self._client.unlink(f"raw-{place}-{index}")
+        return self._timed(lambda index: self._client.set(f"raw-{place}-{index}", pieces[index]))
+
+    def _write(self, place: int) -> tuple[float, float, float]:
+        pieces, tier = self._stamp("tier", place), self._tier
+        for record, location in self._records.pop(place, []):
+            tier.delete(location, record.total_bytes)
+        records = [_record(digest, self._size, self._serial + i) for i, digest in enumerate(self._digests["tier", place])]
+        headers = [record.pack() for record in records]
+        locations = [0] * len(pieces)
+
+        def write(index: int) -> None:
+            locations[index] = tier.write(headers[index], pieces[index], records[index])
+
+        figures = self._timed(write)
+        self._records[place] = list(zip(records, locations, strict=True))
+        return figures
+
+    def _raw_read(self, place: int) -> tuple[float, float, float]:
+        values: list[Any] = [None] * self._count
+
+        def read(index: int) -> None:
+            values[index] = self._client.get(f"raw-{place}-{index}")
+
+        figures = self._timed(read)
+        self._check("raw", place, values)
+        return figures
+
+    def _read(self, place: int) -> tuple[float, float, float]:
+        pieces, records, tier = self._pieces(self._target), self._records[place], self._tier
+        self._target[::4096] = bytes(_BATCH // 4096)
+        start = records[0][0].header_bytes
+        figures = self._timed(lambda index: tier.read_into(records[index][1], start, pieces[index]))
+        self._check("tier", place, pieces)
+        return figures
+
+    def _timed(self, work: Callable[[int], object]) -> tuple[float, float, float]:
+        before = [clock.seconds() for clock in self._clocks]
+        seconds = in_threads(self._threads, self._count, work)
+        used, served = (clock.seconds() - was for clock, was in zip(self._clocks, before, strict=True))
+        return seconds / self._count, used / self._count, served / self._count
+
+    def _stamp(self, who: str, place: int) -> list[memoryview]:
+        """Make every piece unlike any before it, and remember what it is."""
+        pieces = self._pieces(self._source)
+        for piece in pieces:
+            self._serial += 1
+            piece[:8] = self._serial.to_bytes(8, "little")
+        self._digests[who, place] = _digests(pieces)
+        return pieces
+
+    def _check(self, who: str, place: int, found: Sequence[Any]) -> None:
+        if not np.array_equal(_digests(found), self._digests[who, place]):
+            raise Corrupt(f"{who} read something else than was written")
+
+    def _pieces(self, memory: memoryview) -> list[memoryview]:
+        return [memory[at : at + self._size] for at in range(0, self._count * self._size, self._size)]
+
+    def close(self) -> None:
+        """Close both."""
+        self._client.close()
+        self._tier.close()
+
+
+def _client(server: RedisServer) -> Any:
+    try:
+        import valkey
+    except ImportError as error:
+        raise ConfigError(f"the client library is not installed: pip install 'tiered-kvstore[valkey]' ({error})") from None
+    return valkey.Valkey(port=server.port)
+
+
+@contextmanager
+def _server(folder: Path) -> Iterator[RedisServer]:
+    server = RedisServer(folder)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _record(digest: npt.NDArray[np.uint8], size: int, serial: int) -> Record:
+    groups = group_table([(0, size)], digest.reshape(1, 16))
+    key = _native.xxh3_128(digest.tobytes()) + serial.to_bytes(16, "little")
+    return Record(key, bytes(32), _SPEC.digest, namespace_digest("bench"), Part(), 0, 256, size, size, groups)
+
+
+def _digests(pieces: Sequence[Any]) -> Digests:
+    return np.stack([np.frombuffer(_native.xxh3_128(piece), np.uint8) for piece in pieces])
+
+
+def _order(number: int, turns: Sequence[Any]) -> Sequence[Any]:
+    """Everybody once, another one first from round to round."""
+    first = number % len(turns)
+    return [*turns[first:], *turns[:first]]

@@ -1,0 +1,6 @@
+"""The remote tier: records in a place that hosts share, kept by one of several engines."""
+
+from kvstore.tiers.remote.engine import Engine
+from kvstore.tiers.remote.tier import RemoteTier
+
+__all__ = ["Engine", "RemoteTier"]

@@ -1,0 +1,153 @@
+"""What the tier has done and how long it took."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from kvstore.tiers.base import Speed
+from kvstore.tiers.nvme.meter import Flow
+
+_KEPT = 256
+_LEAST = 32  # calls before a percentile is told
+_CLASSES = 48
+
+
+class Latencies:
+    """Seconds that the last 256 calls of one kind took."""
+
+    def __init__(self) -> None:
+        self._seconds = np.zeros(_KEPT, np.float32)
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def add(self, seconds: float) -> None:
+        """A call took so long."""
+        with self._lock:
+            self._seconds[self._count % _KEPT] = seconds
+            self._count += 1
+
+    def percentile(self, share: float, least: int = 1) -> float | None:
+        """What so large a share of them did not exceed; None for fewer than `least` calls."""
+        with self._lock:
+            if self._count < least:
+                return None
+            seconds = np.sort(self._seconds[: self._count])
+        return float(seconds[min(len(seconds) - 1, int(share * len(seconds)))])
+
+
+class SizeClasses:
+    """`Latencies` of reads, for every power of two of their sizes."""
+
+    def __init__(self) -> None:
+        self._classes = [Latencies() for _ in range(_CLASSES)]
+
+    def add(self, nbytes: int, seconds: float) -> None:
+        """A read of so many bytes took so long."""
+        self._classes[nbytes.bit_length()].add(seconds)
+
+    def p95(self, nbytes: int) -> float | None:
+        """What 95% of reads of about that size took at most; None while too few were made."""
+        return self._classes[nbytes.bit_length()].percentile(0.95, _LEAST)
+
+
+class Moved:
+    """What a call that is being measured moves."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+
+    def nothing(self) -> None:
+        """It turned out that there was nothing to move."""
+        self.nbytes = 0
+
+
+class Meter:
+    """Counters, the flow either way (estimates until 8 MiB were moved), and how long calls took. Thread-safe."""
+
+    def __init__(self, bytes_per_s: float, latency_s: float) -> None:
+        self.reads, self.writes = Flow(bytes_per_s, latency_s), Flow(bytes_per_s, latency_s)
+        self.sizes = SizeClasses()
+        self._took = {what: Latencies() for what in ("read", "write", "find")}
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Raise a counter."""
+        with self._lock:
+            self._counts[name] += by
+
+    @property
+    def speed(self) -> Speed:
+        """Moving averages."""
+        return Speed(self.reads.bytes_per_s, self.writes.bytes_per_s, self.reads.latency_s)
+
+    @contextmanager
+    def reading(self, nbytes: int) -> Iterator[Moved]:
+        """Around a read of so many bytes; one that raises counts for nothing."""
+        with self._moving("read", self.reads, nbytes) as moved:
+            yield moved
+
+    @contextmanager
+    def writing(self, nbytes: int) -> Iterator[Moved]:
+        """Around a write."""
+        with self._moving("write", self.writes, nbytes) as moved:
+            yield moved
+
+    @contextmanager
+    def finding(self) -> Iterator[None]:
+        """Around a look-up that asks the place."""
+        start = time.perf_counter()
+        yield
+        self._took["find"].add(time.perf_counter() - start)
+
+    @contextmanager
+    def _moving(self, what: str, flow: Flow, nbytes: int) -> Iterator[Moved]:
+        start, moved, done = flow.begin(), Moved(nbytes), 0
+        try:
+            yield moved
+            done = moved.nbytes
+            if done:
+                self._took[what].add(time.perf_counter() - start)
+        finally:
+            flow.end(start, done)
+
+    def stats(self) -> dict[str, float | int | str]:
+        """All of it; a counter that was never raised is 0."""
+        with self._lock:
+            counts = Counter(self._counts)
+        told: dict[str, float | int | str] = {
+            "bytes_read": self.reads.nbytes,
+            "bytes_written": self.writes.nbytes,
+            "records_read": self.reads.records,
+            "records_written": self.writes.records,
+        }
+        for name in COUNTERS:
+            told[name] = counts[name]
+        for what, took in self._took.items():
+            for label, share in (("p50", 0.5), ("p99", 0.99)):
+                told[f"{what}_{label}_s"] = took.percentile(share) or 0.0
+        return told
+
+
+COUNTERS = (
+    "asked",  # names that look-ups asked the place for
+    "found",
+    "not_asked",  # names that had just been missing
+    "already_there",  # writes that met another writer's record
+    "lost",  # records that the place no longer had
+    "damaged",  # headers that did not match their checksum or name
+    "full",
+    "errors",
+    "retries",
+    "timeouts",
+    "hedges",
+    "hedges_won",
+    "deletes_delayed",  # until the place was back
+    "deletes_lost",  # of records that stay there, known to nobody here
+)
