@@ -54,6 +54,21 @@ class DramConfig:
 
 
 @dataclass(frozen=True)
+class CxlConfig:
+    """Memory on CXL devices, below DRAM: of NUMA `nodes` without CPUs, or of device-DAX `paths`; one of the two.
+
+    `capacity` is over all devices (0: all that `paths` have). `persistent` finds the records on `paths` again.
+    """
+
+    table: ClassVar[str] = "cxl"
+    nodes: tuple[int, ...] = ()
+    paths: tuple[Path, ...] = ()
+    capacity: SizeOrNone = 0
+    persistent: bool = False
+    codec: FormName = "raw"
+
+
+@dataclass(frozen=True)
 class NvmeConfig:
     """A folder of log-structured segments.
 
@@ -68,6 +83,33 @@ class NvmeConfig:
     reserve: SizeOrNone = 1 * GiB
     io_threads: Count = 7
     codec: FormName = "raw"
+
+
+@dataclass(frozen=True)
+class RemoteConfig:
+    """A place that hosts share: `valkey://HOST:PORT`, `s3://BUCKET/PREFIX` or `file:///FOLDER`.
+
+    `capacity` bounds what this host has there. A call may take `deadline_s` and the time that its bytes need. A
+    look-up waits `lookup_wait_s` at most for what other hosts have stored. `hedge` sends a second read where an answer
+    is late. For S3, `endpoint` is a server other than Amazon's; credentials come from `username` and `password` (the
+    access key and its secret), or from where the AWS tools find theirs.
+    """
+
+    table: ClassVar[str] = "remote"
+    url: str
+    capacity: Size = 1 << 40
+    codec: FormName = "raw"
+    deadline_s: SomeSeconds = 5.0
+    lookup_wait_s: Seconds = 0.02
+    io_threads: Count = 4
+    hedge: bool = False
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    endpoint: str | None = None
+    region: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,12 +162,13 @@ class Config:
 
     `flush_on_close` writes what only DRAM holds to the NVMe tier when the store is closed in order, so that a
     restart keeps the cache. `prefill_tokens_per_s` lets the mover drop what is cheaper to recompute than to load
-    (0: not known, keep everything). `max_chunks` bounds the index. `lookup_wait_s` is the longest that a look-up waits
-    for a shared tier to say what other hosts have stored.
+    (0: not known, keep everything). `max_chunks` bounds the index.
     """
 
     dram: DramConfig = field(default_factory=DramConfig)
+    cxl: CxlConfig | None = None
     nvme: NvmeConfig | None = None
+    remote: RemoteConfig | None = None
     namespaces: tuple[NamespaceConfig, ...] = (NamespaceConfig("default"),)
     server: ServerConfig = field(default_factory=ServerConfig)
     codecs: CodecsConfig = field(default_factory=CodecsConfig)
@@ -134,9 +177,8 @@ class Config:
     put_wait_s: Seconds = 1.0
     flush_on_close: bool = True
     prefill_tokens_per_s: Rate = 0.0
-    lookup_wait_s: Seconds = 0.02
 
     @property
-    def below(self) -> tuple[NvmeConfig, ...]:
+    def below(self) -> tuple[CxlConfig | NvmeConfig | RemoteConfig, ...]:
         """The tiers below DRAM that are set up, the fastest first."""
-        return tuple(each for each in (self.nvme,) if each is not None)
+        return tuple(each for each in (self.cxl, self.nvme, self.remote) if each is not None)

@@ -17,7 +17,7 @@ from kvstore.errors import KVStoreError, Shed, StorageError
 from kvstore.record import Record, padded, unpack
 from kvstore.removed import Removed
 from kvstore.spec import Part
-from kvstore.tiers.base import Owner, TierFull
+from kvstore.tiers.base import Name, Owner, Present, Tier, TierFull
 
 PATIENCE = 4
 FIND_S = 1.0  # for what another host wrote
@@ -88,9 +88,7 @@ class Descent:
                 removed.places.append((tier, location, record.total_bytes))
             core.settle(removed)
 
-    def _keep(
-        self, tier: Tier, scope: Scope, record: Record, header: bytes, payload: memoryview
-    ) -> tuple[Record, int]:
+    def _keep(self, tier: Tier, scope: Scope, record: Record, header: bytes, payload: memoryview) -> tuple[Record, int]:
         """Write a record; or take another host's, in another form, that lies there and is as good."""
         try:
             return record, tier.write(header, payload, record)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
-from kvstore.config import Config, NvmeConfig
-from kvstore.errors import KVStoreError
+from kvstore.config import Config, CxlConfig, NvmeConfig, RemoteConfig
+from kvstore.errors import ConfigError, KVStoreError
 from kvstore.tiers.base import Tier
 from kvstore.tiers.dram import DramTier
+
+if TYPE_CHECKING:
+    from kvstore.tiers.remote.engine import Engine
+
+VALKEY = ("valkey", "valkeys", "redis", "rediss", "unix")
 
 
 def open_tiers(config: Config) -> tuple[DramTier, Sequence[Tier]]:
@@ -22,7 +30,19 @@ def open_tiers(config: Config) -> tuple[DramTier, Sequence[Tier]]:
         raise
 
 
-def _open(config: NvmeConfig) -> Tier:
+def _open(config: CxlConfig | NvmeConfig | RemoteConfig) -> Tier:
+    if isinstance(config, RemoteConfig):
+        return _remote(config)
+    return _nvme(config) if isinstance(config, NvmeConfig) else _cxl(config)
+
+
+def _cxl(config: CxlConfig) -> Tier:
+    from kvstore.tiers.cxl import CxlTier
+
+    return CxlTier(config.capacity or None, nodes=config.nodes, paths=config.paths, persistent=config.persistent)
+
+
+def _nvme(config: NvmeConfig) -> Tier:
     from kvstore.tiers.nvme import NvmeTier
 
     return NvmeTier(
@@ -31,4 +51,48 @@ def _open(config: NvmeConfig) -> Tier:
         segment_bytes=config.segment,
         reserve_bytes=config.reserve,
         io_threads=config.io_threads,
+    )
+
+
+def _remote(config: RemoteConfig) -> Tier:
+    from kvstore.tiers.remote import RemoteTier
+
+    engine = _engine(config)
+    try:
+        return RemoteTier(
+            engine, capacity=config.capacity, deadline_s=config.deadline_s, io_threads=config.io_threads,
+            hedge=config.hedge, recover_records=0,
+        )  # fmt: skip
+    except KVStoreError:
+        engine.close()
+        raise
+
+
+def _engine(config: RemoteConfig) -> Engine:
+    place = urlsplit(config.url)
+    if place.password:
+        raise ConfigError("remote.url must not hold a password: set remote.username and remote.password")
+    if place.scheme in VALKEY:
+        from kvstore.tiers.remote.valkey import ValkeyEngine
+
+        return ValkeyEngine(
+            config.url, username=config.username or "", password=config.password or "",
+            ca_file=str(config.ca or ""), cert_file=str(config.cert or ""), key_file=str(config.key or ""),
+        )  # fmt: skip
+    if place.scheme == "s3":
+        from kvstore.tiers.remote.s3 import S3Engine
+        from kvstore.tiers.remote.s3_place import S3Place
+
+        return S3Engine(
+            S3Place(
+                place.netloc, place.path, config.endpoint or "", config.region or "", ca_certificate=config.ca,
+                access_key_id=config.username or "", secret_access_key=config.password or "",
+            )
+        )  # fmt: skip
+    if place.scheme == "file" and not place.netloc:
+        from kvstore.tiers.remote.posix import PosixEngine
+
+        return PosixEngine(Path(unquote(place.path)))
+    raise ConfigError(
+        f"remote.url = {config.url!r} names no place: valkey://HOST:PORT, s3://BUCKET/PREFIX or file:///FOLDER"
     )

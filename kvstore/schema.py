@@ -16,10 +16,12 @@ from kvstore.config import (
     CodecName,
     CodecsConfig,
     Config,
+    CxlConfig,
     DramConfig,
     NamespaceConfig,
     NvmeConfig,
     Quantity,
+    RemoteConfig,
     ServerConfig,
 )
 from kvstore.errors import ConfigError, InvalidArgument
@@ -28,7 +30,9 @@ from kvstore.errors import ConfigError, InvalidArgument
 TABLES: Mapping[str, type[Any]] = {
     "store": Config,
     "dram": DramConfig,
+    "cxl": CxlConfig,
     "nvme": NvmeConfig,
+    "remote": RemoteConfig,
     "codecs": CodecsConfig,
     "server": ServerConfig,
     "namespace": NamespaceConfig,
@@ -81,7 +85,8 @@ class Key:
             return _A_TIME
         if self.form:
             return 'raw, or a codec and its level like "lossless" or "kivi:4"'
-        named = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a list of strings"}
+        items = "numbers" if self.item is int else "strings"
+        named = {bool: "true or false", int: "a whole number", float: "a number", tuple: f"a list of {items}"}
         return named.get(self.kind, "a string")
 
     def parse(self, value: Any) -> Any:
@@ -92,9 +97,7 @@ class Key:
         elif self.kind in (int, float):
             parsed = self._number(value)
         elif self.kind is tuple:
-            items = value.split(os.pathsep) if isinstance(value, str) and self.item is Path else value
-            listed = isinstance(items, list) and all(isinstance(each, str) and each for each in items)
-            parsed = tuple(map(self.item, items)) if listed else None
+            parsed = self._items(value)
         else:
             parsed = self.kind(value) if isinstance(value, str) and value else None
         if parsed is None:
@@ -104,6 +107,16 @@ class Key:
 
             parse_form(parsed, self.dotted)
         return parsed
+
+    def _items(self, value: Any) -> tuple[Any, ...] | None:
+        """A list's items; a variable or a flag has them in one string."""
+        if isinstance(value, str) and self.item is not str:
+            value = value.split(os.pathsep if self.item is Path else ",")
+            if self.item is int:
+                value = [int(each) if each.strip().isdecimal() else None for each in value]
+        kind = int if self.item is int else str
+        fine = isinstance(value, list) and all(type(each) is kind and each not in ("", None) for each in value)
+        return tuple(map(self.item, value)) if fine else None
 
     def _number(self, value: Any) -> int | float | None:
         quantity = self.quantity or Quantity()
@@ -123,7 +136,7 @@ def keys(table: str) -> Mapping[str, Key]:
     hints = get_type_hints(owner, include_extras=True)
     found: dict[str, Key] = {}
     for each in fields(owner):
-        if owner is Config and each.name in ("dram", "nvme", "server", "codecs", "namespaces"):
+        if owner is Config and each.name in (*TABLES, "namespaces"):
             continue
         kind, item, mark = _plain(hints[each.name])
         required = each.default is MISSING and each.default_factory is MISSING

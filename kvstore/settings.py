@@ -14,7 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvstore.config import CodecsConfig, Config, DramConfig, NamespaceConfig, NvmeConfig, ServerConfig
+from kvstore.config import (
+    CodecsConfig,
+    Config,
+    CxlConfig,
+    DramConfig,
+    NamespaceConfig,
+    NvmeConfig,
+    RemoteConfig,
+    ServerConfig,
+)
 from kvstore.errors import ConfigError, InvalidArgument
 from kvstore.forms import check_opt_in
 from kvstore.namespace import check_name
@@ -28,6 +37,8 @@ CLIENT_VARIABLES = (
     "KVSTORE_CACHE",
 )  # fmt: skip
 MASK = "********"
+# What a tier cannot do without: its table, the key, what that is, the flag.
+_NEEDED = (("nvme", "path", "a folder", "--nvme"), ("remote", "url", "a place", "--remote"))
 TomlPath = tuple[str | int, ...]
 
 
@@ -81,14 +92,18 @@ def load(
     for dotted, text in (overrides or {}).items():
         key = _scalar(dotted)
         values.setdefault(key.table, {})[key.name] = _parse(key, text, key.flag)
-    if "path" not in values.get("nvme", {"path": None}):
-        raise ConfigError(f"[nvme] is set up without a folder; set its path, {PREFIX}NVME_PATH or --nvme")
+    for table, name, what, flag in _NEEDED:
+        if table in values and not values[table].get(name):
+            variable = f"{PREFIX}{table}_{name}".upper()
+            raise ConfigError(f"[{table}] is set up without {what}; set its {name}, {variable} or {flag}")
     server = ServerConfig(**values.get("server", {}))
     if (server.tls_cert is None) != (server.tls_key is None):
         raise ConfigError("server.tls_cert and server.tls_key belong together; only one of them is set")
     return Config(
         dram=DramConfig(**values.get("dram", {})),
+        cxl=CxlConfig(**values["cxl"]) if "cxl" in values else None,
         nvme=NvmeConfig(**values["nvme"]) if "nvme" in values else None,
+        remote=RemoteConfig(**values["remote"]) if "remote" in values else None,
         namespaces=tuple(namespaces) or Config.namespaces,
         server=server,
         codecs=CodecsConfig(**values.get("codecs", {})),
@@ -99,8 +114,7 @@ def load(
 def render(config: Config) -> str:
     """The configuration as TOML that `load` takes back, tokens masked, every key written out."""
     parts: list[tuple[str, str, Any]] = [("[store]", "store", config), ("[dram]", "dram", config.dram)]
-    if config.nvme is not None:
-        parts.append(("[nvme]", "nvme", config.nvme))
+    parts += [(f"[{each.table}]", each.table, each) for each in config.below]
     parts += [("[codecs]", "codecs", config.codecs), ("[server]", "server", config.server)]
     parts += [("[[namespace]]", "namespace", each) for each in config.namespaces]
     blocks = [
@@ -235,7 +249,8 @@ def _line(key: Key, owner: Any) -> str:
     if value is None:
         return f"# {key.name} is not set\n"
     if key.kind is tuple:
-        text = json.dumps([MASK if key.secret else str(each) for each in value], ensure_ascii=False)
+        plain = [MASK if key.secret else each if key.item is int else str(each) for each in value]
+        text = json.dumps(plain, ensure_ascii=False)
     elif key.kind is bool:
         text = "true" if value else "false"
     elif key.quantity is not None and key.quantity.unit == "bytes":
@@ -243,7 +258,7 @@ def _line(key: Key, owner: Any) -> str:
     elif key.kind in (int, float):
         text = repr(value)
     else:
-        text = json.dumps(str(value), ensure_ascii=False)
+        text = json.dumps(MASK if key.secret else str(value), ensure_ascii=False)
     return f"{key.name} = {text}\n"
 
 

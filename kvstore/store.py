@@ -17,7 +17,7 @@ from kvstore.artefacts import Artefacts
 from kvstore.catalog import Namespace, Scope
 from kvstore.codecs import form_name
 from kvstore.coder import Coder
-from kvstore.config import Config
+from kvstore.config import Config, RemoteConfig
 from kvstore.core import ROWS_AT_ONCE, Core
 from kvstore.errors import KVStoreError
 from kvstore.finder import Finder
@@ -67,7 +67,8 @@ class Store:
         self._mover = Mover(core, self._writer.descent, threads)
         self._writer.wake_mover = self._mover.wake
         shared = [number for number, tier in enumerate(core.tiers) if tier.shared]
-        self.finder = Finder(core, config.lookup_wait_s) if shared else None
+        wait_s = config.remote.lookup_wait_s if config.remote else RemoteConfig.lookup_wait_s
+        self.finder = Finder(core, wait_s) if shared else None
         self._through = [Through(core, self._writer.descent, number, threads) for number in shared]
         self._sessions = itertools.count(1)
         self._closing = threading.Lock()

@@ -11,7 +11,7 @@ from kvstore.cli.values import natural, number, positive, positives, size, sizes
 from kvstore.schema import scalar_keys
 
 # Short spellings of the flags that are set most.
-ALIASES = {"server.listen": "--listen", "dram.capacity": "--dram", "nvme.path": "--nvme"}
+ALIASES = {"server.listen": "--listen", "dram.capacity": "--dram", "nvme.path": "--nvme", "remote.url": "--remote"}
 SETTING = "set:"
 _FILES = """\
 FILE.npy holds the part's array of all chunks chosen, joined along the token axis (bfloat16 and fp8 as unsigned

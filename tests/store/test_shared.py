@@ -19,9 +19,7 @@ class Host:
 
     def __init__(self, place: Place, dram: int = 8 * MiB, namespaces: tuple[str, ...] = ("default",)) -> None:
         self.tier = SharedTier(place)
-        config = Config(
-            dram=DramConfig(dram, dram), namespaces=tuple(map(NamespaceConfig, namespaces)), put_wait_s=0.5
-        )
+        config = Config(dram=DramConfig(dram, dram), namespaces=tuple(map(NamespaceConfig, namespaces)), put_wait_s=0.5)
         self.store = Store(config, [self.tier])
         self.client = kvstore.Client(self.store.session(namespaces[0]))
 
