@@ -57,7 +57,8 @@ class Finder:
             each is not None and self._enter(scope, number, tier, refs[ref], *each)
             for each, ref in zip(found, missing[:, 0].tolist(), strict=True)
         ]
-        return missing[~np.array(entered, bool)]
+        left: npt.NDArray[np.intp] = missing[~np.array(entered, bool)]
+        return left
 
     def _enter(self, scope: Scope, number: int, tier: Tier, ref: np.void, record: Record, location: int) -> bool:
         """Enter one record; False if it is not what was asked for."""

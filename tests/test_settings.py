@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from kvstore import settings
-from kvstore.config import Config, DramConfig, GiB, MiB, NamespaceConfig, NvmeConfig, ServerConfig
+from kvstore.config import (
+    Config,
+    CxlConfig,
+    DramConfig,
+    GiB,
+    MiB,
+    NamespaceConfig,
+    NvmeConfig,
+    RemoteConfig,
+    ServerConfig,
+)
 from kvstore.errors import ConfigError
 from kvstore.schema import TABLES, keys, parse_seconds, scalar_keys
 
@@ -27,6 +37,16 @@ extent = 536870912
 [nvme]
 path = "data"
 capacity = "100GB"
+
+[cxl]
+nodes = [1, 2]
+capacity = "8GiB"
+
+[remote]
+url = "s3://bucket/prefix"
+username = "key"
+password = "secret-4"
+ca = "ca.pem"
 
 [server]
 listen = "127.0.0.1:0"
@@ -63,6 +83,11 @@ def test_a_file_is_read_whole(full: Path, tmp_path: Path) -> None:
     config = settings.load(full, {})
     assert config.dram == DramConfig(4 * GiB, 512 * MiB)
     assert config.nvme == NvmeConfig(tmp_path / "data", 100 * 10**9)
+    assert config.cxl == CxlConfig((1, 2), capacity=8 * GiB)
+    assert config.remote == RemoteConfig(
+        "s3://bucket/prefix", username="key", password="secret-4", ca=tmp_path / "ca.pem"
+    )
+    assert config.below == (config.cxl, config.nvme, config.remote)
     assert (config.max_chunks, config.lease_limit_s, config.flush_on_close) == (1000, 120.0, False)
     assert config.server == ServerConfig("127.0.0.1:0")
     default, team = config.namespaces
@@ -75,6 +100,21 @@ def test_variables_override_the_file_and_flags_both(full: Path) -> None:
     config = settings.load(full, env, {"dram.capacity": "6GiB"})
     assert config.dram == DramConfig(6 * GiB, 1 * GiB)
     assert config.flush_on_close
+
+
+def test_lists_come_in_one_string_from_variables_and_flags() -> None:
+    env = {"KVSTORE_CXL_PATHS": "/dev/dax0.0:/dev/dax1.0", "KVSTORE_REMOTE_URL": "file:///mnt"}
+    config = settings.load(None, env, {"cxl.capacity": "1GiB"})
+    assert config.cxl == CxlConfig(paths=(Path("/dev/dax0.0"), Path("/dev/dax1.0")), capacity=GiB)
+    assert settings.load(None, {}, {"cxl.nodes": "1, 2"}).cxl == CxlConfig((1, 2))
+    with pytest.raises(ConfigError, match=r"KVSTORE_CXL_NODES.*a list of numbers"):
+        settings.load(None, {"KVSTORE_CXL_NODES": "one"})
+
+
+@pytest.mark.parametrize(("table", "words"), [("nvme", "a folder"), ("remote", "a place")])
+def test_a_tier_without_its_place_is_refused(table: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"\\[{table}\\] is set up without {words}"):
+        settings.load(None, {}, {f"{table}.capacity": "1GiB"})
 
 
 def test_the_command_lines_own_variables_are_none_of_ours() -> None:
@@ -98,6 +138,9 @@ def test_the_command_lines_own_variables_are_none_of_ours() -> None:
         ("[store]\nlease_limit_s = '5 fortnights'\n", 2, ["5 fortnights", '"60s"']),
         ("[store]\nflush_on_close = 'maybe'\n", 2, ["true or false"]),
         ("[server]\nlisten = 7420\n", 2, ["7420", "a string"]),
+        ("[cxl]\nnodes = ['1']\n", 2, ["a list of numbers"]),
+        ("[cxl]\nnodes = [true]\n", 2, ["a list of numbers"]),
+        ("[remote]\nurl = ''\n", 2, ["a string"]),
         ("dram = 4\n", 1, ["write [dram]"]),
         ("[namespace]\nname = 'a'\n", 1, ["[[namespace]]"]),
         ("[[namespace]]\nquota = 1\n", 1, ["needs a name"]),
@@ -163,17 +206,20 @@ def test_what_is_rendered_is_read_back_and_shows_no_token(full: Path) -> None:
     assert "secret" not in repr(config)
     again = settings.load(write(full.parent, text.replace(settings.MASK, "hidden")), {})
     masked = [replace(each, tokens=()) for each in config.namespaces]
-    assert replace(again, namespaces=()) == replace(config, namespaces=())
+    assert again.remote is not None and again.remote.password == "hidden"
+    assert config.remote is not None
+    same = replace(again, namespaces=(), remote=replace(again.remote, password=config.remote.password))
+    assert same == replace(config, namespaces=())
     assert [replace(each, tokens=()) for each in again.namespaces] == masked
 
 
 def test_every_key_has_a_flag_a_variable_and_is_rendered() -> None:
-    config = Config(nvme=NvmeConfig(Path("x")))
+    config = Config(cxl=CxlConfig(), nvme=NvmeConfig(Path("x")), remote=RemoteConfig("valkey://x"))
     data = tomllib.loads(settings.render(config))
     for key in scalar_keys():
         owner = config if key.table == "store" else getattr(config, key.table)
         assert (key.name in data[key.table]) == (getattr(owner, key.name) is not None), key
-    assert len({key.variable for key in scalar_keys()}) == len({key.flag for key in scalar_keys()}) == 23
+    assert len({key.variable for key in scalar_keys()}) == len({key.flag for key in scalar_keys()}) == 42
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("60", 60.0), ("500ms", 0.5), ("5m", 300.0), ("1.5 h", 5400.0)])
@@ -183,7 +229,12 @@ def test_times(text: str, seconds: float) -> None:
 
 def test_the_documentation_lists_every_key_with_its_default() -> None:
     text = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text()
-    assert settings.render(Config(nvme=NvmeConfig(Path("/var/lib/kvstore")))) in text
+    shown = Config(
+        cxl=CxlConfig((1,), capacity=64 * GiB),
+        nvme=NvmeConfig(Path("/var/lib/kvstore")),
+        remote=RemoteConfig("valkey://cache.example:6379"),
+    )
+    assert settings.render(shown) in text
     for table in TABLES:
         for key in keys(table).values():
             assert f"`{key.name}`" in text, key.dotted
