@@ -162,7 +162,8 @@ class Config:
 
     `flush_on_close` writes what only DRAM holds to the NVMe tier when the store is closed in order, so that a
     restart keeps the cache. `prefill_tokens_per_s` lets the mover drop what is cheaper to recompute than to load
-    (0: not known, keep everything). `max_chunks` bounds the index.
+    (0: not known, keep everything). `max_chunks` bounds the index. `verify_bytes_per_s` are
+    read in the background against their checksums, from the host's persistent tiers (0: none).
     """
 
     dram: DramConfig = field(default_factory=DramConfig)
@@ -177,6 +178,7 @@ class Config:
     put_wait_s: Seconds = 1.0
     flush_on_close: bool = True
     prefill_tokens_per_s: Rate = 0.0
+    verify_bytes_per_s: SizeOrNone = 0
 
     @property
     def below(self) -> tuple[CxlConfig | NvmeConfig | RemoteConfig, ...]:

@@ -30,6 +30,7 @@ from kvstore.reclaim import Reclaimer
 from kvstore.record import BLOCK
 from kvstore.recovery import index_recovered
 from kvstore.removed import Removed
+from kvstore.scrubber import Scrubber
 from kvstore.session import OwnedSession, Session
 from kvstore.spec import KVSpec, Part
 from kvstore.sweep import sweep, sweep_quietly
@@ -85,8 +86,16 @@ class Store:
         self._mover.start()
         for through in self._through:
             through.start()
+        self._scrubber = Scrubber(self, config.verify_bytes_per_s) if config.verify_bytes_per_s else None
+        if self._scrubber is not None:
+            self._scrubber.start()
         if coder.artefacts.stale():
             self._loader.submit(sweep_quietly, core, self._loader)
+
+    @property
+    def core(self) -> Core:
+        """The state that its parts share."""
+        return self._core
 
     def session(self, namespace: str = "default") -> Session:
         """A way in for one client. `UnknownNamespace` unless the namespace is configured."""
@@ -128,7 +137,7 @@ class Store:
             page = self.chunks(namespace, cursor, 256)
             for info in page.chunks:
                 for place in info.placements:
-                    problem = self._check(namespace, info, place)
+                    problem = self.check_copy(namespace, info, place)
                     if problem is not None:
                         yield info, place, problem
             cursor = page.cursor
@@ -195,6 +204,8 @@ class Store:
             with core.lock:  # from now on nothing is taken in that would miss the flush
                 core.close()
             core.shared.close()
+            if self._scrubber is not None:
+                self._scrubber.close()
             self._loader.close()
             for through in self._through:
                 through.close(THROUGH_PATIENCE_S)
@@ -220,8 +231,8 @@ class Store:
             found = self._core.catalog.namespace(namespace)
         return kind(self, self._core, self._reader, self._loader, self._writer, found, next(self._sessions))
 
-    def _check(self, namespace: Namespace, info: ChunkInfo, place: PlacementInfo) -> str | None:
-        """Verify one copy; None if it went away before it was looked at."""
+    def check_copy(self, namespace: Namespace, info: ChunkInfo, place: PlacementInfo) -> str | None:
+        """Verify one copy: what is wrong with it, or nothing; None if it went away before it was looked at."""
         core = self._core
         tier = [each.name for each in core.tiers].index(place.tier)
         with core.lock:

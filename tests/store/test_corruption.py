@@ -13,6 +13,7 @@ from kvstore.keys import ChunkRef
 from kvstore.record import unpack
 from kvstore.removed import Removed
 from tests.store.conftest import LARGE, Box, MiB, content, prompt
+from tests.store.test_leases import until
 
 PAYLOAD_AT = 4096
 
@@ -194,3 +195,16 @@ def test_nobody_is_given_a_bad_copy_while_somebody_still_reads_it(box: Box, nvme
     box.fill(client, LARGE, [ref])
     box.check(client, LARGE, [ref], verify=True)
     assert client.lookup(LARGE, chain).tokens == 64
+
+
+def test_damage_is_found_in_the_background_before_anybody_asks(box: Box) -> None:
+    client, chain = box.open(nvme=64 * MiB), prompt(LARGE, 5)
+    box.only_on_disk(client, LARGE, chain.refs)
+    client.close()
+    flip_on_disk(box.folder, content(LARGE, chain.refs[2], LARGE.part()).tobytes()[100_000:100_064])
+    client = box.open(nvme=64 * MiB, verify_bytes_per_s=1 << 30)
+    assert until(lambda: client.stats()["counters"].get("scrubbed_bad", 0) == 1)
+    assert client.contains(LARGE, chain.refs) == [True, True, False, True, True]
+    box.check(client, LARGE, [*chain.refs[:2], *chain.refs[3:]])
+    assert client.stats()["counters"]["scrubbed_bytes"] >= 5 * LARGE.part_bytes(LARGE.part(), 64)
+    box.settled(client)
