@@ -131,7 +131,9 @@ class _Contest:
         pieces, tier = self._stamp("tier", place), self._tier
         for record, location in self._records.pop(place, []):
             tier.delete(location, record.total_bytes)
-        records = [_record(digest, self._size, self._serial + i) for i, digest in enumerate(self._digests["tier", place])]
+        records = [
+            _record(digest, self._size, self._serial + i) for i, digest in enumerate(self._digests["tier", place])
+        ]
         headers = [record.pack() for record in records]
         locations = [0] * len(pieces)
 
@@ -192,7 +194,9 @@ def _client(server: RedisServer) -> Any:
     try:
         import valkey
     except ImportError as error:
-        raise ConfigError(f"the client library is not installed: pip install 'tiered-kvstore[valkey]' ({error})") from None
+        raise ConfigError(
+            f"the client library is not installed: pip install 'tiered-kvstore[valkey]' ({error})"
+        ) from None
     return valkey.Valkey(port=server.port)
 
 

@@ -152,16 +152,16 @@ class ValkeyEngine(Engine):
 
     def read_into(self, name: str, offset: int, out: memoryview, timeout_s: float) -> None:
         deadline, key = time.monotonic() + timeout_s, self._key(name)
-        if offset + out.nbytes <= self._piece:
-            # As a rule that is all of it. Where the value is shorter, the preamble tells why.
-            if self._read_part(key, key, PREAMBLE_BYTES + offset, out, deadline) == out.nbytes:
-                return
+        end = offset + out.nbytes
+        # As a rule all of it is in the first value. Where that is shorter, the preamble tells why.
+        if end <= self._piece and self._read_part(key, key, PREAMBLE_BYTES + offset, out, deadline) == out.nbytes:
+            return
         there = self._first_bytes([key], 0, deadline)[0]
         if there is None:
             raise NotFound(f"{name} is not there (any more)")
         preamble = Preamble.unpack(there, name)
-        if offset + out.nbytes > preamble.total:
-            raise Corrupt(f"{name} has {preamble.total} bytes, not the {offset + out.nbytes} asked for")
+        if end > preamble.total:
+            raise Corrupt(f"{name} has {preamble.total} bytes, not the {end} asked for")
         keys = [key, *preamble.further(key)]
         done = 0
         while done < out.nbytes:
