@@ -2,7 +2,7 @@
 
 The client library connects and authenticates; requests and values go past its own reading and writing (`wire`).
 
-An object lies under the key `PREFIX{NAME}`: a preamble of 32 bytes, then its first bytes, up to `piece_bytes` of
+An object lies under the key `PREFIX{NAME}`: a preamble of 40 bytes, then its first bytes, up to `piece_bytes` of
 them. The rest of a longer one lies in pieces under `PREFIX{NAME}:NONCE:NUMBER`, the nonce new with every write, so
 that two writers do not mix. The braces put all of them into one slot of a cluster: an object is deleted by one
 command, is lost with one server or not at all, and needs one connection; load is spread by there being many objects.
@@ -170,9 +170,9 @@ class ValkeyEngine(Engine):
             at += 0 if number else PREAMBLE_BYTES
             got = self._read_part(key, keys[number], at, part, deadline)
             if got < len(part):
-                self._exchange(key, deadline, command(b"UNLINK", key))  # so that it can be written again
                 if got:
                     raise Corrupt(f"{name} is cut off")
+                self._exchange(key, deadline, command(b"UNLINK", *keys))  # so that it can be written again
                 raise NotFound(f"the server has let go of a piece of {name}")
             done += len(part)
 
