@@ -1,4 +1,4 @@
-"""The conformance suite for engines of the remote tier. Subclass it, say how to open the engine, and let pytest collect.
+"""The conformance suite for engines of the remote tier. Subclass it, say how to open one, and let pytest collect.
 
     class TestMine(RemoteConformance):
         def open_engine(self) -> Engine: ...
@@ -13,7 +13,7 @@ import dataclasses
 import threading
 from abc import abstractmethod
 from contextlib import closing
-from typing import Any
+from typing import Any, ClassVar
 
 from kvstore.errors import NotFound
 from kvstore.record import Record
@@ -42,7 +42,7 @@ def in_form(sample: Sample, form: int) -> Sample:
 class RemoteConformance(PersistentTierConformance):
     """What the remote tier does over an engine. `tier_options` are the tier's."""
 
-    tier_options: dict[str, Any] = {}
+    tier_options: ClassVar[dict[str, Any]] = {}
 
     @abstractmethod
     def open_engine(self) -> Engine:

@@ -20,7 +20,8 @@ from kvstore.tiers.nvme.rows import pack_row
 from kvstore.tiers.remote.attempts import Attempts
 from kvstore.tiers.remote.engine import Engine
 from kvstore.tiers.remote.meter import Meter
-from kvstore.tiers.remote.names import META, object_name, parse, unpack as unpack_name
+from kvstore.tiers.remote.names import META, object_name, parse
+from kvstore.tiers.remote.names import unpack as unpack_name
 from kvstore.tiers.remote.table import LocationTable
 
 VERSION = 1

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import valkey
@@ -29,7 +29,7 @@ MIB = 1 << 20
 class ValkeyConformance(RemoteConformance):
     """Over `urls`, under keys that begin with `prefix`."""
 
-    engine_options: dict[str, Any] = {}
+    engine_options: ClassVar[dict[str, Any]] = {}
     urls: Sequence[str]
     prefix: str
 
@@ -44,7 +44,7 @@ class ValkeyConformance(RemoteConformance):
 
 
 class TestValkey(ValkeyConformance):
-    tier_options = {"deadline_s": 2.0}
+    tier_options: ClassVar = {"deadline_s": 2.0}
 
     @pytest.fixture(autouse=True)
     def _place(self, server: RedisServer, prefix: str) -> None:
@@ -133,8 +133,9 @@ class TestValkey(ValkeyConformance):
             take(wire, out)
             with lock:
                 turn += 1
-                at = turn * 7919 % (8 * len(out))
-            out[at // 8] ^= 1 << at % 8
+                at = turn * 7919 % (8 * len(out) or 1)
+            if out:
+                out[at // 8] ^= 1 << at % 8
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Wire, "_take", flipped)
@@ -160,15 +161,15 @@ class TestValkey(ValkeyConformance):
 
 
 class TestSplitIntoPieces(TestValkey):
-    engine_options = {"piece_bytes": 64 << 10}
+    engine_options: ClassVar = {"piece_bytes": 64 << 10}
 
 
 class TestHedged(TestValkey):
-    tier_options = {"deadline_s": 2.0, "hedge": True}
+    tier_options: ClassVar = {"deadline_s": 2.0, "hedge": True}
 
 
 class TestCluster(ValkeyConformance):
-    engine_options = {"piece_bytes": 256 << 10}
+    engine_options: ClassVar = {"piece_bytes": 256 << 10}
 
     @pytest.fixture(autouse=True)
     def _place(self, cluster: RedisCluster, prefix: str) -> None:

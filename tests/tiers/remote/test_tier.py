@@ -233,7 +233,7 @@ class TestHedging:
         assert out == content
 
     def test_second_reads_are_few(self, open_tier: TierMaker) -> None:
-        engine, tier, read, content = self.warmed(open_tier)
+        _, tier, read, content = self.warmed(open_tier)
         usual = tier._meter.sizes.p95
         tier._meter.sizes.p95 = lambda nbytes: 0.0 if usual(nbytes) else None  # type: ignore[method-assign]
         for _ in range(400):

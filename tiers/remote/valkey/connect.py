@@ -55,7 +55,7 @@ class Connector:
             import valkey.connection as library
             import valkey.exceptions as errors
         except ImportError as error:
-            raise ConfigError(f"a valkey engine needs a package: pip install 'tiered-kvstore[valkey]' ({error})") from None
+            raise ConfigError(f"the client is missing ({error}): pip install 'tiered-kvstore[valkey]'") from None
         self._library, self._errors = library, errors
         self._tls = place.tls
         self._options: dict[str, Any] = {
@@ -84,8 +84,9 @@ class Connector:
         except errors.TimeoutError as error:
             raise DeadlineExceeded(f"{address} did not answer in time ({error})") from error
         except errors.ConnectionError as error:
-            if isinstance(error.__context__, ssl.SSLError):
-                raise PermissionDenied(f"{address} and its certificate are not trusted ({error.__context__})") from error
+            cause = error.__context__
+            if isinstance(cause, ssl.SSLError):
+                raise PermissionDenied(f"{address} and its certificate are not trusted ({cause})") from error
             raise Unavailable(" ".join(str(error).split())) from error
         except errors.ValkeyError as error:
             text = str(error)

@@ -2,7 +2,7 @@
 
 The client library connects and authenticates; requests and values go past its own reading and writing (`wire`).
 
-An object lies under the key `PREFIX{NAME}`: a preamble of 32 bytes, then its first bytes, up to `piece_bytes` of
+An object lies under the key `PREFIX{NAME}`: a preamble of 40 bytes, then its first bytes, up to `piece_bytes` of
 them. The rest of a longer one lies in pieces under `PREFIX{NAME}:NONCE:NUMBER`, the nonce new with every write, so
 that two writers do not mix. The braces put all of them into one slot of a cluster: an object is deleted by one
 command, is lost with one server or not at all, and needs one connection; load is spread by there being many objects.
@@ -152,16 +152,16 @@ class ValkeyEngine(Engine):
 
     def read_into(self, name: str, offset: int, out: memoryview, timeout_s: float) -> None:
         deadline, key = time.monotonic() + timeout_s, self._key(name)
-        if offset + out.nbytes <= self._piece:
-            # As a rule that is all of it. Where the value is shorter, the preamble tells why.
-            if self._read_part(key, key, PREAMBLE_BYTES + offset, out, deadline) == out.nbytes:
-                return
+        end = offset + out.nbytes
+        # As a rule all of it is in the first value. Where that is shorter, the preamble tells why.
+        if end <= self._piece and self._read_part(key, key, PREAMBLE_BYTES + offset, out, deadline) == out.nbytes:
+            return
         there = self._first_bytes([key], 0, deadline)[0]
         if there is None:
             raise NotFound(f"{name} is not there (any more)")
         preamble = Preamble.unpack(there, name)
-        if offset + out.nbytes > preamble.total:
-            raise Corrupt(f"{name} has {preamble.total} bytes, not the {offset + out.nbytes} asked for")
+        if end > preamble.total:
+            raise Corrupt(f"{name} has {preamble.total} bytes, not the {end} asked for")
         keys = [key, *preamble.further(key)]
         done = 0
         while done < out.nbytes:
@@ -170,9 +170,9 @@ class ValkeyEngine(Engine):
             at += 0 if number else PREAMBLE_BYTES
             got = self._read_part(key, keys[number], at, part, deadline)
             if got < len(part):
-                self._exchange(key, deadline, command(b"UNLINK", key))  # so that it can be written again
                 if got:
                     raise Corrupt(f"{name} is cut off")
+                self._exchange(key, deadline, command(b"UNLINK", *keys))  # so that it can be written again
                 raise NotFound(f"the server has let go of a piece of {name}")
             done += len(part)
 

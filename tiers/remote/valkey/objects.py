@@ -6,12 +6,14 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from kvstore import _native
 from kvstore.errors import Corrupt, PermissionDenied, StorageError, Unavailable
 from kvstore.tiers.base import TierFull
 from kvstore.tiers.remote.valkey.wire import Answer, Refusal, Wire, command, gathered
 
 _PREAMBLE = struct.Struct("<4sHxxQQ8s")  # magic, version, bytes of the object, bytes of it that follow here, nonce
-PREAMBLE_BYTES = _PREAMBLE.size
+_CHECKSUM = struct.Struct("<Q")  # xxh3-64 of the rest
+PREAMBLE_BYTES = _PREAMBLE.size + _CHECKSUM.size
 _MAGIC, _VERSION = b"KVV1", 1
 SLICE_BYTES = 1 << 20  # of a value, asked for at a time
 AHEAD = 3  # slices asked for before the first has come
@@ -29,17 +31,19 @@ class Preamble(NamedTuple):
     nonce: bytes
 
     def pack(self) -> bytes:
-        """32 bytes."""
-        return _PREAMBLE.pack(_MAGIC, _VERSION, *self)
+        """40 bytes."""
+        fields = _PREAMBLE.pack(_MAGIC, _VERSION, *self)
+        return fields + _CHECKSUM.pack(_native.xxh3_64(fields))
 
     @classmethod
     def unpack(cls, data: bytes, name: str) -> Preamble:
         """`Corrupt` if that is none."""
-        if len(data) < _PREAMBLE.size:
+        if len(data) < PREAMBLE_BYTES:
             raise Corrupt(f"{name} is too short to be an object")
         magic, version, total, here, nonce = _PREAMBLE.unpack_from(data)
-        if magic != _MAGIC or version != _VERSION or here > total:
-            raise Corrupt(f"{name} is no object that this build can read")
+        (checksum,) = _CHECKSUM.unpack_from(data, _PREAMBLE.size)
+        if magic != _MAGIC or version != _VERSION or checksum != _native.xxh3_64(data[: _PREAMBLE.size]):
+            raise Corrupt(f"{name} is no object that this build can read, or it is damaged")
         return cls(total, here, nonce)
 
     def further(self, key: bytes) -> list[bytes]:

@@ -30,7 +30,7 @@ class Refusal(NamedTuple):
     text: str
 
 
-Answer: TypeAlias = "bytes | int | None | Refusal | list[Answer]"
+Answer: TypeAlias = "bytes | int | Refusal | list[Answer] | None"
 Words: TypeAlias = Sequence[bytes | memoryview]
 
 
