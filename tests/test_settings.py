@@ -206,7 +206,8 @@ def test_what_is_rendered_is_read_back_and_shows_no_token(full: Path) -> None:
     assert "secret" not in repr(config)
     again = settings.load(write(full.parent, text.replace(settings.MASK, "hidden")), {})
     masked = [replace(each, tokens=()) for each in config.namespaces]
-    assert again.remote is not None and again.remote.password == "hidden"
+    assert again.remote is not None
+    assert again.remote.password == "hidden"
     assert config.remote is not None
     same = replace(again, namespaces=(), remote=replace(again.remote, password=config.remote.password))
     assert same == replace(config, namespaces=())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kvstore.cli.output import print_json, print_table, progress, size
 from kvstore.errors import Corrupt, InvalidArgument, StorageError
 from kvstore.spec import KVSpec
 
+_ON_A_FOLDER = ("nvme", "posix")
 SHOWN = (
     "case",
     "mode",
@@ -110,6 +112,27 @@ def nvme(args: Namespace) -> int:
     with progress("bench nvme", None):
         rows = bench.run(Path(args.path or "."))
     return _show(args, "nvme", rows)
+
+
+def tier(args: Namespace) -> int:
+    """`bench tier`."""
+    _prepare(args)
+    with progress(f"bench tier {args.name}", None):
+        rows = _tier_rows(args)
+    return _show(args, "tier", rows, as_=f"tier-{args.name}")
+
+
+def _tier_rows(args: Namespace) -> list[Row]:
+    module = "nvme" if args.name == "nvme" else f"tier_{args.name}"
+    bench, options = import_module(f"kvstore.bench.{module}"), dict[str, Any]()
+    if args.sizes:
+        options["sizes"] = args.sizes
+    if args.name in _ON_A_FOLDER:
+        options["path"] = Path(args.path or ".")
+    elif args.path:
+        raise InvalidArgument(f"bench tier {args.name} takes no folder: leave --path away")
+    rows: list[Row] = bench.run(**options)
+    return rows
 
 
 def index(args: Namespace) -> int:

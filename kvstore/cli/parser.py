@@ -122,6 +122,10 @@ def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Pars
     _mix(shaped.add("mix", "bench", "mix", "Requests as engines make them, over a store too small for all of it."))
     nvme = told.add("nvme", "bench", "nvme", "The NVMe tier against raw O_DIRECT on the same files.")
     nvme.add_argument("--path", metavar="FOLDER", help="a folder on the disk to measure (a temporary one)")
+    tier = told.add("tier", "bench", "tier", "One tier against the plainest way to move the same bytes.")
+    tier.add_argument("name", choices=("cxl", "hbm", "nvme", "posix", "s3", "valkey"))
+    tier.add_argument("--path", metavar="FOLDER", help="nvme, posix: a folder on what is to be measured (here)")
+    tier.add_argument("--sizes", type=sizes, metavar="SIZE,…", help="of records, like 256KiB,1MiB,16MiB")
     index = told.add("index", "bench", "index", "The metadata of a million chunks: memory, pauses, growth.")
     index.add_argument("--chunks", type=positive, default=1_000_000, metavar="N", help="(%(default)s)")
     index.add_argument("--soak", type=positive, default=1_000_000, metavar="N",

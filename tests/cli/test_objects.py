@@ -92,6 +92,16 @@ def test_verify_finds_a_damaged_byte(cli: Run, stored: Prompt, tmp_path: Path) -
     assert only_json(cli("get", *stored["files"], *stored["store"], "-o", "x.npy", "--json"))["tokens"] == 16
 
 
+def test_tiers_are_shown_from_fast_to_slow(cli: Run, stored: Prompt) -> None:
+    found = only_json(cli("tiers", *stored["store"], "--json"))["tiers"]
+    assert list(found) == ["dram", "nvme"]
+    assert (found["nvme"]["kind"], found["nvme"]["state"], found["nvme"]["errors"]) == ("nvme", "ok", 0)
+    assert 0 < found["nvme"]["used"] <= found["nvme"]["capacity"]
+    shown = cli("tiers", *stored["store"])
+    assert shown.returncode == 0
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["tier", "dram", "nvme"]
+
+
 def test_a_store_that_is_open_says_so(cli: Run, stored: Prompt) -> None:
     with serving(stored["folder"]):
         result = cli("ls", *stored["store"])

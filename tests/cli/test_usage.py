@@ -15,8 +15,8 @@ from kvstore.cli import main
 
 from .conftest import Run, environment, only_json
 
-COMMANDS = ("serve", "demo", "config", "stats", "ls", "get", "put", "rm", "pin", "unpin", "verify", "bench")
-BENCHMARKS = ("local", "remote", "grpc", "lookup", "mix", "nvme", "index", "torture", "peers")
+COMMANDS = ("serve", "demo", "config", "stats", "tiers", "ls", "get", "put", "rm", "pin", "unpin", "verify", "bench")
+BENCHMARKS = ("local", "remote", "grpc", "lookup", "mix", "nvme", "tier", "index", "torture", "peers")
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
