@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from kvstore.errors import Closed, DeadlineExceeded, KVStoreError, Unavailable
@@ -191,19 +191,22 @@ class Nodes:
         if not isinstance(answer, list):
             raise Unavailable(f"{asked} does not say which server has which keys: {answer!r}")
         slots: list[Node | None] = [None] * SLOTS
-        for entry in answer:
-            assert isinstance(entry, list)
-            first, last, master = entry[:3]
-            assert isinstance(first, int)
-            assert isinstance(last, int)
-            assert isinstance(master, list)
-            host, port = master[:2]
-            assert isinstance(port, int)
+        for first, last, host, port in _shares(answer):
             # An empty host stands for the one that was asked.
-            node = self.at(Address(host.decode() if isinstance(host, bytes) and host else asked.host, port))
+            node = self.at(Address(host or asked.host, port))
             slots[first : last + 1] = [node] * (last + 1 - first)
         covered = [node for node in slots if node is not None]
         if len(covered) < SLOTS:
             raise Unavailable(f"{SLOTS - len(covered)} of the cluster's {SLOTS} slots have no server")
         with self._lock:
             self._slots, self._masters = covered, list(dict.fromkeys(covered))
+
+
+def _shares(slots: Sequence[Answer]) -> Iterator[tuple[int, int, str, int]]:
+    """First slot, last slot, host and port of each master that CLUSTER SLOTS tells of."""
+    for share in slots:
+        first, last, master = share[:3] if isinstance(share, list) and len(share) > 2 else (None, None, None)
+        host, port = master[:2] if isinstance(master, list) and len(master) > 1 else (None, None)
+        if not isinstance(first, int) or not isinstance(last, int) or not isinstance(port, int):
+            raise Unavailable(f"the cluster tells of its slots in a way that is not understood: {share!r:.80}")
+        yield first, last, host.decode() if isinstance(host, bytes) else "", port

@@ -95,6 +95,14 @@ def read_value(wire: Wire, key: bytes, at: int, out: memoryview) -> int:
     return done
 
 
+def scan(wire: Wire, cursor: bytes, pattern: bytes) -> tuple[bytes, list[bytes]]:
+    """The next cursor (`0` at the end) and some keys that match."""
+    answer = exchange(wire, command(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"1000"))
+    if not isinstance(answer, list) or not isinstance(answer[0], bytes) or not isinstance(answer[1], list):
+        raise Unavailable(f"the server answers SCAN with {answer!r:.80}")
+    return answer[0], [key for key in answer[1] if isinstance(key, bytes)]
+
+
 def cut(pieces: Sequence[memoryview], start: int, end: int) -> list[memoryview]:
     """Bytes `start` to `end` of what `pieces` hold together."""
     found = []
