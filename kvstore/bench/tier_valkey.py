@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ KIB, MIB = 1 << 10, 1 << 20
 SIZES = (256 * KIB, MIB, 4 * MIB, 16 * MIB)
 THREADS = (1, 4)
 BAR = Bar(ratio=0.9)
+READER = "the client with libvalkey" if find_spec("libvalkey") else "the client without libvalkey"
 _BATCH = 64 * MIB
+_JOINED_BYTES = 6000  # a longer word of a request is sent from where it lies
 _PLACES = 4  # batches in turn, for the client and for the tier each
 _SPEC = KVSpec.dense("bench", layers=1, kv_heads=1, head_dim=64)
 Digests = npt.NDArray[np.uint8]
@@ -77,8 +80,8 @@ class _Taken:
             "case": case, "mode": f"{threads} threads" if threads > 1 else "1 thread", "bytes": size, "p50_s": p50,
             "p99_s": percentile(seconds, 0.99), "gbps": size / p50 / 1e9, "baseline": None, "ratio": None,
             **cpu_facts(used, served, len(seconds), size), "rounds": len(seconds),
-            "note": "redis-server of its own over TCP on this host; time per record of a batch", "bar": None,
-            "met": None,
+            "note": f"redis-server of its own over TCP on this host, {READER}; time per record of a batch",
+            "bar": None, "met": None,
         }  # fmt: skip
 
 
@@ -104,6 +107,7 @@ class _Contest:
         taken = {case: _Taken() for case in ("raw-write", "write", "raw-read", "read")}
         turns = [("raw-write", self._raw_write), ("write", self._write)]
         for number in range(-_PLACES, rounds):
+            self._forget(number % _PLACES)
             for case, step in _order(number, turns):
                 figures = step(number % _PLACES)
                 if number >= 0:
@@ -121,16 +125,19 @@ class _Contest:
             BAR.judge(rows[case])
         return list(rows.values())
 
+    def _forget(self, place: int) -> None:
+        """Before either writes: which of them finds the freed memory changes from round to round."""
+        for index in range(self._count):
+            self._client.unlink(f"raw-{place}-{index}")
+        for record, location in self._records.pop(place, []):
+            self._tier.delete(location, record.total_bytes)
+
     def _raw_write(self, place: int) -> tuple[float, float, float]:
         pieces = self._stamp("raw", place)
-        for index in range(len(pieces)):
-            self._client.unlink(f"raw-{place}-{index}")
         return self._timed(lambda index: self._client.set(f"raw-{place}-{index}", pieces[index]))
 
     def _write(self, place: int) -> tuple[float, float, float]:
         pieces, tier = self._stamp("tier", place), self._tier
-        for record, location in self._records.pop(place, []):
-            tier.delete(location, record.total_bytes)
         records = [
             _record(digest, self._size, self._serial + i) for i, digest in enumerate(self._digests["tier", place])
         ]
@@ -191,13 +198,15 @@ class _Contest:
 
 
 def _client(server: RedisServer) -> Any:
+    """The library as it is fastest: libvalkey reads for it where that is installed, and Python packs."""
     try:
         import valkey
+        from valkey.connection import Encoder, PythonRespSerializer
     except ImportError as error:
-        raise ConfigError(
-            f"the client library is not installed: pip install 'tiered-kvstore[valkey]' ({error})"
-        ) from None
-    return valkey.Valkey(port=server.port)
+        raise ConfigError(f"the client is missing ({error}): pip install 'tiered-kvstore[valkey]'") from None
+    packer = PythonRespSerializer(_JOINED_BYTES, Encoder("utf-8", "strict", False).encode)
+    pool = valkey.ConnectionPool(port=server.port, socket_read_size=MIB, command_packer=packer)
+    return valkey.Valkey(connection_pool=pool)
 
 
 @contextmanager

@@ -56,15 +56,27 @@ class SizeClasses:
         return self._classes[nbytes.bit_length()].percentile(0.95, _LEAST)
 
 
-class Moved:
-    """What a call that is being measured moves."""
+class Transfer:
+    """A read or a write for as long as a `with` lasts; one that raises counts for nothing."""
 
-    def __init__(self, nbytes: int) -> None:
-        self.nbytes = nbytes
+    __slots__ = ("_flow", "_nbytes", "_start", "_took")
+
+    def __init__(self, flow: Flow, took: Latencies, nbytes: int) -> None:
+        self._flow, self._took, self._nbytes = flow, took, nbytes
 
     def nothing(self) -> None:
         """It turned out that there was nothing to move."""
-        self.nbytes = 0
+        self._nbytes = 0
+
+    def __enter__(self) -> Transfer:
+        self._start = self._flow.begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        done = self._nbytes if error is None else 0
+        self._flow.end(self._start, done)
+        if done:
+            self._took.add(time.perf_counter() - self._start)
 
 
 class Meter:
@@ -87,17 +99,13 @@ class Meter:
         """Moving averages."""
         return Speed(self.reads.bytes_per_s, self.writes.bytes_per_s, self.reads.latency_s)
 
-    @contextmanager
-    def reading(self, nbytes: int) -> Iterator[Moved]:
-        """Around a read of so many bytes; one that raises counts for nothing."""
-        with self._moving("read", self.reads, nbytes) as moved:
-            yield moved
+    def reading(self, nbytes: int) -> Transfer:
+        """Around a read of so many bytes."""
+        return Transfer(self.reads, self._took["read"], nbytes)
 
-    @contextmanager
-    def writing(self, nbytes: int) -> Iterator[Moved]:
+    def writing(self, nbytes: int) -> Transfer:
         """Around a write."""
-        with self._moving("write", self.writes, nbytes) as moved:
-            yield moved
+        return Transfer(self.writes, self._took["write"], nbytes)
 
     @contextmanager
     def finding(self) -> Iterator[None]:
@@ -105,17 +113,6 @@ class Meter:
         start = time.perf_counter()
         yield
         self._took["find"].add(time.perf_counter() - start)
-
-    @contextmanager
-    def _moving(self, what: str, flow: Flow, nbytes: int) -> Iterator[Moved]:
-        start, moved, done = flow.begin(), Moved(nbytes), 0
-        try:
-            yield moved
-            done = moved.nbytes
-            if done:
-                self._took[what].add(time.perf_counter() - start)
-        finally:
-            flow.end(start, done)
 
     def stats(self) -> dict[str, float | int | str]:
         """All of it; a counter that was never raised is 0."""

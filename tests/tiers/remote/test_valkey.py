@@ -15,8 +15,9 @@ from kvstore.errors import ConfigError, Corrupt, DeadlineExceeded, NotFound, Sto
 from kvstore.tiers.base import TierFull
 from kvstore.tiers.remote.valkey import ValkeyEngine
 from kvstore.tiers.remote.valkey import engine as module
+from kvstore.tiers.remote.valkey.connect import Connector
 from kvstore.tiers.remote.valkey.engine import LEFTOVER_S
-from kvstore.tiers.remote.valkey.nodes import Node
+from kvstore.tiers.remote.valkey.nodes import Address
 
 KIB, MIB = 1 << 10, 1 << 20
 WITHIN_S = 10.0
@@ -486,14 +487,13 @@ def moved_slot(cluster: RedisCluster, slot: int, source: RedisServer, target: Re
 class TestConnections:
     def test_are_kept_and_bounded(self, server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
         made = []
-        real = Node._take
+        real = Connector.__call__
 
-        def counted(node: Node, deadline: float) -> object:
-            if not node._idle:
-                made.append(node)
-            return real(node, deadline)
+        def counted(self: Connector, address: Address, timeout_s: float) -> object:
+            made.append(address)
+            return real(self, address, timeout_s)
 
-        monkeypatch.setattr(Node, "_take", counted)
+        monkeypatch.setattr(Connector, "__call__", counted)
         with closing(ValkeyEngine(server.url(), prefix=prefix, connections=2)) as engine:
             data = content(300_000)
             put(engine, "a", data)

@@ -42,6 +42,7 @@ from kvstore.tiers.remote.valkey.objects import (
     cut,
     exchange,
     read_value,
+    scan,
     set_new,
 )
 from kvstore.tiers.remote.valkey.wire import Answer, Refusal, Wire, command, gathered
@@ -51,7 +52,7 @@ PIECE_BYTES = 64 * MIB
 LEFTOVER_S = 60
 LIST_TIMEOUT_S = 10.0
 _LEAST_PIECE = 64 << 10
-_LOOK_FIRST = 1 * MIB  # a longer object is not sent before it is known not to be there
+_LOOK_FIRST = 2 * MIB  # a longer object is not sent before it is known not to be there
 _REDIRECTS = 5
 _DEFAULT_LIMIT = 512 * MIB
 Result = TypeVar("Result")
@@ -207,9 +208,7 @@ class ValkeyEngine(Engine):
             while True:
                 deadline = time.monotonic() + LIST_TIMEOUT_S
                 with node.wire(deadline) as wire:
-                    answer = exchange(wire, command(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"1000"))
-                assert isinstance(answer, list)
-                cursor, keys = answer
+                    cursor, keys = scan(wire, cursor, pattern)
                 yield from self._sizes(keys, deadline)
                 if cursor == b"0":
                     break
@@ -243,7 +242,8 @@ class ValkeyEngine(Engine):
         with self._nodes.masters[0].wire(time.monotonic() + timeout_s) as wire:
             wire.send(command(b"CONFIG", b"GET", b"proto-max-bulk-len"))
             answer = wire.answer()
-        return int(answer[1]) if isinstance(answer, list) and len(answer) == 2 else _DEFAULT_LIMIT
+        told = answer[1] if isinstance(answer, list) and len(answer) == 2 else None
+        return int(told) if isinstance(told, bytes) else _DEFAULT_LIMIT
 
     def _is_there(self, key: bytes, deadline: float) -> bool:
         return bool(self._exchange(key, deadline, command(b"EXISTS", key)))
@@ -259,7 +259,7 @@ class ValkeyEngine(Engine):
                 found.append(value if isinstance(value, bytes) and value else None)
         return found
 
-    def _each(self, keys: Sequence[bytes], requests: Sequence[Request], deadline: float) -> list[Answer]:
+    def _each(self, keys: Sequence[bytes], requests: Sequence[Request], deadline: float) -> Sequence[Answer]:
         """The answer to each request, asked of the server that has its key, all servers at the same time."""
         answers: list[Answer] = [None] * len(keys)
         shares: dict[Node, list[int]] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from kvstore.errors import Closed, DeadlineExceeded, KVStoreError, Unavailable
@@ -34,57 +33,79 @@ class Node:
 
     def __init__(self, address: Address, connect: Connect, limit: int) -> None:
         self.address = address
-        self._connect = connect
-        self._free = threading.BoundedSemaphore(limit)
+        self._connect, self._limit = connect, limit
         self._idle: list[Wire] = []
-        self._lock = threading.Lock()
+        self._in_use = 0
+        self._freed = threading.Condition(threading.Lock())
         self._closed = False
 
-    @contextmanager
-    def wire(self, deadline: float, *, asking: bool = False) -> Iterator[Wire]:
+    def wire(self, deadline: float, *, asking: bool = False) -> Exchange:
         """A connection for one exchange, kept afterwards if every answer was taken."""
-        if not self._free.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise DeadlineExceeded(f"all connections to {self.address} were in use all the time")
-        try:
-            wire = self._take(deadline)
-            wire.begin(deadline, asking=asking)
-            try:
-                yield wire
-            except Unavailable:
-                self._drop_idle()  # a server that went away took them all
-                raise
-            finally:
-                self._give(wire)
-        finally:
-            self._free.release()
+        return Exchange(self, deadline, asking)
 
-    def close(self) -> None:
-        """Close what is not in use now; the rest is closed when it is given back."""
-        with self._lock:
-            self._closed = True
-        self._drop_idle()
-
-    def _take(self, deadline: float) -> Wire:
-        with self._lock:
+    def take(self, deadline: float) -> Wire:
+        """A connection, one that is kept or a new one; for `Exchange`."""
+        with self._freed:
+            while self._in_use >= self._limit and not self._closed:
+                if not self._freed.wait(max(0.0, deadline - time.monotonic())):
+                    raise DeadlineExceeded(f"all connections to {self.address} were in use all the time")
             if self._closed:
                 raise Closed(f"the connections to {self.address} are closed")
+            self._in_use += 1
             if self._idle:
                 return self._idle.pop()
-        return Wire(self._connect(self.address, max(0.001, deadline - time.monotonic())))
+        try:
+            return Wire(self._connect(self.address, max(0.001, deadline - time.monotonic())))
+        except BaseException:
+            self._leave(None)
+            raise
 
-    def _give(self, wire: Wire) -> None:
-        with self._lock:
-            keep = not wire.owed and not self._closed
-            if keep:
-                self._idle.append(wire)
+    def give(self, wire: Wire) -> None:
+        """Take back a connection; it is closed unless every answer was taken."""
+        keep = not wire.owed and not self._closed
+        self._leave(wire if keep else None)
         if not keep:
             wire.close()
 
-    def _drop_idle(self) -> None:
-        with self._lock:
+    def drop_idle(self) -> None:
+        """Close what is not in use now: a server that went away took all its connections with it."""
+        with self._freed:
             idle, self._idle = self._idle, []
         for wire in idle:
             wire.close()
+
+    def close(self) -> None:
+        """Close what is not in use now; the rest is closed when it is given back."""
+        with self._freed:
+            self._closed = True
+            self._freed.notify_all()
+        self.drop_idle()
+
+    def _leave(self, kept: Wire | None) -> None:
+        with self._freed:
+            self._in_use -= 1
+            if kept is not None:
+                self._idle.append(kept)
+            self._freed.notify()
+
+
+class Exchange:
+    """A connection for as long as a `with` lasts."""
+
+    __slots__ = ("_asking", "_deadline", "_node", "_wire")
+
+    def __init__(self, node: Node, deadline: float, asking: bool) -> None:
+        self._node, self._deadline, self._asking = node, deadline, asking
+
+    def __enter__(self) -> Wire:
+        self._wire = self._node.take(self._deadline)
+        self._wire.begin(self._deadline, asking=self._asking)
+        return self._wire
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Unavailable):
+            self._node.drop_idle()
+        self._node.give(self._wire)
 
 
 class Nodes:
@@ -170,19 +191,22 @@ class Nodes:
         if not isinstance(answer, list):
             raise Unavailable(f"{asked} does not say which server has which keys: {answer!r}")
         slots: list[Node | None] = [None] * SLOTS
-        for entry in answer:
-            assert isinstance(entry, list)
-            first, last, master = entry[:3]
-            assert isinstance(first, int)
-            assert isinstance(last, int)
-            assert isinstance(master, list)
-            host, port = master[:2]
-            assert isinstance(port, int)
+        for first, last, host, port in _shares(answer):
             # An empty host stands for the one that was asked.
-            node = self.at(Address(host.decode() if isinstance(host, bytes) and host else asked.host, port))
+            node = self.at(Address(host or asked.host, port))
             slots[first : last + 1] = [node] * (last + 1 - first)
         covered = [node for node in slots if node is not None]
         if len(covered) < SLOTS:
             raise Unavailable(f"{SLOTS - len(covered)} of the cluster's {SLOTS} slots have no server")
         with self._lock:
             self._slots, self._masters = covered, list(dict.fromkeys(covered))
+
+
+def _shares(slots: Sequence[Answer]) -> Iterator[tuple[int, int, str, int]]:
+    """First slot, last slot, host and port of each master that CLUSTER SLOTS tells of."""
+    for share in slots:
+        first, last, master = share[:3] if isinstance(share, list) and len(share) > 2 else (None, None, None)
+        host, port = master[:2] if isinstance(master, list) and len(master) > 1 else (None, None)
+        if not isinstance(first, int) or not isinstance(last, int) or not isinstance(port, int):
+            raise Unavailable(f"the cluster tells of its slots in a way that is not understood: {share!r:.80}")
+        yield first, last, host.decode() if isinstance(host, bytes) else "", port

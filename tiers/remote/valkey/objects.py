@@ -15,7 +15,7 @@ _PREAMBLE = struct.Struct("<4sHxxQQ8s")  # magic, version, bytes of the object, 
 _CHECKSUM = struct.Struct("<Q")  # xxh3-64 of the rest
 PREAMBLE_BYTES = _PREAMBLE.size + _CHECKSUM.size
 _MAGIC, _VERSION = b"KVV1", 1
-SLICE_BYTES = 1 << 20  # of a value, asked for at a time
+SLICE_BYTES = 512 << 10  # of a value, asked for at a time: 256 KiB and 1 MiB are slower
 AHEAD = 3  # slices asked for before the first has come
 _AT_ONCE = 256  # requests sent before their answers are read
 _DOWN = {"LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "READONLY", "BUSY"}
@@ -93,6 +93,14 @@ def read_value(wire: Wire, key: bytes, at: int, out: memoryview) -> int:
         assert isinstance(got, int)
         done += got
     return done
+
+
+def scan(wire: Wire, cursor: bytes, pattern: bytes) -> tuple[bytes, list[bytes]]:
+    """The next cursor (`0` at the end) and some keys that match."""
+    answer = exchange(wire, command(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"1000"))
+    if not isinstance(answer, list) or not isinstance(answer[0], bytes) or not isinstance(answer[1], list):
+        raise Unavailable(f"the server answers SCAN with {answer!r:.80}")
+    return answer[0], [key for key in answer[1] if isinstance(key, bytes)]
 
 
 def cut(pieces: Sequence[memoryview], start: int, end: int) -> list[memoryview]:

@@ -73,6 +73,7 @@ class Wire:
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
         self._deadline = 0.0
+        self._patient = {socket.SO_RCVTIMEO: 0.0, socket.SO_SNDTIMEO: 0.0}  # seconds that the socket waits at a time
         self.owed = 0
         self.asking = False
 
@@ -93,7 +94,7 @@ class Wire:
                 self._send_each(buffers)
             else:
                 self._send_all(buffers)
-        except (BlockingIOError, TimeoutError):
+        except TimeoutError:
             raise DeadlineExceeded("the server did not take a request in time") from None
         except OSError as error:
             raise Unavailable(f"the connection was lost while a request was sent ({error})") from error
@@ -175,13 +176,17 @@ class Wire:
         self._end += self._receive(self._view[self._end : self._end + most], 0)
 
     def _receive(self, into: memoryview, flags: int) -> int:
-        self._patience(socket.SO_RCVTIMEO)
-        try:
-            received = self._sock.recv_into(into, len(into), flags)
-        except (BlockingIOError, TimeoutError):
-            raise DeadlineExceeded("the server did not answer in time") from None
-        except OSError as error:
-            raise Unavailable(f"the connection was lost while an answer was awaited ({error})") from error
+        while True:
+            self._patience(socket.SO_RCVTIMEO)
+            try:
+                received = self._sock.recv_into(into, len(into), flags)
+                break
+            except BlockingIOError:
+                continue  # the socket's time is over, maybe not yet ours
+            except TimeoutError:
+                raise DeadlineExceeded("the server did not answer in time") from None
+            except OSError as error:
+                raise Unavailable(f"the connection was lost while an answer was awaited ({error})") from error
         if not received:
             raise Unavailable("the server closed the connection")
         return received
@@ -189,7 +194,10 @@ class Wire:
     def _send_all(self, buffers: list[bytes | memoryview]) -> None:
         while buffers:
             self._patience(socket.SO_SNDTIMEO)
-            sent = self._sock.sendmsg(buffers[:_MOST_BUFFERS])
+            try:
+                sent = self._sock.sendmsg(buffers[:_MOST_BUFFERS])
+            except BlockingIOError:
+                continue  # the socket's time is over, maybe not yet ours
             done = 0
             while done < len(buffers) and sent >= len(buffers[done]):
                 sent -= len(buffers[done])
@@ -217,6 +225,8 @@ class Wire:
             raise DeadlineExceeded("the time of an exchange with the server is over")
         if self._tls:
             self._sock.settimeout(left)
-        else:
-            seconds, part = divmod(left, 1.0)
+        elif not left / 2 <= self._patient[option] <= left:
+            # Shorter than what is left, so that the next exchanges need not set it again.
+            seconds, part = divmod(left * 0.75, 1.0)
             self._sock.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(int(seconds), int(part * 1e6) or 1))
+            self._patient[option] = left * 0.75
