@@ -1,0 +1,294 @@
+"""The HBM tier: records in slabs of device memory.
+
+A record lies as it does everywhere: its header, then its payload, padded. The header is in the slab, too, so that the
+tier keeps nothing for a record on the host, a whole record is one copy over the bus, and who opens one by IPC can
+check whose it is.
+
+A call has a lane of its own, with a stream; what returns is done on the device. Host memory that is registered
+(`register`) is copied to and from as it is, all other through a lane's pinned buffer.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+
+from kvstore import _native
+from kvstore.errors import Closed, ConfigError, Corrupt, InvalidArgument, KVStoreError, NotFound, TooLarge
+from kvstore.record import Record, padded
+from kvstore.tiers.base import Speed, Tier, TierFull
+from kvstore.tiers.hbm import ipc
+from kvstore.tiers.hbm.lanes import Lane, Lanes, Move
+from kvstore.tiers.hbm.pinning import Pin
+from kvstore.tiers.hbm.slabs import Slab, Slabs
+
+_WEIGHT = 0.1
+_RATE_BYTES = 1 << 20
+_LATENCY_BYTES = 64 << 10
+
+
+class HbmTier(Tier):
+    """Records in the memory of one device; a host with several GPUs has a tier for each.
+
+    `capacity` bytes are allocated now, in slabs of `slab_bytes` (the longest record; of one namespace each).
+    `device` is `cuda:N`, or `cpu` for the same in host memory.
+
+    Raises `ConfigError` for a device that is not there, or has less free memory, `StorageError` where none is given.
+    """
+
+    kind: ClassVar[str] = "hbm"
+    persistent: ClassVar[bool] = False
+
+    def __init__(
+        self, capacity: int, device: str = "cuda:0", *, slab_bytes: int = 1 << 30, name: str = "hbm"
+    ) -> None:
+        self.name = name
+        self.device = _device(device)
+        _check_free(self.device, capacity)
+        self._lanes = Lanes(self.device)
+        self._slabs = Slabs(capacity, slab_bytes, self.device, self._clear)
+        if self.device.type == "cuda":
+            # Memory that torch has used before is ready in the order of its stream, and ours is another.
+            torch.cuda.current_stream(self.device).synchronize()
+        self._speed = Speed(2e10, 2e10, 2e-5)
+        self._counts = dict.fromkeys(("bytes_read", "bytes_written", "records_read", "records_written", "errors"), 0)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def capacity(self) -> int:
+        return self._slabs.capacity
+
+    @property
+    def used(self) -> int:
+        return self._slabs.used
+
+    @property
+    def speed(self) -> Speed:
+        return self._speed
+
+    @property
+    def max_record(self) -> int:
+        return self._slabs.slab_bytes
+
+    def register(self, memory: memoryview) -> Pin:
+        """Let the device copy to and from a long-lived mapping of host memory by itself, until the pin is closed.
+
+        Raises `StorageError` where the device does not take it; then it goes through pinned buffers as before.
+        """
+        return self._lanes.pins.register(memory)
+
+    def write(self, header: bytes, payload: memoryview, record: Record) -> int:
+        if payload.nbytes < record.stored or not payload.c_contiguous:
+            raise InvalidArgument(f"a record of {record.stored} bytes needs as many in one piece, not {payload.nbytes}")
+        return self._write(header, record, _native.address_of(payload))
+
+    def write_tensor(self, header: bytes, payload: torch.Tensor, record: Record) -> int:
+        """`write` for a payload in device memory, as it is when all that is queued on torch's current stream is done.
+
+        `payload` is contiguous, of any dtype, on any device, and has `record.stored` bytes at least.
+        """
+        if payload.nbytes < record.stored or not payload.is_contiguous():
+            raise InvalidArgument(f"a record of {record.stored} bytes needs as many in one piece, not {payload.nbytes}")
+        ready, on_device = _queued(payload), payload.device.type != "cpu"
+        return self._write(header, record, payload.data_ptr(), ready, on_device=on_device)
+
+    def read_into(self, location: int, offset: int, out: memoryview) -> None:
+        move = self._move(location, offset, out)
+        self._read([move], 1)
+
+    def read_many(self, requests: Sequence[tuple[int, int, memoryview]]) -> Sequence[Exception | None]:
+        """`read_into` for each (location, offset, out): all queued at once, waited for once."""
+        outcomes: list[Exception | None] = [None] * len(requests)
+        moves: list[Move] = []
+        for number, request in enumerate(requests):
+            try:
+                moves.append(self._move(*request))
+            except KVStoreError as error:
+                outcomes[number] = error
+        try:
+            if moves:
+                self._read(moves, len(moves))
+        except KVStoreError as error:
+            # Which of the copies failed is not told, so none counts.
+            outcomes = [each or error for each in outcomes]
+        return outcomes
+
+    def read_into_tensor(self, location: int, offset: int, out: torch.Tensor) -> None:
+        """`read_into` for a contiguous tensor on any device, which is filled when this returns.
+
+        What is queued on torch's current stream may still use it: that comes first.
+        """
+        if not out.is_contiguous():
+            raise InvalidArgument("what is read into must be a tensor in one piece")
+        nbytes, ready = out.nbytes, _queued(out)
+        slab, at = self._range(location, offset, nbytes)
+        start = time.perf_counter()
+        with self._lanes.take() as lane:
+            lane.after(ready)
+            if out.device.type == "cpu":
+                lane.read([(slab.address + at, out.data_ptr(), nbytes)])
+            else:
+                lane.copy(out.data_ptr(), slab.address + at, nbytes)
+                lane.wait()
+        self._learn("read", nbytes, 1, time.perf_counter() - start)
+
+    def view(self, location: int, offset: int, nbytes: int) -> torch.Tensor:
+        """A record's bytes in place, as a uint8 tensor of this process. Good for as long as the record is leased."""
+        slab, at = self._range(location, offset, nbytes)
+        return slab.memory[at : at + nbytes]
+
+    def export(self, location: int, offset: int, nbytes: int) -> bytes:
+        """A handle with which an `Importer` in another process of this host has the same view.
+
+        The whole slab can be opened with it, and written to; it is of the record's namespace alone and stays so from
+        now on. Raises `Unavailable` where the memory cannot be shared.
+        """
+        slab, at = self._range(location, offset, nbytes)
+        return ipc.handle(slab, self._slabs.export(slab, partial(ipc.describe, context=self._lanes.context)), at, nbytes)
+
+    def delete(self, location: int, record_bytes: int) -> None:
+        if not self._closed:
+            self._slabs.free(location, record_bytes)
+
+    def close(self) -> None:
+        """Give the memory back. Other processes have let go of what was handed out to them before."""
+        self._closed = True
+        self._slabs.close()
+
+    def stats(self) -> dict[str, float | int | str]:
+        """Counters since the tier was opened, and what it holds now."""
+        with self._lock:
+            counts = dict(self._counts)
+        return {
+            **counts,
+            "device": str(self.device),
+            "live_bytes": self.used,
+            "exported_slabs": self._slabs.exported,
+            "registered_bytes": self._lanes.pins.nbytes,
+        }
+
+    def _write(self, header: bytes, record: Record, source: int, ready: Any = None, *, on_device: bool = False) -> int:
+        """Write a record whose payload is at an address; on a device, as it is when the event `ready` has come."""
+        stored, total = record.stored, len(header) + padded(record.stored)
+        if self._closed:
+            raise Closed(f"tier {self.name} is closed")
+        if total > self.max_record:
+            raise TooLarge(f"a record of {total} bytes; tier {self.name} takes {self.max_record} at most")
+        location = self._slabs.alloc(record.namespace, total)
+        if location < 0:
+            raise TierFull(f"no room for {total} bytes in {self.name}")
+        start = time.perf_counter()
+        try:
+            slab, offset = self._range(location, 0, total)
+            at = slab.address + offset
+            head, body = (at, _native.address_of(header), len(header)), at + len(header)
+            with self._lanes.take() as lane:
+                lane.after(ready)
+                if on_device:
+                    lane.copy(body, source, stored)
+                lane.write([head] if on_device else [head, (body, source, stored)])
+                if body + stored < at + total:
+                    lane.zero(body + stored, at + total - body - stored)
+                lane.wait()
+        except KVStoreError:
+            self._fail()
+            self.delete(location, total)
+            raise
+        self._learn("written", total, 1, time.perf_counter() - start)
+        return location
+
+    def _fail(self) -> None:
+        with self._lock:
+            self._counts["errors"] += 1
+
+    def _read(self, moves: Sequence[Move], records: int) -> None:
+        start = time.perf_counter()
+        try:
+            with self._lanes.take() as lane:
+                lane.read(moves)
+        except KVStoreError:
+            self._fail()
+            raise
+        nbytes = sum(move[2] for move in moves)
+        self._learn("read", nbytes, records, time.perf_counter() - start)
+
+    def _move(self, location: int, offset: int, out: memoryview) -> Move:
+        if out.readonly or not out.c_contiguous:
+            raise InvalidArgument("what is read into must be writable memory in one piece")
+        nbytes = out.nbytes
+        slab, at = self._range(location, offset, nbytes)
+        return slab.address + at, _native.address_of(out), nbytes
+
+    def _range(self, location: int, offset: int, nbytes: int) -> tuple[Slab, int]:
+        """The slab of a location, and where in it a range of its record begins."""
+        found = None if self._closed else self._slabs.at(location)
+        if found is None:
+            if self._closed:
+                raise Closed(f"tier {self.name} is closed")
+            raise NotFound(f"tier {self.name} has no slab for location {location:#x}")
+        slab, at = found
+        if offset < 0 or at + offset + nbytes > slab.nbytes:
+            raise Corrupt(f"{location:#x} is shorter than the {offset + nbytes} bytes asked for")
+        return slab, at + offset
+
+    def _clear(self, slab: Slab) -> None:
+        with self._lanes.take() as lane:
+            lane.zero(slab.address, slab.nbytes)
+            lane.wait()
+
+    def _learn(self, what: str, nbytes: int, records: int, seconds: float) -> None:
+        with self._lock:
+            self._counts[f"bytes_{what}"] += nbytes
+            self._counts[f"records_{what}"] += records
+            read, write, latency = self._speed.read_bytes_per_s, self._speed.write_bytes_per_s, self._speed.latency_s
+            if nbytes <= _LATENCY_BYTES:
+                latency += _WEIGHT * (seconds - latency)
+            elif nbytes >= _RATE_BYTES and what == "read":
+                read += _WEIGHT * (nbytes / seconds - read)
+            elif nbytes >= _RATE_BYTES:
+                write += _WEIGHT * (nbytes / seconds - write)
+            self._speed = Speed(read, write, latency)
+
+
+def _queued(tensor: torch.Tensor) -> Any:
+    """What is queued on torch's current stream for a tensor's device until now, to wait for."""
+    if tensor.device.type != "cuda":
+        return None
+    return torch.cuda.current_stream(tensor.device).record_event()
+
+
+def _device(name: str) -> torch.device:
+    """A device that is there. `ConfigError` says what is."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"[hbm] device must be cuda:N or cpu, not {name!r}") from None
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise ConfigError(f"[hbm] device must be cuda:N or cpu, not {name!r}")
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or "no CUDA"
+        raise ConfigError(
+            f"[hbm] device {name!r}: no GPU is usable here (torch is built with {built}); leave the hbm tier out"
+        )
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise ConfigError(f"[hbm] device {name!r}: this process sees {count} GPUs, cuda:0 to cuda:{count - 1}")
+    return torch.device("cuda", device.index or 0)
+
+
+def _check_free(device: torch.device, capacity: int) -> None:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        if capacity > free:
+            raise ConfigError(
+                f"[hbm] capacity of {capacity} bytes: {device} has {free} of {total} bytes free; lower the capacity, "
+                "or stop what uses the device"
+            )
