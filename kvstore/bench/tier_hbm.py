@@ -140,10 +140,10 @@ class _Raw:
 
     def __init__(self, torch: Any, device: Any, nbytes: int) -> None:
         self._torch, self._memory = torch, torch.empty(nbytes, dtype=torch.uint8, device=device)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._memory.zero_()
-        self._host = None if self._stream else self._memory.numpy().data
-        if self._stream:
+        self._host = self._memory.numpy().data if device.type == "cpu" else None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)
             torch.cuda.synchronize(device)
 
     def write(self, at: int, source: memoryview) -> None:

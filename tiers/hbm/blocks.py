@@ -3,8 +3,8 @@
 An engine's layers are views `[block, head, token, content]` of any strides, where a token's content is its key and then
 its value (`planes` 2), or one latent (1). A chunk is canonical: `[layer][plane][token][head][dim]`.
 
-On a GPU that is one launch for all layers (`blocks_kernel`); elsewhere, and where the layers of a group lie in different
-ways, a few operations of torch for each layer, which are the kernel's reference.
+On a GPU that is one launch for all layers (`blocks_kernel`); elsewhere, and where the layers of a group lie in
+different ways, a few operations of torch for each layer, which are the kernel's reference.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class PagedBlocks:
         return chunk
 
     def scatter(self, table: Sequence[int], chunk: torch.Tensor) -> None:
-        """The inverse, for a contiguous chunk of as many blocks; -1 leaves one out. Queued on torch's current stream."""
+        """The inverse, for a contiguous chunk of as many blocks; -1 leaves one out. Queued as `gather` is."""
         self._check(table)
         if chunk.nbytes != self.chunk_bytes(len(table)) or not chunk.is_contiguous() or chunk.device != self.device:
             raise InvalidArgument(
@@ -148,4 +148,5 @@ def _shape_of(layers: Sequence[torch.Tensor], planes: int) -> Shape | None:
     inner = first.stride(3)
     unit = gcd(8, dim * item, *steps, *(layer.data_ptr() for layer in layers)) if inner == 1 else item
     run = dim * item // unit
-    return Shape(unit, run, *(step // unit for step in steps), run * inner, inner)
+    block_step, head_step, token_step = (step // unit for step in steps)
+    return Shape(unit, run, block_step, head_step, token_step, run * inner, inner)

@@ -42,7 +42,7 @@ def copy_blocks(
     plane = tl.program_id(1)
     at = tl.program_id(0) % TILES * TILE + tl.arange(0, TILE)
     block = tl.load(table + number)
-    inside = (at < ROWS) & (block >= 0)
+    inside = at < ROWS
 
     row = at // RUN
     where = at % RUN * unit_step + row // HEADS * token_step + row % HEADS * head_step
@@ -58,10 +58,13 @@ def copy_blocks(
         paged = address.to(tl.pointer_type(tl.uint8))
     paged = tl.multiple_of(paged, ALIGN) + start + where
     dense = chunk + (plane.to(tl.int64) * count + number) * ROWS + at
-    if SCATTER:
-        tl.store(paged, tl.load(dense, mask=inside, other=0), mask=inside)
-    else:
-        tl.store(dense, tl.load(paged, mask=inside, other=0), mask=at < ROWS)
+    if block >= 0:
+        if SCATTER:
+            tl.store(paged, tl.load(dense, mask=inside), mask=inside)
+        else:
+            tl.store(dense, tl.load(paged, mask=inside), mask=inside)
+    elif not SCATTER:
+        tl.store(dense, 0, mask=inside)
 
 
 def launch(
@@ -71,7 +74,7 @@ def launch(
     rows = group.tokens * group.heads * shape.run
     tile = max(16, min(TILE_BYTES // shape.unit, triton.next_power_of_2(rows)))
     grid = (len(table) * triton.cdiv(rows, tile), group.plane_count)
-    with torch.cuda.device_of(layers):
+    with torch.cuda.device_of(layers):  # type: ignore[no-untyped-call]
         copy_blocks[grid](
             layers, table, chunk.view(WHOLE[shape.unit]), len(table),
             shape.block_step, shape.head_step, shape.token_step, shape.plane_step, shape.unit_step,

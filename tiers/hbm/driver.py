@@ -87,9 +87,7 @@ class Context:
     def takes_read_only(self) -> bool:
         """Whether host memory that this process may only read can be registered."""
         value = c_int()
-        found = _driver()["cuDeviceGetAttribute"](
-            ctypes.byref(value), READ_ONLY_HOST_REGISTER_SUPPORTED, self._device
-        )
+        found = _driver()["cuDeviceGetAttribute"](ctypes.byref(value), READ_ONLY_HOST_REGISTER_SUPPORTED, self._device)
         return found == 0 and value.value != 0
 
     def register(self, address: int, nbytes: int, *, read_only: bool) -> None:

@@ -33,8 +33,8 @@ _CUDA_FIELDS = ("memory", "nbytes", "offset", "counter", "counter_offset", "even
 def describe(slab: Slab, context: Context | None) -> str:
     """How another process opens a slab, as JSON. `context` is the device's; None for the CPU twin.
 
-    Raises `Unavailable` where the memory cannot be shared. What is opened is a whole allocation of the driver's, so it
-    must be the slab's alone: torch may cut small tensors, and those of a process that frees others, out of a larger one.
+    Raises `Unavailable` where the memory cannot be shared. What is opened is a whole allocation of the driver's, so
+    it must be the slab's alone: torch may have cut the slab out of a larger one.
     """
     if context is not None:
         start, nbytes = context.allocation(slab.address)
@@ -100,9 +100,10 @@ def _parsed(handle: bytes) -> dict[str, Any]:
 def _share_cuda(slab: Slab) -> dict[str, Any]:
     storage = slab.memory.untyped_storage()
     try:
-        _, *shared = storage._share_cuda_()
+        _, *shared = storage._share_cuda_()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
-        raise Unavailable(f"the memory of {slab.memory.device} cannot be shared with other processes: {error}") from None
+        where = slab.memory.device
+        raise Unavailable(f"the memory of {where} cannot be shared with other processes: {error}") from None
     # torch would keep the memory until one reader more than none has let go of it; here that is the lease's work.
     told = dict(zip(_CUDA_FIELDS, shared, strict=True))
     torch.UntypedStorage._release_ipc_counter_cuda(told["counter"], told["counter_offset"])

@@ -85,9 +85,10 @@ class Lane:
 
     def read(self, moves: Sequence[Move]) -> None:
         """Copy to host memory; done when this returns."""
+        loads = self._bounced(moves, writing=True)
         before: list[Move] = []
         half = 0
-        for load in self._bounced(moves, writing=True):
+        for load in loads:
             at = self._halves[half]
             for source, _, nbytes in load:
                 self.copy(at, source, nbytes)
@@ -96,7 +97,8 @@ class Lane:
             half = 1 - half
             self._drain(half, before)
             before = load
-        self._drain(1 - half, before)
+        if loads:
+            self._drain(1 - half, before)
         self.wait()
 
     def reaches(self, address: int, nbytes: int, *, writing: bool) -> bool:
@@ -104,7 +106,7 @@ class Lane:
         del address, nbytes, writing
         return True
 
-    def _bounced(self, moves: Sequence[Move], *, writing: bool) -> list[list[Move]]:
+    def _bounced(self, moves: Sequence[Move], *, writing: bool) -> Sequence[list[Move]]:
         """Queue the moves that need no pinned buffer; of the others, what goes through a half of it at a time."""
         bounced = []
         for move in moves:
@@ -115,7 +117,9 @@ class Lane:
                 self.copy(outside, inside, nbytes)
             else:
                 self.copy(inside, outside, nbytes)
-        if bounced and self._lent:
+        if not bounced:
+            return ()
+        if self._lent:
             self.wait()
         return list(_loads(bounced, self._room))
 

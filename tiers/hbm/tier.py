@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -23,13 +24,22 @@ from kvstore.errors import Closed, ConfigError, Corrupt, InvalidArgument, KVStor
 from kvstore.record import Record, padded
 from kvstore.tiers.base import Speed, Tier, TierFull
 from kvstore.tiers.hbm import ipc
-from kvstore.tiers.hbm.lanes import Lane, Lanes, Move
+from kvstore.tiers.hbm.lanes import Lanes, Move
 from kvstore.tiers.hbm.pinning import Pin
 from kvstore.tiers.hbm.slabs import Slab, Slabs
 
 _WEIGHT = 0.1
 _RATE_BYTES = 1 << 20
 _LATENCY_BYTES = 64 << 10
+
+
+@dataclass(slots=True)
+class _Flow:
+    """What was copied one way, and how fast lately (an estimate before that)."""
+
+    nbytes: int = 0
+    records: int = 0
+    bytes_per_s: float = 2e10
 
 
 class HbmTier(Tier):
@@ -44,9 +54,7 @@ class HbmTier(Tier):
     kind: ClassVar[str] = "hbm"
     persistent: ClassVar[bool] = False
 
-    def __init__(
-        self, capacity: int, device: str = "cuda:0", *, slab_bytes: int = 1 << 30, name: str = "hbm"
-    ) -> None:
+    def __init__(self, capacity: int, device: str = "cuda:0", *, slab_bytes: int = 1 << 30, name: str = "hbm") -> None:
         self.name = name
         self.device = _device(device)
         _check_free(self.device, capacity)
@@ -55,8 +63,8 @@ class HbmTier(Tier):
         if self.device.type == "cuda":
             # Memory that torch has used before is ready in the order of its stream, and ours is another.
             torch.cuda.current_stream(self.device).synchronize()
-        self._speed = Speed(2e10, 2e10, 2e-5)
-        self._counts = dict.fromkeys(("bytes_read", "bytes_written", "records_read", "records_written", "errors"), 0)
+        self._reads, self._writes, self._latency_s = _Flow(), _Flow(), 2e-5
+        self._errors = 0
         self._lock = threading.Lock()
         self._closed = False
 
@@ -70,7 +78,7 @@ class HbmTier(Tier):
 
     @property
     def speed(self) -> Speed:
-        return self._speed
+        return Speed(self._reads.bytes_per_s, self._writes.bytes_per_s, self._latency_s)
 
     @property
     def max_record(self) -> int:
@@ -136,7 +144,7 @@ class HbmTier(Tier):
             else:
                 lane.copy(out.data_ptr(), slab.address + at, nbytes)
                 lane.wait()
-        self._learn("read", nbytes, 1, time.perf_counter() - start)
+        self._learn(self._reads, nbytes, 1, time.perf_counter() - start)
 
     def view(self, location: int, offset: int, nbytes: int) -> torch.Tensor:
         """A record's bytes in place, as a uint8 tensor of this process. Good for as long as the record is leased."""
@@ -150,7 +158,8 @@ class HbmTier(Tier):
         now on. Raises `Unavailable` where the memory cannot be shared.
         """
         slab, at = self._range(location, offset, nbytes)
-        return ipc.handle(slab, self._slabs.export(slab, partial(ipc.describe, context=self._lanes.context)), at, nbytes)
+        opening = self._slabs.export(slab, partial(ipc.describe, context=self._lanes.context))
+        return ipc.handle(slab, opening, at, nbytes)
 
     def delete(self, location: int, record_bytes: int) -> None:
         if not self._closed:
@@ -163,10 +172,13 @@ class HbmTier(Tier):
 
     def stats(self) -> dict[str, float | int | str]:
         """Counters since the tier was opened, and what it holds now."""
-        with self._lock:
-            counts = dict(self._counts)
+        reads, writes = self._reads, self._writes
         return {
-            **counts,
+            "bytes_read": reads.nbytes,
+            "bytes_written": writes.nbytes,
+            "records_read": reads.records,
+            "records_written": writes.records,
+            "errors": self._errors,
             "device": str(self.device),
             "live_bytes": self.used,
             "exported_slabs": self._slabs.exported,
@@ -200,12 +212,12 @@ class HbmTier(Tier):
             self._fail()
             self.delete(location, total)
             raise
-        self._learn("written", total, 1, time.perf_counter() - start)
+        self._learn(self._writes, total, 1, time.perf_counter() - start)
         return location
 
     def _fail(self) -> None:
         with self._lock:
-            self._counts["errors"] += 1
+            self._errors += 1
 
     def _read(self, moves: Sequence[Move], records: int) -> None:
         start = time.perf_counter()
@@ -216,7 +228,7 @@ class HbmTier(Tier):
             self._fail()
             raise
         nbytes = sum(move[2] for move in moves)
-        self._learn("read", nbytes, records, time.perf_counter() - start)
+        self._learn(self._reads, nbytes, records, time.perf_counter() - start)
 
     def _move(self, location: int, offset: int, out: memoryview) -> Move:
         if out.readonly or not out.c_contiguous:
@@ -242,18 +254,14 @@ class HbmTier(Tier):
             lane.zero(slab.address, slab.nbytes)
             lane.wait()
 
-    def _learn(self, what: str, nbytes: int, records: int, seconds: float) -> None:
+    def _learn(self, flow: _Flow, nbytes: int, records: int, seconds: float) -> None:
         with self._lock:
-            self._counts[f"bytes_{what}"] += nbytes
-            self._counts[f"records_{what}"] += records
-            read, write, latency = self._speed.read_bytes_per_s, self._speed.write_bytes_per_s, self._speed.latency_s
-            if nbytes <= _LATENCY_BYTES:
-                latency += _WEIGHT * (seconds - latency)
-            elif nbytes >= _RATE_BYTES and what == "read":
-                read += _WEIGHT * (nbytes / seconds - read)
-            elif nbytes >= _RATE_BYTES:
-                write += _WEIGHT * (nbytes / seconds - write)
-            self._speed = Speed(read, write, latency)
+            flow.nbytes += nbytes
+            flow.records += records
+            if nbytes >= _RATE_BYTES:
+                flow.bytes_per_s += _WEIGHT * (nbytes / seconds - flow.bytes_per_s)
+            elif nbytes <= _LATENCY_BYTES:
+                self._latency_s += _WEIGHT * (seconds - self._latency_s)
 
 
 def _queued(tensor: torch.Tensor) -> Any:

@@ -16,7 +16,7 @@ from triton.compiler import ASTSource
 
 from kvstore.tiers.hbm.blocks_kernel import copy_blocks
 
-STEPS = {each: "i32" for each in ("block_step", "head_step", "token_step", "plane_step")}
+STEPS = dict.fromkeys(("block_step", "head_step", "token_step", "plane_step"), "i32")
 # Llama-3.1-8B in bf16, blocks of 16 tokens of vLLM's usual layout: units of 8 bytes.
 CONSTANTS = {"unit_step": 1, "PLANES": 2, "TOKENS": 16, "HEADS": 8, "RUN": 32, "UNIT": 8, "ALIGN": 16, "TILE": 2048}
 

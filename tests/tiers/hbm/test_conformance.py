@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,7 +13,7 @@ from kvstore.testing import TierConformance  # noqa: E402 - needs torch
 from kvstore.tiers.base import Tier  # noqa: E402 - needs torch
 from kvstore.tiers.hbm import HbmTier  # noqa: E402 - needs torch
 from kvstore.tiers.hbm.lanes import Lane, Lanes  # noqa: E402 - needs torch
-from tests.tiers.hbm.faults import copying, fail, flipped  # noqa: E402 - needs torch
+from tests.tiers.hbm.faults import injected  # noqa: E402 - needs torch
 
 
 class BouncingLane(Lane):
@@ -34,15 +33,8 @@ class TestHbmTwin(TierConformance):
         return HbmTier(24 << 20, self.device, slab_bytes=8 << 20)
 
     def inject(self, tier: Tier, fault: Any) -> AbstractContextManager[None] | None:
-        """What device memory can do: a copy that fails, is slow, or a bit that has flipped."""
         assert isinstance(tier, HbmTier)
-        if fault.name == "BIT_FLIP":
-            return flipped(tier)
-        if fault.name == "SLOW":
-            return copying(tier, lambda: time.sleep(0.02))
-        if fault.name in {"READ_ERROR", "WRITE_ERROR"}:
-            return copying(tier, fail)
-        return None
+        return injected(tier, fault)
 
 
 class TestHbmTwinThroughThePinnedBuffer(TestHbmTwin):

@@ -132,7 +132,7 @@ def test_copies_from_registered_memory(read_only: bool) -> None:
 def test_a_refused_registration_leaves_no_error_behind() -> None:
     tier, memory = HbmTier(16 * MIB, "cuda:0", slab_bytes=16 * MIB), mapping()
     pin = tier.register(memory[: MIB // 2])
-    with pytest.raises(StorageError, match="registering .* failed on the GPU: CUDA_ERROR"):
+    with pytest.raises(StorageError, match=r"registering .* failed on the GPU: CUDA_ERROR"):
         tier.register(memory)
     assert int(torch.ones(3, device="cuda").sum()) == 3
     torch.cuda.synchronize()

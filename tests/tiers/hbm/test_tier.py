@@ -14,7 +14,7 @@ from kvstore.errors import ConfigError, Corrupt, InvalidArgument, NotFound, Stor
 from kvstore.testing.records import Sample, aligned_memory, make_sample  # noqa: E402
 from kvstore.tiers.base import TierFull  # noqa: E402
 from kvstore.tiers.hbm import HbmTier  # noqa: E402
-from tests.tiers.hbm.faults import copying, fail  # noqa: E402
+from tests.tiers.hbm.faults import fail, lanes_with  # noqa: E402
 
 MIB = 1 << 20
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: not run on hardware here")
@@ -118,7 +118,7 @@ def test_a_copy_that_fails_leaves_nothing_behind(opener: Opener) -> None:
     tier, sample = opener(), make_sample(1, 70_000)
     location = sample.write_to(tier)
     used, out = tier.used, aligned_memory(4096)
-    with copying(tier, fail):
+    with lanes_with(tier, before_read=fail, before_write=fail):
         with pytest.raises(StorageError, match="injected"):
             sample.write_to(tier)
         with pytest.raises(StorageError, match="injected"):
