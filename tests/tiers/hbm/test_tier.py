@@ -32,7 +32,8 @@ def tensor_of(sample: Sample, device: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("nbytes", [1, 5000, 8192, MIB + 2])
 def test_a_payload_in_device_memory(opener: Opener, device: str, nbytes: int) -> None:
-    tier, sample = opener(), make_sample(1, nbytes)
+    tier, sample, before = opener(), make_sample(1, nbytes), make_sample(2, 2 * MIB)
+    tier.delete(before.write_to(tier), before.record.total_bytes)  # what lay there is not to be seen in the padding
     location = tier.write_tensor(sample.header, tensor_of(sample, device), sample.record)
     sample.check_in(tier, location)
     whole = aligned_memory(sample.record.total_bytes)
@@ -90,7 +91,7 @@ def test_a_slab_is_of_one_namespace(opener: Opener) -> None:
 
 def test_an_emptied_slab_goes_to_another_namespace_with_zeros_in_it(opener: Opener) -> None:
     tier = opener(4 * MIB)
-    mine, theirs = (of_namespace(make_sample(n, MIB), bytes([n]) * 16) for n in (1, 2))
+    mine, theirs = (of_namespace(make_sample(n, 3 * MIB // n), bytes([n]) * 16) for n in (1, 2))
     location = mine.write_to(tier)
     tier.delete(location, mine.record.total_bytes)
     location = theirs.write_to(tier)
