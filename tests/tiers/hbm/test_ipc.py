@@ -16,6 +16,8 @@ torch = pytest.importorskip("torch")
 from kvstore.errors import InvalidArgument, Unavailable  # noqa: E402 - needs torch
 from kvstore.testing.records import make_sample  # noqa: E402 - needs torch
 from kvstore.tiers.hbm import HbmTier, Importer  # noqa: E402 - needs torch
+from kvstore.tiers.hbm.ipc import describe  # noqa: E402 - needs torch
+from kvstore.tiers.hbm.slabs import Slab  # noqa: E402 - needs torch
 
 MIB = 1 << 20
 
@@ -96,6 +98,24 @@ def test_memory_that_is_gone_is_unavailable() -> None:
     other.close()
     with pytest.raises(Unavailable):
         Importer().open(other.handles[1])
+
+
+class Allocations:
+    """Stands in for a device's context: says where an allocation lies."""
+
+    def __init__(self, start: int, nbytes: int) -> None:
+        self.found = start, nbytes
+
+    def allocation(self, address: int) -> tuple[int, int]:
+        return self.found
+
+
+@pytest.mark.parametrize(("before", "more"), [(0, 4 * MIB), (512, 512)])
+def test_a_slab_in_an_allocation_with_others_is_never_handed_out(before: int, more: int) -> None:
+    slab = Slab.make(0, 8 * MIB, torch.device("cpu"))
+    with pytest.raises(Unavailable, match="other tensors"):
+        describe(slab, Allocations(slab.address - before, slab.nbytes + more))  # type: ignore[arg-type]
+    slab.close()
 
 
 def test_what_is_no_handle_is_refused() -> None:
