@@ -108,7 +108,7 @@ def _bus_rows(torch: Any, mode: str, rounds: int) -> list[Row]:
     registered = [raw_memory, memory] if mode == "registered" else [raw_memory]
     pins = [device.lanes.pins.register(each.data) for each in registered]
     tables = [draw.permutation(BLOCKS)[:_CHUNK].tolist() for _ in range(slots)]
-    raw, stream = torch.empty(nbytes, dtype=torch.uint8, device="cuda"), torch.cuda.Stream()
+    raw, stream = torch.empty(nbytes, dtype=torch.uint8, device="cuda"), torch.cuda.current_stream()
     raw_host = torch.from_numpy(raw_memory)
 
     def part(slot: int) -> Any:
@@ -116,11 +116,10 @@ def _bus_rows(torch: Any, mode: str, rounds: int) -> list[Row]:
 
     def copy(slot: int, *, to_host: bool) -> None:
         host = raw_host[slot * nbytes : (slot + 1) * nbytes]
-        with torch.cuda.stream(stream):
-            if to_host:
-                host.copy_(raw, non_blocking=True)
-            else:
-                raw.copy_(host, non_blocking=True)
+        if to_host:
+            host.copy_(raw, non_blocking=True)
+        else:
+            raw.copy_(host, non_blocking=True)
         stream.synchronize()
 
     def check(slot: int) -> None:
