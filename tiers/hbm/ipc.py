@@ -1,9 +1,10 @@
 """Device memory from one process to another on the host.
 
 A handle names a range of a slab and says how to open the slab: by CUDA IPC, or, for the CPU twin, as a file in memory
-that the other process opens through /proc. A slab is opened once in a process, so that every further handle costs a
-look-up. What is opened is the tier's own memory: a handle is good as long as the lease under which the range was
-handed out, and a reader has finished (on the device, too) before it lets go of that lease.
+that the other process opens through /proc (`kvstore serve` lets nobody in there: it is for tests). A slab is opened once
+in a process, so that every further handle costs a look-up. What is opened is the tier's own memory: a handle is good as
+long as the lease under which the range was handed out, and a reader has finished (on the device, too) before it lets go
+of that lease.
 
 CUDA IPC knows no memory that may only be read. An engine that writes to what it has opened spoils chunks of its own
 namespace, which checksums find when they are next verified, and of no other.
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from kvstore import _native
-from kvstore.errors import InvalidArgument, Unavailable
+from kvstore.errors import ConfigError, InvalidArgument, Unavailable
 from kvstore.tiers.hbm.driver import Context
 from kvstore.tiers.hbm.slabs import Slab
 
@@ -30,20 +31,24 @@ _GRANULE = 2 << 20  # torch allocates device memory in whole ones
 _CUDA_FIELDS = ("memory", "nbytes", "offset", "counter", "counter_offset", "event", "event_needed")
 
 
-def describe(slab: Slab, context: Context | None) -> str:
-    """How another process opens a slab, as JSON. `context` is the device's; None for the CPU twin.
+def check_alone(slab: Slab, context: Context) -> None:
+    """Raise `ConfigError` unless a slab is an allocation of its own.
 
-    Raises `Unavailable` where the memory cannot be shared. What is opened is a whole allocation of the driver's, so
-    it must be the slab's alone: torch may have cut the slab out of a larger one.
+    What CUDA IPC opens is a whole allocation of the driver's; torch may have cut the slab out of a larger one, with
+    other tensors in it.
     """
-    if context is not None:
-        start, nbytes = context.allocation(slab.address)
-        if start != slab.address or nbytes > slab.nbytes + _GRANULE:
-            raise Unavailable(
-                f"the slab of {slab.nbytes} bytes lies in an allocation of {nbytes} with other tensors, which other "
-                "processes would see: open the tier before torch has freed device memory, without expandable segments, "
-                "and with slab_bytes of 10 MiB or more"
-            )
+    start, nbytes = context.allocation(slab.address)
+    if start != slab.address or nbytes > slab.nbytes + _GRANULE:
+        raise ConfigError(
+            f"[hbm] ipc: a slab of {slab.nbytes} bytes lies in an allocation of {nbytes} with other tensors, which "
+            "other processes would see: set slab_bytes to 10 MiB or more, unset PYTORCH_CUDA_ALLOC_CONF, and open the tier "
+            "before other device memory is used"
+        )
+
+
+def describe(slab: Slab) -> str:
+    """How another process opens a slab, as JSON. Raises `Unavailable` where this device's memory cannot be shared."""
+    if slab.memory.device.type == "cuda":
         return json.dumps(_share_cuda(slab))
     return json.dumps({"device": "cpu", "file": f"/proc/{os.getpid()}/fd/{slab.file}"})
 

@@ -1,8 +1,8 @@
-"""Slabs: pieces of device memory, each of one namespace as long as anything of it lies there.
+"""Slabs: pieces of device memory, each of one owner as long as anything of it lies there.
 
-CUDA IPC hands out a whole slab, for reading and for writing; so what an engine has opened is never another tenant's. A
-slab that was handed out stays its namespace's for good, since that cannot be taken back. Of the others, one that has
-become empty goes to whoever needs it, with zeros in it.
+CUDA IPC hands out a whole slab, for reading and for writing; so where that is wanted the owner is a namespace, and what
+an engine has opened is never another tenant's. A slab that was handed out stays its owner's for good, since that cannot
+be taken back. Of the others, one that has become empty goes to whoever needs it, with zeros in it.
 
 A location is `slab number << 40 | offset`.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -92,6 +92,11 @@ class Slabs:
         """Bytes of live records."""
         with self._lock:
             return sum(slab.allocator.used for slab in self._all)
+
+    @property
+    def all(self) -> Sequence[Slab]:
+        """Every slab, until `close`."""
+        return self._all
 
     @property
     def exported(self) -> int:

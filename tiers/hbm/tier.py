@@ -14,20 +14,20 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 
 from kvstore import _native
-from kvstore.errors import Closed, ConfigError, Corrupt, InvalidArgument, KVStoreError, NotFound, TooLarge
+from kvstore.errors import Closed, ConfigError, Corrupt, InvalidArgument, KVStoreError, NotFound, TooLarge, Unavailable
 from kvstore.record import Record, padded
 from kvstore.tiers.base import Speed, Tier, TierFull
-from kvstore.tiers.hbm import ipc
+from kvstore.tiers.hbm.ipc import check_alone, describe, handle
 from kvstore.tiers.hbm.lanes import Lanes, Move
 from kvstore.tiers.hbm.pinning import Pin
 from kvstore.tiers.hbm.slabs import Slab, Slabs
 
+_ANYBODY = b""  # the owner of slabs that nobody else opens
 _WEIGHT = 0.1
 _RATE_BYTES = 1 << 20
 _LATENCY_BYTES = 64 << 10
@@ -45,24 +45,32 @@ class _Flow:
 class HbmTier(Tier):
     """Records in the memory of one device; a host with several GPUs has a tier for each.
 
-    `capacity` bytes are allocated now, in slabs of `slab_bytes` (the longest record; of one namespace each).
-    `device` is `cuda:N`, or `cpu` for the same in host memory.
+    `capacity` bytes are allocated now, in slabs of `slab_bytes` (the longest record). `device` is `cuda:N`, or `cpu`
+    for the same in host memory. With `ipc` records may be handed to other processes; each slab is of one namespace
+    then, and a namespace that finds none left is told `TierFull` until one becomes empty.
 
-    Raises `ConfigError` for a device that is not there, or has less free memory, `StorageError` where none is given.
+    Raises `ConfigError` for a device that is not there, or has less free memory, and with `ipc` for slabs that cannot
+    be handed out alone; `StorageError` where no memory is given.
     """
 
     kind: ClassVar[str] = "hbm"
     persistent: ClassVar[bool] = False
 
-    def __init__(self, capacity: int, device: str = "cuda:0", *, slab_bytes: int = 1 << 30, name: str = "hbm") -> None:
-        self.name = name
+    def __init__(
+        self, capacity: int, device: str = "cuda:0", *, slab_bytes: int = 1 << 30, ipc: bool = False, name: str = "hbm"
+    ) -> None:
+        self.name, self.ipc = name, ipc
         self.device = _device(device)
         _check_free(self.device, capacity)
         self._lanes = Lanes(self.device)
+        if self.device.type == "cuda" and ipc:
+            torch.cuda.empty_cache()  # slabs are to be allocations of their own
         self._slabs = Slabs(capacity, slab_bytes, self.device, self._clear)
-        if self.device.type == "cuda":
+        if self._lanes.context is not None:
             # Memory that torch has used before is ready in the order of its stream, and ours is another.
             torch.cuda.current_stream(self.device).synchronize()
+            for slab in self._slabs.all if ipc else ():
+                check_alone(slab, self._lanes.context)
         self._reads, self._writes, self._latency_s = _Flow(), _Flow(), 2e-5
         self._errors = 0
         self._lock = threading.Lock()
@@ -155,11 +163,12 @@ class HbmTier(Tier):
         """A handle with which an `Importer` in another process of this host has the same view.
 
         The whole slab can be opened with it, and written to; it is of the record's namespace alone and stays so from
-        now on. Raises `Unavailable` where the memory cannot be shared.
+        now on. Raises `Unavailable` where the memory cannot be shared, and without `ipc`.
         """
+        if not self.ipc:
+            raise Unavailable(f"tier {self.name} shares its memory with no other process: open it with ipc")
         slab, at = self._range(location, offset, nbytes)
-        opening = self._slabs.export(slab, partial(ipc.describe, context=self._lanes.context))
-        return ipc.handle(slab, opening, at, nbytes)
+        return handle(slab, self._slabs.export(slab, describe), at, nbytes)
 
     def delete(self, location: int, record_bytes: int) -> None:
         if not self._closed:
@@ -192,7 +201,7 @@ class HbmTier(Tier):
             raise Closed(f"tier {self.name} is closed")
         if total > self.max_record:
             raise TooLarge(f"a record of {total} bytes; tier {self.name} takes {self.max_record} at most")
-        location = self._slabs.alloc(record.namespace, total)
+        location = self._slabs.alloc(record.namespace if self.ipc else _ANYBODY, total)
         if location < 0:
             raise TierFull(f"no room for {total} bytes in {self.name}")
         start = time.perf_counter()

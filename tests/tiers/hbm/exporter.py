@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 def main(device: str) -> None:
     """Serve one test."""
-    tier = HbmTier(32 * MIB, device, slab_bytes=16 * MIB)
+    tier = HbmTier(32 * MIB, device, slab_bytes=16 * MIB, ipc=True)
     handles, locations = [], []
     for number in range(4):
         sample = make_sample(number, 100_000 + number)

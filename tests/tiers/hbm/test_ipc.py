@@ -13,10 +13,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kvstore.errors import InvalidArgument, Unavailable  # noqa: E402 - needs torch
+from kvstore.errors import ConfigError, InvalidArgument, Unavailable  # noqa: E402 - needs torch
 from kvstore.testing.records import make_sample  # noqa: E402 - needs torch
 from kvstore.tiers.hbm import HbmTier, Importer  # noqa: E402 - needs torch
-from kvstore.tiers.hbm.ipc import describe  # noqa: E402 - needs torch
+from kvstore.tiers.hbm.ipc import check_alone  # noqa: E402 - needs torch
 from kvstore.tiers.hbm.slabs import Slab  # noqa: E402 - needs torch
 
 MIB = 1 << 20
@@ -111,15 +111,16 @@ class Allocations:
 
 
 @pytest.mark.parametrize(("before", "more"), [(0, 4 * MIB), (512, 512)])
-def test_a_slab_in_an_allocation_with_others_is_never_handed_out(before: int, more: int) -> None:
+def test_a_slab_in_an_allocation_with_others_is_refused_at_the_start(before: int, more: int) -> None:
     slab = Slab.make(0, 8 * MIB, torch.device("cpu"))
-    with pytest.raises(Unavailable, match="other tensors"):
-        describe(slab, Allocations(slab.address - before, slab.nbytes + more))  # type: ignore[arg-type]
+    check_alone(slab, Allocations(slab.address, slab.nbytes + MIB))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="other tensors"):
+        check_alone(slab, Allocations(slab.address - before, slab.nbytes + more))  # type: ignore[arg-type]
     slab.close()
 
 
 def test_what_is_no_handle_is_refused() -> None:
-    tier, sample = HbmTier(8 * MIB, "cpu", slab_bytes=8 * MIB), make_sample(1, 5000)
+    tier, sample = HbmTier(8 * MIB, "cpu", slab_bytes=8 * MIB, ipc=True), make_sample(1, 5000)
     good = tier.export(sample.write_to(tier), sample.record.header_bytes, 5000)
     assert bytes(Importer().open(good).numpy()) == sample.content
     told = json.loads(good)

@@ -1,4 +1,7 @@
-"""What the HBM tier does beyond the suite: tensors, namespaces and their slabs, failures, wrong settings."""
+"""What the HBM tier does beyond the suite: tensors, namespaces and their slabs, failures, wrong settings.
+
+That slabs go from one namespace to another is tested on the CPU twin: small ones cannot be handed out on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kvstore.errors import ConfigError, Corrupt, InvalidArgument, NotFound, StorageError, TooLarge  # noqa: E402
+from kvstore.errors import ConfigError, Corrupt, InvalidArgument, NotFound, StorageError, TooLarge, Unavailable  # noqa: E402
 from kvstore.testing.records import Sample, aligned_memory, make_sample  # noqa: E402
 from kvstore.tiers.base import TierFull  # noqa: E402
 from kvstore.tiers.hbm import HbmTier  # noqa: E402
@@ -78,8 +81,16 @@ def test_tensors_that_do_not_fit_are_refused(opener: Opener, device: str) -> Non
         tier.read_into(location, -1, aligned_memory(10))
 
 
-def test_a_slab_is_of_one_namespace(opener: Opener) -> None:
-    tier = opener(8 * MIB)
+def test_without_ipc_namespaces_share_slabs_and_nothing_is_handed_out(opener: Opener) -> None:
+    tier = opener(4 * MIB)
+    places = [of_namespace(make_sample(n, 1000), bytes([n]) * 16).write_to(tier) for n in range(5)]
+    assert {each >> 40 for each in places} == {0}
+    with pytest.raises(Unavailable, match="with ipc"):
+        tier.export(places[0], 0, 4096)
+
+
+def test_with_ipc_a_slab_is_of_one_namespace() -> None:
+    tier = HbmTier(8 * MIB, "cpu", slab_bytes=4 * MIB, ipc=True)
     mine, theirs = (of_namespace(make_sample(n, 1000), bytes([n]) * 16) for n in (1, 2))
     first, second = mine.write_to(tier), theirs.write_to(tier)
     assert first >> 40 != second >> 40
@@ -87,10 +98,11 @@ def test_a_slab_is_of_one_namespace(opener: Opener) -> None:
     with pytest.raises(TierFull):
         others.write_to(tier)
     assert mine.write_to(tier) >> 40 == first >> 40
+    tier.close()
 
 
-def test_an_emptied_slab_goes_to_another_namespace_with_zeros_in_it(opener: Opener) -> None:
-    tier = opener(4 * MIB)
+def test_an_emptied_slab_goes_to_another_namespace_with_zeros_in_it() -> None:
+    tier = HbmTier(4 * MIB, "cpu", slab_bytes=4 * MIB, ipc=True)
     mine, theirs = (of_namespace(make_sample(n, 3 * MIB // n), bytes([n]) * 16) for n in (1, 2))
     location = mine.write_to(tier)
     tier.delete(location, mine.record.total_bytes)
@@ -98,12 +110,17 @@ def test_an_emptied_slab_goes_to_another_namespace_with_zeros_in_it(opener: Open
     theirs.check_in(tier, location)
     rest = tier.view(location, theirs.record.total_bytes, 4 * MIB - theirs.record.total_bytes)
     assert not bool(rest.any())
+    tier.close()
 
 
-def test_an_exported_slab_stays_with_its_namespace(device: str) -> None:
-    if device != "cpu":
-        pytest.skip("device memory is shared in test_ipc, from a process of its own")
-    tier = HbmTier(4 * MIB, device, slab_bytes=4 * MIB)
+@CUDA
+def test_on_a_gpu_small_slabs_cannot_be_handed_out() -> None:
+    with pytest.raises(ConfigError, match="10 MiB or more"):
+        HbmTier(8 * MIB, "cuda:0", slab_bytes=4 * MIB, ipc=True)
+
+
+def test_an_exported_slab_stays_with_its_namespace() -> None:
+    tier = HbmTier(4 * MIB, "cpu", slab_bytes=4 * MIB, ipc=True)
     mine, theirs = (of_namespace(make_sample(n, MIB), bytes([n]) * 16) for n in (1, 2))
     location = mine.write_to(tier)
     tier.export(location, 0, 4096)
