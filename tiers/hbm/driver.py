@@ -1,8 +1,9 @@
 """NVIDIA's driver, as far as copies need it.
 
-Through ctypes, since a copy by torch costs some 15 µs of Python, three times what 256 KiB take on the bus. The driver
-and not the runtime, because its library has one name for every CUDA version, and because an error that it returns is
-that call's alone: the runtime keeps a refused registration as its last error, which the next call of torch raises.
+Through ctypes, at about 1 µs a call: by torch a copy is two views, a stream made current and put back, and the copy, of
+1 to 2 µs each, where 256 KiB take 5 µs on the bus. The driver and not the runtime, because its library has one name for
+every CUDA version, and because an error that it returns is that call's alone: the runtime keeps a refused registration
+as its last error, which the next call of torch raises.
 """
 
 from __future__ import annotations

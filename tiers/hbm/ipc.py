@@ -1,10 +1,10 @@
 """Device memory from one process to another on the host.
 
 A handle names a range of a slab and says how to open the slab: by CUDA IPC, or, for the CPU twin, as a file in memory
-that the other process opens through /proc (`kvstore serve` lets nobody in there: it is for tests). A slab is opened once
-in a process, so that every further handle costs a look-up. What is opened is the tier's own memory: a handle is good as
-long as the lease under which the range was handed out, and a reader has finished (on the device, too) before it lets go
-of that lease.
+that the other process opens through /proc (for tests: `kvstore serve` lets nobody in there). A slab is opened once in
+a process, so that every further handle costs a look-up. What is opened is the tier's own memory: a handle is good as
+long as the lease under which the range was handed out, and a reader has finished (on the device, too) before it lets
+go of that lease.
 
 CUDA IPC knows no memory that may only be read. An engine that writes to what it has opened spoils chunks of its own
 namespace, which checksums find when they are next verified, and of no other.
@@ -41,8 +41,8 @@ def check_alone(slab: Slab, context: Context) -> None:
     if start != slab.address or nbytes > slab.nbytes + _GRANULE:
         raise ConfigError(
             f"[hbm] ipc: a slab of {slab.nbytes} bytes lies in an allocation of {nbytes} with other tensors, which "
-            "other processes would see: set slab_bytes to 10 MiB or more, unset PYTORCH_CUDA_ALLOC_CONF, and open the tier "
-            "before other device memory is used"
+            "other processes would see: set slab_bytes to 10 MiB or more, unset PYTORCH_CUDA_ALLOC_CONF, and open the "
+            "tier before other device memory is used"
         )
 
 
