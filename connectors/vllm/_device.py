@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,8 @@ import numpy.typing as npt
 import torch
 
 from kvstore.errors import InvalidArgument
+from kvstore.tiers.hbm.blocks import PagedBlocks
+from kvstore.tiers.hbm.lanes import Lanes, Move
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -24,17 +24,14 @@ class DeviceLayers:
 
     Copies run on streams of their own. What reads blocks is queued behind the forward that has filled them, what
     writes them behind all that was queued when the load began, since a block's last owner may still be computing.
+    A part in memory that is registered (`lanes.pins`) is read and written by the device itself, any other through
+    pinned buffers.
     """
 
     def __init__(self, layers: Sequence[torch.Tensor], planes: int) -> None:
-        self._layers, self._planes = list(layers), planes
-        _, self._heads, self._tokens, content = self._layers[0].shape
-        if content % planes or any(layer.shape != self._layers[0].shape for layer in self._layers):
-            shapes = sorted({tuple(layer.shape) for layer in self._layers})
-            raise InvalidArgument(f"layers of shape {shapes} do not hold {planes} equal halves per token")
-        self._dim = content // planes
-        self._device = self._layers[0].device
-        self._streams = threading.local()
+        self._blocks = PagedBlocks(layers, planes)
+        self._device = self._blocks.device
+        self.lanes = Lanes(self._device)
 
     def fence(self) -> Any:
         """What was queued on the engine's stream until now, for `write` to wait for."""
@@ -48,74 +45,41 @@ class DeviceLayers:
         The blocks may be overwritten by what is queued later. The part is filled when what this returns has run, which
         may be in another thread.
         """
-        known = self._index([max(block, 0) for block in table])
-        gathered = torch.stack([layer.index_select(0, known) for layer in self._layers])
-        gone = [n for n, block in enumerate(table) if block < 0]
-        if gone:
-            gathered[:, gone] = 0
-        # [layer, block, head, token, plane, dim] to [layer, plane, block, token, head, dim]
-        split = gathered.view(*gathered.shape[:-1], self._planes, self._dim)
-        ordered = split.permute(0, 4, 1, 3, 2, 5).contiguous()
+        chunk = self._blocks.gather(table)
         ready = self.fence()
 
         def finish() -> None:
-            with self._stream(ready) as stream:
-                self._rows(part)[:, :, first : first + len(table)].copy_(ordered)
-                if stream is not None:
-                    ordered.record_stream(stream)
-                    stream.synchronize()
+            with self.lanes.take() as lane:
+                lane.after(ready)
+                lane.read(self._moves(chunk, len(table), first, part))
 
         return finish
 
     def write(self, table: Sequence[int], first: int, part: Bytes, after: Any = None) -> None:
         """The inverse of `read`, done when this returns. `after` is the `fence` of when the load began."""
-        with self._stream(after) as stream:
-            rows = self._rows(part)[:, :, first : first + len(table)].to(self._device)
-            blocks = rows.permute(0, 2, 4, 3, 1, 5).flatten(-2)
-            known = self._index(table)
-            for layer, given in zip(self._layers, blocks, strict=True):
-                layer.index_copy_(0, known, given)
-            if stream is not None:
-                stream.synchronize()
+        nbytes = self._blocks.chunk_bytes(len(table))
+        with self.lanes.take() as lane, lane.current():
+            chunk = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+            lane.write(self._moves(chunk, len(table), first, part))
+            lane.after(after)
+            self._blocks.scatter(table, chunk)
+            lane.wait()
 
-    def _index(self, table: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(table, dtype=torch.int64, device=self._device)
-
-    def _rows(self, part: Bytes) -> torch.Tensor:
-        """A part in host memory as `[layer, plane, block, token, head, dim]`; a last block that is cut is left out."""
-        # torch takes no read-only memory, not even to read it.
-        interface = {**part.__array_interface__, "data": (part.ctypes.data, False)}
-        flat = torch.from_numpy(np.asarray(SimpleNamespace(__array_interface__=interface, memory=part)))
-        flat = flat.view(self._layers[0].dtype)
-        planes = flat.reshape(len(self._layers), self._planes, -1, self._heads, self._dim)
-        whole = planes.shape[2] // self._tokens
-        shape = (*planes.shape[:2], whole, self._tokens, *planes.shape[3:])
-        return planes[:, :, : whole * self._tokens].view(shape)
-
-    def _stream(self, after: Any) -> Any:
-        """This thread's stream, behind an event."""
-        return _Stream(self._streams, self._device, after)
-
-
-class _Stream:
-    """Makes a thread's own stream the current one; on a CPU there is none."""
-
-    def __init__(self, streams: threading.local, device: torch.device, after: Any) -> None:
-        self._streams, self._device, self._after = streams, device, after
-        self._entered: Any = None
-
-    def __enter__(self) -> Any:
-        if self._device.type != "cuda":
-            return None
-        if not hasattr(self._streams, "own"):
-            self._streams.own = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream = self._streams.own
-        if self._after is not None:
-            stream.wait_event(self._after)
-        self._entered = torch.cuda.stream(stream)
-        self._entered.__enter__()
-        return stream
-
-    def __exit__(self, *error: Any) -> None:
-        if self._entered is not None:
-            self._entered.__exit__(*error)
+    def _moves(self, chunk: torch.Tensor, count: int, first: int, part: Bytes) -> list[Move]:
+        """Between a chunk of `count` blocks and a part in host memory; a last block that is cut is left out."""
+        blocks = self._blocks
+        block = blocks.tokens * blocks.row_bytes
+        plane, rest = divmod(part.nbytes, blocks.plane_count)
+        if rest or plane % blocks.row_bytes or not part.flags.c_contiguous:
+            raise InvalidArgument(
+                f"a part of {part.nbytes} bytes is not {blocks.plane_count} planes of tokens of {blocks.row_bytes}"
+            )
+        if first < 0 or first + count > plane // block:
+            raise IndexError(f"blocks {first} to {first + count} of a part that has {plane // block}")
+        inside, outside = chunk.data_ptr(), part.ctypes.data
+        if count * block == plane:
+            return [(inside, outside, part.nbytes)]
+        return [
+            (inside + n * count * block, outside + n * plane + first * block, count * block)
+            for n in range(blocks.plane_count)
+        ]
