@@ -297,7 +297,7 @@ class Core:
         """The row of the chunk that a placement belongs to. Needs the lock."""
         return self.index.part(self.index.placement(placement).part).chunk
 
-    def condemn(self, scope: Scope, placement: int, removed: Removed) -> None:
+    def condemn(self, scope: Scope, placement: int, removed: Removed, kind: str = "quarantined") -> None:
         """Take a bad placement out, at once or when its readers have gone. Needs the lock.
 
         Whoever holds a lease on the chunk may be reading it in DRAM as well.
@@ -307,7 +307,7 @@ class Core:
             self.bad.add(placement)
             self._veil(self.chunk_of(placement))
         else:
-            self.withdraw(scope, placement, removed, "quarantined")
+            self.withdraw(scope, placement, removed, kind)
 
     def drop_chunk(self, chunk: int, removed: Removed, kind: str = "evicted") -> bool:
         """Withdraw every placement of a chunk, or mark it to go when its leases and readers have.

@@ -25,6 +25,7 @@ from kvstore.spec import Part
 from kvstore.writer import Writer
 
 LOAD_PATIENCE_S = 0.25
+BAD, GONE = "quarantined", "evicted"  # damaged; lost by a shared tier, or of no use to this host
 Result = TypeVar("Result")
 
 
@@ -35,7 +36,7 @@ class Loader:
         self._core = core
         self._writer = writer
         self._loading: dict[int, Future[None]] = {}
-        self._bad: set[int] = set()
+        self._bad: dict[int, str] = {}  # placements to be taken out when their readers let go, and as what
         self._pool = ThreadPoolExecutor(threads, "kvstore-load")
         self._ahead = ThreadPoolExecutor(1, "kvstore-prefetch")  # never in front of somebody who waits
 
@@ -99,7 +100,7 @@ class Loader:
             else:
                 self._fetch(scope, key, part, copy, memoryview(mmap.mmap(-1, copy.total)))
         except (Corrupt, SpecMismatch) as error:
-            self._bad.add(copy.placement)
+            self._bad[copy.placement] = BAD
             return str(error)
         except StorageError as error:
             return str(error)
@@ -117,20 +118,19 @@ class Loader:
 
     def finish(self, scope: Scope, key: bytes, part: Part, source: Copy) -> None:
         """Take the reader off a copy, and the copy out if it was found bad."""
-        bad = source.placement in self._bad
-        self._bad.discard(source.placement)
+        kind = self._bad.pop(source.placement, "")
         self._core.let_go([source])
-        if bad:
-            self.quarantine(scope, key, part, source)
+        if kind:
+            self.quarantine(scope, key, part, source, kind)
 
-    def quarantine(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> None:
+    def quarantine(self, scope: Scope, key: bytes, part: Part, copy: Copy, kind: str = BAD) -> None:
         """Take a bad copy out; nobody is given it any more, even while somebody still reads it."""
         core, removed = self._core, Removed()
         with core.lock:
             _, row = core.find_part(scope, key, part)
             here = -1 if row < 0 else core.index.find_placement(row, copy.tier)
             if here == copy.placement and core.index.placement(here).loc == copy.location:
-                core.condemn(scope, here, removed)
+                core.condemn(scope, here, removed, kind)
         core.settle(removed)
 
     def reject(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> None:
@@ -292,11 +292,14 @@ class Loader:
         self._wherever(source, read)
 
     def _check_decodable(self, record: Record, source: Copy) -> None:
-        """Raise `NotFound` for a copy that nobody here can decode, and note it to be taken out: it is a miss."""
+        """Raise `NotFound` for a copy that nobody here can decode, and note it to be taken out: it is a miss.
+
+        In a shared tier it stays for hosts that can.
+        """
         try:
             check_known(record.form, record.artefact, self._core.coder.artefacts.get, record.key)
         except NotFound:
-            self._bad.add(source.placement)
+            self._bad[source.placement] = GONE if self._core.tiers[source.tier].shared else BAD
             with self._core.lock:
                 self._core.counters["undecodable"] += 1
             raise
@@ -324,8 +327,8 @@ class Loader:
             except KVStoreError as error:
                 now = self._location(source)
                 if now == location:
-                    if isinstance(error, Corrupt | SpecMismatch | NotFound):  # not found: a shared tier has lost it
-                        self._bad.add(source.placement)
+                    if isinstance(error, Corrupt | SpecMismatch | NotFound):
+                        self._bad[source.placement] = GONE if isinstance(error, NotFound) else BAD
                     with self._core.lock:
                         self._core.counters[f"errors_{self._core.tiers[source.tier].name}"] += 1
                     raise
