@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from kvstore.catalog import Scope
 from kvstore.core import Core
-from kvstore.errors import KVStoreError
-from kvstore.record import Record
+from kvstore.decoding import check_known
+from kvstore.errors import KVStoreError, NotFound
+from kvstore.record import RAW, Record
 from kvstore.removed import Removed
 from kvstore.rows import REF_DTYPE
 from kvstore.spec import Part
@@ -61,9 +62,14 @@ class Finder:
         return left
 
     def _enter(self, scope: Scope, number: int, tier: Tier, ref: np.void, record: Record, location: int) -> bool:
-        """Enter one record; False if it is not what was asked for."""
+        """Enter one record; False if it is not what was asked for, or nobody here can decode it."""
         core, removed, placed = self._core, Removed(), -1
         same = (record.position, record.tokens) == (int(ref["position"]), int(ref["tokens"]))
+        if same and record.form != RAW:
+            try:
+                check_known(record.form, record.artefact, core.coder.artefacts.get, record.key)
+            except NotFound:
+                same = False
         try:
             if same:
                 with core.lock:

@@ -275,7 +275,7 @@ class Loader:
             try:
                 fill_from(memory, scope, want, source, False, self._core.coder)
             except (Corrupt, SpecMismatch):
-                self._bad.add(source.placement)
+                self._bad[source.placement] = BAD
                 raise
             return
         tier, layers, start = self._core.tiers[source.tier], *span(scope, want)

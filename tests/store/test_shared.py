@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 import kvstore
 from kvstore.config import Config, DramConfig, NamespaceConfig
 from kvstore.errors import NotFound
+from kvstore.record import unpack
 from kvstore.store import Store
 from tests.store.conftest import LARGE, SHARDED, SMALL, MiB, content, prompt
 from tests.store.shared_tier import Place, SharedTier, until
@@ -109,6 +111,21 @@ def test_a_damaged_record_is_never_given_out(hosts: list[Host]) -> None:
         two.client.get(SMALL, chain.refs[1])
     assert two.client.lookup(SMALL, chain).tokens == SMALL.chunk_tokens
     one.check(SMALL, list(chain.refs))  # whose own copies are good
+
+
+def test_what_this_host_cannot_decode_is_a_miss_and_stays_for_others(hosts: list[Host]) -> None:
+    one, two = hosts
+    chain = prompt(SMALL, 3)
+    one.put(SMALL, list(chain.refs))
+    records = two.tier.place.records
+    for name in [each for each in records if each.key == chain.refs[1].key]:
+        there = unpack(memoryview(records[name]))
+        foreign = replace(there, form=0x7FFF)
+        records[name] = foreign.pack() + records[name][there.header_bytes :]
+    assert two.client.lookup(SMALL, chain).tokens == SMALL.chunk_tokens
+    with pytest.raises(NotFound):
+        two.client.get(SMALL, chain.refs[1])
+    assert len(records) == 3
 
 
 def test_while_the_place_is_down_look_ups_ask_once_and_puts_go_on(hosts: list[Host]) -> None:
