@@ -117,8 +117,9 @@ class Lookups:
         except (InvalidArgument, OSError) as error:
             self._warn(f"a request is neither loaded nor saved: {error}")
             return Answer()
-        limit = (len(ids) - 1) // self._block * self._block
-        # A window that is cut short at its end lacks what it would need at its other end.
+        # Of a prompt that is there as a whole vLLM computes the last token again. A window would lack what that needs
+        # at its other end, as does one that is cut short at this end.
+        limit = (len(ids) - self._sliding) // self._block * self._block
         reach = limit if self._sliding else len(ids) // self._grid * self._grid
         chain = Chain.of(ids[:reach], self._spec.chunk_tokens, extras)
         if limit <= 0:
