@@ -122,6 +122,16 @@ def tier(args: Namespace) -> int:
     return _show(args, "tier", rows, as_=f"tier-{args.name}")
 
 
+def outage(args: Namespace) -> int:
+    """`bench outage`."""
+    from kvstore.bench import outage as bench
+
+    _prepare(args)
+    with progress("bench outage", 2 * args.rounds) as advance:
+        rows = bench.run(rounds=args.rounds, advance=advance)
+    return _show(args, "outage", rows)
+
+
 def _tier_rows(args: Namespace) -> list[Row]:
     module = "nvme" if args.name == "nvme" else f"tier_{args.name}"
     bench, options = import_module(f"kvstore.bench.{module}"), dict[str, Any]()

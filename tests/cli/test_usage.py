@@ -16,7 +16,7 @@ from kvstore.cli import main
 from .conftest import Run, environment, only_json
 
 COMMANDS = ("serve", "demo", "config", "stats", "tiers", "ls", "get", "put", "rm", "pin", "unpin", "verify", "bench")
-BENCHMARKS = ("local", "remote", "grpc", "lookup", "mix", "nvme", "tier", "index", "torture", "peers")
+BENCHMARKS = ("local", "remote", "grpc", "lookup", "mix", "nvme", "tier", "outage", "index", "torture", "peers")
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
