@@ -107,7 +107,7 @@ class _Contest:
         taken = {case: _Taken() for case in ("raw-write", "write", "raw-read", "read")}
         turns = [("raw-write", self._raw_write), ("write", self._write)]
         for number in range(-_PLACES, rounds):
-            self._forget(number % _PLACES)
+            self._forget(number)
             for case, step in _order(number, turns):
                 figures = step(number % _PLACES)
                 if number >= 0:
@@ -125,12 +125,16 @@ class _Contest:
             BAR.judge(rows[case])
         return list(rows.values())
 
-    def _forget(self, place: int) -> None:
-        """Before either writes: which of them finds the freed memory changes from round to round."""
-        for index in range(self._count):
-            self._client.unlink(f"raw-{place}-{index}")
-        for record, location in self._records.pop(place, []):
-            self._tier.delete(location, record.total_bytes)
+    def _forget(self, number: int) -> None:
+        """Free both's room before either writes, in turns: what the server's allocator reuses makes a difference."""
+        place = number % _PLACES
+        for who in _order(number // 2, ("raw", "tier")):
+            if who == "raw":
+                for index in range(self._count):
+                    self._client.unlink(f"raw-{place}-{index}")
+            else:
+                for record, location in self._records.pop(place, []):
+                    self._tier.delete(location, record.total_bytes)
 
     def _raw_write(self, place: int) -> tuple[float, float, float]:
         pieces = self._stamp("raw", place)
