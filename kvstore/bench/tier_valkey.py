@@ -205,11 +205,11 @@ def _client(server: RedisServer) -> Any:
     """The library as it is fastest: libvalkey reads for it where that is installed, and Python packs."""
     try:
         import valkey
-        from valkey.connection import Encoder, PythonRespSerializer
+        from valkey.connection import PythonRespSerializer
     except ImportError as error:
         raise ConfigError(f"the client is missing ({error}): pip install 'tiered-kvstore[valkey]'") from None
-    packer = PythonRespSerializer(_JOINED_BYTES, Encoder("utf-8", "strict", False).encode)
-    pool = valkey.ConnectionPool(port=server.port, socket_read_size=MIB, command_packer=packer)
+    pool = valkey.ConnectionPool(port=server.port, socket_read_size=MIB)
+    pool.connection_kwargs["command_packer"] = PythonRespSerializer(_JOINED_BYTES, pool.get_encoder().encode)
     return valkey.Valkey(connection_pool=pool)
 
 
