@@ -227,12 +227,17 @@ class ValkeyEngine(Engine):
                 yield name, len(found)
 
     def probe(self, timeout_s: float) -> None:
-        """Every server that has keys must answer; a cluster is asked first which these are now."""
+        """Every server that has keys must serve them; a cluster is asked first which these are now."""
         deadline = time.monotonic() + timeout_s
         self._nodes.refresh(deadline)
         for node in self._nodes.masters:
             with node.wire(deadline) as wire:
-                exchange(wire, command(b"PING"))
+                if not self._nodes.is_cluster:
+                    exchange(wire, command(b"PING"))
+                    continue
+                told = exchange(wire, command(b"CLUSTER", b"INFO"))
+                if not isinstance(told, bytes) or b"cluster_state:ok" not in told:
+                    raise Unavailable(f"{node.address} says that the cluster is not whole")
 
     def close(self) -> None:
         self._nodes.close()
