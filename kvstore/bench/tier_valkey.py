@@ -107,7 +107,7 @@ class _Contest:
         taken = {case: _Taken() for case in ("raw-write", "write", "raw-read", "read")}
         turns = [("raw-write", self._raw_write), ("write", self._write)]
         for number in range(-_PLACES, rounds):
-            self._forget(number % _PLACES)
+            self._forget(number)
             for case, step in _order(number, turns):
                 figures = step(number % _PLACES)
                 if number >= 0:
@@ -125,12 +125,16 @@ class _Contest:
             BAR.judge(rows[case])
         return list(rows.values())
 
-    def _forget(self, place: int) -> None:
-        """Before either writes: which of them finds the freed memory changes from round to round."""
-        for index in range(self._count):
-            self._client.unlink(f"raw-{place}-{index}")
-        for record, location in self._records.pop(place, []):
-            self._tier.delete(location, record.total_bytes)
+    def _forget(self, number: int) -> None:
+        """Free both's room before either writes, in turns: what the server's allocator reuses makes a difference."""
+        place = number % _PLACES
+        for who in _order(number // 2, ("raw", "tier")):
+            if who == "raw":
+                for index in range(self._count):
+                    self._client.unlink(f"raw-{place}-{index}")
+            else:
+                for record, location in self._records.pop(place, []):
+                    self._tier.delete(location, record.total_bytes)
 
     def _raw_write(self, place: int) -> tuple[float, float, float]:
         pieces = self._stamp("raw", place)
@@ -201,11 +205,11 @@ def _client(server: RedisServer) -> Any:
     """The library as it is fastest: libvalkey reads for it where that is installed, and Python packs."""
     try:
         import valkey
-        from valkey.connection import Encoder, PythonRespSerializer
+        from valkey.connection import PythonRespSerializer
     except ImportError as error:
         raise ConfigError(f"the client is missing ({error}): pip install 'tiered-kvstore[valkey]'") from None
-    packer = PythonRespSerializer(_JOINED_BYTES, Encoder("utf-8", "strict", False).encode)
-    pool = valkey.ConnectionPool(port=server.port, socket_read_size=MIB, command_packer=packer)
+    pool = valkey.ConnectionPool(port=server.port, socket_read_size=MIB)
+    pool.connection_kwargs["command_packer"] = PythonRespSerializer(_JOINED_BYTES, pool.get_encoder().encode)
     return valkey.Valkey(connection_pool=pool)
 
 

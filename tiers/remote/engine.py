@@ -13,15 +13,16 @@ class Engine(ABC):
     """Bytes by name in a place that others share.
 
     An object is written whole, once, and is immutable until it is deleted; one that was only half written is never
-    seen by anybody, and one that `put` has taken is there after kill -9 of this process. Names are ASCII of
-    `[a-z0-9/._-]`, at most 200 characters. Every call ends within `timeout_s` seconds or raises `Unavailable` (nobody
-    there, connection lost) or `DeadlineExceeded`; a call may be repeated after either. `PermissionDenied` and
-    `StorageError` are of requests that will not go better when repeated. Safe from any thread; nothing but `close` is
-    called after `close`. An engine neither retries nor breaks circuits: the tier does. It is opened by its
-    constructor, which raises `ConfigError` for a place that cannot work and `Unavailable` where nobody answers.
+    seen by anybody. Names are ASCII of `[a-z0-9/._-]`, at most 200 characters. Every call ends within `timeout_s`
+    seconds or raises `Unavailable` (nobody there, connection lost) or `DeadlineExceeded`; a call may be repeated
+    after either. `PermissionDenied` and `StorageError` are of requests that will not go better when repeated. Safe
+    from any thread; nothing but `close` is called after `close`. An engine neither retries nor breaks circuits: the
+    tier does. It is opened by its constructor, which raises `ConfigError` for a place that cannot work and
+    `Unavailable` where nobody answers.
     """
 
     kind: ClassVar[str]  # "valkey", "s3", "posix", "peer"
+    persistent: bool  # whether what `put` has taken is there after kill -9 of this process
 
     @abstractmethod
     def put(self, name: str, pieces: Sequence[memoryview], timeout_s: float) -> bool:

@@ -56,9 +56,9 @@ class TestValkey(ValkeyConformance):
         return injected
 
     def after_outage(self, tier: Tier) -> None:
-        until = time.monotonic() + 5
+        until = time.monotonic() + 30
         while tier.state != "ok":
-            assert time.monotonic() < until, "not back within 5 s of recovery"
+            assert time.monotonic() < until, "the tier does not come back"
             time.sleep(0.01)
 
     @contextmanager

