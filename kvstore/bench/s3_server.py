@@ -1,0 +1,75 @@
+"""An S3 server beside us: `moto`'s, in a process of its own, with everything in its memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from kvstore.bench.processes import stop
+from kvstore.bench.tcp_peer import HOST
+from kvstore.errors import InvalidArgument, Unavailable
+from kvstore.tiers.remote.s3_place import S3Place
+
+START_S = 30.0
+REGION = "us-east-1"
+
+
+@contextmanager
+def s3_server(
+    port: int, environment: Mapping[str, str] | None = None, tls: tuple[Path, Path] | None = None
+) -> Iterator[int]:
+    """The number of a process that serves S3 on `port`; over TLS with a certificate and its key."""
+    command = [sys.executable, "-c", "from moto.server import main; main()", "-H", HOST, "-p", str(port)]
+    if tls is not None:
+        command += ["-s", "-c", str(tls[0]), "-k", str(tls[1])]
+    _require_moto()
+    process = subprocess.Popen(
+        command, env={**os.environ, **(environment or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        _await_port(process, port)
+        yield process.pid
+    finally:
+        stop(process)
+
+
+def make_bucket(port: int, bucket: str) -> None:
+    """A bucket on a server without TLS that asks for no credentials."""
+    request = urllib.request.Request(f"http://{HOST}:{port}/{bucket}", method="PUT")
+    with urllib.request.urlopen(request, timeout=START_S):
+        return
+
+
+def place_at(port: int, bucket: str, prefix: str = "") -> S3Place:
+    """That bucket, with credentials that mean nothing."""
+    return S3Place(
+        bucket, prefix, endpoint=f"http://{HOST}:{port}", region=REGION, access_key_id="bench",
+        secret_access_key="bench",
+    )  # fmt: skip
+
+
+def _require_moto() -> None:
+    try:
+        import moto.server  # noqa: F401
+    except ImportError as error:
+        raise InvalidArgument("an S3 server to compare with is moto's: pip install 'moto[s3,server]'") from error
+
+
+def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
+    import socket
+
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            socket.create_connection((HOST, port), 1.0).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise Unavailable(f"moto did not listen within {START_S:g} s (exit status {process.poll()})")
