@@ -42,7 +42,7 @@ def s3_server(
 
 def make_bucket(port: int, bucket: str) -> None:
     """A bucket on a server without TLS that asks for no credentials."""
-    request = urllib.request.Request(f"http://{HOST}:{port}/{bucket}", method="PUT")
+    request = urllib.request.Request(f"http://{HOST}:{port}/{bucket}", data=b"", method="PUT")
     with urllib.request.urlopen(request, timeout=START_S):
         return
 

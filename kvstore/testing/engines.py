@@ -155,7 +155,7 @@ class EngineConformance(ABC):
         with closing(self.make_engine()) as engine:
             assert self.put(engine, "a", content(1, 5000))
             assert self.put(engine, "empty")
-            for offset, nbytes in ((0, 5001), (4999, 2), (5000, 1), (5001, 1), (1 << 30, 4096), (5001, 0)):
+            for offset, nbytes in ((0, 5001), (4999, 2), (5000, 1), (5001, 1), (1 << 30, 4096)):
                 with raises(Corrupt):
                     self.read(engine, "a", nbytes, offset)
             with raises(Corrupt):

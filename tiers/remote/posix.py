@@ -101,44 +101,28 @@ class PosixEngine(Engine):
         return self._crew.hung
 
     def put(self, name: str, pieces: Sequence[memoryview], timeout_s: float) -> bool:
-        doing = f"putting {name}"
-        self._check_use(doing)
+        path, doing = self._path(name), f"putting {name}"
         beside = self._root + b"/" + self._own + b"-%d" % next(self._numbers)
         try:
-            outcome = self._crew.write(beside, self._path(name), pieces, self._synced, timeout_s)
-        except OSError as error:
-            if error.errno in _GONE:  # of the folders that are made when the engine is opened
-                raise Unavailable(f"{doing}: {self.root} has no {TEMPORARY} any more: is it mounted?") from error
-            raise self._explained(error, doing) from error
-        return self._in_time(outcome, doing)
+            return self._ask(lambda: self._crew.write(beside, path, pieces, self._synced, timeout_s), doing)
+        except NotFound as error:  # of a folder that was made when the engine was opened
+            raise Unavailable(f"{doing}: {self.root} has no {TEMPORARY} any more: is it mounted?") from error
 
     def read_into(self, name: str, offset: int, out: memoryview, timeout_s: float) -> None:
-        doing = f"reading {name}"
-        self._check_use(doing)
-        try:
-            found = self._in_time(self._crew.read(self._path(name), offset, out, timeout_s), doing)
-        except OSError as error:
-            raise self._explained(error, doing) from error
+        path = self._path(name)
+        found = self._ask(lambda: self._crew.read(path, offset, out, timeout_s), f"reading {name}")
         if found != out.nbytes:
             raise Corrupt(f"{name} in {self.root} ends {out.nbytes - found} bytes before {offset + out.nbytes}")
 
     def heads(self, names: Sequence[str], nbytes: int, timeout_s: float) -> Sequence[bytes | None]:
-        doing = f"reading the heads of {len(names)} objects"
         if nbytes < 1:
             raise InvalidArgument("the head of an object has one byte at least")
-        self._check_use(doing)
-        try:
-            return self._in_time(self._crew.heads([self._path(name) for name in names], nbytes, timeout_s), doing)
-        except OSError as error:
-            raise self._explained(error, doing) from error
+        paths = [self._path(name) for name in names]
+        return self._ask(lambda: self._crew.heads(paths, nbytes, timeout_s), f"reading {len(paths)} heads")
 
     def delete(self, names: Sequence[str], timeout_s: float) -> None:
-        doing = f"deleting {len(names)} objects"
-        self._check_use(doing)
-        try:
-            self._in_time(self._crew.unlink([self._path(name) for name in names], timeout_s), doing)
-        except OSError as error:
-            raise self._explained(error, doing) from error
+        paths = [self._path(name) for name in names]
+        self._ask(lambda: self._crew.unlink(paths, timeout_s), f"deleting {len(paths)} objects")
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         folder = prefix.rpartition("/")[0]
@@ -161,27 +145,27 @@ class PosixEngine(Engine):
             self._crew.close()
 
     def _entries(self, folder: str) -> Sequence[tuple[str, int]]:
-        doing = f"listing {folder or 'everything'}"
-        self._check_use(doing)
+        path = os.path.join(self._root, os.fsencode(folder))
         try:
-            entries = self._crew.entries(os.path.join(self._root, os.fsencode(folder)), _LIST_S)
-        except OSError as error:
-            if error.errno in _GONE:
-                return []
-            raise self._explained(error, doing) from error
-        return [(os.fsdecode(name), nbytes) for name, nbytes in self._in_time(entries, doing)]
+            entries = self._ask(lambda: self._crew.entries(path, _LIST_S), f"listing {folder or 'everything'}")
+        except NotFound:
+            return []
+        return [(os.fsdecode(name), nbytes) for name, nbytes in entries]
 
     def _path(self, name: str) -> bytes:
         folder, slash, leaf = check_name(name).rpartition("/")
         return self._root + f"/{folder}{slash}~{leaf}".encode()
 
-    def _check_use(self, doing: str) -> None:
+    def _ask(self, call: Callable[[], T | None], doing: str) -> T:
+        """What a call of the crew came to, with errors in this package's classes."""
         if self._closed:
             raise Closed("the POSIX engine is closed")
         if self._crew.hung >= self._most_hung:
             raise Unavailable(f"{doing}: {self._crew.hung} calls hang in the file system of {self.root}")
-
-    def _in_time(self, outcome: T | None, doing: str) -> T:
+        try:
+            outcome = call()
+        except OSError as error:
+            raise self._explained(error, doing) from error
         if outcome is None:
             raise DeadlineExceeded(f"{doing}: the file system of {self.root} did not answer in time")
         return outcome
