@@ -1,16 +1,27 @@
-"""An S3 server beside us: `moto`'s, in a process of its own, with everything in its memory."""
+"""An S3 server beside us: `moto`'s, in a process of its own, with everything in its memory.
+
+moto looks whether an object is there and then writes it, in as many threads as there are requests: so of two
+conditional requests both may succeed, which S3 promises not to happen. Here they run one after the other, once their
+bodies have arrived.
+
+Started as `python -m kvstore.bench.s3_server PORT [CERT KEY]`.
+"""
 
 from __future__ import annotations
 
+import io
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from kvstore.bench.processes import stop
 from kvstore.bench.tcp_peer import HOST
@@ -26,9 +37,7 @@ def s3_server(
     port: int, environment: Mapping[str, str] | None = None, tls: tuple[Path, Path] | None = None
 ) -> Iterator[int]:
     """The number of a process that serves S3 on `port`; over TLS with a certificate and its key."""
-    command = [sys.executable, "-c", "from moto.server import main; main()", "-H", HOST, "-p", str(port)]
-    if tls is not None:
-        command += ["-s", "-c", str(tls[0]), "-k", str(tls[1])]
+    command = [sys.executable, "-m", "kvstore.bench.s3_server", str(port), *(str(each) for each in tls or ())]
     _require_moto()
     process = subprocess.Popen(
         command, env={**os.environ, **(environment or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -63,8 +72,6 @@ def _require_moto() -> None:
 
 
 def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
-    import socket
-
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -73,3 +80,28 @@ def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
         except OSError:
             time.sleep(0.05)
     raise Unavailable(f"moto did not listen within {START_S:g} s (exit status {process.poll()})")
+
+
+def main() -> None:
+    """Serve until stopped."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+    from werkzeug.serving import run_simple
+
+    port, *tls = sys.argv[1:]
+    app, one_by_one = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+    def serve(environ: dict[str, Any], start_response: Any) -> Any:
+        if "HTTP_IF_NONE_MATCH" not in environ:
+            return app(environ, start_response)
+        environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
+        with one_by_one:
+            return list(app(environ, start_response))
+
+    run_simple(
+        HOST, int(port), serve, threaded=True, request_handler=MotoRequestHandler,
+        ssl_context=(tls[0], tls[1]) if tls else None,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from kvstore.errors import ConfigError, KVStoreError, NotFound, PermissionDenied, StorageError, Unavailable
 
 _CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
-_STATUS = re.compile(r"status(?: code)?:?\s*\(?([1-5]\d\d)\b|\b([1-5]\d\d) (?:[A-Z][a-z]+ ?)+", re.IGNORECASE)
+_STATUS = re.compile(r"status(?: code)?:? ([1-5]\d\d)\b")
 _CONNECTION = {
     "connection refused": "connection refused",
     "dns error": "its name cannot be resolved",
@@ -29,6 +29,7 @@ _CONNECTION = {
     "error sending request": "the request could not be sent",
     "http error": "connection lost",
 }
+_ABSENT = frozenset({"NotFoundError", "FileNotFoundError"})  # one class under two names
 _BUSY = frozenset({429, 500, 502, 503, 504})
 _REDIRECTED = frozenset({301, 307, 308})
 _STRANGE_KEYS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"})
@@ -51,13 +52,13 @@ class Failure:
         code, status = _CODE.search(text), _STATUS.search(text)
         low = text.lower()
         connection = next((said for sign, said in _CONNECTION.items() if sign in low), "")
-        number = int(status[1] or status[2]) if status else 0
+        number = int(status[1]) if status else 0
         return cls(type(error).__name__, number, code[1] if code else "", "" if number else connection)
 
     @property
     def is_absent(self) -> bool:
         """Whether the object is not there, and not the bucket."""
-        return self.kind == "NotFoundError" and self.code != "NoSuchBucket"
+        return self.kind in _ABSENT and self.code != "NoSuchBucket"
 
     @property
     def is_taken(self) -> bool:
@@ -111,7 +112,7 @@ def explain(failure: Failure, doing: str, place: str) -> KVStoreError:
 
 def refuse(failure: Failure, place: str) -> ConfigError | None:
     """Why a place cannot work, with what to do; None if it may when it is asked again."""
-    if failure.is_no_bucket or failure.kind == "NotFoundError":
+    if failure.is_no_bucket or failure.kind in _ABSENT:
         return ConfigError(f"there is no {place}: create the bucket, or correct bucket or endpoint")
     if failure.code in _ELSEWHERE or failure.status in _REDIRECTED:
         return ConfigError(f"{place} is in another region ({failure.said}): set region")

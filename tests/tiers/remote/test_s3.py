@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,12 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def boto(port: int, **options: Any) -> Any:
+def boto(port: int, scheme: str = "http", **options: Any) -> Any:
     """Amazon's own client, to look at what lies on the server."""
     import boto3
 
     known = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": REGION, **options}
-    return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **known)
+    return boto3.client("s3", endpoint_url=f"{scheme}://127.0.0.1:{port}", **known)
 
 
 class TestConformance(EngineConformance):
@@ -322,6 +323,16 @@ def test_tls(tmp_path: Path) -> None:
         )
         with closing(S3Engine(strange)) as engine:
             assert "certificate is not trusted" in engine.notes[0]
+        trusted = replace(strange, ca_certificate=certificate)
+        boto(port, scheme="https", verify=str(certificate)).create_bucket(Bucket="secret")
+        with closing(S3Engine(trusted)) as engine:
+            assert engine.notes == []
+            whole, out = content(1, 100_000), content(2, 100_000)
+            assert engine.put("a", [whole], 20)
+            engine.read_into("a", 0, out, 20)
+            assert out == whole
+        with pytest.raises(ConfigError, match="ca_certificate .* cannot be read"):
+            S3Engine(replace(strange, ca_certificate=tmp_path / "absent.pem"))
 
 
 def test_settings_that_cannot_work() -> None:
