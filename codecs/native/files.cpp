@@ -15,7 +15,8 @@ namespace kvstore {
 
 namespace {
 
-constexpr std::size_t kPieceBytes = 1 << 20;
+constexpr std::size_t kCachedPieceBytes = 4 << 20;
+constexpr std::size_t kBouncedPieceBytes = 1 << 20;
 constexpr std::size_t kMostPieces = 1024;  // IOV_MAX
 
 class Descriptor {
@@ -45,7 +46,7 @@ std::uint8_t* scratch() {
     struct Free {
         void operator()(void* memory) const { std::free(memory); }
     };
-    thread_local const std::unique_ptr<void, Free> memory(std::aligned_alloc(4096, kPieceBytes));
+    thread_local const std::unique_ptr<void, Free> memory(std::aligned_alloc(4096, kBouncedPieceBytes));
     return static_cast<std::uint8_t*>(memory.get());
 }
 
@@ -150,7 +151,7 @@ FileRead read_file(FileTask& task, const std::string& path, std::uint64_t offset
     bool tries_cache = true, is_ahead = false;
     std::size_t filled = 0;
     while (filled < out.size()) {
-        const std::size_t bytes = std::min(kPieceBytes, out.size() - filled);
+        const std::size_t bytes = std::min(kCachedPieceBytes, out.size() - filled);
         std::uint8_t* const to = out.data() + filled;
         ssize_t done = -1;
         errno = EAGAIN;
@@ -162,7 +163,7 @@ FileRead read_file(FileTask& task, const std::string& path, std::uint64_t offset
                               POSIX_FADV_WILLNEED);
                 is_ahead = true;
             }
-            done = read_bounced(task, file.get(), offset + filled, to, bytes);
+            done = read_bounced(task, file.get(), offset + filled, to, std::min(kBouncedPieceBytes, bytes));
         }
         if (done < 0) return {errno, filled};
         if (done == 0) break;

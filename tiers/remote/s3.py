@@ -1,8 +1,10 @@
 """Objects in an S3 bucket, through obstore.
 
-Requests run in obstore's own threads. One event loop, in one thread of this module, waits for them, because only what
-is awaited can be given up: a call that is out of time cancels its requests, and their connections are closed. Memory
-of the caller is touched by the caller's own thread alone when reading, and let go before `put` returns when writing.
+Requests run in obstore's own threads. Where one request is the whole call, the caller's thread waits for it, through a
+store of the library whose requests end in time. Where a call has several, one event loop in a thread of this module
+waits for them, and a call that is out of time cancels them; for single requests the way there and back took longer
+than a fast server. Memory of the caller is touched by the caller's own thread alone when reading, and let go before
+`put` returns when writing.
 
 Beneath the prefix lie the objects under their names, and two folders in capitals, which no name has: `UPLOADS/` for
 large objects before they are complete, `PROBE/` for what the start tries out.
@@ -24,11 +26,12 @@ from kvstore.errors import Closed, Corrupt, DeadlineExceeded, InvalidArgument, N
 from kvstore.tiers.remote.engine import Engine
 from kvstore.tiers.remote.object_names import check_name
 from kvstore.tiers.remote.s3_errors import Failure, explain, refuse
-from kvstore.tiers.remote.s3_place import S3Place
+from kvstore.tiers.remote.s3_place import S3Place, Stores
 from kvstore.tiers.remote.s3_upload import Upload, let_go, sweep_uploads
 
 if TYPE_CHECKING:
     from obstore import Bytes
+    from obstore.store import S3Store
 
 T = TypeVar("T")
 MIB = 1 << 20
@@ -71,6 +74,7 @@ class S3Engine(Engine):
         self.place = place
         self.notes: list[str] = []
         self._store = place.open(request_timeout_s)
+        self._stores = Stores(place)
         self._part, self._multipart, self._closed = part_bytes, multipart_bytes, False
         self._has_conditions: bool | None = None
         self._loop = asyncio.new_event_loop()
@@ -106,32 +110,46 @@ class S3Engine(Engine):
             finally:
                 upload.forget_memory()
         try:
-            return self._wait(self._put(name, views), end, doing)
+            return self._put(name, views, end, doing)
         finally:
             let_go(views)
 
     def read_into(self, name: str, offset: int, out: memoryview, timeout_s: float) -> None:
         check_name(name)
         doing, end = f"reading {name}", time.monotonic() + timeout_s
-        if out.nbytes == 0:
-            size = self._wait(self._size(name), end, doing)
-            if offset > size:
-                raise Corrupt(f"{name} in {self.place} has {size} bytes, fewer than {offset}")
+        if out.nbytes > self._part:
+            self._read_in_parts(name, offset, out, end, doing)
             return
+        store = self._now(end)
+        try:
+            found: Bytes | bytes = b""
+            if out.nbytes:
+                found = _obstore().get_range(store, name, start=offset, length=out.nbytes)
+            else:
+                _obstore().head(store, name)
+        except Exception as error:  # noqa: BLE001 - told apart in `explain`
+            failure = Failure.of(error)
+            if not failure.is_beyond:
+                raise explain(failure, doing, str(self.place)) from None
+        self._check_length(name, offset, len(found), out.nbytes)
+        if out.nbytes:
+            _native.copy(out, found)
+
+    def _read_in_parts(self, name: str, offset: int, out: memoryview, end: float, doing: str) -> None:
         ranges = [(at, min(self._part, out.nbytes - at)) for at in range(0, out.nbytes, self._part)]
         parts = [self._submit(self._range(name, offset + at, n)) for at, n in ranges]
         try:
             for (at, n), part in zip(ranges, parts, strict=True):
                 found = self._result(part, end, doing)
-                if len(found) != n:
-                    raise Corrupt(
-                        f"{name} in {self.place} ends after {offset + at + len(found)} bytes, not "
-                        f"{offset + out.nbytes} or more"
-                    )
+                self._check_length(name, offset + at, len(found), n)
                 _native.copy(out[at : at + n], found)
         finally:
             for part in parts:
                 part.cancel()
+
+    def _check_length(self, name: str, offset: int, found: int, wanted: int) -> None:
+        if found != wanted:
+            raise Corrupt(f"{name} in {self.place} ends {wanted - found} bytes before {offset + wanted}")
 
     def heads(self, names: Sequence[str], nbytes: int, timeout_s: float) -> Sequence[bytes | None]:
         if nbytes < 1:
@@ -174,41 +192,34 @@ class S3Engine(Engine):
         if not self._thread.is_alive():
             self._loop.close()
 
-    # What runs in the loop.
-
-    async def _put(self, name: str, views: list[memoryview]) -> bool:
-        import obstore
-
-        if not self._has_conditions and await self._exists(name):
-            return False
-        # A list of memory is sent as one request only under a mode that is not `overwrite`.
+    def _put(self, name: str, views: list[memoryview], end: float, doing: str) -> bool:
+        store = self._now(end)
+        # A list of memory is sent as one request only under a mode that is not `overwrite`, or when told so.
         whole: Any = views if len(views) > 1 else views[0] if views else b""
         options: dict[str, Any] = {"mode": "create"} if self._has_conditions else {"use_multipart": False}
-        async with self._requests:
-            try:
-                await obstore.put_async(self._store, name, whole, **options)
-            except Exception as error:
-                failure = Failure.of(error)
-                if failure.is_taken and not failure.is_conflict:
-                    return False
-                if failure.is_conflict and await self._exists(name):
-                    return False
-                raise
-        return True
-
-    async def _exists(self, name: str) -> bool:
         try:
-            await self._size(name)
-        except Exception as error:
-            if Failure.of(error).is_absent:
+            if not self._has_conditions and _is_there(store, name):
                 return False
-            raise
+            _obstore().put(store, name, whole, **options)
+        except Exception as error:  # noqa: BLE001 - told apart in `explain`
+            failure = Failure.of(error)
+            if failure.is_taken and (not failure.is_conflict or self._came(name, end)):
+                return False
+            raise explain(failure, doing, str(self.place)) from None
         return True
 
-    async def _size(self, name: str) -> int:
-        import obstore
+    def _came(self, name: str, end: float) -> bool:
+        """Whether what another upload of this name was about to put is there by now."""
+        with suppress(Exception):
+            return _is_there(self._now(end), name)
+        return False
 
-        return (await obstore.head_async(self._store, name))["size"]
+    def _now(self, end: float) -> S3Store:
+        if self._closed:
+            raise Closed("the S3 engine is closed")
+        return self._stores.within(end - time.monotonic())
+
+    # What runs in the loop.
 
     async def _range(self, name: str, start: int, nbytes: int) -> Bytes | bytes:
         import obstore
@@ -335,6 +346,22 @@ class S3Engine(Engine):
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         return explain(Failure.of(error), doing, str(self.place))
+
+
+def _obstore() -> Any:
+    import obstore
+
+    return obstore
+
+
+def _is_there(store: S3Store, name: str) -> bool:
+    try:
+        _obstore().head(store, name)
+    except Exception as error:
+        if Failure.of(error).is_absent:
+            return False
+        raise
+    return True
 
 
 class _Refused(Exception):

@@ -9,11 +9,22 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from kvstore.errors import ConfigError, KVStoreError, NotFound, PermissionDenied, StorageError, Unavailable
+from kvstore.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    KVStoreError,
+    NotFound,
+    PermissionDenied,
+    StorageError,
+    Unavailable,
+)
 
 _CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
 _STATUS = re.compile(r"status(?: code)?:? ([1-5]\d\d)\b")
+_LATE = "timed out"
 _CONNECTION = {
+    "timed out": _LATE,
+    "timedout": _LATE,
     "connection refused": "connection refused",
     "dns error": "its name cannot be resolved",
     "failed to lookup": "its name cannot be resolved",
@@ -24,8 +35,6 @@ _CONNECTION = {
     "incompletemessage": "connection lost",
     "unexpected eof": "connection lost",
     "error decoding response body": "connection lost",
-    "timed out": "timed out",
-    "timeout": "timed out",
     "error sending request": "the request could not be sent",
     "http error": "connection lost",
 }
@@ -105,6 +114,8 @@ def explain(failure: Failure, doing: str, place: str) -> KVStoreError:
         return StorageError(f"{doing}: there is no such bucket any more: {place}")
     if failure.is_denied:
         return PermissionDenied(f"{doing}: {place} refuses it ({failure.said}): check the credentials and their policy")
+    if failure.is_unheard and failure.connection == _LATE:
+        return DeadlineExceeded(f"{doing}: {place} did not answer in time")
     if failure.is_unheard or failure.status in _BUSY or failure.is_conflict:
         return Unavailable(f"{doing}: {place} does not serve ({failure.said})")
     return StorageError(f"{doing}: {place} answered {failure.said}")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from kvstore.errors import ConfigError
+from kvstore.errors import ConfigError, DeadlineExceeded
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
+
+_GRID = 1.25
+_MOST_STORES = 8
 
 
 @dataclass(frozen=True)
@@ -60,10 +66,11 @@ class S3Place:
         }  # fmt: skip
         config = {name: value for name, value in config.items() if value}
         config |= {"virtual_hosted_style_request": self.virtual_host, "copy_if_not_exists": "multipart"}
+        client = self._client(request_timeout_s)
         try:
             return S3Store(
                 self.bucket, prefix=self.prefix.strip("/") or None, config=config,  # type: ignore[arg-type]
-                client_options=self._client(request_timeout_s), retry_config={"max_retries": 0},
+                client_options=client, retry_config={"max_retries": 0},
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - of several classes, and with texts that are not ours to show
             raise ConfigError(f"{self} cannot be opened: {type(error).__name__}") from None
@@ -96,3 +103,30 @@ class S3Place:
             raise ConfigError("an endpoint has no user and password in it: give access_key_id and secret_access_key")
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path.strip("/") or parts.query:
             raise ConfigError(f"{self.endpoint!r} is no endpoint: http://HOST:PORT or https://HOST[:PORT]")
+
+
+class Stores:
+    """The library's stores for one place, by how long a request may take, which is a property of its store.
+
+    Times are rounded down to a grid, each step a fifth less than the next, so that there are few: each has connections
+    of its own.
+    """
+
+    def __init__(self, place: S3Place) -> None:
+        self._place = place
+        self._lock = threading.Lock()
+        self._stores: OrderedDict[int, S3Store] = OrderedDict()
+
+    def within(self, seconds: float) -> S3Store:
+        """A store whose requests end within so many seconds. `DeadlineExceeded` for less than a millisecond."""
+        if seconds < 0.001:
+            raise DeadlineExceeded(f"no time is left to ask {self._place}")
+        step = math.floor(math.log(seconds, _GRID) + 1e-9)
+        with self._lock:
+            store = self._stores.get(step)
+            if store is None:
+                store = self._stores[step] = self._place.open(_GRID**step)
+            self._stores.move_to_end(step)
+            if len(self._stores) > _MOST_STORES:
+                self._stores.popitem(last=False)
+        return store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
 import threading
 import uuid
 from collections.abc import Iterator
@@ -18,7 +19,6 @@ import pytest
 pytest.importorskip("obstore")
 pytest.importorskip("moto.server")
 
-from kvstore.bench.certificate import make_certificate
 from kvstore.bench.s3_server import REGION, make_bucket, place_at, s3_server
 from kvstore.errors import ConfigError, DeadlineExceeded, PermissionDenied, StorageError, Unavailable
 from kvstore.testing.engines import EngineConformance, content
@@ -108,13 +108,13 @@ def test_a_server_without_conditional_puts_is_told_of_and_asked_before(
     """A mock of an old server, where a condition is not looked at."""
     import obstore
 
-    real = obstore.put_async
+    real, real_async = obstore.put, obstore.put_async
 
-    async def unconditional(store: Any, path: str, file: Any, **options: Any) -> Any:
-        options.pop("mode", None)
-        return await real(store, path, file, **{**options, "use_multipart": options.get("use_multipart", False)})
+    def unconditional(options: dict[str, Any]) -> dict[str, Any]:
+        return {"use_multipart": False, **{key: value for key, value in options.items() if key != "mode"}}
 
-    monkeypatch.setattr(obstore, "put_async", unconditional)
+    monkeypatch.setattr(obstore, "put", lambda *args, **options: real(*args, **unconditional(options)))
+    monkeypatch.setattr(obstore, "put_async", lambda *args, **options: real_async(*args, **unconditional(options)))
     with closing(S3Engine(place, part_bytes=5 * MIB, multipart_bytes=5 * MIB)) as engine:
         assert engine.has_conditional_put is False
         assert len(engine.notes) == 1
@@ -212,10 +212,10 @@ def test_old_uploads_are_swept(server: int, place: S3Place, monkeypatch: pytest.
 
 
 def test_lists_more_than_a_page(server: int, place: S3Place) -> None:
-    client, names = boto(server), [f"many/{number:04}" for number in range(1005)]
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda name: client.put_object(Bucket=place.bucket, Key=name, Body=b"abc"), names))
-    with closing(S3Engine(place)) as engine:
+    names, whole = [f"many/{number:04}" for number in range(1005)], memoryview(b"abc")
+    with closing(S3Engine(replace(place, endpoint=f"http://127.0.0.1:{server}"))) as engine:
+        with ThreadPoolExecutor(4) as threads:
+            assert all(threads.map(lambda name: engine.put(name, [whole], 20), names))
         assert sorted(engine.list("many/")) == [(name, 3) for name in names]
         assert list(engine.heads([*names[:150], "no"], 2, 30)) == [b"ab"] * 150 + [None]
         engine.delete(names, 30)
@@ -283,6 +283,8 @@ def test_a_server_that_accepts_and_never_answers() -> None:
             with pytest.raises(DeadlineExceeded, match="did not answer in time"):
                 engine.read_into("a", 0, out, 0.2)
             with pytest.raises(DeadlineExceeded):
+                engine.read_into("a", 0, content(1, 20 * MIB), 0.2)
+            with pytest.raises(DeadlineExceeded):
                 engine.put("a", [content(1, 10 * MIB)], 0.2)
             with pytest.raises(DeadlineExceeded):
                 engine.heads([f"{number}" for number in range(200)], 10, 0.2)
@@ -314,17 +316,30 @@ def test_a_server_that_dies_and_comes_back() -> None:
             assert engine.put("a", [content(1, 10)], 10)
 
 
+def make_certificates(folder: Path) -> Path:
+    """`cert.pem` and `key.pem` for this host, signed by an authority of its own, whose certificate is returned."""
+    (folder / "san").write_text("subjectAltName=IP:127.0.0.1\n")
+    new_key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+    for command in (
+        f"req -x509 {new_key} -days 1 -subj /CN=authority -keyout ca.key -out ca.pem",
+        f"req {new_key} -subj /CN=127.0.0.1 -keyout key.pem -out request.pem",
+        "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 1 -extfile san -out cert.pem",
+    ):
+        subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
+    return folder / "ca.pem"
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl program to make a certificate with")
 def test_tls(tmp_path: Path) -> None:
-    port, (certificate, key) = free_port(), make_certificate(tmp_path)
-    with s3_server(port, tls=(certificate, key)):
+    port, authority = free_port(), make_certificates(tmp_path)
+    with s3_server(port, tls=(tmp_path / "cert.pem", tmp_path / "key.pem")):
         strange = S3Place(
             "secret", endpoint=f"https://127.0.0.1:{port}", region=REGION, access_key_id="x", secret_access_key="x"
         )
         with closing(S3Engine(strange)) as engine:
             assert "certificate is not trusted" in engine.notes[0]
-        trusted = replace(strange, ca_certificate=certificate)
-        boto(port, scheme="https", verify=str(certificate)).create_bucket(Bucket="secret")
+        trusted = replace(strange, ca_certificate=authority)
+        boto(port, scheme="https", verify=str(authority)).create_bucket(Bucket="secret")
         with closing(S3Engine(trusted)) as engine:
             assert engine.notes == []
             whole, out = content(1, 100_000), content(2, 100_000)
@@ -369,13 +384,13 @@ def test_closing_ends_calls_that_wait() -> None:
         engine = S3Engine(place_at(silent.getsockname()[1], "bucket"), start_timeout_s=0.2)
         raised: list[BaseException] = []
 
-        def read() -> None:
+        def look() -> None:
             try:
-                engine.read_into("a", 0, content(1, 10), 60)
+                engine.heads(["a"], 10, 60)
             except Exception as error:  # noqa: BLE001 - looked at below
                 raised.append(error)
 
-        thread = threading.Thread(target=read)
+        thread = threading.Thread(target=look)
         thread.start()
         wait_until(lambda: bool(engine._loop.is_running()) and thread.is_alive())
         engine.close()
@@ -395,10 +410,10 @@ def test_errors_of_a_refusal_in_mid_flight(place: S3Place, monkeypatch: pytest.M
             (GenericError("Server returned non-2xx status code: 503 : <Code>SlowDown</Code>" + SECRET), Unavailable),
         ):
 
-            async def fail(*args: Any, error: Exception = error, **options: Any) -> Any:
+            def fail(*args: Any, error: Exception = error, **options: Any) -> Any:
                 raise error
 
-            monkeypatch.setattr(obstore, "get_range_async", fail)
+            monkeypatch.setattr(obstore, "get_range", fail)
             with pytest.raises(expected, match=place.bucket) as raised:
                 engine.read_into("a", 0, content(1, 10), 10)
             assert SECRET not in str(raised.value)
