@@ -37,9 +37,7 @@ _NOTE = "everything in the server's memory; time per record of a batch"
 Times = dict[tuple[str, int], list[tuple[float, float, float]]]  # seconds, CPU seconds, the server's, a record
 
 
-def run(
-    *, sizes: Sequence[int] = SIZES, rounds: int = 10, progress: Callable[[str], None] | None = None
-) -> list[Row]:
+def run(*, sizes: Sequence[int] = SIZES, rounds: int = 10, progress: Callable[[str], None] | None = None) -> list[Row]:
     """Rows for `raw-write`, `write`, `raw-read` and `read` at each of `sizes` (bytes)."""
     say = progress or (lambda text: None)
     rows: list[Row] = []

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
+from itertools import pairwise
 
 import numpy as np
 
@@ -66,7 +67,7 @@ class EngineConformance(ABC):
         with closing(self.make_engine()) as engine:
             whole = content(1, 300_000)
             cuts = [0, 0, 1, 4096, 4097, 150_000, 150_000, 300_000]
-            pieces = [whole[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+            pieces = [whole[a:b] for a, b in pairwise(cuts)]
             assert self.put(engine, "pieces", *pieces)
             assert self.put(engine, "read-only", memoryview(b"head"), whole.toreadonly())
             assert self.put(engine, "many", *[whole[at : at + 100] for at in range(0, 300_000, 100)])
@@ -74,7 +75,7 @@ class EngineConformance(ABC):
             assert self.read(engine, "pieces", 300_000) == whole
             assert self.read(engine, "read-only", 300_004) == b"head" + bytes(whole)
             assert self.read(engine, "many", 300_000) == whole
-            assert self.read(engine, "none", 0) == b""
+            assert bytes(self.read(engine, "none", 0)) == b""
 
     def test_memory_is_the_callers_again_after_a_put(self) -> None:
         with closing(self.make_engine()) as engine:
@@ -160,7 +161,7 @@ class EngineConformance(ABC):
                     self.read(engine, "a", nbytes, offset)
             with raises(Corrupt):
                 self.read(engine, "empty", 1)
-            assert self.read(engine, "a", 0, 5000) == b""
+            assert bytes(self.read(engine, "a", 0, 5000)) == b""
 
     def test_what_is_not_there(self) -> None:
         with closing(self.make_engine()) as engine:

@@ -4,8 +4,8 @@
     ROOT/3f/namespace/spec/~key-part     the object `3f/namespace/spec/key-part`
 
 A `~` is in no name, so that `a` and `a/b` can both be there. Names spread themselves over folders (the tier's begin
-with a byte of a digest). A file is written elsewhere, and then given its name by a hard link, which fails where the name exists: on NFS as well, where renaming does not tell. Files are
-immutable, so readers need no lock.
+with a byte of a digest). A file is written elsewhere, and then given its name by a hard link, which fails where the
+name exists: on NFS as well, where renaming does not tell. Files are immutable, so readers need no lock.
 
 Every call to the file system runs in a thread of a native crew (`FileCrew`), which the caller leaves at its
 deadline: a hung server holds threads, at most `threads` + `spare`, and no caller.

@@ -108,7 +108,7 @@ class S3Engine(Engine):
             try:
                 return self._wait(upload.run(), end, doing, upload.give_up)
             finally:
-                upload.forget_memory()
+                upload.give_up()
         try:
             return self._put(name, views, end, doing)
         finally:
@@ -120,13 +120,15 @@ class S3Engine(Engine):
         if out.nbytes > self._part:
             self._read_in_parts(name, offset, out, end, doing)
             return
+        import obstore
+
         store = self._now(end)
+        found: Bytes | bytes = b""
         try:
-            found: Bytes | bytes = b""
             if out.nbytes:
-                found = _obstore().get_range(store, name, start=offset, length=out.nbytes)
+                found = obstore.get_range(store, name, start=offset, length=out.nbytes)
             else:
-                _obstore().head(store, name)
+                obstore.head(store, name)
         except Exception as error:  # noqa: BLE001 - told apart in `explain`
             failure = Failure.of(error)
             if not failure.is_beyond:
@@ -192,7 +194,9 @@ class S3Engine(Engine):
         if not self._thread.is_alive():
             self._loop.close()
 
-    def _put(self, name: str, views: list[memoryview], end: float, doing: str) -> bool:
+    def _put(self, name: str, views: Sequence[memoryview], end: float, doing: str) -> bool:
+        import obstore
+
         store = self._now(end)
         # A list of memory is sent as one request only under a mode that is not `overwrite`, or when told so.
         whole: Any = views if len(views) > 1 else views[0] if views else b""
@@ -200,7 +204,7 @@ class S3Engine(Engine):
         try:
             if not self._has_conditions and _is_there(store, name):
                 return False
-            _obstore().put(store, name, whole, **options)
+            obstore.put(store, name, whole, **options)
         except Exception as error:  # noqa: BLE001 - told apart in `explain`
             failure = Failure.of(error)
             if failure.is_taken and (not failure.is_conflict or self._came(name, end)):
@@ -232,7 +236,7 @@ class S3Engine(Engine):
                     return b""
                 raise
 
-    async def _heads(self, names: Sequence[str], nbytes: int) -> list[bytes | None]:
+    async def _heads(self, names: Sequence[str], nbytes: int) -> Sequence[bytes | None]:
         async def head(name: str) -> bytes | None:
             try:
                 return bytes(await self._range(name, 0, nbytes))
@@ -309,7 +313,7 @@ class S3Engine(Engine):
             else:
                 taken = False
             await obstore.delete_async(self._store, name)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - told apart by who catches it
             raise _Refused(Failure.of(error)) from None
         return taken
 
@@ -348,15 +352,11 @@ class S3Engine(Engine):
         return explain(Failure.of(error), doing, str(self.place))
 
 
-def _obstore() -> Any:
+def _is_there(store: S3Store, name: str) -> bool:
     import obstore
 
-    return obstore
-
-
-def _is_there(store: S3Store, name: str) -> bool:
     try:
-        _obstore().head(store, name)
+        obstore.head(store, name)
     except Exception as error:
         if Failure.of(error).is_absent:
             return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,13 @@ class Upload:
     """One object's way to its place."""
 
     def __init__(
-        self, store: S3Store, name: str, views: list[memoryview], part_bytes: int, parallel: int, has_conditions: bool
+        self,
+        store: S3Store,
+        name: str,
+        views: Sequence[memoryview],
+        part_bytes: int,
+        parallel: int,
+        has_conditions: bool,
     ) -> None:
         self._store, self._name, self._views = store, name, views
         self._part, self._parallel, self._has_conditions = part_bytes, parallel, has_conditions
@@ -38,11 +44,7 @@ class Upload:
         self._given_up = False
 
     def give_up(self) -> None:
-        """Stop before the next part, and put nothing in place. From any thread; the upload goes on until it sees."""
-        self._given_up = True
-
-    def forget_memory(self) -> None:
-        """Read the caller's memory no more: parts that are still to come are not sent."""
+        """Read the caller's memory no more, stop before the next piece, and put nothing in place. From any thread."""
         self._given_up = True
 
     async def run(self) -> bool:
@@ -102,7 +104,7 @@ class Upload:
         return True
 
 
-def let_go(views: list[memoryview]) -> None:
+def let_go(views: Sequence[memoryview]) -> None:
     """Return when no request reads this memory any more, or after a second.
 
     A request that was cancelled is dropped by the library's own threads, soon but not at once; until then the memory

@@ -25,7 +25,6 @@ from kvstore.testing.engines import EngineConformance, content
 from kvstore.tiers.remote.engine import Engine
 from kvstore.tiers.remote.s3 import MIB, S3Engine
 from kvstore.tiers.remote.s3_place import S3Place
-
 from tests.tiers.remote.cutting_proxy import CuttingProxy
 
 SECRET = "a-secret-that-nobody-may-see"
@@ -346,7 +345,7 @@ def test_tls(tmp_path: Path) -> None:
             assert engine.put("a", [whole], 20)
             engine.read_into("a", 0, out, 20)
             assert out == whole
-        with pytest.raises(ConfigError, match="ca_certificate .* cannot be read"):
+        with pytest.raises(ConfigError, match=r"ca_certificate .* cannot be read"):
             S3Engine(replace(strange, ca_certificate=tmp_path / "absent.pem"))
 
 
