@@ -249,7 +249,7 @@ class S3Engine(Engine):
             tasks = [group.create_task(head(name)) for name in names]
         return [task.result() for task in tasks]
 
-    async def _delete(self, paths: list[str]) -> None:
+    async def _delete(self, paths: Sequence[str]) -> None:
         import obstore
 
         async with self._requests:
