@@ -147,6 +147,35 @@ MAX_PAYLOAD: int
 MAX_DESCRIPTORS: int
 
 @final
+class FileCrew:
+    """Threads that work on a file system that may hang; whoever waits for them leaves after `seconds`.
+
+    At most `threads` are at work, and `spare` more in the place of those that hang. Paths are bytes. Every method
+    returns None when the time is up; what it began goes on, touches no memory of the caller's any more and puts no
+    file in place that was not whole by then. `OSError` from the system.
+    """
+
+    def __init__(self, threads: int, spare: int) -> None: ...
+    @property
+    def hung(self) -> int:
+        """Threads in calls that were left and have not returned."""
+    def read(self, path: bytes, offset: int, out: Buffer, seconds: float) -> int | None:
+        """Fill `out` from a file: the bytes that were read, fewer where it ends."""
+    def write(self, beside: bytes, path: bytes, pieces: Iterable[Buffer], synced: bool, seconds: float) -> bool | None:
+        """Write a file under the name `beside` and link it to `path`, making folders on the way.
+
+        False, and nothing changed, where `path` exists. `synced`: file and folder survive power loss.
+        """
+    def heads(self, paths: Iterable[bytes], nbytes: int, seconds: float) -> list[bytes | None] | None:
+        """The first bytes of each file, several at once; None for one that is not there."""
+    def unlink(self, paths: Iterable[bytes], seconds: float) -> int | None:
+        """Delete files, several at once: how many there were."""
+    def entries(self, folder: bytes, seconds: float) -> list[tuple[bytes, int]] | None:
+        """Names and sizes of the regular files in a folder, and its folders with -1."""
+    def close(self) -> None:
+        """End the threads that do not hang. A call that is under way is finished first."""
+
+@final
 class Frame:
     """What came: `payload` bytes follow it on the stream and must be read before the next frame."""
 

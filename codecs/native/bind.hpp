@@ -8,6 +8,7 @@ namespace kvstore {
 
 void bind_allocator(nanobind::module_& m);
 void bind_cachegen(nanobind::module_& m);
+void bind_files(nanobind::module_& m);
 void bind_frames(nanobind::module_& m);
 void bind_gets(nanobind::module_& m);
 void bind_hash(nanobind::module_& m);

@@ -6,6 +6,7 @@ NB_MODULE(_native, m) {
     m.doc() = "What kvstore does in C++: checksums, copies, the arena's allocator, the chunk index.";
     kvstore::bind_allocator(m);
     kvstore::bind_cachegen(m);
+    kvstore::bind_files(m);
     kvstore::bind_frames(m);
     kvstore::bind_gets(m);
     kvstore::bind_hash(m);

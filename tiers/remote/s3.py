@@ -1,0 +1,372 @@
+"""Objects in an S3 bucket, through obstore.
+
+Requests run in obstore's own threads. Where one request is the whole call, the caller's thread waits for it, through a
+store of the library whose requests end in time. Where a call has several, one event loop in a thread of this module
+waits for them, and a call that is out of time cancels them; for single requests the way there and back took longer
+than a fast server. Memory of the caller is touched by the caller's own thread alone when reading, and let go before
+`put` returns when writing.
+
+Beneath the prefix lie the objects under their names, and two folders in capitals, which no name has: `UPLOADS/` for
+large objects before they are complete, `PROBE/` for what the start tries out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from kvstore import _native
+from kvstore.errors import Closed, Corrupt, DeadlineExceeded, InvalidArgument, NotFound
+from kvstore.tiers.remote.engine import Engine
+from kvstore.tiers.remote.object_names import check_name
+from kvstore.tiers.remote.s3_errors import Failure, explain, refuse
+from kvstore.tiers.remote.s3_place import S3Place, Stores
+from kvstore.tiers.remote.s3_upload import Upload, let_go, sweep_uploads
+
+if TYPE_CHECKING:
+    from obstore import Bytes
+    from obstore.store import S3Store
+
+T = TypeVar("T")
+MIB = 1 << 20
+START_S = 10.0
+_PROBE = "PROBE/"
+_CAPITALS = ("PROBE/", "UPLOADS/")
+_PAGE = 1000
+
+
+class S3Engine(Engine):
+    """A bucket, or what lies under a prefix of it.
+
+    `part_bytes`: reads longer than this are cut into ranges of it that are fetched in parallel, at most
+    `parallel` at a time over all calls; so are uploads of `multipart_bytes` and more, which are assembled beside
+    their place and copied there by the server, because no server takes a multipart upload under a condition from
+    this library. `request_timeout_s` bounds a single request where a call has no deadline of its own (listing, and
+    what is left of an upload that was given up). `notes` says in words what the server cannot do, or that it was not
+    there at the start, which is no reason not to open.
+
+    `ConfigError` where the bucket is missing, elsewhere, or closed to these credentials.
+    """
+
+    kind: ClassVar[str] = "s3"
+    persistent = True
+
+    def __init__(
+        self,
+        place: S3Place,
+        *,
+        part_bytes: int = 8 * MIB,
+        multipart_bytes: int = 64 * MIB,
+        parallel: int = 64,
+        request_timeout_s: float = 30.0,
+        start_timeout_s: float = START_S,
+    ) -> None:
+        if part_bytes < 5 * MIB or multipart_bytes < part_bytes:
+            raise InvalidArgument("part_bytes is 5 MiB at least, and multipart_bytes no less than that")
+        if parallel < 1 or request_timeout_s <= 0:
+            raise InvalidArgument("parallel and request_timeout_s are positive")
+        self.place = place
+        self.notes: list[str] = []
+        self._store = place.open(request_timeout_s)
+        self._stores = Stores(place)
+        self._part, self._multipart, self._closed = part_bytes, multipart_bytes, False
+        self._has_conditions: bool | None = None
+        self._loop = asyncio.new_event_loop()
+        self._requests = asyncio.Semaphore(parallel)
+        self._parts_at_once = min(8, parallel)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="kvstore-s3", daemon=True)
+        self._thread.start()
+        try:
+            self._open(start_timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def has_conditional_put(self) -> bool | None:
+        """Whether the server refuses to replace an object when asked to; None while it has not been reached."""
+        return self._has_conditions
+
+    def put(self, name: str, pieces: Sequence[memoryview], timeout_s: float) -> bool:
+        """As `Engine` has it. Where the server knows no conditional put, two writers at the same moment both succeed
+        and one object stays, whole (`notes` says so)."""
+        check_name(name)
+        end = time.monotonic() + timeout_s
+        views = [memoryview(piece) for piece in pieces]
+        doing = f"putting {name}"
+        if self._has_conditions is None:
+            self._learn_late(timeout_s, doing)
+        nbytes = sum(view.nbytes for view in views)
+        if nbytes >= self._multipart:
+            upload = Upload(self._store, name, views, self._part, self._parts_at_once, bool(self._has_conditions))
+            try:
+                return self._wait(upload.run(), end, doing, upload.give_up)
+            finally:
+                upload.give_up()
+        try:
+            return self._put(name, views, end, doing)
+        finally:
+            let_go(views)
+
+    def read_into(self, name: str, offset: int, out: memoryview, timeout_s: float) -> None:
+        check_name(name)
+        doing, end = f"reading {name}", time.monotonic() + timeout_s
+        if out.nbytes > self._part:
+            self._read_in_parts(name, offset, out, end, doing)
+            return
+        import obstore
+
+        store = self._now(end)
+        found: Bytes | bytes = b""
+        try:
+            if out.nbytes:
+                found = obstore.get_range(store, name, start=offset, length=out.nbytes)
+            else:
+                obstore.head(store, name)
+        except Exception as error:  # noqa: BLE001 - told apart in `explain`
+            failure = Failure.of(error)
+            if not failure.is_beyond:
+                raise explain(failure, doing, str(self.place)) from None
+        self._check_length(name, offset, len(found), out.nbytes)
+        if out.nbytes:
+            _native.copy(out, found)
+
+    def _read_in_parts(self, name: str, offset: int, out: memoryview, end: float, doing: str) -> None:
+        ranges = [(at, min(self._part, out.nbytes - at)) for at in range(0, out.nbytes, self._part)]
+        parts = [self._submit(self._range(name, offset + at, n)) for at, n in ranges]
+        try:
+            for (at, n), part in zip(ranges, parts, strict=True):
+                found = self._result(part, end, doing)
+                self._check_length(name, offset + at, len(found), n)
+                _native.copy(out[at : at + n], found)
+        finally:
+            for part in parts:
+                part.cancel()
+
+    def _check_length(self, name: str, offset: int, found: int, wanted: int) -> None:
+        if found != wanted:
+            raise Corrupt(f"{name} in {self.place} ends {wanted - found} bytes before {offset + wanted}")
+
+    def heads(self, names: Sequence[str], nbytes: int, timeout_s: float) -> Sequence[bytes | None]:
+        if nbytes < 1:
+            raise InvalidArgument("the head of an object has one byte at least")
+        for name in names:
+            check_name(name)
+        end = time.monotonic() + timeout_s
+        return self._wait(self._heads(names, nbytes), end, f"reading the heads of {len(names)} objects")
+
+    def delete(self, names: Sequence[str], timeout_s: float) -> None:
+        paths = [check_name(name) for name in names]
+        if paths:
+            self._wait(self._delete(paths), time.monotonic() + timeout_s, f"deleting {len(paths)} objects")
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        import obstore
+
+        if self._closed:
+            raise Closed("the S3 engine is closed")
+        # The library lists whole folders only.
+        folder = prefix.rpartition("/")[0]
+        try:
+            for page in obstore.list(self._store, folder or None, chunk_size=_PAGE):
+                for meta in page:
+                    name = meta["path"]
+                    if name.startswith(prefix) and not name.startswith(_CAPITALS):
+                        yield name, meta["size"]
+        except Exception as error:  # noqa: BLE001 - told apart in `explain`
+            raise explain(Failure.of(error), f"listing {prefix!r}", str(self.place)) from None
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        ending = asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop)
+        with suppress(concurrent.futures.TimeoutError):
+            ending.result(5.0)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5.0)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+    def _put(self, name: str, views: Sequence[memoryview], end: float, doing: str) -> bool:
+        import obstore
+
+        store = self._now(end)
+        # A list of memory is sent as one request only under a mode that is not `overwrite`, or when told so.
+        whole: Any = views if len(views) > 1 else views[0] if views else b""
+        options: dict[str, Any] = {"mode": "create"} if self._has_conditions else {"use_multipart": False}
+        try:
+            if not self._has_conditions and _is_there(store, name):
+                return False
+            obstore.put(store, name, whole, **options)
+        except Exception as error:  # noqa: BLE001 - told apart in `explain`
+            failure = Failure.of(error)
+            if failure.is_taken and (not failure.is_conflict or self._came(name, end)):
+                return False
+            raise explain(failure, doing, str(self.place)) from None
+        return True
+
+    def _came(self, name: str, end: float) -> bool:
+        """Whether what another upload of this name was about to put is there by now."""
+        with suppress(Exception):
+            return _is_there(self._now(end), name)
+        return False
+
+    def _now(self, end: float) -> S3Store:
+        if self._closed:
+            raise Closed("the S3 engine is closed")
+        return self._stores.within(end - time.monotonic())
+
+    # What runs in the loop.
+
+    async def _range(self, name: str, start: int, nbytes: int) -> Bytes | bytes:
+        import obstore
+
+        async with self._requests:
+            try:
+                return await obstore.get_range_async(self._store, name, start=start, length=nbytes)
+            except Exception as error:
+                if Failure.of(error).is_beyond:
+                    return b""
+                raise
+
+    async def _heads(self, names: Sequence[str], nbytes: int) -> Sequence[bytes | None]:
+        async def head(name: str) -> bytes | None:
+            try:
+                return bytes(await self._range(name, 0, nbytes))
+            except Exception as error:
+                if Failure.of(error).is_absent:
+                    return None
+                raise
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(head(name)) for name in names]
+        return [task.result() for task in tasks]
+
+    async def _delete(self, paths: Sequence[str]) -> None:
+        import obstore
+
+        async with self._requests:
+            try:
+                await obstore.delete_async(self._store, paths)
+            except Exception as error:
+                if not Failure.of(error).is_absent:
+                    raise
+
+    async def _cancel_all(self) -> None:
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    # The start.
+
+    def _open(self, timeout_s: float) -> None:
+        try:
+            self._learn_conditions(timeout_s)
+            self._wait(sweep_uploads(self._store), time.monotonic() + timeout_s, "sweeping old uploads")
+        except DeadlineExceeded:
+            self.notes.append(f"{self.place} did not answer within {timeout_s:g} s at the start")
+        except _Refused as error:
+            reason = refuse(error.failure, str(self.place))
+            if reason is not None:
+                raise reason from None
+            self.notes.append(f"{self.place} was not there at the start ({error.failure.said})")
+        except (NotFound, OSError) as error:
+            self.notes.append(f"old uploads were not swept: {error}")
+
+    def _learn_conditions(self, timeout_s: float) -> None:
+        """Try whether a conditional put replaces what is there."""
+        end = time.monotonic() + timeout_s
+        name = f"{_PROBE}{uuid.uuid4().hex}"
+        self._has_conditions = self._wait(self._probe(name), end, "trying out the bucket")
+        if not self._has_conditions:
+            self.notes.append(
+                f"{self.place} knows no conditional put (If-None-Match: *): whether an object is there is asked before "
+                "it is written, and of two writers at the same moment the later one's object stays"
+            )
+
+    def _learn_late(self, timeout_s: float, doing: str) -> None:
+        try:
+            self._learn_conditions(timeout_s)
+        except _Refused as error:
+            raise explain(error.failure, doing, str(self.place)) from None
+
+    async def _probe(self, name: str) -> bool:
+        import obstore
+
+        try:
+            await obstore.put_async(self._store, name, b"1", use_multipart=False)
+            try:
+                await obstore.put_async(self._store, name, b"2", mode="create")
+            except Exception as error:
+                failure = Failure.of(error)
+                if not failure.is_taken and failure.status not in {400, 405, 501}:
+                    raise
+                taken = failure.is_taken
+            else:
+                taken = False
+            await obstore.delete_async(self._store, name)
+        except Exception as error:  # noqa: BLE001 - told apart by who catches it
+            raise _Refused(Failure.of(error)) from None
+        return taken
+
+    # The caller's side.
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        if self._closed:
+            work.close()
+            raise Closed("the S3 engine is closed")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _wait(
+        self, work: Coroutine[Any, Any, T], end: float, doing: str, give_up: Callable[[], None] | None = None
+    ) -> T:
+        return self._result(self._submit(work), end, doing, give_up)
+
+    def _result(
+        self, future: concurrent.futures.Future[T], end: float, doing: str, give_up: Callable[[], None] | None = None
+    ) -> T:
+        """What a piece of work came to, until `end`; after that it is cancelled, or given up in its own way."""
+        try:
+            return future.result(max(0.0, end - time.monotonic()))
+        except concurrent.futures.CancelledError:
+            raise Closed("the S3 engine was closed") from None
+        except concurrent.futures.TimeoutError:
+            (give_up or future.cancel)()
+            raise DeadlineExceeded(f"{doing}: {self.place} did not answer in time") from None
+        except _Refused:
+            raise
+        except Exception as error:  # noqa: BLE001 - told apart in `explain`
+            raise self._explained(error, doing) from None
+
+    def _explained(self, error: BaseException, doing: str) -> Exception:
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        return explain(Failure.of(error), doing, str(self.place))
+
+
+def _is_there(store: S3Store, name: str) -> bool:
+    import obstore
+
+    try:
+        obstore.head(store, name)
+    except Exception as error:
+        if Failure.of(error).is_absent:
+            return False
+        raise
+    return True
+
+
+class _Refused(Exception):
+    """The place did not do what the start asks of it."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.said)
+        self.failure = failure
