@@ -46,7 +46,11 @@ Store store_for(const std::uint8_t* output, std::size_t copy_bytes) {
 }
 
 void copy_bytes(std::uint8_t* output, const std::uint8_t* input, std::size_t length) {
-    if (length < kStreamBytes || simd_level() == SimdLevel::portable) {
+    copy_piece(output, input, length, length);
+}
+
+void copy_piece(std::uint8_t* output, const std::uint8_t* input, std::size_t length, std::size_t whole) {
+    if (whole < kStreamBytes || length < kLine || simd_level() == SimdLevel::portable) {
         if (length > 0) std::memcpy(output, input, length);
         return;
     }

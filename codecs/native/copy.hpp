@@ -15,6 +15,9 @@ Store store_for(const std::uint8_t* output, std::size_t copy_bytes);
 
 void copy_bytes(std::uint8_t* output, const std::uint8_t* input, std::size_t length);
 
+// A piece of a copy of `whole` bytes: what decides whether it goes past the cache.
+void copy_piece(std::uint8_t* output, const std::uint8_t* input, std::size_t length, std::size_t whole);
+
 inline constexpr std::size_t kDigestBytes = 16;
 
 // A piece of a buffer, in bytes.

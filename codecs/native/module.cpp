@@ -14,6 +14,7 @@ NB_MODULE(_native, m) {
     kvstore::bind_lossless(m);
     kvstore::bind_lru(m);
     kvstore::bind_mapping(m);
+    kvstore::bind_memory(m);
     kvstore::bind_paged(m);
     kvstore::bind_populate(m);
     kvstore::bind_puts(m);
@@ -21,5 +22,6 @@ NB_MODULE(_native, m) {
     kvstore::bind_rans(m);
     kvstore::bind_record(m);
     kvstore::bind_shared(m);
+    kvstore::bind_striped(m);
     kvstore::bind_transform(m);
 }
