@@ -3,7 +3,7 @@
 `pages` are
 
 - `hugetlb`: huge pages that the host has reserved (`vm.nr_hugepages`);
-- `thp`: huge pages that the kernel makes of what is there (MADV_COLLAPSE, whatever its settings are);
+- `thp`: huge pages that the kernel makes when it is asked to (MADV_COLLAPSE, whatever its settings are);
 - `plain`: pages of 4 KiB;
 - `auto`: the first of these that can be had.
 """
@@ -128,16 +128,24 @@ def _populate(view: memoryview, pages: str, progress: Callable[[int], None]) -> 
     huge = len(view) if pages == "hugetlb" else 0
     for at in range(0, len(view), _STEP):
         piece = view[at : at + _STEP]
-        huge += _collapse(piece) if wants_huge else 0
+        if wants_huge:
+            made = _collapse(piece)
+            huge, wants_huge = huge + made, made > 0  # after a failure it is not tried again
         _native.populate(piece)
         progress(at + len(piece))
     return huge
 
 
 def _collapse(piece: memoryview) -> int:
-    """Make huge pages of a piece, of holes too; the bytes that they hold."""
+    """Make huge pages of a piece; the bytes that they hold.
+
+    One small page of each is brought into being first, since none is made where there is nothing: that and clearing a
+    huge page is faster than bringing all small ones into being.
+    """
     whole = len(piece) // HUGE * HUGE
     try:
+        for at in range(0, whole, HUGE):
+            _native.populate(piece[at : at + 1])
         _native.collapse_huge(piece[:whole])
     except OSError:  # no such pages here, or none in one piece any more
         return 0

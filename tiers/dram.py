@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from kvstore import _native
 from kvstore.arena import Arena
-from kvstore.errors import Closed
+from kvstore.errors import Closed, Corrupt
 from kvstore.hazards import Hazards
 from kvstore.record import Record
 from kvstore.tiers.base import Speed, Tier, TierFull
@@ -122,8 +122,11 @@ class DramTier(Tier):
     def read_into(self, location: int, offset: int, out: memoryview) -> None:
         if self._closed:
             raise Closed("the DRAM tier is closed")
+        source = self.view(location, offset, out.nbytes)
+        if len(source) != out.nbytes:
+            raise Corrupt(f"{location:#x} is shorter than the {offset + out.nbytes} bytes asked for")
         start = time.perf_counter()
-        _native.copy(out, self.view(location, offset, out.nbytes))
+        _native.copy(out, source)
         self._learn(out.nbytes, time.perf_counter() - start)
 
     def delete(self, location: int, record_bytes: int) -> None:

@@ -72,6 +72,7 @@ def test_pages_lie_on_the_node_that_they_are_bound_to() -> None:
 def test_huge_pages_of_process_memory() -> None:
     memory, _ = _native.map_aligned(-1, 2 * HUGE, HUGE)
     _native.advise_huge(memory)
+    _native.populate(memory)
     try:
         _native.collapse_huge(memory)
     except OSError as error:

@@ -7,23 +7,40 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 
+import numpy as np
 import pytest
 
 from kvstore import _native, extent
 from kvstore.errors import ConfigError
 from kvstore.extent import HUGE, Extent, Making, free_hugetlb
-from kvstore.testing import TierConformance, make_sample
+from kvstore.testing import Fault, TierConformance, make_sample
 from kvstore.tiers.base import Tier
 from kvstore.tiers.dram import DramTier
 
 MIB = 1 << 20
 
 
+@contextmanager
+def flipped(tier: DramTier) -> Iterator[None]:
+    """One bit of every 4 KiB."""
+    memories = [np.frombuffer(each.view, np.uint8) for each in tier._arena._extents.values()]
+    for memory in memories:
+        memory[::4096] ^= 1
+    yield
+    for memory in memories:
+        memory[::4096] ^= 1
+
+
 class TestDram(TierConformance):
     def make_tier(self) -> Tier:
-        return DramTier(24 * MIB, 24 * MIB)
+        return ready(24 * MIB, 24 * MIB)
+
+    def inject(self, tier: Tier, fault: Fault) -> AbstractContextManager[None] | None:
+        assert isinstance(tier, DramTier)
+        return flipped(tier) if fault is Fault.BIT_FLIP else None
 
 
 def ready(capacity: int = 8 * MIB, extent_bytes: int = 4 * MIB, **options: object) -> DramTier:
@@ -40,6 +57,7 @@ def collapses() -> bool:
     memory = memoryview(_native.map_aligned(fd := os.memfd_create("probe"), HUGE, HUGE)[0])
     os.ftruncate(fd, HUGE)
     os.close(fd)
+    _native.populate(memory)
     try:
         _native.collapse_huge(memory)
     except OSError:
@@ -211,7 +229,7 @@ def test_memory_is_locked() -> None:
 
 
 LOCKING = """
-import os, resource
+import encodings.ascii, os, resource  # nobody may not be able to read the library
 from kvstore.errors import ConfigError
 from kvstore.tiers.dram import DramTier
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))

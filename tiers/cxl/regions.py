@@ -66,6 +66,7 @@ class Region:
         """Let another tier have the device. The memory goes when nothing stands on it any more."""
         self.memory = np.empty(0, np.uint8)
         if self.fd >= 0:
+            fcntl.flock(self.fd, fcntl.LOCK_UN)  # what is mapped still would keep the lock
             os.close(self.fd)
             self.fd = -1
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from kvstore import _native
 
 MOST = 16
-_CLOSE = 0.1  # of the proportions that are asked for
+_CLOSE = 0.15  # of the proportions that are asked for; two measurements of one device differ by as much
 _STALE = 0.25
 _ENOUGH = 64 << 20  # bytes of each device, before its rate is believed
 Sample = tuple[int, int, int]  # bytes, nanoseconds, records
 
 
 def units_for(rates: Sequence[float]) -> list[int]:
-    """The smallest whole numbers, `MOST` at most, in proportion to some rates within a tenth (or as near as can be)."""
+    """The smallest whole numbers, `MOST` at most, in proportion to some rates within 15% (or as near as can be)."""
     top, units = max(rates), [1] * len(rates)
     for most in range(1, MOST + 1):
         units = [max(1, round(rate / top * most)) for rate in rates]

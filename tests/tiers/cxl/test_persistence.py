@@ -298,11 +298,12 @@ def test_a_tier_that_forgets_does_not_overwrite_one_that_lasts(make_files: MakeF
         wipe(paths)
 
 
-def test_a_tier_whose_making_was_cut_off_is_made_again(make_files: MakeFiles, opener: Opener) -> None:
+def test_a_tier_whose_making_was_cut_off_is_made_again(make_files: MakeFiles, opener: Opener, tmp_path: Path) -> None:
     paths = make_files(8 * MIB, 8 * MIB)
-    opener(paths=paths, **TWO)._give_up()  # as a process leaves it that dies: superblocks of generation 1
-    poke(paths[0], 0, bytes(8192))  # device 0's is written last
-    tier = opener(paths=paths, **TWO)
+    opener(paths=paths, **TWO)
+    copies = [Path(shutil.copy(path, tmp_path / path.name)) for path in paths]  # superblocks of generation 1
+    poke(copies[0], 0, bytes(8192))  # device 0's is written last
+    tier = opener(paths=copies, **TWO)
     sample = make_sample(1, 100_000)
     sample.check_in(tier, sample.write_to(tier))
 
