@@ -374,7 +374,13 @@ class StripedMemory:
     """
 
     def __init__(
-        self, devices: list[Any], records: int, unit: int, helpers: int, slots: Buffer | None = None, flush: bool = False
+        self,
+        devices: list[Any],
+        records: int,
+        unit: int,
+        helpers: int,
+        slots: Buffer | None = None,
+        flush: bool = False,
     ) -> None: ...
     def restore(self) -> _Restored:
         """Take over what the slots hold: numbers of valid ones, unused ranges, and how many records were dropped."""

@@ -9,6 +9,7 @@ A location is `extent number << 40 | offset`.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections import Counter
@@ -61,6 +62,7 @@ class Arena:
         self._change = threading.Condition()
         self._maker = threading.Thread(target=self._make_extents, name="kvstore-arena", daemon=True)
         self._maker.start()
+        atexit.register(self._stop_making)  # a thread that the interpreter's end meets in native code takes it down
 
     @property
     def used(self) -> int:
@@ -182,10 +184,8 @@ class Arena:
         """Stop making extents and give all of them back; after `end`."""
         for each in self._holdings.values():
             each.wait_for_users()
-        with self._change:
-            self._closed = True
-            self._change.notify_all()
-        self._maker.join()
+        self._stop_making()
+        atexit.unregister(self._stop_making)
         self.epoch += 1
         for extent in [*self._extents.values(), *self._spare]:
             extent.destroy()
@@ -238,7 +238,15 @@ class Arena:
                 self._change.notify_all()
 
     def _note_progress(self, nbytes: int) -> None:
+        if self._closed:
+            raise StorageError("the arena is closed: the extent is not needed any more")
         self._progress = nbytes
+
+    def _stop_making(self) -> None:
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+        self._maker.join()
 
 
 def _told(counts: Counter[str]) -> str:

@@ -55,8 +55,8 @@ class Making:
             )
         if self.lock and capacity > lockable():
             raise ConfigError(
-                f"[dram] lock: this process may lock {lockable()} bytes and {capacity} are needed; raise RLIMIT_MEMLOCK "
-                "(`ulimit -l`, LimitMEMLOCK= of a systemd unit, --ulimit memlock of a container) or give it "
+                f"[dram] lock: this process may lock {lockable()} bytes and {capacity} are needed; raise "
+                "RLIMIT_MEMLOCK (`ulimit -l`, LimitMEMLOCK= of a systemd unit, --ulimit memlock of a container) or give it "
                 "CAP_IPC_LOCK"
             )
 
@@ -81,13 +81,16 @@ class Extent:
     ) -> Extent:  # fmt: skip
         """Create, populate and seal an extent, on a node if one is given (`strict`: there or nowhere).
 
-        `progress` is told how many bytes there are already. Raises `StorageError` if there is no memory.
+        `progress` is told how many bytes there are already; what it raises ends the work. Raises `StorageError` if
+        there is no memory.
         """
         if making.pages == "auto" and _fits_hugetlb(making.size):
-            with contextlib.suppress(OSError):  # others took the huge pages meanwhile
+            with contextlib.suppress(OSError):  # others have taken the huge pages meanwhile
                 return cls._make(number, replace(making, pages="hugetlb"), node, strict, progress)
         try:
             return cls._make(number, making, node, strict, progress)
+        except StorageError:
+            raise
         except OSError as error:
             raise StorageError(f"no memory for an extent of {making.size} bytes: {error.strerror}") from error
 

@@ -6,6 +6,14 @@
 
 namespace kvstore {
 
+void copy_in_order(std::span<const Piece> pieces, std::size_t whole) {
+    for (std::size_t i = 0; i < pieces.size(); ++i) {
+        if (i + 1 < pieces.size()) expect_copy_from(pieces[i + 1].input);
+        copy_piece(pieces[i].output, pieces[i].input, pieces[i].length, whole);
+    }
+    end_copy();
+}
+
 CopyPool::CopyPool(unsigned helpers) {
     threads_.reserve(helpers);
     for (unsigned i = 0; i < helpers; ++i) threads_.emplace_back([this] { help(); });
@@ -25,6 +33,7 @@ void CopyPool::work(Job& job) {
         const Piece& piece = job.pieces[i];
         copy_piece(piece.output, piece.input, piece.length, job.whole);
     }
+    end_copy();
 }
 
 void CopyPool::retire(Job& job) {
@@ -34,16 +43,13 @@ void CopyPool::retire(Job& job) {
 
 void CopyPool::copy(std::span<const Piece> pieces, std::size_t whole) {
     Job job{.pieces = pieces, .whole = whole};
-    const bool alone = threads_.empty() || pieces.size() < 2;
-    if (!alone) {
-        {
-            const std::lock_guard held(mutex_);
-            jobs_.push_back(&job);
-        }
-        pieces.size() > 2 ? wanted_.notify_all() : wanted_.notify_one();
+    if (threads_.empty() || pieces.size() < 2) return copy_in_order(pieces, whole);
+    {
+        const std::lock_guard held(mutex_);
+        jobs_.push_back(&job);
     }
+    pieces.size() > 2 ? wanted_.notify_all() : wanted_.notify_one();
     work(job);
-    if (alone) return;
     std::unique_lock held(mutex_);
     retire(job);  // nobody begins any more
     left_.wait(held, [&] { return job.workers == 0; });

@@ -18,6 +18,9 @@ struct Piece {
     std::size_t length;
 };
 
+// Copies pieces, of a copy of `whole` bytes, one after the other.
+void copy_in_order(std::span<const Piece> pieces, std::size_t whole);
+
 class CopyPool {
 public:
     // Starts `helpers` threads, which sleep until they are needed.

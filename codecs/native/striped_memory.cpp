@@ -202,7 +202,7 @@ void StripedMemory::carry_out(const Transfer& transfer, std::uint64_t whole, boo
     } else if (helped) {
         pool_.copy(transfer.pieces, whole);
     } else {
-        for (const Piece& each : transfer.pieces) copy_piece(each.output, each.input, each.length, whole);
+        copy_in_order(transfer.pieces, whole);
     }
     if (out || !slots_ || !slots_->flushes()) return;
     // What was streamed is on its way already, but for the lines at the ends of a piece.
@@ -220,6 +220,7 @@ void StripedMemory::carry_out_timed(const Transfer& transfer, std::uint64_t whol
     for (std::size_t i = 0; i < transfer.pieces.size(); ++i) {
         const Piece& each = transfer.pieces[i];
         copy_piece(each.output, each.input, each.length, whole);
+        end_copy();
         const std::uint64_t after = now();
         seen[transfer.devices[i]].bytes += each.length;
         seen[transfer.devices[i]].nanoseconds += after - before;
@@ -325,7 +326,7 @@ std::uint64_t StripedMemory::scan(std::uint8_t* output, std::uint64_t length, st
     if (helps_.load(std::memory_order_relaxed)) {
         pool_.copy(transfer.pieces, length);
     } else {
-        for (const Piece& each : transfer.pieces) copy_piece(each.output, each.input, each.length, length);
+        copy_in_order(transfer.pieces, length);
     }
     return now() - start;
 }

@@ -12,7 +12,9 @@ from kvstore._native import STRIPED_BEYOND, STRIPED_MISSING, STRIPED_NO_ROOM, St
 BLOCK = 4096
 
 
-def make(sizes: list[int], units: list[int], *, unit: int = BLOCK, helpers: int = 0, records: int = 64) -> StripedMemory:
+def make(
+    sizes: list[int], units: list[int], *, unit: int = BLOCK, helpers: int = 0, records: int = 64
+) -> StripedMemory:
     devices = [np.zeros(size, np.uint8) for size in sizes]
     memory = StripedMemory(devices, records, unit, helpers)
     for device, size in enumerate(sizes):

@@ -6,6 +6,7 @@ records lie in what is there already.
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -41,6 +42,7 @@ class Populator:
         if self._queue:
             self._thread = threading.Thread(target=self._run, name=f"kvstore-{name}-populate", daemon=True)
             self._thread.start()
+            atexit.register(self.stop)  # a thread that the interpreter's end meets in native code takes it down
 
     @property
     def running(self) -> bool:
@@ -58,6 +60,7 @@ class Populator:
         self._stopping = True
         if self._thread is not None:
             self._thread.join()
+            atexit.unregister(self.stop)
 
     def _run(self) -> None:
         while self._queue and not self._stopping:

@@ -95,7 +95,7 @@ def _map_node(node: int, nbytes: int) -> Region:
 
 
 def map_paths(paths: Sequence[Path], *, persistent: bool) -> list[Region]:
-    """The devices or files at some paths, whole, each locked. `ConfigError`, `StorageError` where one cannot be used."""
+    """The devices or files at some paths, whole and locked. `ConfigError`, `StorageError` where one cannot be used."""
     regions: list[Region] = []
     try:
         for path in paths:

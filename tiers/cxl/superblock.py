@@ -113,7 +113,9 @@ def advance(blocks: Sequence[Superblock], *, clean: bool) -> list[Superblock]:
     return [replace(each, generation=generation, clean=clean) for each in blocks]
 
 
-def create(regions: Sequence[Region], shares: Sequence[int], capacity: int, unit: int, records: int) -> list[Superblock]:
+def create(
+    regions: Sequence[Region], shares: Sequence[int], capacity: int, unit: int, records: int
+) -> list[Superblock]:
     """Superblocks for a new set with so many bytes of each device, and empty tables. They are not written yet."""
     number = secrets.token_bytes(16)
     blocks = []

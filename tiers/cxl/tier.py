@@ -24,7 +24,7 @@ from kvstore.tiers.nvme.flush import GroupFlush
 from kvstore.tiers.nvme.rows import created_at, pack_row
 
 KIB, MIB = 1 << 10, 1 << 20
-UNIT = 64 * KIB
+UNIT = 128 * KIB
 LEAST_RECORDS = 4096
 RECORD_BYTES = 64 * KIB  # of capacity for each record that there can be, unless it is said
 MOST_THREADS = 4
@@ -329,9 +329,7 @@ def _refuse_sets(regions: Sequence[Region]) -> None:
             )
 
 
-def _check_room(
-    regions: Sequence[Region], capacity: int | None, known: Sequence[superblock.Superblock] | None
-) -> None:
+def _check_room(regions: Sequence[Region], capacity: int | None, known: Sequence[superblock.Superblock] | None) -> None:
     if known is not None and capacity is not None and capacity != known[0].capacity:
         raise ConfigError(
             f"[cxl] capacity: the tier on {regions[0].name} was made for {known[0].capacity} bytes, not {capacity}; "

@@ -199,9 +199,13 @@ def test_a_damaged_catalog_ends_where_it_is_damaged(make_files: MakeFiles, opene
 
 def test_a_full_catalog_says_so(make_files: MakeFiles, opener: Opener) -> None:
     tier = opener(paths=make_files(8 * MIB), persistent=True)
-    with pytest.raises(StorageError, match="catalog of .* is full"):
+
+    def describe_all() -> None:
         for number in range(100_000):
             tier.describe(f"tenant-{number}", KVSpec.dense(f"m{number}", layers=1, kv_heads=1, head_dim=64))
+
+    with pytest.raises(StorageError, match=r"catalog of .* is full"):
+        describe_all()
 
 
 def test_a_torn_superblock_leaves_the_one_before(make_files: MakeFiles, opener: Opener) -> None:

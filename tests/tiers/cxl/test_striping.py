@@ -54,11 +54,14 @@ def test_small_records_go_where_the_least_lies(make_files: MakeFiles, opener: Op
 
 def test_a_full_device_leaves_the_rest_to_the_others(make_files: MakeFiles, opener: Opener) -> None:
     tier = opener(paths=make_files(MIB, 8 * MIB), weights=[1, 1])
-    samples = [make_sample(number, 1_000_000) for number in range(12)]
     places = []
-    with pytest.raises(TierFull):
-        for sample in samples:
+
+    def fill() -> None:
+        for sample in (make_sample(number, 1_000_000) for number in range(12)):
             places.append((sample.write_to(tier), sample))
+
+    with pytest.raises(TierFull):
+        fill()
     assert len(places) >= 8, "the second device alone has room for eight"
     for location, sample in places:
         sample.check_in(tier, location)
@@ -211,7 +214,7 @@ def test_records_of_other_weights_stay_readable(make_files: MakeFiles, opener: O
 def test_weights_are_measured_where_none_are_given(make_files: MakeFiles, opener: Opener) -> None:
     tier = opener(paths=make_files(16 * MIB, 16 * MIB))
     for number in range(130):
-        sample = make_sample(number, 100_000)
+        sample = make_sample(number, 300_000)
         location = sample.write_to(tier)
         sample.check_in(tier, location)
         tier.delete(location, sample.record.total_bytes)
