@@ -56,8 +56,8 @@ class Making:
         if self.lock and capacity > lockable():
             raise ConfigError(
                 f"[dram] lock: this process may lock {lockable()} bytes and {capacity} are needed; raise "
-                "RLIMIT_MEMLOCK (`ulimit -l`, LimitMEMLOCK= of a systemd unit, --ulimit memlock of a container) or give it "
-                "CAP_IPC_LOCK"
+                "RLIMIT_MEMLOCK (`ulimit -l`, LimitMEMLOCK= of a systemd unit, --ulimit memlock of a container) or "
+                "give it CAP_IPC_LOCK"
             )
 
 
@@ -105,7 +105,7 @@ class Extent:
             memory, _ = _native.map_aligned(fd, making.size, HUGE if making.size >= HUGE else mmap.PAGESIZE)
             if node is not None:
                 numa.bind(memory, node, "[dram] nodes", strict=strict)
-            view = memoryview(memory)
+            view = memory.data
             huge = _populate(view, making.pages, progress)
             if making.lock:
                 _native.lock_memory(view)

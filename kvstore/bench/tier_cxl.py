@@ -135,7 +135,6 @@ class _Slots:
     def case(self, direction: str, baseline: str) -> Case:
         """One of the two."""
         tier, at, header, outs = self._tier, self._at, len(self._headers[0]), self._outs
-        mode = f"{self._mode}, {tier.stats()['devices']!s}"
 
         def delete(slot: int) -> None:
             tier.delete(at[slot], self._records[slot].total_bytes)
@@ -186,10 +185,10 @@ def _mapped(path: Path) -> memoryview:
     with path.open("r+b") as file:
         memory, _ = _native.map_aligned(file.fileno(), path.stat().st_size, _HUGE)
     _native.populate(memory)
-    return memoryview(memory)
+    return memory.data
 
 
 def _own_memory(nbytes: int) -> memoryview:
     memory, _ = _native.map_aligned(-1, nbytes, _HUGE)
     _native.populate(memory)
-    return memoryview(memory)
+    return memory.data

@@ -38,7 +38,7 @@ class Region:
 
     def view(self, at: int, nbytes: int) -> memoryview:
         """A piece of it."""
-        return memoryview(self.memory)[at : at + nbytes]
+        return self.memory.data[at : at + nbytes]
 
     def populate(self, at: int, nbytes: int) -> None:
         """Bring pages into being, keeping what they hold. `StorageError` if there is no memory for them."""

@@ -77,6 +77,8 @@ def overhead(device: int, records: int) -> int:
 
 def read(region: Region) -> Superblock | None:
     """The newer of a device's superblocks, None where there is none. `StorageError` for one of another version."""
+    if len(region.memory) < CATALOG_AT:
+        return None
     found = [each for at in (0, BLOCK) if (each := _unpack(region, bytes(region.view(at, _BYTES)))) is not None]
     return max(found, key=lambda each: each.generation, default=None)
 
@@ -149,7 +151,7 @@ def find_set(regions: Sequence[Region]) -> list[Superblock] | None:
                     f"{CATALOG_AT} bytes with zeros: kvstore.tiers.cxl.wipe([{region.name!r}])"
                 )
         return None  # never opened: what there is of a set was not finished
-    blocks = []
+    blocks: list[Superblock] = []
     for device, (region, each) in enumerate(zip(regions, found, strict=True)):
         if each is None:
             raise StorageError(

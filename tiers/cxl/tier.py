@@ -117,7 +117,8 @@ class CxlTier(Tier):
         slots, flush = None, False
         if self.persistent:
             at = superblock.SLOTS_AT
-            slots, flush = regions[0].view(at, records * _native.RECORD_SLOT_BYTES), regions[0].direct
+            slots = regions[0].view(at, records * _native.RECORD_SLOT_BYTES)
+            flush = any(region.direct for region in regions)
         helpers = (min(len(os.sched_getaffinity(0)), MOST_THREADS) if threads is None else threads) - 1
         devices = [region.memory[at : at + nbytes] for region, (at, nbytes) in zip(regions, spans, strict=True)]
         self._memory = _native.StripedMemory(devices, records, self._unit, helpers, slots, flush)
@@ -138,14 +139,12 @@ class CxlTier(Tier):
         told = self._memory.restore()
         table = np.frombuffer(slots or b"", _SLOT_DTYPE)
         rows = np.ascontiguousarray(table["row"][told["valid"]])
-        notes = [*catalog.notes]
-        for what, why in (
-            ("torn", "whose writing had not ended were dropped"),
-            ("damaged", "whose slots do not match their checksums were dropped"),
-            ("overlapping", "that claim the same memory were dropped"),
-        ):
-            if told[what]:
-                notes.append(f"{told[what]} records {why}")
+        dropped = (
+            (told["torn"], "whose writing had not ended were dropped"),
+            (told["damaged"], "whose slots do not match their checksums were dropped"),
+            (told["overlapping"], "that claim the same memory were dropped"),
+        )
+        notes = [*catalog.notes, *(f"{count} records {why}" for count, why in dropped if count)]
         clean = self._blocks[0].clean
         self._found = Recovered(dict(catalog.names), dict(catalog.specs), rows, clean, tuple(notes))
         self._blocks = superblock.advance(self._blocks, clean=False)
@@ -306,7 +305,7 @@ def _memory(nbytes: int) -> memoryview:
     """Populated memory of this process, to read into."""
     memory, _ = _native.map_aligned(-1, max(nbytes, BLOCK), BLOCK)
     _native.populate(memory)
-    return memoryview(memory)[:nbytes]
+    return memory.data[:nbytes]
 
 
 def _helpers_pay(memory: _native.StripedMemory, nbytes: int, devices: int) -> bool:
@@ -322,7 +321,7 @@ def _helpers_pay(memory: _native.StripedMemory, nbytes: int, devices: int) -> bo
 def _refuse_sets(regions: Sequence[Region]) -> None:
     """Nothing that is to last is overwritten."""
     for region in regions:
-        if region.fd >= 0 and len(region.memory) >= superblock.CATALOG_AT and superblock.read(region) is not None:
+        if region.fd >= 0 and superblock.read(region) is not None:
             raise ConfigError(
                 f"[cxl] paths: {region.name} holds a persistent tier; set `persistent = true`, or give its content up: "
                 f"kvstore.tiers.cxl.wipe([{region.name!r}])"

@@ -117,6 +117,8 @@ def test_a_path_of_the_wrong_size(make_files: MakeFiles) -> None:
 def test_a_path_that_is_too_small(make_files: MakeFiles) -> None:
     with pytest.raises(ConfigError, match=r"too few: .* are needed for tables"):
         CxlTier(paths=make_files(MIB), persistent=True)
+    with pytest.raises(ConfigError, match=r"too few: .* are needed for tables"):
+        CxlTier(paths=make_files(4096, 4096), persistent=True)
     with pytest.raises(ConfigError, match="capacity: 8388608 bytes, and the paths have 4194304 in all"):
         CxlTier(8 * MIB, paths=make_files(2 * MIB, 2 * MIB))
 
