@@ -221,7 +221,7 @@ def locked() -> int:
 @pytest.mark.skipif(extent.lockable() < 8 * MIB, reason="this process may lock too little (RLIMIT_MEMLOCK)")
 def test_memory_is_locked() -> None:
     before = locked()
-    with closing(ready(lock_memory=True)) as tier:
+    with closing(ready(pages="plain", lock_memory=True)) as tier:
         assert tier.stats()["locked"] == "yes"
         assert locked() - before == 8 * MIB
     assert locked() == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import shutil
 import signal
 import tempfile
@@ -17,7 +18,7 @@ import pytest
 from kvstore.testing import BookOwner, Fault, PersistentTierConformance, Sample, TierConformance, replaced
 from kvstore.testing.kills import die
 from kvstore.tiers.base import Recovered, Tier, TierFull
-from kvstore.tiers.cxl import CxlTier
+from kvstore.tiers.cxl import CxlTier, regions
 
 MIB = 1 << 20
 CAPACITY = 24 * MIB
@@ -156,3 +157,22 @@ class TestLastingTwoFiles(OnLastingFiles):
 class TestLastingThreeFilesOfUnevenWeights(OnLastingFiles):
     files = 3
     options = {"persistent": True, "weights": [3, 1, 2], "unit": 16384}  # noqa: RUF012
+
+
+def as_device(path: Path, found: os.stat_result) -> tuple[int, int, bool]:
+    """A file taken for a DAX device of pages of 2 MiB."""
+    del path
+    return found.st_size, 2 * MIB, True
+
+
+class TestLastingOnWhatStandsInForDax(OnLastingFiles):
+    """As on a device: aligned to huge pages, and every store written back from the processor's caches."""
+
+    files = 2
+    options = {"persistent": True, "weights": [1, 2], "unit": 8192}  # noqa: RUF012
+
+    def open(self) -> CxlTier:
+        with replaced(regions, "_dimensions", as_device):
+            tier = super().open()
+        assert all(region.direct for region in tier._regions)
+        return tier
