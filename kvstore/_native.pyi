@@ -367,7 +367,7 @@ class StripedMemory:
     """Records striped over the memory of several devices (`kvstore.tiers.cxl`).
 
     A record lies in turns of `unit` bytes, times each device's units, on the `devices`; there are `records` at most.
-    Copies of 1 MiB and more are made by this thread and `helpers` more. `slots`, RECORD_SLOT_BYTES for each record,
+    Copies of 1 MiB and more are made by this thread and `helpers` more, while that is a fifth faster. `slots`, RECORD_SLOT_BYTES for each record,
     make them persistent; `flush` writes all back from the processor's caches. All memory counts as taken until
     `release`. Ranges are (device, offset, bytes), traffic is (bytes, nanoseconds, records): the first two of transfers
     of 64 KiB and more. ValueError for what does not fit together.
@@ -391,14 +391,15 @@ class StripedMemory:
     def set_units(self, units: Sequence[int]) -> None:
         """How many units in a row lie on each device, of records that are written from now on."""
 
-    def use_helpers(self, yes: bool) -> None:
-        """Whether helpers are used."""
+    def always_help(self) -> None:
+        """Use helpers for every copy of 1 MiB and more, and not only while that is measurably faster."""
 
-    def write(self, header: bytes, payload: Buffer, stored: int, row: bytes = b"") -> int:
-        """The location of a new record (a header of whole blocks, `stored` bytes, zeros), or STRIPED_NO_…
+    @property
+    def helped(self) -> bool:
+        """Whether the next large copy is made with helpers."""
 
-        With slots, `row` is one of RECOVERED_DTYPE; its location is filled in.
-        """
+    def write(self, header: bytes, payload: Buffer, stored: int) -> int:
+        """The location of a new record (a header of whole blocks, `stored` bytes, zeros), or STRIPED_NO_…"""
 
     def read(self, location: int, offset: int, out: Buffer) -> int:
         """Fill `out` from a record; 0, or STRIPED_…"""

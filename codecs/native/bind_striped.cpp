@@ -30,7 +30,6 @@ public:
             table.emplace(reinterpret_cast<RecordSlot*>(views_.back()->data()),
                           views_.back()->bytes() / sizeof(RecordSlot), flush);
         }
-        has_slots_ = table.has_value();
         memory_ = std::make_unique<StripedMemory>(std::move(memory), records, unit, helpers, table);
     }
 
@@ -53,7 +52,7 @@ public:
         return told;
     }
 
-    std::int64_t write(const nb::bytes& header, nb::handle payload_object, std::uint64_t stored, const nb::bytes& row) {
+    std::int64_t write(const nb::bytes& header, nb::handle payload_object, std::uint64_t stored) {
         const BufferView payload(payload_object, "payload");
         if (header.size() == 0 || header.size() % kStripeBlock != 0)
             throw nb::value_error("a header has whole blocks of 4096 bytes");
@@ -61,10 +60,9 @@ public:
             throw nb::value_error(("a record of " + std::to_string(stored) + " bytes needs as many, not " +
                                    std::to_string(payload.bytes()))
                                       .c_str());
-        if (has_slots_ && row.size() != kRowBytes) throw nb::value_error("a row of RECOVERED_DTYPE is needed");
         const std::span head(reinterpret_cast<const std::uint8_t*>(header.data()), header.size());
         const ReleaseGilFor release(stored);
-        return memory_->write(head, payload.data(), stored, reinterpret_cast<const std::uint8_t*>(row.data()));
+        return memory_->write(head, payload.data(), stored);
     }
 
     int read(std::uint64_t location, std::uint64_t offset, nb::handle out_object) {
@@ -116,7 +114,6 @@ public:
 private:
     std::vector<std::unique_ptr<BufferView>> views_;
     std::unique_ptr<StripedMemory> memory_;
-    bool has_slots_ = false;
 };
 
 nb::tuple told(const Traffic& traffic) { return nb::make_tuple(traffic.bytes, traffic.nanoseconds, traffic.records); }
@@ -143,8 +140,9 @@ void bind_striped(nb::module_& m) {
         .def("set_units", [](StripedObject& self, const std::vector<std::uint8_t>& units) {
             self.memory().set_units(units);
         }, "units"_a)
-        .def("use_helpers", [](StripedObject& self, bool yes) { self.memory().use_helpers(yes); }, "yes"_a)
-        .def("write", &StripedObject::write, "header"_a, "payload"_a, "stored"_a, "row"_a = nb::bytes(""))
+        .def("always_help", [](StripedObject& self) { self.memory().set_help(StripedMemory::Help::always); })
+        .def_prop_ro("helped", [](StripedObject& self) { return self.memory().helped(); })
+        .def("write", &StripedObject::write, "header"_a, "payload"_a, "stored"_a)
         .def("read", &StripedObject::read, "location"_a, "offset"_a, "out"_a)
         .def("read_many", &StripedObject::read_many, "requests"_a)
         .def("remove", [](StripedObject& self, std::uint64_t location) { return self.memory().remove(location); },

@@ -16,6 +16,18 @@ T field(const RecordSlot& slot, std::size_t at) {
     return value;
 }
 
+struct Field {
+    std::size_t from;  // in a header
+    std::size_t to;    // in a row
+    std::size_t bytes;
+};
+
+// Key, parent, namespace, spec, part, position to first valid token, form to exactness, header's blocks, logical and
+// stored length, time.
+constexpr Field kFields[] = {{32, 0, 32},   {64, 32, 32},  {112, 64, 16}, {96, 80, 16},
+                             {144, 96, 8},  {152, 104, 12}, {184, 116, 5}, {kHeaderBlocksAt, kRowHeaderBlocksAt, 2},
+                             {168, 124, 8}, {kHeaderStoredAt, kRowStoredAt, 8}, {192, 148, 8}};
+
 }  // namespace
 
 std::uint64_t RecordSlots::checksum(const RecordSlot& slot) {
@@ -31,10 +43,12 @@ void RecordSlots::mark(std::size_t slot, std::uint64_t value) {
     drain();
 }
 
-void RecordSlots::begin(std::size_t slot, const std::uint8_t* row, std::uint64_t location, const Stripes& stripes) {
+void RecordSlots::begin(std::size_t slot, const std::uint8_t* header, std::uint64_t location,
+                        const Stripes& stripes) {
     mark(slot, kBegun);
     RecordSlot& to = slots_[slot];
-    std::memcpy(to.row, row, kRowBytes);
+    std::memset(to.row, 0, kRowBytes);
+    for (const Field& each : kFields) std::memcpy(to.row + each.to, header + each.from, each.bytes);
     std::memcpy(to.row + kRowLocationAt, &location, sizeof location);
     std::memcpy(to.starts, stripes.starts.data(), sizeof to.starts);
     std::memcpy(to.units, stripes.units.data(), sizeof to.units);

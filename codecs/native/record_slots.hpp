@@ -14,6 +14,9 @@ inline constexpr std::size_t kRowBytes = 156;  // RECOVERED_DTYPE of tiers/base.
 inline constexpr std::size_t kRowHeaderBlocksAt = 122;
 inline constexpr std::size_t kRowStoredAt = 132;
 inline constexpr std::size_t kRowLocationAt = 140;
+// kvstore/record.py has the format that these two are of.
+inline constexpr std::size_t kHeaderBlocksAt = 6;
+inline constexpr std::size_t kHeaderStoredAt = 176;
 
 // The mark makes a record valid: it is written last, after everything that it stands for.
 struct RecordSlot {
@@ -37,8 +40,8 @@ public:
     std::size_t count() const { return count_; }
     bool flushes() const { return flush_; }
 
-    // Before a record's bytes are written: says that they are not to be trusted.
-    void begin(std::size_t slot, const std::uint8_t* row, std::uint64_t location, const Stripes& stripes);
+    // Before a record's bytes are written: says that they are not to be trusted. `header` is the record's.
+    void begin(std::size_t slot, const std::uint8_t* header, std::uint64_t location, const Stripes& stripes);
     // After they have been.
     void commit(std::size_t slot);
     void clear(std::size_t slot) { mark(slot, kNoRecord); }

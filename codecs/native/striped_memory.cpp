@@ -14,6 +14,7 @@ constexpr std::uint32_t kLastLife = 0x7FFFFFFF;  // a location stays below 2^63
 constexpr std::uint64_t kHelpedBytes = 1 << 20;  // below, waking a thread costs more than it saves
 constexpr std::uint64_t kTimedBytes = 64 << 10;
 constexpr std::uint64_t kSampled = 64;  // one transfer in so many tells what each device gives
+constexpr std::uint64_t kTried = 32;    // and another of them what helpers give
 
 std::uint64_t now() {
     return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
@@ -22,6 +23,12 @@ std::uint64_t now() {
 std::uint64_t whole_blocks(std::uint64_t bytes) { return (bytes + kStripeBlock - 1) / kStripeBlock * kStripeBlock; }
 
 std::uint64_t locate(std::uint32_t life, std::uint32_t slot) { return std::uint64_t{life} << kStripedSlotBits | slot; }
+
+// Races between two that update it lose one of them.
+void average(std::atomic<std::uint64_t>& of, std::uint64_t nanoseconds, std::uint64_t bytes) {
+    const std::uint64_t each = nanoseconds * (1 << 20) / bytes, before = of.load(std::memory_order_relaxed);
+    of.store(before == 0 ? each : (before * 7 + each) / 8, std::memory_order_relaxed);
+}
 
 void add(Traffic& traffic, std::uint64_t bytes, std::uint64_t start) {
     ++traffic.records;
@@ -153,7 +160,7 @@ void StripedMemory::leave() {
 }
 
 std::int64_t StripedMemory::write(std::span<const std::uint8_t> header, const std::uint8_t* payload,
-                                  std::uint64_t stored, const std::uint8_t* row) {
+                                  std::uint64_t stored) {
     const std::uint64_t start = now(), filled = header.size() + stored, total = whole_blocks(filled);
     std::int64_t reserved;
     Stripes stripes;
@@ -165,7 +172,7 @@ std::int64_t StripedMemory::write(std::span<const std::uint8_t> header, const st
     }
     const auto location = static_cast<std::uint64_t>(reserved);
     const auto slot = static_cast<std::uint32_t>(location);
-    if (slots_) slots_->begin(slot, row, location, stripes);
+    if (slots_) slots_->begin(slot, header.data(), location, stripes);
     Transfer transfer;
     // The pieces of a write are only read from.
     add_runs(transfer, stripes, 0, header.size(), const_cast<std::uint8_t*>(header.data()), false);
@@ -195,15 +202,19 @@ void StripedMemory::add_runs(Transfer& transfer, const Stripes& stripes, std::ui
 }
 
 void StripedMemory::carry_out(const Transfer& transfer, std::uint64_t whole, bool out) {
-    const bool helped = whole >= kHelpedBytes && helps_.load(std::memory_order_relaxed);
-    const bool timed = whole >= kTimedBytes && transfers_.fetch_add(1, std::memory_order_relaxed) % kSampled == 0;
+    const std::uint64_t number = transfers_.fetch_add(1, std::memory_order_relaxed) % kSampled, start = now();
+    const Help help = help_.load(std::memory_order_relaxed);
+    const bool large = whole >= kHelpedBytes && pool_.helpers() > 0 && help != Help::never;
+    const bool timed = whole >= kTimedBytes && number == 0;
+    const bool with_help = large && !timed && (help == Help::always || number == kTried || helped());
     if (timed) {
         carry_out_timed(transfer, whole);
-    } else if (helped) {
+    } else if (with_help) {
         pool_.copy(transfer.pieces, whole);
     } else {
         copy_in_order(transfer.pieces, whole);
     }
+    if (large) average(with_help ? helped_ns_ : alone_ns_, now() - start, whole);
     if (out || !slots_ || !slots_->flushes()) return;
     // What was streamed is on its way already, but for the lines at the ends of a piece.
     const bool streamed = whole >= kStreamBytes;
@@ -212,6 +223,14 @@ void StripedMemory::carry_out(const Transfer& transfer, std::uint64_t whole, boo
         write_back(each.output, ends);
         write_back(each.output + each.length - ends, ends);
     }
+}
+
+// Worth a second processor when it takes a fifth of the time less.
+bool StripedMemory::helped() const {
+    const Help help = help_.load(std::memory_order_relaxed);
+    if (help != Help::measured || pool_.helpers() == 0) return help == Help::always && pool_.helpers() > 0;
+    const std::uint64_t helped = helped_ns_.load(std::memory_order_relaxed);
+    return helped > 0 && helped * 5 < alone_ns_.load(std::memory_order_relaxed) * 4;
 }
 
 void StripedMemory::carry_out_timed(const Transfer& transfer, std::uint64_t whole) {
@@ -323,11 +342,7 @@ std::uint64_t StripedMemory::scan(std::uint8_t* output, std::uint64_t length, st
     Transfer transfer;
     add_runs(transfer, stripes, 0, length, output, true);
     const std::uint64_t start = now();
-    if (helps_.load(std::memory_order_relaxed)) {
-        pool_.copy(transfer.pieces, length);
-    } else {
-        copy_in_order(transfer.pieces, length);
-    }
+    copy_in_order(transfer.pieces, length);
     return now() - start;
 }
 

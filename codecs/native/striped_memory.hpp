@@ -44,6 +44,9 @@ public:
     // Instead of a location.
     static constexpr std::int64_t kNoRoom = -1, kNoSlot = -2, kClosed = -3;
 
+    // Whether helpers are used: never, for every large copy, or while that is measurably faster.
+    enum class Help { never, always, measured };
+
     struct Read {
         std::uint64_t location;
         std::uint64_t offset;
@@ -71,12 +74,11 @@ public:
     void release(const DeviceRange& range);
     // How many units in a row lie on each device, for records that are written from now on; 1 at least.
     void set_units(std::span<const std::uint8_t> units);
-    void use_helpers(bool yes) { helps_.store(yes, std::memory_order_relaxed); }
+    void set_help(Help help) { help_.store(help, std::memory_order_relaxed); }
+    bool helped() const;
 
-    // The location of a record: a header of whole blocks, `stored` bytes and zeros up to a whole block. `row` (where
-    // there are slots) has kRowBytes.
-    std::int64_t write(std::span<const std::uint8_t> header, const std::uint8_t* payload, std::uint64_t stored,
-                       const std::uint8_t* row);
+    // The location of a record: a header of whole blocks, `stored` bytes and zeros up to a whole block.
+    std::int64_t write(std::span<const std::uint8_t> header, const std::uint8_t* payload, std::uint64_t stored);
     int read(const Read& read);
     void read_many(std::span<const Read> reads, int* outcomes);
     // False for what is not there. Memory that is being read is given back when it no longer is.
@@ -130,8 +132,10 @@ private:
     const std::uint64_t unit_;
     std::optional<RecordSlots> slots_;
     CopyPool pool_;
-    std::atomic<bool> helps_ = true;
+    std::atomic<Help> help_ = Help::measured;
     std::atomic<std::uint64_t> transfers_ = 0;
+    // Moving averages of large copies, in nanoseconds for 1 MiB; 0 until there was one.
+    std::atomic<std::uint64_t> alone_ns_ = 0, helped_ns_ = 0;
 
     std::mutex mutex_;  // guards what follows
     std::condition_variable left_;

@@ -152,7 +152,7 @@ class _Slots:
         def check(slot: int) -> None:
             expect(outs[slot] == self._pieces[slot], f"{direction} ({self._mode})", slot)
 
-        mode = f"{self._mode}, weights {tier.stats()['weights']}, helpers {tier.stats()['helpers']}"
+        mode = f"{self._mode}, weights {tier.stats()['weights']}"
         name = f"{direction} {self._mode}"
         if direction == "write":
             return Case(

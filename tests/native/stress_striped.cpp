@@ -16,7 +16,7 @@ std::atomic<int> wrong = 0;
 struct Writer {
     StripedMemory& memory;
     std::mt19937 choose;
-    std::vector<std::uint8_t> header = std::vector<std::uint8_t>(kHeader), row = std::vector<std::uint8_t>(kRowBytes);
+    std::vector<std::uint8_t> header = std::vector<std::uint8_t>(kHeader);
     std::vector<std::uint8_t> body = std::vector<std::uint8_t>(kMost), out = std::vector<std::uint8_t>(kMost);
     std::vector<std::uint64_t> mine;
 
@@ -24,9 +24,9 @@ struct Writer {
         const std::uint64_t stored = choose() % kMost + 1;
         const std::uint16_t header_blocks = 1;
         std::memset(body.data(), number, stored);
-        std::memcpy(row.data() + kRowHeaderBlocksAt, &header_blocks, sizeof header_blocks);
-        std::memcpy(row.data() + kRowStoredAt, &stored, sizeof stored);
-        const std::int64_t location = memory.write(header, body.data(), stored, row.data());
+        std::memcpy(header.data() + kHeaderBlocksAt, &header_blocks, sizeof header_blocks);
+        std::memcpy(header.data() + kHeaderStoredAt, &stored, sizeof stored);
+        const std::int64_t location = memory.write(header, body.data(), stored);
         if (location >= 0) {
             mine.push_back(static_cast<std::uint64_t>(location));
             if (memory.read({mine.back(), kHeader, out.data(), stored}) != StripedMemory::kDone ||

@@ -21,7 +21,6 @@ from kvstore.tiers.cxl.populator import Populator, Range
 from kvstore.tiers.cxl.regions import Region, map_nodes, map_paths
 from kvstore.tiers.cxl.weights import MOST, Balance, scanned_rates, shares, units_for
 from kvstore.tiers.nvme.flush import GroupFlush
-from kvstore.tiers.nvme.rows import created_at, pack_row
 
 KIB, MIB = 1 << 10, 1 << 20
 UNIT = 128 * KIB
@@ -29,7 +28,6 @@ LEAST_RECORDS = 4096
 RECORD_BYTES = 64 * KIB  # of capacity for each record that there can be, unless it is said
 MOST_THREADS = 4
 _SCANNED = 8 * MIB
-_HELPED_GAIN = 0.8
 _BALANCED = 64  # writes between two looks at what devices give
 _SLOT_DTYPE = np.dtype(
     [("mark", "<u8"), ("row", RECOVERED_DTYPE), ("stripes", "u1", (_native.RECORD_SLOT_BYTES - 8 - 156,))]
@@ -131,8 +129,8 @@ class CxlTier(Tier):
         self._populator = Populator(regions, [at for at, _ in spans], unused, self._memory.release, self.name)
         self._flush = GroupFlush(self._flush_files)
         nbytes = min(_SCANNED, *(nbytes for _, nbytes in spans)) // BLOCK * BLOCK
-        self._helped = helpers > 0 and (threads is not None or _helpers_pay(self._memory, nbytes, len(regions)))
-        self._memory.use_helpers(self._helped)
+        if threads is not None:
+            self._memory.always_help()
         self._meter = Meter(self._memory, _memory(nbytes), len(regions))
 
     def _restore(self, slots: memoryview | None, catalog: Catalog) -> Sequence[Range]:
@@ -200,7 +198,6 @@ class CxlTier(Tier):
 
         Raises `TierFull`, `TooLarge`, `Closed`.
         """
-        row = pack_row(record, 0, created_at(header)) if self.persistent else b""
         self._writes += 1
         if not self._writes % _BALANCED and self._balance is not None and self._balance.follow(self._memory.samples):
             self._units = self._balance.units
@@ -208,7 +205,7 @@ class CxlTier(Tier):
         while True:
             growing = self._populator.running
             try:
-                location = self._memory.write(header, payload, record.stored, row)
+                location = self._memory.write(header, payload, record.stored)
             except ValueError as error:
                 raise InvalidArgument(str(error)) from None
             if location >= 0:
@@ -292,7 +289,7 @@ class CxlTier(Tier):
             "mapped": ", ".join(region.mapped for region in self._regions),
             "weights": ":".join(map(str, self._units)),
             "unit_bytes": self._unit,
-            "helpers": "yes" if self._helped else "no",
+            "helped": "yes" if self._memory.helped else "no",
             "populated_bytes": populator.done,
             "to_populate_bytes": populator.total - populator.done - populator.lost,
         }
@@ -306,16 +303,6 @@ def _memory(nbytes: int) -> memoryview:
     memory, _ = _native.map_aligned(-1, max(nbytes, BLOCK), BLOCK)
     _native.populate(memory)
     return memory.data[:nbytes]
-
-
-def _helpers_pay(memory: _native.StripedMemory, nbytes: int, devices: int) -> bool:
-    """Whether several threads copy from the devices in at most four fifths of the time of one."""
-    out, best = _memory(nbytes), {False: 1 << 62, True: 1 << 62}
-    for turn in range(10):
-        helped = turn % 2 == 1
-        memory.use_helpers(helped)
-        best[helped] = min(best[helped], memory.scan(out, list(range(devices))))
-    return best[True] < _HELPED_GAIN * best[False]
 
 
 def _refuse_sets(regions: Sequence[Region]) -> None:

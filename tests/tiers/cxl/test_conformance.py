@@ -49,7 +49,7 @@ class Torn:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._memory, name)
 
-    def write(self, header: bytes, payload: memoryview, stored: int, row: bytes) -> int:
+    def write(self, header: bytes, payload: memoryview, stored: int) -> int:
         del payload
         with tempfile.TemporaryFile(dir=TMPFS) as file:
             file.truncate(stored)
@@ -58,7 +58,7 @@ class Torn:
             file.truncate(stored // 2)
             handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: die())
             ctypes.CDLL(None).signal(signal.SIGBUS, handler)
-            return int(self._memory.write(header, memoryview(half), stored, row))
+            return int(self._memory.write(header, memoryview(half), stored))
 
 
 class OnDevices(TierConformance):

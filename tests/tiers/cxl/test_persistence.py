@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 
 from kvstore import _native
 from kvstore.errors import ConfigError, StorageError
-from kvstore.spec import KVSpec
+from kvstore.spec import KVSpec, Part
 from kvstore.testing import make_sample, make_spec
 from kvstore.testing.records import NAMESPACE, Sample
 from kvstore.tiers.cxl import CxlTier, wipe
 from kvstore.tiers.cxl.superblock import CATALOG_AT, SLOTS_AT
 from kvstore.tiers.cxl.tier import _SLOT_DTYPE
+from kvstore.tiers.nvme.rows import pack_row
 from tests.tiers.cxl.conftest import MIB, MakeFiles, Opener
 
 TWO: dict[str, Any] = {"persistent": True, "weights": [1, 1], "unit": 4096}
@@ -61,6 +63,24 @@ def test_a_second_and_a_third_life(make_files: MakeFiles, opener: Opener) -> Non
         for each, written in places.items():
             written.check_in(tier, each)
         tier.close()
+
+
+def test_rows_say_what_records_are(make_files: MakeFiles, opener: Opener) -> None:
+    paths = make_files(8 * MIB, 8 * MIB)
+    places = filled(opener, paths)
+    odd = replace(
+        make_sample(77, 5000).record, part=Part(3, 2, (5, 9)), position=1 << 31, tokens=99, first_valid=7, form=6,
+        level=2, exact=False, logical=1 << 40, artefact=bytes(range(16)),
+    )  # fmt: skip
+    tier = opener(paths=paths, **TWO)
+    records = {at: each.record for at, each in places.items()}
+    records[tier.write(odd.pack(), make_sample(77, 5000).payload, odd)] = odd
+    tier.close()
+    found = opener(paths=paths, **TWO).recover()
+    assert len(found.rows) == len(records)
+    for row in found.rows:
+        location = int(row["location"])
+        assert row.tobytes() == pack_row(records[location], location, records[location].created_ms)
 
 
 def test_recovery_is_done_once(make_files: MakeFiles, opener: Opener) -> None:
