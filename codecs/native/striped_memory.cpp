@@ -39,10 +39,18 @@ void add(Traffic& traffic, std::uint64_t bytes, std::uint64_t start) {
 
 }  // namespace
 
-// Copies to or from devices, with the device of each, and padding.
+// Copies to or from devices, with the device of each.
 struct StripedMemory::Transfer {
     std::vector<Piece> pieces;
     std::vector<std::uint8_t> devices;
+
+    // One for each thread, so that a copy allocates nothing.
+    static Transfer& empty() {
+        thread_local Transfer transfer;
+        transfer.pieces.clear();
+        transfer.devices.clear();
+        return transfer;
+    }
 };
 
 StripedMemory::StripedMemory(std::vector<DeviceMemory> devices, std::size_t records, std::uint64_t unit,
@@ -173,7 +181,7 @@ std::int64_t StripedMemory::write(std::span<const std::uint8_t> header, const st
     const auto location = static_cast<std::uint64_t>(reserved);
     const auto slot = static_cast<std::uint32_t>(location);
     if (slots_) slots_->begin(slot, header.data(), location, stripes);
-    Transfer transfer;
+    Transfer& transfer = Transfer::empty();
     // The pieces of a write are only read from.
     add_runs(transfer, stripes, 0, header.size(), const_cast<std::uint8_t*>(header.data()), false);
     add_runs(transfer, stripes, header.size(), stored, const_cast<std::uint8_t*>(payload), false);
@@ -202,11 +210,12 @@ void StripedMemory::add_runs(Transfer& transfer, const Stripes& stripes, std::ui
 }
 
 void StripedMemory::carry_out(const Transfer& transfer, std::uint64_t whole, bool out) {
-    const std::uint64_t number = transfers_.fetch_add(1, std::memory_order_relaxed) % kSampled, start = now();
+    const std::uint64_t number = transfers_.fetch_add(1, std::memory_order_relaxed) % kSampled;
     const Help help = help_.load(std::memory_order_relaxed);
     const bool large = whole >= kHelpedBytes && pool_.helpers() > 0 && help != Help::never;
     const bool timed = whole >= kTimedBytes && number == 0;
     const bool with_help = large && !timed && (help == Help::always || number == kTried || helped());
+    const std::uint64_t start = large ? now() : 0;
     if (timed) {
         carry_out_timed(transfer, whole);
     } else if (with_help) {
@@ -280,7 +289,7 @@ int StripedMemory::read(const Read& read) {
 
 void StripedMemory::read_many(std::span<const Read> reads, int* outcomes) {
     const std::uint64_t start = now();
-    Transfer transfer;
+    Transfer& transfer = Transfer::empty();
     std::uint64_t whole = 0;
     for (std::size_t i = 0; i < reads.size(); ++i) {
         outcomes[i] = pin(reads[i]);
@@ -339,7 +348,7 @@ std::uint64_t StripedMemory::scan(std::uint8_t* output, std::uint64_t length, st
     if (devices.empty()) throw std::invalid_argument("a device at least");
     for (const std::size_t d : devices)
         if (unit_share(stripes, d, length) > devices_[d].bytes) throw std::invalid_argument("longer than the devices");
-    Transfer transfer;
+    Transfer& transfer = Transfer::empty();
     add_runs(transfer, stripes, 0, length, output, true);
     const std::uint64_t start = now();
     copy_in_order(transfer.pieces, length);

@@ -58,7 +58,7 @@ class CxlTier(Tier):
         self.name = name
         if persistent:
             self.persistent = True  # type: ignore[misc]  # of this one; the class says what it is without
-        self._closed = self._recovered = False
+        self._closed = self._recovered = self._is_whole = False
         self._writes = 0
         if paths:
             self._regions = map_paths([Path(path) for path in paths], persistent=persistent)
@@ -203,7 +203,6 @@ class CxlTier(Tier):
             self._units = self._balance.units
             self._memory.set_units(self._units)
         while True:
-            growing = self._populator.running
             try:
                 location = self._memory.write(header, payload, record.stored)
             except ValueError as error:
@@ -211,8 +210,9 @@ class CxlTier(Tier):
             if location >= 0:
                 return location
             nbytes = len(header) + padded(record.stored)
-            if location != _native.STRIPED_NO_ROOM or not growing or nbytes > self.max_record:
+            if location != _native.STRIPED_NO_ROOM or self._is_whole or nbytes > self.max_record:
                 raise self._refusal(location, nbytes)
+            self._is_whole = not self._populator.running  # tried once more then: the last piece may have come just now
             self._populator.wait(1.0)
 
     def _refusal(self, outcome: int, nbytes: int) -> KVStoreError:
