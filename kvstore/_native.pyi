@@ -6,7 +6,7 @@ release the GIL for more than 64 KiB; methods of the classes hold it, so that ea
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, TypedDict, final
 
 import numpy as np
 import typing_extensions
@@ -342,6 +342,123 @@ def map_file(fd: int, nbytes: int, writable: bool = False) -> NDArray[np.uint8]:
     It needs no descriptor, and is unmapped when neither the array nor a view of it is left. OSError if the file
     cannot be mapped.
     """
+
+def map_aligned(fd: int, nbytes: int, alignment: int = 4096, sync: bool = False) -> tuple[NDArray[np.uint8], bool]:
+    """A file's first `nbytes` bytes, shared and writable, or memory of this process alone (-1): uint8 [nbytes].
+
+    It begins at a multiple of `alignment`, a power of two; no page is brought into being. `sync` asks for MAP_SYNC;
+    the second value tells whether the file has it. Unmapped as `map_file` is. OSError if it cannot be mapped.
+    """
+
+def bind_to_node(buffer: Buffer, node: int, strict: bool = True) -> None:
+    """Have pages of a mapping come into being on a NUMA node, or near it unless `strict`. OSError if refused."""
+
+def node_of(buffer: Buffer) -> int:
+    """The NUMA node of the first page of writable memory, which is brought into being."""
+
+def advise_huge(buffer: Buffer) -> None:
+    """Ask for huge pages where pages of a mapping come into being. OSError from a kernel without them."""
+
+def collapse_huge(buffer: Buffer) -> None:
+    """Make huge pages of a piece of a mapping now, whatever the system's settings. OSError where that fails."""
+
+def lock_memory(buffer: Buffer) -> None:
+    """Keep a mapping in memory, and bring it there. OSError if the process may not lock so much."""
+
+def persist(buffer: Buffer) -> None:
+    """Write a piece of a mapping back from the processor's caches, before anything that is stored from then on."""
+
+RECORD_SLOT_BYTES: int
+"""Bytes of a slot of a persistent `StripedMemory`."""
+MAX_STRIPED_DEVICES: int
+STRIPED_NO_ROOM: int
+"""Instead of a location: no room on the devices."""
+STRIPED_NO_SLOT: int
+"""As many records as there can be."""
+STRIPED_CLOSED: int
+"""After `close`."""
+STRIPED_MISSING: int
+"""Outcomes of a read; 0 is done. This one: no such record."""
+STRIPED_BEYOND: int
+"""The record ends before what is asked for."""
+STRIPED_SHUT: int
+"""After `close`."""
+
+class _Restored(TypedDict):
+    valid: NDArray[np.uint32]
+    unused: list[tuple[int, int, int]]
+    torn: int
+    damaged: int
+    overlapping: int
+
+@final
+class StripedMemory:
+    """Records striped over the memory of several devices (`kvstore.tiers.cxl`).
+
+    A record lies in turns of `unit` bytes, times each device's units, on the `devices`; there are `records` at most.
+    Copies of 1 MiB and more are made by this thread and `helpers` more, while that is a fifth faster. `slots`, RECORD_SLOT_BYTES for each record,
+    make them persistent; `flush` writes all back from the processor's caches. All memory counts as taken until
+    `release`. Ranges are (device, offset, bytes), traffic is (bytes, nanoseconds, records): the first two of transfers
+    of 64 KiB and more. ValueError for what does not fit together.
+    """
+
+    def __init__(
+        self,
+        devices: list[Any],
+        records: int,
+        unit: int,
+        helpers: int,
+        slots: Buffer | None = None,
+        flush: bool = False,
+    ) -> None: ...
+    def restore(self) -> _Restored:
+        """Take over what the slots hold: numbers of valid ones, unused ranges, and how many records were dropped."""
+
+    def release(self, device: int, offset: int, nbytes: int) -> None:
+        """Let records lie there from now on."""
+
+    def set_units(self, units: Sequence[int]) -> None:
+        """How many units in a row lie on each device, of records that are written from now on."""
+
+    def always_help(self) -> None:
+        """Use helpers for every copy of 1 MiB and more, and not only while that is measurably faster."""
+
+    @property
+    def helped(self) -> bool:
+        """Whether the next large copy is made with helpers."""
+
+    def write(self, header: bytes, payload: Buffer, stored: int) -> int:
+        """The location of a new record (a header of whole blocks, `stored` bytes, zeros), or STRIPED_NO_…"""
+
+    def read(self, location: int, offset: int, out: Buffer) -> int:
+        """Fill `out` from a record; 0, or STRIPED_…"""
+
+    def read_many(self, requests: Sequence[tuple[int, int, Buffer]]) -> list[int]:
+        """`read` for each (location, offset, out), in one go."""
+
+    def remove(self, location: int) -> bool:
+        """Forget a record; False if it is not there."""
+
+    def where(self, location: int, offset: int, nbytes: int) -> list[tuple[int, int, int]]:
+        """The ranges that a range of a record lies on, in order; none if it is not there."""
+
+    def scan(self, out: Buffer, devices: Sequence[int]) -> int:
+        """Fill `out` from the beginnings of some devices, a unit of each in turn: in so many nanoseconds."""
+
+    def close(self) -> None:
+        """Refuse everything from now on, wait for what is under way, and let the memory go."""
+
+    @property
+    def used(self) -> int: ...
+    @property
+    def records(self) -> int: ...
+    @property
+    def reads(self) -> tuple[int, int, int]: ...
+    @property
+    def writes(self) -> tuple[int, int, int]: ...
+    @property
+    def samples(self) -> list[tuple[int, int, int]]:
+        """Traffic of each device, both directions: one transfer in 64."""
 
 @final
 class Xxh3_128:

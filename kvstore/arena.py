@@ -9,72 +9,44 @@ A location is `extent number << 40 | offset`.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import mmap
+import atexit
 import os
 import threading
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from kvstore import _native
+from kvstore import _native, numa
 from kvstore.errors import Closed, ConfigError, PermissionDenied, StorageError
+from kvstore.extent import Extent, Making
 from kvstore.places import EXTENT_SHIFT
 from kvstore.record import BLOCK
 
 _SHIFT = EXTENT_SHIFT
 _OFFSET = (1 << _SHIFT) - 1
-_F_SEAL_FUTURE_WRITE = 0x10  # linux/fcntl.h; the standard library has no name for it
-# A descriptor that is merely read-only can be opened again for writing through /proc, and a memfd that is cut off
-# under its owner kills it. What the owner mapped before stays writable to it.
-_SEALS = _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-
-
-@dataclass(eq=False)
-class Extent:
-    """One memfd, mapped and populated. `view` spans all of it."""
-
-    number: int
-    fd: int
-    memory: mmap.mmap
-    view: memoryview
-    allocator: _native.Allocator
-    owner: bytes | None = None
-
-    @classmethod
-    def make(cls, number: int, size: int) -> Extent:
-        """Create, populate and seal an extent of `size` bytes."""
-        fd = -1
-        try:
-            fd = os.memfd_create(f"kvstore-extent-{number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(fd, size)
-            memory = mmap.mmap(fd, size, mmap.MAP_SHARED)
-            view = memoryview(memory)
-            _native.populate(view)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-        except OSError as error:
-            if fd >= 0:
-                os.close(fd)
-            raise StorageError(f"no memory for an extent of {size} bytes: {error.strerror}") from error
-        return cls(number, fd, memory, view, _native.Allocator(size, BLOCK))
-
-    def destroy(self) -> None:
-        """Give the memory back. Views that readers still hold keep their pages until they are dropped."""
-        self.view.release()
-        with contextlib.suppress(BufferError):
-            self.memory.close()
-        os.close(self.fd)
 
 
 class Arena:
-    """Extents for all namespaces. Callers hold `lock` around everything but `view`, `wait` and `close`."""
+    """Extents for all namespaces. Callers hold `lock` around everything but `view`, `wait` and `close`.
 
-    def __init__(self, capacity: int, extent_bytes: int) -> None:
+    Extents lie in turn on the NUMA `nodes` that are named, or, where they can, on all that have processors. Their
+    pages are `pages` (`kvstore.extent`), and locked in memory with `lock_memory`. `ConfigError` for what cannot be had.
+    """
+
+    def __init__(
+        self, capacity: int, extent_bytes: int, *, nodes: Sequence[int] | None = None, pages: str = "auto",
+        lock_memory: bool = False,
+    ) -> None:  # fmt: skip
         self.extent_bytes = min(extent_bytes, capacity) // BLOCK * BLOCK
         if self.extent_bytes < 1:
             raise ConfigError(f"[dram] needs an extent and a capacity of at least {BLOCK} bytes, not {capacity}")
         count = capacity // self.extent_bytes
         self.capacity = count * self.extent_bytes
+        self._making = Making(self.extent_bytes, pages, lock_memory)
+        self._making.check(self.capacity)
+        self._is_bound = nodes is not None
+        self._nodes = _usable_nodes(nodes)
+        self._on_node: Counter[int | None] = Counter()
+        self._progress = 0  # bytes of the extent that is being made
         self.lock = _native.Mutex()
         self.epoch = 0  # grows when an extent is handed out or destroyed
         self._extents: dict[int, Extent] = {}
@@ -86,10 +58,11 @@ class Arena:
         self._pending = count
         self._made = 0
         self._closed = False
-        self._failure: StorageError | None = None
+        self._failure: StorageError | ConfigError | None = None
         self._change = threading.Condition()
         self._maker = threading.Thread(target=self._make_extents, name="kvstore-arena", daemon=True)
         self._maker.start()
+        atexit.register(self._stop_making)  # a thread that the interpreter's end meets in native code takes it down
 
     @property
     def used(self) -> int:
@@ -100,6 +73,23 @@ class Arena:
     def pending(self) -> bool:
         """Whether extents are still being made."""
         return self._pending > 0
+
+    def stats(self) -> dict[str, float | int | str]:
+        """What extents there are, of what pages and on which nodes, and how many bytes are still being populated."""
+        with self._change:
+            extents = [*self._extents.values(), *self._spare]
+            pending = self._pending * self.extent_bytes - self._progress
+        kinds = Counter(each.pages for each in extents)
+        nodes = Counter(str(each.node) for each in extents if each.node is not None)
+        return {
+            "extents": len(extents),
+            "populated_bytes": len(extents) * self.extent_bytes + self._progress,
+            "to_populate_bytes": max(0, pending),
+            "pages": _told(kinds) or "none yet",
+            "huge_page_bytes": sum(each.huge for each in extents),
+            "nodes": _told(nodes) or "any",
+            "locked": "yes" if self._making.lock else "no",
+        }
 
     def owned(self, owner: bytes) -> int:
         """Bytes of the extents that a namespace owns."""
@@ -184,6 +174,7 @@ class Arena:
         self.epoch += 1
         extent.destroy()
         with self._change:
+            self._on_node[extent.node] -= 1
             self._pending += 1
             self._promised[taker] += 1
             self._change.notify_all()
@@ -193,10 +184,8 @@ class Arena:
         """Stop making extents and give all of them back; after `end`."""
         for each in self._holdings.values():
             each.wait_for_users()
-        with self._change:
-            self._closed = True
-            self._change.notify_all()
-        self._maker.join()
+        self._stop_making()
+        atexit.unregister(self._stop_making)
         self.epoch += 1
         for extent in [*self._extents.values(), *self._spare]:
             extent.destroy()
@@ -231,14 +220,57 @@ class Arena:
                     return
                 self._made += 1
                 number = self._made
+                node = min(self._nodes, key=lambda each: self._on_node[each])
             try:
-                extent = Extent.make(number, self.extent_bytes)
-            except StorageError as error:
+                extent = Extent.make(
+                    number, self._making, node, strict=self._is_bound, progress=self._note_progress
+                )  # fmt: skip
+            except (StorageError, ConfigError) as error:
                 with self._change:
-                    self._failure, self._pending = error, 0
+                    self._failure, self._pending, self._progress = error, 0, 0
                     self._change.notify_all()
                 continue
             with self._change:
                 self._spare.append(extent)
+                self._on_node[node] += 1
                 self._pending -= 1
+                self._progress = 0
                 self._change.notify_all()
+
+    def _note_progress(self, nbytes: int) -> None:
+        if self._closed:
+            raise StorageError("the arena is closed: the extent is not needed any more")
+        self._progress = nbytes
+
+    def _stop_making(self) -> None:
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+        self._maker.join()
+
+
+def _told(counts: Counter[str]) -> str:
+    """The one thing that was counted, or how often each was."""
+    return next(iter(counts), "") if len(counts) < 2 else ", ".join(f"{n} × {what}" for what, n in counts.items())
+
+
+def _usable_nodes(nodes: Sequence[int] | None) -> list[int | None]:
+    """Nodes to spread extents over; None alone where the kernel is left to choose.
+
+    `ConfigError` for named ones that cannot be used.
+    """
+    wanted = numa.nodes_with_cpus() if nodes is None else list(nodes)
+    if nodes is None and len(wanted) < 2:
+        return [None]
+    if not wanted:
+        raise ConfigError("[dram] nodes: name a NUMA node, or leave it out")
+    numa.check_nodes(wanted, "[dram] nodes")
+    try:
+        for node in wanted:
+            probe, _ = _native.map_aligned(-1, BLOCK)
+            numa.bind(probe, node, "[dram] nodes")
+    except ConfigError:
+        if nodes is not None:
+            raise
+        return [None]
+    return [*wanted]

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import ClassVar
 
 from kvstore import _native
 from kvstore.arena import Arena
-from kvstore.errors import Closed
+from kvstore.errors import Closed, Corrupt
 from kvstore.hazards import Hazards
 from kvstore.record import Record
 from kvstore.tiers.base import Speed, Tier, TierFull
 
 
 class DramTier(Tier):
-    """Records in memory that is populated up front.
+    """Records in memory that is populated ahead of use, extent by extent, in the background.
 
     Beyond the interface of a tier it offers `reserve` and `view`, so that bytes are written where they stay and
-    read where they lie.
+    read where they lie. `nodes`, `pages` and `lock_memory` are those of `kvstore.arena.Arena`.
     """
 
     kind: ClassVar[str] = "dram"
     persistent: ClassVar[bool] = False
 
-    def __init__(self, capacity: int, extent_bytes: int, name: str = "dram") -> None:
+    def __init__(
+        self, capacity: int, extent_bytes: int, name: str = "dram", *, nodes: Sequence[int] | None = None,
+        pages: str = "auto", lock_memory: bool = False,
+    ) -> None:  # fmt: skip
         self.name = name
-        self._arena = Arena(capacity, extent_bytes)
+        self._arena = Arena(capacity, extent_bytes, nodes=nodes, pages=pages, lock_memory=lock_memory)
         self._lock = self._arena.lock
         self._closed = self._ending = False
         self._speed = Speed(8e9, 8e9, 1e-6)
@@ -118,8 +122,11 @@ class DramTier(Tier):
     def read_into(self, location: int, offset: int, out: memoryview) -> None:
         if self._closed:
             raise Closed("the DRAM tier is closed")
+        source = self.view(location, offset, out.nbytes)
+        if len(source) != out.nbytes:
+            raise Corrupt(f"{location:#x} is shorter than the {offset + out.nbytes} bytes asked for")
         start = time.perf_counter()
-        _native.copy(out, self.view(location, offset, out.nbytes))
+        _native.copy(out, source)
         self._learn(out.nbytes, time.perf_counter() - start)
 
     def delete(self, location: int, record_bytes: int) -> None:
@@ -166,6 +173,11 @@ class DramTier(Tier):
         """Destroy an emptied extent and make another for `taker` in the background; False while it is in use."""
         with self._lock:
             return self._arena.replace(extent, taker)
+
+    def stats(self) -> dict[str, float | int | str]:
+        """What extents there are, their pages and nodes, and what is still being populated."""
+        with self._lock:
+            return {**self._arena.stats(), "waiting_bytes": self.waiting}
 
     def close(self) -> None:
         with self._lock:

@@ -17,6 +17,7 @@ void bind_index(nanobind::module_& m);
 void bind_lossless(nanobind::module_& m);
 void bind_lru(nanobind::module_& m);
 void bind_mapping(nanobind::module_& m);
+void bind_memory(nanobind::module_& m);
 void bind_paged(nanobind::module_& m);
 void bind_populate(nanobind::module_& m);
 void bind_puts(nanobind::module_& m);
@@ -24,6 +25,7 @@ void bind_quantize(nanobind::module_& m);
 void bind_rans(nanobind::module_& m);
 void bind_record(nanobind::module_& m);
 void bind_shared(nanobind::module_& m);
+void bind_striped(nanobind::module_& m);
 void bind_transform(nanobind::module_& m);
 
 }  // namespace kvstore

@@ -28,7 +28,6 @@ __attribute__((target("avx2"))) void stream_lines(std::uint8_t* output, const st
         _mm256_stream_si256(reinterpret_cast<__m256i*>(output + i), left);
         _mm256_stream_si256(reinterpret_cast<__m256i*>(output + i + 32), right);
     }
-    _mm_sfence();
 }
 #else
 void stream_lines(std::uint8_t* output, const std::uint8_t* input, std::size_t length) {
@@ -46,7 +45,22 @@ Store store_for(const std::uint8_t* output, std::size_t copy_bytes) {
 }
 
 void copy_bytes(std::uint8_t* output, const std::uint8_t* input, std::size_t length) {
-    if (length < kStreamBytes || simd_level() == SimdLevel::portable) {
+    copy_piece(output, input, length, length);
+    if (length >= kStreamBytes) end_copy();
+}
+
+void end_copy() {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
+void expect_copy_from(const std::uint8_t* input) {
+    for (std::size_t i = 0; i < kPrefetchBytes; i += kLine) __builtin_prefetch(input + i);
+}
+
+void copy_piece(std::uint8_t* output, const std::uint8_t* input, std::size_t length, std::size_t whole) {
+    if (whole < kStreamBytes || length < kLine || simd_level() == SimdLevel::portable) {
         if (length > 0) std::memcpy(output, input, length);
         return;
     }

@@ -15,6 +15,13 @@ Store store_for(const std::uint8_t* output, std::size_t copy_bytes);
 
 void copy_bytes(std::uint8_t* output, const std::uint8_t* input, std::size_t length);
 
+// A piece of a copy of `whole` bytes, which decide whether it goes past the cache. Others see it after `end_copy`.
+void copy_piece(std::uint8_t* output, const std::uint8_t* input, std::size_t length, std::size_t whole);
+void end_copy();
+
+// Asks for the beginning of what is copied next, which nothing else would fetch ahead.
+void expect_copy_from(const std::uint8_t* input);
+
 inline constexpr std::size_t kDigestBytes = 16;
 
 // A piece of a buffer, in bytes.

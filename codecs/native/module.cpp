@@ -15,6 +15,7 @@ NB_MODULE(_native, m) {
     kvstore::bind_lossless(m);
     kvstore::bind_lru(m);
     kvstore::bind_mapping(m);
+    kvstore::bind_memory(m);
     kvstore::bind_paged(m);
     kvstore::bind_populate(m);
     kvstore::bind_puts(m);
@@ -22,5 +23,6 @@ NB_MODULE(_native, m) {
     kvstore::bind_rans(m);
     kvstore::bind_record(m);
     kvstore::bind_shared(m);
+    kvstore::bind_striped(m);
     kvstore::bind_transform(m);
 }

@@ -142,7 +142,7 @@ def test_the_owner_goes_on_writing(box: Box, client: kvstore.Client, descriptor:
 
 
 def test_an_extent_is_not_made_where_it_cannot_be_sealed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvstore.arena._SEALS", 1 << 20)  # as a kernel that does not know one of them
+    monkeypatch.setattr("kvstore.extent._SEALS", 1 << 20)  # as a kernel that does not know one of them
     arena = Arena(MiB, MiB)
     assert not arena.wait(b"", 5)
     with pytest.raises(StorageError, match="no memory for an extent"):
