@@ -131,6 +131,12 @@ class Core:
         header = scope.header_bytes(part)
         return Copy(placement, row.tier, row.loc, row.stored, row.codec, header)
 
+    def hold_part(self, chunk: _native.Chunk, placement: int) -> tuple[Scope, bytes, Part, Copy]:
+        """Put a reader on a placement of a chunk; what a move of it needs. Needs the lock."""
+        row = self.index.part(self.index.placement(placement).part)
+        part, scope = Part(row.group, row.rank, (row.layer_start, row.layer_end)), self.catalog.scopes[chunk.scope]
+        return scope, chunk.key, part, self.hold(placement, scope, part)
+
     def let_go(self, copies: Iterable[Copy]) -> None:
         """Take readers off."""
         with self.lock:
@@ -373,6 +379,11 @@ class Core:
         if there < 0 or not exact or self.index.placement(there).exact:
             return there >= 0
         return self.catalog.scopes[self.index.chunk(self.index.part(part_row).chunk).scope].namespace.lossy
+
+    def all_in(self, tier: int, placements: Iterable[int]) -> bool:
+        """Whether a tier has what all of these hold; see `has`. Needs the lock."""
+        places = map(self.index.placement, placements)
+        return all(self.has(tier, place.part, exact=place.exact) for place in places)
 
     def is_kept(self, part_row: int, *, exact: bool) -> bool:
         """Whether a tier that survives the process has a part; see `has`. Needs the lock."""

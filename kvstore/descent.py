@@ -7,7 +7,6 @@ record fits.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
 
 from kvstore.catalog import Namespace, Scope
 from kvstore.checked import verify_record
@@ -121,17 +120,53 @@ class Descent:
         """Let the coldest chunks of a tier go, first of the namespace that has most of them there."""
         core, tier, removed = self._core, self._core.tiers[target], Removed()
         with core.lock:
-            for namespace in self._by_size(target):
-                held = core.held(namespace)
-                for looked_at, row in enumerate(core.usage.policy(target, namespace).victims()):
-                    if removed.bytes_in(tier) >= nbytes or looked_at >= LOOKED_AT:
-                        break
-                    core.drop_from(row, target, removed, held)
+            usage = core.usage
+            largest = sorted(core.catalog.namespaces.values(), key=lambda each: -len(usage.policy(target, each)))
+        for namespace in largest:
+            self._evict_of(namespace, target, nbytes, removed)
+            if removed.bytes_in(tier) >= nbytes:
+                break
         freed = removed.bytes_in(tier) >= nbytes
         core.settle(removed)
         return freed
 
-    def _by_size(self, tier: int) -> Iterator[Namespace]:
-        """Namespaces, the one with most chunks in a tier first. Needs the lock."""
-        usage = self._core.usage
-        yield from sorted(self._core.catalog.namespaces.values(), key=lambda each: -len(usage.policy(tier, each)))
+    def _evict_of(self, namespace: Namespace, target: int, nbytes: int, removed: Removed) -> None:
+        """Let the coldest chunks of a namespace go; what the next tier lacks is written there first."""
+        core, tier, after = self._core, self._core.tiers[target], -1
+        for _ in range(LOOKED_AT):
+            if removed.bytes_in(tier) >= nbytes:
+                return
+            with core.lock:
+                row = next(core.usage.policy(target, namespace).victims(after), -1)
+                if row < 0:
+                    return
+                chunk = core.index.chunk(row)
+                may_go = core.may_go(row, core.held(namespace))
+                lacking = self._lacking(row, target) if may_go else []
+            self._write_further(lacking, target + 1)
+            with core.lock:
+                row = core.index.find(chunk.scope, chunk.key)
+                if row >= 0 and not (may_go and core.drop_from(row, target, removed, core.held(namespace))):
+                    after = row
+
+    def _lacking(self, row: int, target: int) -> list[tuple[Scope, bytes, Part, Copy]]:
+        """A chunk's parts that the next tier lacks, if that is to be used, each with a reader. Needs the lock."""
+        core, index = self._core, self._core.index
+        if target + 1 >= len(core.tiers) or core.tiers[target + 1].state != "ok":
+            return []
+        chunk, found = index.chunk(row), []
+        for placement in list(core.placements(row, target)):
+            place = index.placement(placement)
+            if placement not in core.bad and not core.has(target + 1, place.part, exact=place.exact):
+                found.append(core.hold_part(chunk, placement))
+        return found
+
+    def _write_further(self, parts: list[tuple[Scope, bytes, Part, Copy]], target: int) -> None:
+        for scope, key, part, copy in parts:
+            try:
+                self.write(scope, key, part, copy, target, patience=2)
+            except KVStoreError:
+                with self._core.lock:
+                    self._core.counters["dropped_not_writable"] += self._core.only_here(copy.placement)
+            finally:
+                self._core.let_go([copy])

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from kvstore._native import Chunk
 from kvstore.catalog import Namespace, Scope
 from kvstore.core import DRAM, Copy, Core, steady_ms
 from kvstore.descent import Descent
@@ -178,14 +177,7 @@ class Mover:
             else:
                 there = core.has(sweep.target, place.part, exact=place.exact)
             if not there:
-                yield self._hold(chunk, placement)
-
-    def _hold(self, chunk: Chunk, placement: int) -> _Dirty:
-        core = self._core
-        part = core.index.part(core.index.placement(placement).part)
-        which = Part(part.group, part.rank, (part.layer_start, part.layer_end))
-        scope = core.catalog.scopes[chunk.scope]
-        return scope, chunk.key, which, core.hold(placement, scope, which)
+                yield core.hold_part(chunk, placement)
 
     def _write_all(self, dirty: list[_Dirty], target: int) -> None:
         self._core.shared.beat()  # a round may take long
@@ -228,8 +220,10 @@ class Mover:
             chunk, row = core.find_part(scope, key, part)
             here = -1 if row < 0 else core.index.find_placement(row, copy.tier)
             held = core.held(scope.namespace)
-            if here == copy.placement and core.only_here(here) and core.drop_from(chunk, copy.tier, removed, held):
-                core.counters[reason] += 1
+            if here == copy.placement:
+                last = core.only_here(here)
+                if core.drop_from(chunk, copy.tier, removed, held) and last:
+                    core.counters[reason] += 1
         core.settle(removed)
 
     def _give_way(self) -> None:
@@ -250,7 +244,7 @@ class Mover:
                 rows, start = core.index.chunks(start, ROWS_AT_ONCE)
                 inside = [(row, each) for row in rows.tolist() for each in self._inside(row, extent)]
                 dirty = [
-                    self._hold(core.index.chunk(row), each)
+                    core.hold_part(core.index.chunk(row), each)
                     for row, each in inside
                     if core.only_here(each) and each not in core.bad
                 ]

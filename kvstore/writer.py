@@ -327,12 +327,13 @@ class Writer:
                 core.withdraw(slot.scope, placement, removed)
 
     def _evict_clean(self, namespace: Namespace, nbytes: int) -> tuple[int, int]:
-        """Drop DRAM copies that another tier has too (all of them where there is none to write to).
+        """Drop DRAM copies that the next tier has too (or, while that is not to be used, any; all if there is none).
 
         Bytes freed, and bytes passed over that could go once they are written down.
         """
         core, removed, freed, passed = self._core, Removed(), 0, 0
-        can_go_down = any(tier.state == "ok" for tier in core.below)
+        next_ok = bool(core.below) and core.below[0].state == "ok"
+        others_ok = any(tier.state == "ok" for tier in core.below[1:])
         drain_marks(core, namespace)
         held = core.held(namespace)
         with core.lock:
@@ -343,7 +344,9 @@ class Writer:
                 if not core.may_go(row, held):
                     continue
                 copies = list(core.placements(row, DRAM))
-                if can_go_down and any(core.only_here(each) for each in copies):
+                if (next_ok and not core.all_in(DRAM + 1, copies)) or (
+                    others_ok and not next_ok and any(core.only_here(each) for each in copies)
+                ):
                     passed += sum(index.placement(each).stored for each in copies)
                     continue
                 core.drop_from(row, DRAM, removed, held)
