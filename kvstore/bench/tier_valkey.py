@@ -38,7 +38,8 @@ SIZES = (256 * KIB, MIB, 4 * MIB, 16 * MIB)
 THREADS = (1, 4)
 BAR = Bar(ratio=0.9)
 READER = "the client with libvalkey" if find_spec("libvalkey") else "the client without libvalkey"
-_BATCH = 64 * MIB
+_BATCH = 16 * MIB  # short turns, so that what else the machine does falls on both alike
+_LEAST_RECORDS = 4
 _JOINED_BYTES = 6000  # a longer word of a request is sent from where it lies
 _PLACES = 4  # batches in turn, for the client and for the tier each
 _SPEC = KVSpec.dense("bench", layers=1, kv_heads=1, head_dim=64)
@@ -46,7 +47,7 @@ Digests = npt.NDArray[np.uint8]
 
 
 def run(
-    *, sizes: Sequence[int] = SIZES, threads: Sequence[int] = THREADS, rounds: int = 12, hedge: bool = False,
+    *, sizes: Sequence[int] = SIZES, threads: Sequence[int] = THREADS, rounds: int = 48, hedge: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> list[Row]:  # fmt: skip
     """Rows for `raw-write`, `write`, `raw-read` and `read` at each of `sizes` (bytes) and numbers of `threads`.
@@ -89,12 +90,13 @@ class _Contest:
     """The client library and a tier at one server, records of one size."""
 
     def __init__(self, server: RedisServer, size: int, threads: int, hedge: bool) -> None:
-        self._size, self._threads, self._count = size, threads, _BATCH // size
+        self._size, self._threads, self._count = size, threads, max(_BATCH // size, _LEAST_RECORDS)
+        self._batch = self._count * size
         self._client = _client(server)
         self._client.flushall()
         engine = ValkeyEngine(server.url(), connections=2 * threads + 1)
-        self._tier = RemoteTier(engine, capacity=4 * _PLACES * _BATCH, io_threads=threads, hedge=hedge)
-        self._source, self._target = (memoryview(mmap.mmap(-1, _BATCH)) for _ in range(2))
+        self._tier = RemoteTier(engine, capacity=4 * _PLACES * self._batch, io_threads=threads, hedge=hedge)
+        self._source, self._target = (memoryview(mmap.mmap(-1, self._batch)) for _ in range(2))
         words = np.frombuffer(self._source, np.uint64)
         words[:] = np.random.default_rng(0).integers(0, 1 << 63, len(words), dtype=np.uint64)
         self._clocks = CpuClock(), CpuClock(server.pid)
@@ -167,7 +169,7 @@ class _Contest:
 
     def _read(self, place: int) -> tuple[float, float, float]:
         pieces, records, tier = self._pieces(self._target), self._records[place], self._tier
-        self._target[::4096] = bytes(_BATCH // 4096)
+        self._target[::4096] = bytes(self._batch // 4096)
         start = records[0][0].header_bytes
         figures = self._timed(lambda index: tier.read_into(records[index][1], start, pieces[index]))
         self._check("tier", place, pieces)
@@ -193,7 +195,7 @@ class _Contest:
             raise Corrupt(f"{who} read something else than was written")
 
     def _pieces(self, memory: memoryview) -> list[memoryview]:
-        return [memory[at : at + self._size] for at in range(0, self._count * self._size, self._size)]
+        return [memory[at : at + self._size] for at in range(0, self._batch, self._size)]
 
     def close(self) -> None:
         """Close both."""
