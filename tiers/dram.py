@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from kvstore import _native
 from kvstore.arena import Arena
-from kvstore.errors import Closed
+from kvstore.errors import Closed, Corrupt
 from kvstore.hazards import Hazards
 from kvstore.record import Record
 from kvstore.tiers.base import Speed, Tier, TierFull
@@ -119,7 +119,10 @@ class DramTier(Tier):
         if self._closed:
             raise Closed("the DRAM tier is closed")
         start = time.perf_counter()
-        _native.copy(out, self.view(location, offset, out.nbytes))
+        memory = self.view(location, offset, out.nbytes)
+        if len(memory) < out.nbytes:
+            raise Corrupt(f"{location:#x} is shorter than the {offset + out.nbytes} bytes asked for")
+        _native.copy(out, memory)
         self._learn(out.nbytes, time.perf_counter() - start)
 
     def delete(self, location: int, record_bytes: int) -> None:

@@ -59,10 +59,12 @@ class Limits:
     segment_bytes: int
     total_bytes: int
     reserve_bytes: int
-    spare: int = field(init=False)
+    spare: int = field(init=False)  # segments kept for what is moved
+    ahead: int = field(init=False)  # segments freed before they are needed
 
     def __post_init__(self) -> None:
-        self.spare = 1 if self.total_bytes // self.segment_bytes >= 4 else 0
+        count = self.total_bytes // self.segment_bytes
+        self.spare, self.ahead = int(count >= 4), 2 if count >= 32 else int(count >= 8)
 
 
 def pack_header(number: int, generation: int, size: int) -> bytes:

@@ -142,7 +142,7 @@ def test_a_segment_that_is_being_read_is_not_used_again(opener: Opener, monkeypa
         assert put(tier, owner, len(owner.book))
     location, sample = min(owner.book.items())
     reading, go_on = threading.Event(), threading.Event()
-    really_read = tier._transfer.read
+    really_read = tier._fleet.live[0].transfer.read
 
     def slow_read(fd: int, offset: int, out: memoryview) -> None:
         if threading.current_thread().name.startswith("reader"):
@@ -150,7 +150,7 @@ def test_a_segment_that_is_being_read_is_not_used_again(opener: Opener, monkeypa
             assert go_on.wait(20)
         really_read(fd, offset, out)
 
-    monkeypatch.setattr(tier._transfer, "read", slow_read)
+    monkeypatch.setattr(tier._fleet.live[0].transfer, "read", slow_read)
     with ThreadPoolExecutor(1, "reader") as readers, ThreadPoolExecutor(1, "cleaner") as cleaners:
         read = readers.submit(sample.check_in, tier, location)
         assert reading.wait(20)
