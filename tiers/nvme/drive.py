@@ -5,6 +5,7 @@ Journal and snapshot of a drive lie on it, so whichever drive is lost, what lies
 
 from __future__ import annotations
 
+import os
 import resource
 from contextlib import suppress
 from dataclasses import dataclass
@@ -113,10 +114,11 @@ class Drive:
         segment, offset = self.table.reserve(total)
         location, done = locate(segment.key, offset), 0
         try:
-            sealed = seal(header, segment.generation, location)
-            self.transfer.write(segment.fd, offset, sealed, payload, record.stored)
-            row = pack_row(record, location, created_at(header))
-            self.log.append(Entry(Op.PUT, segment.generation, row))
+            if not self._append(segment, offset, header, payload, record.stored):
+                sealed = seal(header, segment.generation, location)
+                self.transfer.write(segment.fd, offset, sealed, payload, record.stored)
+                row = pack_row(record, location, created_at(header))
+                self.log.append(Entry(Op.PUT, segment.generation, row))
             done = total
         except OSError as error:
             self._meter.count("errors")
@@ -128,6 +130,19 @@ class Drive:
                 self._void(segment, location, total)
             self.table.written(segment, dead=total - done)
         return location
+
+    def _append(self, segment: Segment, offset: int, header: bytes, payload: memoryview, stored: int) -> bool:
+        """Write a record and its journal entry together; False, and nothing done, if its memory is not aligned."""
+        journal, slot = self.log.take()
+        try:
+            error = self.transfer.append(
+                segment.fd, offset, segment.generation, locate(segment.key, offset), header, payload, stored, slot, Op.PUT
+            )  # fmt: skip
+        finally:
+            journal.leave()
+        if error > 0:
+            raise as_storage_error(OSError(error, os.strerror(error)), f"cannot write {journal.path}")
+        return error == 0
 
     def _void(self, segment: Segment, location: int, nbytes: int) -> None:
         """Tell the journal, if it can be told, that nothing lies where a write failed."""

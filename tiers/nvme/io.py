@@ -21,6 +21,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from kvstore import _native
+from kvstore._native import append_record
 from kvstore.record import BLOCK, padded
 
 SCRATCH_BYTES = 4 << 20
@@ -72,6 +73,13 @@ class Transfer:
             self._read_matching(fd, offset, out)
         else:
             self._read_bounced(fd, offset, out)
+
+    def append(
+        self, fd: int, offset: int, generation: int, location: int, header: bytes, payload: memoryview, stored: int,
+        slot: tuple[int, int, int], op: int,
+    ) -> int:  # fmt: skip
+        """Write a record and its journal entry in one call; see `kvstore._native.append_record`."""
+        return append_record(fd, offset, generation, location, header, payload, stored, *slot, op, self.direct)
 
     def write(self, fd: int, offset: int, header: bytes, payload: memoryview, stored: int) -> None:
         """Write a record at `offset` (a multiple of 4096): header, `stored` bytes of payload, zeros to 4 KiB.

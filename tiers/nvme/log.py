@@ -77,6 +77,14 @@ class Log:
             with self._switched:  # with a time limit: the switch may fail, and the old journal then goes on
                 self._switched.wait(0.02)
 
+    def take(self) -> tuple[Journal, tuple[int, int, int]]:
+        """A slot for one entry, which is to be written at once, and the journal to leave then: see `Journal.take`."""
+        self.written += ENTRY_BYTES
+        while (slot := (journal := self._current()).take()) is None:
+            with self._switched:
+                self._switched.wait(0.02)
+        return journal, slot
+
     def _current(self) -> Journal:
         if self._journal is None:
             raise StorageError(f"the journal in {self._folder} is not open")

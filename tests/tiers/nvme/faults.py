@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from kvstore.testing import Fault, replaced
+from kvstore.testing import Fault, aligned_memory, replaced
 from kvstore.testing.kills import die
 from kvstore.tiers.nvme import io
 
@@ -21,10 +21,28 @@ BLOCK = 4096
 def disk_fault(fault: Fault) -> Iterator[None]:
     """While it lasts, every segment of this process has this fault."""
     read, write = _faulty(fault, io.preadv, io.pwritev)
+    append = _appending(fault, io.append_record)
     with ExitStack() as stack:
-        stack.enter_context(replaced(io, "preadv", read))
-        stack.enter_context(replaced(io, "pwritev", write))
+        for name, call in (("preadv", read), ("pwritev", write), ("append_record", append)):
+            stack.enter_context(replaced(io, name, call))
         yield
+
+
+def _appending(fault: Fault, append: Callable[..., int]) -> Callable[..., int]:
+    """What writes a record and its journal entry in one call."""
+    if fault in {Fault.WRITE_ERROR, Fault.NO_SPACE}:
+        return _failing(errno.EIO if fault is Fault.WRITE_ERROR else errno.ENOSPC)
+    if fault is Fault.SLOW:
+        return _slow(append)
+    return _torn_append if fault is Fault.TORN_WRITE else append
+
+
+def _torn_append(fd: int, offset: int, _: int, __: int, header: bytes, payload: memoryview, *___: object) -> int:
+    record = aligned_memory(len(header) + len(payload))
+    record[: len(header)] = header
+    record[len(header) :] = payload
+    os.pwrite(fd, record[: len(record) // 2 // BLOCK * BLOCK], offset)
+    die()
 
 
 def _faulty(fault: Fault, read: Call, write: Call) -> tuple[Call, Call]:
@@ -44,17 +62,17 @@ def _faulty(fault: Fault, read: Call, write: Call) -> tuple[Call, Call]:
     return read, _torn(write)
 
 
-def _failing(number: int) -> Call:
-    def fail(fd: int, pieces: Sequence[memoryview], offset: int) -> int:
+def _failing(number: int) -> Callable[..., int]:
+    def fail(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
     return fail
 
 
-def _slow(call: Call) -> Call:
-    def wait(fd: int, pieces: Sequence[memoryview], offset: int) -> int:
+def _slow(call: Callable[..., int]) -> Callable[..., int]:
+    def wait(*arguments: object) -> int:
         time.sleep(0.02)
-        return call(fd, pieces, offset)
+        return call(*arguments)
 
     return wait
 
