@@ -29,7 +29,7 @@ OnLoss = Callable[[str, Callable[[int], bool]], None]
 class Fleet:
     """`live` are the drives in use, `notes` says which are not and why, `lost` counts those that failed."""
 
-    def __init__(self, paths: Sequence[Path], plan: Plan, tier: Tier, meter: Meter) -> None:
+    def __init__(self, paths: Sequence[Path], plan: Plan, tier: Tier, meter: Meter, pool: IoPool) -> None:
         """Open every folder. `ConfigError`, `StorageError` unless all that belong together work, or but some of them
         are known to be missing.
         """
@@ -45,7 +45,7 @@ class Fleet:
         try:
             for path, number in roll.numbers.items():
                 try:
-                    opened.append(Drive(path, number, plan, tier, meter))
+                    opened.append(Drive(path, number, plan, tier, meter, pool))
                 except FolderInUse:
                     raise
                 except (StorageError, ConfigError) as error:
@@ -66,12 +66,12 @@ class Fleet:
         self.flows = {drive.number: Flow(1e9, 2e-4) for drive in opened}
         self.notes += [f"{path} is left out, what lies there are misses: {why}" for path, why in roll.missing.items()]
 
-    def recover(self, pool: IoPool, notes: list[str]) -> tuple[Table, bool]:
+    def recover(self, notes: list[str]) -> tuple[Table, bool]:
         """The rows of all drives, and whether all were closed in order."""
         tables, clean = [], True
         for drive in self.all:
             try:
-                rows, was_clean = drive.recover(pool, notes)
+                rows, was_clean = drive.recover(notes)
             except StorageError as error:
                 if len(self.live) == 1 or not self.examine(drive):
                     raise

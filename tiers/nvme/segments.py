@@ -311,23 +311,19 @@ class SegmentTable:
         with self._lock:
             return sum(segment.size for segment in self.segments.values())
 
-    def flush(self) -> None:
-        """fdatasync every segment that was written to since the last time. `OSError` from the system."""
+    def dirty(self) -> list[Segment]:
+        """Segments that were written to since they were flushed, held, no longer counted as dirty; see `flushed`."""
         with self._lock:
-            dirty = [s for s in self.segments.values() if s.dirty and s.fd >= 0]
-            for segment in dirty:
+            found = [s for s in self.segments.values() if s.dirty and s.fd >= 0]
+            for segment in found:
                 segment.dirty = False
                 segment.readers += 1  # keeps the file while it is flushed
-        try:
-            for segment in dirty:
-                os.fdatasync(segment.fd)
-        except OSError:
-            for segment in dirty:
-                segment.dirty = True
-            raise
-        finally:
-            for segment in dirty:
-                self.release(segment)
+            return found
+
+    def flushed(self, segment: Segment, *, failed: bool = False) -> None:
+        """The other end of `dirty`; one that failed is dirty again."""
+        segment.dirty |= failed
+        self.release(segment)
 
     def close(self) -> None:
         """Close every file."""

@@ -70,9 +70,13 @@ class NvmeTier(Tier):
         self.paths = paths_of(path, paths)
         self._meter = Meter()
         plan = Plan(capacity // len(self.paths), segment_bytes, reserve_bytes, direct)
-        self._fleet = Fleet(self.paths, plan, self, self._meter)
+        self._pool = IoPool(io_threads, f"kvstore-{name}", len(self.paths))
+        try:
+            self._fleet = Fleet(self.paths, plan, self, self._meter, self._pool)
+        except KVStoreError:
+            self._pool.close()
+            raise
         self._segment_bytes = segment_bytes
-        self._pool = IoPool(io_threads, f"kvstore-{name}", len(self._fleet.all))
         self._calls = Calls(name)
         self._precedence = Precedence(self._meter)
         self._keeper = Keeper(self._fleet, self._calls, f"kvstore-{name}-keeper")
@@ -130,7 +134,7 @@ class NvmeTier(Tier):
         """
         self._calls.check_unopened()
         notes = list(self._fleet.notes)
-        rows, clean = self._fleet.recover(self._pool, notes)
+        rows, clean = self._fleet.recover(notes)
         names: dict[bytes, str] = {}
         specs: dict[bytes, KVSpec] = {}
         for drive in self._fleet.live:
@@ -318,8 +322,8 @@ class NvmeTier(Tier):
         if not self._calls.close():
             return
         self._keeper.join()
-        self._pool.close()
         self._fleet.close()
+        self._pool.close()
 
     def stats(self) -> dict[str, float | int | str]:
         """Counters since the tier was opened, and what it holds now.
