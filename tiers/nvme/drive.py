@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,9 @@ class Plan:
 class Drive:
     """The records in one folder. `clock` says how much it was given to write, in seconds of its own speed."""
 
-    def __init__(self, path: Path, number: int, plan: Plan, tier: Tier, meter: Meter, pool: IoPool) -> None:
+    def __init__(
+        self, path: Path, number: int, plan: Plan, tier: Tier, meter: Meter, pool: IoPool, give_way: Callable[[], None]
+    ) -> None:
         """`ConfigError` for a path that cannot work, `StorageError` for a folder that cannot be used."""
         self.path, self.number = path, number
         self.capacity = plan.capacity
@@ -93,7 +96,7 @@ class Drive:
         self._group_flush = GroupFlush(self.flush)
         self._claims = Claims()
         self.cleaner = Cleaner(
-            tier, self.table, self.log, self.transfer, meter, self._claims, plan.log_budget, self._group_flush
+            tier, self.table, self.log, self.transfer, meter, self._claims, plan.log_budget, self._group_flush, give_way
         )
 
     def recover(self, notes: list[str]) -> tuple[Table, bool]:
@@ -133,11 +136,11 @@ class Drive:
 
     def _append(self, segment: Segment, offset: int, header: bytes, payload: memoryview, stored: int) -> bool:
         """Write a record and its journal entry together; False, and nothing done, if its memory is not aligned."""
-        journal, slot = self.log.take()
+        location, (journal, slot) = locate(segment.key, offset), self.log.take()
         try:
             error = self.transfer.append(
-                segment.fd, offset, segment.generation, locate(segment.key, offset), header, payload, stored, slot, Op.PUT
-            )  # fmt: skip
+                segment.fd, offset, segment.generation, location, header, payload, stored, slot, Op.PUT
+            )
         finally:
             journal.leave()
         if error > 0:

@@ -29,7 +29,9 @@ OnLoss = Callable[[str, Callable[[int], bool]], None]
 class Fleet:
     """`live` are the drives in use, `notes` says which are not and why, `lost` counts those that failed."""
 
-    def __init__(self, paths: Sequence[Path], plan: Plan, tier: Tier, meter: Meter, pool: IoPool) -> None:
+    def __init__(
+        self, paths: Sequence[Path], plan: Plan, tier: Tier, meter: Meter, pool: IoPool, give_way: Callable[[], None]
+    ) -> None:
         """Open every folder. `ConfigError`, `StorageError` unless all that belong together work, or but some of them
         are known to be missing.
         """
@@ -45,7 +47,7 @@ class Fleet:
         try:
             for path, number in roll.numbers.items():
                 try:
-                    opened.append(Drive(path, number, plan, tier, meter, pool))
+                    opened.append(Drive(path, number, plan, tier, meter, pool, give_way))
                 except FolderInUse:
                     raise
                 except (StorageError, ConfigError) as error:

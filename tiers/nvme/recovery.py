@@ -199,6 +199,7 @@ class Opening:
     def _settle_states(self, rows: Table, told: Replayed, segments: dict[int, Segment]) -> None:
         """Say of each segment whether it is free, complete, or the one to append to."""
         live, counts, ends = _tallies(rows)
+        newest = _newest(rows)
         best: Segment | None = None
         for segment in segments.values():
             if segment.state is State.LOST or segment.number not in live:
@@ -207,7 +208,7 @@ class Opening:
             known = int(extents[:, 1].max()) if extents is not None else BLOCK
             segment.head = max(ends[segment.number], known, life.resolved if life is not None else BLOCK)
             segment.live, segment.records = live[segment.number], counts[segment.number]
-            segment.state = State.CLOSED
+            segment.state, segment.filled_ms = State.CLOSED, newest[segment.number]
             room = 0 if life is not None and life.closed else segment.size - segment.head
             if room and (best is None or room > best.size - best.head):
                 best = segment
@@ -259,3 +260,12 @@ def _tallies(rows: Table) -> tuple[dict[int, int], dict[int, int], dict[int, int
         return {int(n) + first: int(values[n]) for n in there}
 
     return by_number(live), by_number(counts), by_number(ends)
+
+
+def _newest(rows: Table) -> dict[int, int]:
+    """When the newest record in each segment was made, by the segment's number."""
+    numbers = _numbers(rows)
+    first = int(numbers.min()) if len(rows) else 0
+    newest = np.zeros(int(numbers.max()) - first + 1 if len(rows) else 0, np.int64)
+    np.maximum.at(newest, numbers - first, rows["created_ms"])
+    return {number + first: int(at) for number, at in enumerate(newest)}

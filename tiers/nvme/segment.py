@@ -32,7 +32,9 @@ class State(Enum):
 
 @dataclass(eq=False, slots=True)
 class Segment:
-    """One file. `head` is the end of what was handed out, `live` the bytes of records not deleted."""
+    """One file. `head` is the end of what was handed out, `live` the bytes of records not deleted, `filled_ms` when
+    the last was written (Unix milliseconds).
+    """
 
     number: int
     size: int
@@ -45,6 +47,7 @@ class Segment:
     readers: int = 0
     writers: int = 0
     dirty: bool = False
+    filled_ms: int = 0
 
     @property
     def key(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from kvstore.tiers.base import TierFull
 from kvstore.tiers.nvme.durable import as_storage_error, sync_folder
 from kvstore.tiers.nvme.location import SEGMENTS_PER_DRIVE, key_of, next_generation, segment_of
 from kvstore.tiers.nvme.segment import Limits, Segment, State, pack_header
+
+_AS_GOOD_AS_EMPTY = 0.25  # live bytes, of the segment's length
 
 
 class SegmentTable:
@@ -158,6 +161,7 @@ class SegmentTable:
 
     def _shut(self, segment: Segment) -> bool:
         segment.state = State.CLOSED
+        segment.filled_ms = time.time_ns() // 1_000_000
         return segment.writers == 0
 
     def close_active(self) -> bool:
@@ -244,10 +248,14 @@ class SegmentTable:
         return segment
 
     def victims(self) -> list[Segment]:
-        """Closed segments that nobody writes to, those with the fewest live bytes first, then the oldest."""
+        """Closed segments that nobody writes to: those that are as good as empty, the emptiest first, then the oldest.
+
+        By age alone a log is a queue, and what was used while it passed through gets another round. Fewest live bytes
+        first would take the segments of what has come last, whose records had no time to be used.
+        """
         with self._lock:
             found = [s for s in self.segments.values() if s.state is State.CLOSED and s.writers == 0]
-            return sorted(found, key=lambda s: (s.live, s.generation & 0xFFFFF, s.number))
+            return sorted(found, key=lambda s: (s.live if s.live < _AS_GOOD_AS_EMPTY * s.size else s.size, s.filled_ms))
 
     def retire(self, segment: Segment) -> None:
         """Take no new readers and wait for those there are."""

@@ -69,16 +69,16 @@ class NvmeTier(Tier):
         self.gpudirect = "off: not asked for"
         self.paths = paths_of(path, paths)
         self._meter = Meter()
+        self._precedence = Precedence(self._meter)
         plan = Plan(capacity // len(self.paths), segment_bytes, reserve_bytes, direct)
         self._pool = IoPool(io_threads, f"kvstore-{name}", len(self.paths))
         try:
-            self._fleet = Fleet(self.paths, plan, self, self._meter, self._pool)
+            self._fleet = Fleet(self.paths, plan, self, self._meter, self._pool, self._precedence.give_way)
         except KVStoreError:
             self._pool.close()
             raise
         self._segment_bytes = segment_bytes
         self._calls = Calls(name)
-        self._precedence = Precedence(self._meter)
         self._keeper = Keeper(self._fleet, self._calls, f"kvstore-{name}-keeper")
 
     @property

@@ -110,9 +110,11 @@ def test_dead_segments_are_freed_without_asking(opener: Opener) -> None:
     asked: list[int] = []
 
     class Silent(BookOwner):
-        def judge(self, tier: Tier, records: Sequence[tuple[Record, int]]) -> Sequence[Verdict]:
+        def judge(
+            self, tier: Tier, records: Sequence[tuple[Record, int]], since_ms: int, most: int
+        ) -> Sequence[Verdict]:
             asked.append(len(records))
-            return super().judge(tier, records)
+            return super().judge(tier, records, since_ms, most)
 
     assert tier.make_room(6 * MIB, Silent())
     assert not asked
