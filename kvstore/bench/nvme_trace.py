@@ -34,10 +34,9 @@ from kvstore.testing.records import aligned_memory, make_spec
 from kvstore.tiers.base import Tier, TierFull, Verdict
 from kvstore.tiers.nvme import NvmeTier
 
-
 MOST_WRITTEN, MOST_POINTS = 1.3, 0.01
 TOKEN_BYTES = 56  # a block of 512 tokens and its header: 32 KiB
-SEGMENTS = 64
+SEGMENTS = 256  # what the defaults make of a tier: 64 GiB in pieces of 256 MiB
 
 
 def run(path: Path, trace_path: Path, *, share: float = 0.05, requests: int = 12_031, ahead: bool = True) -> Row:

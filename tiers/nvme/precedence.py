@@ -6,8 +6,8 @@ import time
 
 from kvstore.tiers.nvme.meter import Meter
 
-_MOST_S = 0.004  # that one write waits: with reads all the time, writes go on at the pace of one each per wait
-_STEP_S = 0.0005
+_MOST_S = 0.001  # that one write waits: with reads all the time, writes go on, a millisecond later each
+_STEP_S = 0.0002
 
 
 class Precedence:
@@ -17,7 +17,7 @@ class Precedence:
         self._meter = meter
 
     def give_way(self) -> None:
-        """Return when nobody reads, or after 4 ms."""
+        """Return when nobody reads, or after a millisecond."""
         if not self._meter.reads.active:
             return
         self._meter.count("gave_way")

@@ -67,7 +67,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         count = self.total_bytes // self.segment_bytes
-        self.spare, self.ahead = int(count >= 4), 2 if count >= 32 else int(count >= 8)
+        self.spare = int(count >= 4)
+        self.ahead = min(4, 1 + count // 128) if count >= 8 else 0
 
 
 def pack_header(number: int, generation: int, size: int) -> bytes:

@@ -26,7 +26,8 @@ _AS_GOOD_AS_EMPTY = 0.25  # live bytes, of the segment's length
 class SegmentTable:
     """All segments of a tier: who may append where, who is being read, what is free.
 
-    `live` and `records` count the bytes and the number of all records that are not deleted; `numbers` are those that
+    `live` and `records` count the bytes and the number of all records that are not deleted, `admitted` the bytes of
+    all that were ever appended and not just moved; `numbers` are those that
     its segments may have. `wants_care` says that `prepare` would be of use.
     """
 
@@ -43,7 +44,7 @@ class SegmentTable:
         self._opening = False
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self.live = self.records = 0
+        self.live = self.records = self.admitted = 0
         self.on_complete: Callable[[Segment], None] = lambda segment: None
 
     def path(self, number: int) -> Path:
@@ -73,6 +74,7 @@ class SegmentTable:
             with self._lock:
                 segment = self._active
                 if segment is not None and segment.head + nbytes <= segment.size:
+                    self.admitted += 0 if moving else nbytes
                     return self._take(segment, nbytes)
                 if self._ready is not None:
                     complete = self._go_on_with(self._ready)
@@ -152,7 +154,7 @@ class SegmentTable:
     def _go_on_with(self, segment: Segment) -> Segment | None:
         """Append to another segment; the one before, if it is complete. Called with the lock held."""
         previous, self._active = self._active, segment
-        segment.state = State.OPEN
+        segment.state, self.wants_care = State.OPEN, True
         return previous if previous is not None and self._shut(previous) else None
 
     def _tell(self, complete: Segment | None) -> None:
