@@ -155,7 +155,7 @@ class PosixReader(DeviceReader):
 
         target = span.read.target[span.start : span.start + span.nbytes]
         target.copy_(staging[: span.nbytes], non_blocking=True)
-        copied = torch.cuda.Event()
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
         self._pinned.append((staging, copied))
 
