@@ -18,6 +18,26 @@ Buffer: TypeAlias = typing_extensions.Buffer | NDArray[Any]
 EXPORT_ITEMSIZE: int
 """Bytes of one record of `Index.export`; `kvstore.rows.EXPORT_DTYPE` has the fields."""
 
+def append_record(
+    fd: int,
+    offset: int,
+    generation: int,
+    location: int,
+    header: Buffer,
+    payload: Buffer,
+    stored: int,
+    journal_fd: int,
+    journal_offset: int,
+    sequence: int,
+    op: int,
+    direct: bool,
+) -> int:
+    """Write a record into its segment, sealed for where it lies, and then its entry into the journal, without the GIL.
+
+    0; -1 and nothing done if `direct` and the payload does not begin on a block boundary; or the system's error number
+    where the record was written and the entry could not be. OSError if the record could not be written.
+    """
+
 def xxh3_128(buffer: Buffer) -> bytes:
     """XXH3-128 with seed 0: 16 bytes, canonical (big-endian). For integrity, not against attackers."""
 

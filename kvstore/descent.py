@@ -59,9 +59,8 @@ class Descent:
                 return
             except TierFull as full:
                 reason = str(full)
-            with core.gates[target].alone():
-                if not self._make_room(target, coded.record.total_bytes):
-                    break
+            if not self._make_room(target, coded.record.total_bytes):
+                break
         core.counters["shed_no_space"] += 1
         raise Shed(f"{tier.name} has no room for {coded.record.total_bytes} bytes: {reason}", "no_space")
 
@@ -112,9 +111,12 @@ class Descent:
         return Coded(record, record.pack(), memory[copy.header :])
 
     def _make_room(self, target: int, nbytes: int) -> bool:
-        """Room in a tier that is full; False if there is none to be had. The gate is held."""
+        """Room in a tier that is full; False if there is none to be had."""
         tier = self._core.tiers[target]
-        return tier.make_room(nbytes, self._owner) if tier.evicts else self._evict(target, nbytes)
+        if tier.evicts:  # its owner holds the gate while it looks
+            return tier.make_room(nbytes, self._owner)
+        with self._core.gates[target].alone():
+            return self._evict(target, nbytes)
 
     def _evict(self, target: int, nbytes: int) -> bool:
         """Let the coldest chunks of a tier go, first of the namespace that has most of them there."""

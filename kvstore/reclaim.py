@@ -3,36 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from kvstore.catalog import Scope
 from kvstore.core import Core
 from kvstore.record import Record
 from kvstore.removed import Removed
 from kvstore.tiers.base import Tier, Verdict
-from kvstore.usage import now_ms
 
 ROOMY = 0.5  # of the capacity; a segment that is at most half live can be moved
+_Place: TypeAlias = tuple[Scope, int, int]
 
 
 class Reclaimer:
     """The store as a tier sees it; see `kvstore.tiers.base.Owner`.
 
     While less than half of the tier is live, its trouble is dead records and nothing else: all that live are moved.
-    Beyond that a chunk is kept when it is leased, pinned or being read, or when it was used in the newer half of
-    the time between the least recently used chunk and now; the rest goes.
+    Beyond that a chunk is kept when it is leased, pinned or being read, and else when it is among the `most` bytes that
+    were used last since its segment was filled; the rest goes.
     """
 
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def judge(self, tier: Tier, records: Sequence[tuple[Record, int]]) -> Sequence[Verdict]:
-        """A verdict on each (record, location)."""
-        core, removed, verdicts = self._core, Removed(), []
-        number = core.tiers.index(tier)
-        tight, held = tier.used > ROOMY * tier.capacity, dict[bytes, frozenset[int]]()
-        with core.lock:
-            for record, location in records:
-                verdicts.append(self._judge(number, record, location, tight, held, removed))
+    def judge(self, tier: Tier, records: Sequence[tuple[Record, int]], since_ms: int, most: int) -> Sequence[Verdict]:
+        """A verdict on each (record, location). Nobody is between a write and its entry meanwhile."""
+        core, removed = self._core, Removed()
+        number, roomy = core.tiers.index(tier), tier.used <= ROOMY * tier.capacity
+        verdicts, held = [Verdict.DEAD] * len(records), dict[bytes, frozenset[int]]()
+        with core.gates[number].alone(), core.lock:
+            for i in self._best_first(number, records):
+                record, location = records[i]
+                place = self._placement(number, record, location)
+                if place is None:  # it went with another part of its chunk
+                    verdicts[i] = Verdict.DROP
+                    continue
+                if record.namespace not in held:
+                    held[record.namespace] = core.held(place[0].namespace)
+                used = core.index.chunk(place[2]).last_use > since_ms
+                may_go = core.may_go(place[2], held[record.namespace])
+                if may_go and not roomy and not (used and record.total_bytes <= most):
+                    self._drop(place, removed)
+                    verdicts[i] = Verdict.DROP
+                else:
+                    verdicts[i] = Verdict.KEEP
+                    most -= record.total_bytes if may_go else 0
         # The tier sees to what it is told to drop; parts elsewhere that went with it are deleted here.
         told = {at for (_, at), verdict in zip(records, verdicts, strict=True) if verdict is Verdict.DROP}
         removed.places = [each for each in removed.places if each[0] is not tier or each[1] not in told]
@@ -49,31 +64,23 @@ class Reclaimer:
             core.index.set_loc(placement[1], new, record.stored)
             return True
 
-    def _judge(
-        self,
-        tier: int,
-        record: Record,
-        location: int,
-        tight: bool,
-        held: dict[bytes, frozenset[int]],
-        removed: Removed,
-    ) -> Verdict:
-        core = self._core
-        found = self._placement(tier, record, location)
-        if found is None:
-            return Verdict.DEAD
-        scope, placement, chunk = found
-        if record.namespace not in held:
-            held[record.namespace] = core.held(scope.namespace)
-        if not core.may_go(chunk, held[record.namespace]):
-            return Verdict.KEEP
-        if not tight or core.index.chunk(chunk).last_use > self._middle(tier, scope):
-            return Verdict.KEEP
-        for each in list(core.placements(chunk)) if core.only_here(placement) else [placement]:
-            core.withdraw(scope, each, removed)  # half a chunk is of no use to anyone
-        return Verdict.DROP
+    def _best_first(self, tier: int, records: Sequence[tuple[Record, int]]) -> Sequence[int]:
+        """Which of the records are live: those used last first, and of one prefix its head. Needs the lock."""
+        index, order = self._core.index, list[tuple[int, int, int]]()
+        for i, (record, location) in enumerate(records):
+            place = self._placement(tier, record, location)
+            if place is not None:
+                order.append((-index.chunk(place[2]).last_use, record.position, i))
+        return [i for _, _, i in sorted(order)]
 
-    def _placement(self, tier: int, record: Record, location: int) -> tuple[Scope, int, int] | None:
+    def _drop(self, place: _Place, removed: Removed) -> None:
+        """Take a record out, and its whole chunk if it was the last copy: half of one is of no use. Needs the lock."""
+        core, (scope, placement, chunk) = self._core, place
+        for each in list(core.placements(chunk)) if core.only_here(placement) else [placement]:
+            core.withdraw(scope, each, removed)
+
+    def _placement(self, tier: int, record: Record, location: int) -> _Place | None:
+        """Scope, placement and chunk of a record, None where the index does not point at it. Needs the lock."""
         core = self._core
         scope = core.catalog.find(record.namespace, record.spec)
         if scope is None:
@@ -83,8 +90,3 @@ class Reclaimer:
         if placement < 0 or core.index.placement(placement).loc != location:
             return None
         return scope, placement, chunk
-
-    def _middle(self, tier: int, scope: Scope) -> int:
-        core, now = self._core, now_ms()
-        oldest = next(core.usage.policy(tier, scope.namespace).victims(), None)
-        return now if oldest is None else (core.index.chunk(oldest).last_use + now) // 2

@@ -79,6 +79,7 @@ class Store:
         try:
             for number in range(1, len(core.tiers)):
                 self.notes = [*self.notes, *index_recovered(core, number)]
+                core.tiers[number].tend(self._reclaimer)
         except KVStoreError:
             for tier in reversed(core.tiers):
                 tier.close()

@@ -72,8 +72,14 @@ class Verdict(Enum):
 class Owner(Protocol):
     """The store, as a tier sees it while it makes room."""
 
-    def judge(self, tier: Tier, records: Sequence[tuple[Record, int]]) -> Sequence[Verdict]:
-        """A verdict on each (record, location)."""
+    def judge(self, tier: Tier, records: Sequence[tuple[Record, int]], since_ms: int, most: int) -> Sequence[Verdict]:
+        """A verdict on each (record, location).
+
+        What may go is worth keeping if it was used since `since_ms` (Unix time: when the records had all been written
+        where they lie), and of that the best `most` bytes, by when they were last used. That is how a log comes near
+        LRU (a second chance for what was used, the oldest first), and how its wear is bounded. Where a tier makes room
+        by itself (`Tier.tend`) nobody may be between a `write` and its entry in the index while this looks.
+        """
 
     def moved(self, tier: Tier, record: Record, old: int, new: int) -> bool:
         """Point the index at the new copy. False if the placement went away meanwhile: the new copy is dead."""
@@ -183,6 +189,10 @@ class Tier(ABC):
         """Try to make room for so many bytes by dropping or moving what `owner` allows; False if it cannot."""
         del nbytes, owner
         return False
+
+    def tend(self, owner: Owner) -> None:
+        """From now on the tier may make room ahead of need, asking `owner`, in a thread of its own."""
+        del owner
 
     def find(self, names: Sequence[Name], timeout_s: float) -> Sequence[tuple[Record, int] | None]:
         """Of a shared tier: the record and location of each name that is there, whoever wrote it; None for the rest.

@@ -7,6 +7,7 @@
 namespace kvstore {
 
 void bind_allocator(nanobind::module_& m);
+void bind_append(nanobind::module_& m);
 void bind_cachegen(nanobind::module_& m);
 void bind_files(nanobind::module_& m);
 void bind_frames(nanobind::module_& m);

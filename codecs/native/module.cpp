@@ -5,6 +5,7 @@ NB_MODULE(_native, m) {
     nanobind::set_leak_warnings(false);
     m.doc() = "What kvstore does in C++: checksums, copies, the arena's allocator, the chunk index.";
     kvstore::bind_allocator(m);
+    kvstore::bind_append(m);
     kvstore::bind_cachegen(m);
     kvstore::bind_files(m);
     kvstore::bind_frames(m);

@@ -2,6 +2,7 @@
 
     class TestMine(TierConformance):
         def make_tier(self) -> Tier: ...
+        def inject(self, tier: Tier, fault: Fault) -> AbstractContextManager[None] | None: ...
 
 The tier must take 8 MiB at least. Needs no pytest itself.
 """
@@ -10,35 +11,21 @@ from __future__ import annotations
 
 import random
 import threading
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 from kvstore.errors import Closed, KVStoreError
+from kvstore.testing.faults import FaultChecks, raises
+from kvstore.testing.kills import KillChecks
 from kvstore.testing.owners import BookOwner
 from kvstore.testing.records import NAMESPACE, Sample, aligned_memory, make_sample, make_spec
-from kvstore.tiers.base import Recovered, Tier, TierFull
+from kvstore.tiers.base import Tier, TierFull
 
 ODD_SIZES = (1, 4095, 4096, 4097, 100_000, (1 << 20) - 1, 1 << 20)
 
 
-@contextmanager
-def raises(*kinds: type[Exception]) -> Iterator[None]:
-    """Assert that the block raises one of these."""
-    try:
-        yield
-    except kinds:
-        return
-    raise AssertionError(f"nothing was raised; expected {', '.join(kind.__name__ for kind in kinds)}")
-
-
-class TierConformance(ABC):
+class TierConformance(FaultChecks):
     """What every tier does."""
-
-    @abstractmethod
-    def make_tier(self) -> Tier:
-        """A fresh, empty tier on which `recover` was called."""
 
     def test_reads_back_what_was_written(self) -> None:
         with closing(self.make_tier()) as tier:
@@ -194,12 +181,8 @@ class TierConformance(ABC):
         return False
 
 
-class PersistentTierConformance(TierConformance):
+class PersistentTierConformance(KillChecks, TierConformance):
     """What a tier does besides that survives its process."""
-
-    @abstractmethod
-    def reopen(self) -> tuple[Tier, Recovered]:
-        """The tier that `make_tier` made last, closed by now, opened again."""
 
     def test_comes_back_as_it_was(self) -> None:
         with closing(self.make_tier()) as tier:

@@ -111,6 +111,9 @@ class Probe(Tier):
     def make_room(self, nbytes: int, owner: Owner) -> bool:
         return not self.full and self.inner.make_room(nbytes, _Named(owner, self))
 
+    def tend(self, owner: Owner) -> None:
+        self.inner.tend(_Named(owner, self))
+
     def describe(self, namespace: str, spec: KVSpec) -> None:
         self.inner.describe(namespace, spec)
 
@@ -134,9 +137,9 @@ class _Named:
     owner: Owner
     probe: Tier
 
-    def judge(self, tier: Tier, records: Sequence[tuple[Record, int]]) -> Any:
+    def judge(self, tier: Tier, records: Sequence[tuple[Record, int]], since_ms: int, most: int) -> Any:
         del tier
-        return self.owner.judge(self.probe, records)
+        return self.owner.judge(self.probe, records, since_ms, most)
 
     def moved(self, tier: Tier, record: Record, old: int, new: int) -> bool:
         del tier

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kvstore.errors import KVStoreError, StorageError
@@ -55,3 +57,37 @@ def as_storage_error(error: OSError, action: str) -> KVStoreError:
     if error.errno in _FULL:
         return TierFull(f"{action}: the file system has no room left ({error.strerror})")
     return StorageError(f"{action}: {error.strerror or error}; check the disk and the system's log")
+
+
+def why_unusable(folder: Path, is_in_place: Callable[[], bool], *, write: bool) -> str:
+    """What is wrong with a folder that was fine: unmounted, read-only, failing. Empty if nothing is, or it is full.
+
+    With `write` a block is written, flushed and read back.
+    """
+    try:
+        if not is_in_place():
+            return "the folder was unmounted or replaced"
+        if os.statvfs(folder).f_flag & os.ST_RDONLY:
+            return "the file system is read-only"
+        if write:
+            _write_and_read(folder)
+    except OSError as error:
+        return "" if error.errno in _FULL else str(error.strerror or error)
+    return ""
+
+
+def _write_and_read(folder: Path) -> None:
+    path = folder / f".probe-{os.getpid()}-{threading.get_ident()}"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        with mmap.mmap(-1, 4096) as block:
+            block[:] = os.urandom(4096)
+            if os.pwrite(fd, block, 0) != 4096:
+                raise OSError(errno.EIO, "a block was written in part")
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 4096, os.POSIX_FADV_DONTNEED)
+            if os.pread(fd, 4096, 0) != block[:]:
+                raise OSError(errno.EIO, "a block reads otherwise than it was written")
+    finally:
+        os.close(fd)
+        os.unlink(path)

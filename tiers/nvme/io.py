@@ -9,21 +9,24 @@ into many requests and has them in flight together, and cutting it in Python was
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from os import preadv, pwritev
 from queue import SimpleQueue
 
 import numpy as np
 
 from kvstore import _native
+from kvstore._native import append_record
 from kvstore.record import BLOCK, padded
 
 SCRATCH_BYTES = 4 << 20
 _ZEROS = memoryview(bytes(BLOCK))
-IN_FLIGHT_BYTES = 8 << 20  # of one batch; two transfers at least
+IN_FLIGHT_BYTES = 8 << 20  # of one batch, for each drive; two transfers at least
 
 
 def address(view: memoryview) -> int:
@@ -64,12 +67,19 @@ class Transfer:
         if not self.direct:
             _read_fully(fd, [out], offset)
         elif not (offset | nbytes | address(out)) % BLOCK:
-            if os.preadv(fd, [out], offset) != nbytes:
+            if preadv(fd, [out], offset) != nbytes:
                 _read_fully(fd, [out], offset)
         elif (address(out) - offset) % BLOCK == 0:
             self._read_matching(fd, offset, out)
         else:
             self._read_bounced(fd, offset, out)
+
+    def append(
+        self, fd: int, offset: int, generation: int, location: int, header: bytes, payload: memoryview, stored: int,
+        slot: tuple[int, int, int], op: int,
+    ) -> int:  # fmt: skip
+        """Write a record and its journal entry in one call; see `kvstore._native.append_record`."""
+        return append_record(fd, offset, generation, location, header, payload, stored, *slot, op, self.direct)
 
     def write(self, fd: int, offset: int, header: bytes, payload: memoryview, stored: int) -> None:
         """Write a record at `offset` (a multiple of 4096): header, `stored` bytes of payload, zeros to 4 KiB.
@@ -153,7 +163,8 @@ class Transfer:
 class IoPool:
     """Threads that keep several requests of one batch in flight; the caller works along with them."""
 
-    def __init__(self, threads: int, name: str) -> None:
+    def __init__(self, threads: int, name: str, drives: int = 1) -> None:
+        self._in_flight = IN_FLIGHT_BYTES * max(1, drives)
         self._batches: SimpleQueue[_Batch | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._serve, name=f"{name}-io-{i}", daemon=True) for i in range(threads)
@@ -171,7 +182,7 @@ class IoPool:
             work(0)
             return
         batch = _Batch(count, work)
-        helpers = max(1, IN_FLIGHT_BYTES * count // nbytes - 1) if nbytes else count - 1
+        helpers = max(1, self._in_flight * count // nbytes - 1) if nbytes else count - 1
         for _ in range(min(len(self._threads), count - 1, helpers)):
             self._batches.put(batch)
         batch.drain()
@@ -230,20 +241,22 @@ def probe_direct(folder: str) -> bool:
 
 def _read_fully(fd: int, pieces: list[memoryview], offset: int) -> None:
     wanted = sum(map(len, pieces))
-    done = os.preadv(fd, pieces, offset)
+    done = preadv(fd, pieces, offset)
     while done < wanted:
         pieces, wanted, offset = _rest(pieces, done), wanted - done, offset + done
-        done = os.preadv(fd, pieces, offset)
+        done = preadv(fd, pieces, offset)
         if done == 0:
             raise EOFError(f"the file ends {wanted} bytes early")
 
 
 def _write_fully(fd: int, pieces: list[memoryview], offset: int) -> None:
     wanted = sum(map(len, pieces))
-    done = os.pwritev(fd, pieces, offset)
+    done = pwritev(fd, pieces, offset)
     while done < wanted:
+        if done == 0:
+            raise OSError(errno.EIO, "nothing more can be written, and no reason is given")
         pieces, wanted, offset = _rest(pieces, done), wanted - done, offset + done
-        done = os.pwritev(fd, pieces, offset)
+        done = pwritev(fd, pieces, offset)
 
 
 def _rest(pieces: list[memoryview], done: int) -> list[memoryview]:

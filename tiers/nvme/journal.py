@@ -125,8 +125,27 @@ class Journal:
         except OSError as error:
             raise as_storage_error(error, f"cannot write {self.path}") from error
         finally:
-            self._leave()
+            self.leave()
         return True
+
+    def take(self) -> tuple[int, int, int] | None:
+        """A slot for one entry: descriptor, offset, number; `leave` when it is written. `TierFull`, `StorageError`.
+
+        None if the file has come to its end, as with `append`. One that is left empty is as if it had never been.
+        """
+        with self._lock:
+            number = self._next
+            if self._end is not None and number + 1 > self._end:
+                return None
+            self._next = number + 1
+            self._users += 1
+        if self._offset(number + 1) > self._allocated:
+            try:
+                self._allocate(number + 1)
+            except OSError as error:
+                self.leave()
+                raise as_storage_error(error, f"cannot write {self.path}") from error
+        return self._fd, self._offset(number), number
 
     def limit(self, more: int) -> int:
         """Let the file end `more` entries from now; the number after its last slot. The slots exist from now on."""
@@ -158,7 +177,7 @@ class Journal:
         except OSError as error:
             raise as_storage_error(error, f"cannot flush {self.path}") from error
         finally:
-            self._leave()
+            self.leave()
 
     def close(self) -> None:
         """Close the file when nobody uses it any more."""
@@ -178,7 +197,8 @@ class Journal:
             os.posix_fallocate(self._fd, 0, wanted)
             self._allocated = max(self._allocated, wanted)
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """The other end of `take`."""
         with self._lock:
             self._users -= 1
             if self._users == 0:

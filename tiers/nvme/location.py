@@ -1,7 +1,7 @@
 """Locations: 63 bits that name a segment, one of its lives, and a block inside it.
 
     bits 44–62   life: the low 19 bits of the segment's generation
-    bits 24–43   segment number
+    bits 24–43   segment number; its upper 4 bits name the drive
     bits  0–23   4 KiB block inside the segment
 
 The life makes a location that outlived its segment recognisable: reading or deleting it is a miss, never another
@@ -15,8 +15,10 @@ import secrets
 
 from kvstore.record import BLOCK
 
-BLOCK_BITS, SEGMENT_BITS, LIFE_BITS, COUNTER_BITS = 24, 20, 19, 20
+BLOCK_BITS, SEGMENT_BITS, DRIVE_BITS, LIFE_BITS, COUNTER_BITS = 24, 20, 4, 19, 20
 MAX_SEGMENTS = 1 << SEGMENT_BITS
+MAX_DRIVES = 1 << DRIVE_BITS
+SEGMENTS_PER_DRIVE = MAX_SEGMENTS // MAX_DRIVES
 MAX_SEGMENT_BYTES = BLOCK << BLOCK_BITS
 _BLOCK_MASK = (1 << BLOCK_BITS) - 1
 _SEGMENT_MASK = MAX_SEGMENTS - 1
@@ -41,6 +43,11 @@ def key_of(location: int) -> int:
 def segment_of(key: int) -> int:
     """The segment number of a life."""
     return key & _SEGMENT_MASK
+
+
+def drive_of(location: int) -> int:
+    """The number of the drive that a location lies on."""
+    return segment_of(key_of(location)) // SEGMENTS_PER_DRIVE
 
 
 def offset_of(location: int) -> int:

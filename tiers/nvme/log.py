@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kvstore.errors import StorageError
 from kvstore.tiers.nvme.durable import as_storage_error, sync_folder
-from kvstore.tiers.nvme.journal import Entry, Journal, load_journal
+from kvstore.tiers.nvme.journal import ENTRY_BYTES, Entry, Journal, load_journal
 from kvstore.tiers.nvme.replay import replay
 from kvstore.tiers.nvme.snapshot import Snapshot, load_snapshot, save_snapshot
 
@@ -33,6 +33,7 @@ class Log:
         self._journal: Journal | None = None
         self._old: Journal | None = None
         self._snapshot_bytes = 0
+        self.written = 0  # bytes of entries and snapshots since this was made
         self._folding = False
         self._switched = threading.Condition()
 
@@ -65,14 +66,24 @@ class Log:
     def restart(self, state: Snapshot) -> None:
         """Begin anew with a snapshot of `state` and an empty journal, crash-safe at every step."""
         self._snapshot_bytes = save_snapshot(self.snapshot_path, state)
+        self.written += self._snapshot_bytes
         self._journal = Journal.create(self.next_path, state.sequence + 1)
         self._take_name(self._journal)
 
     def append(self, *entries: Entry) -> None:
         """Write entries; they survive kill -9 when this returns. `TierFull`, `StorageError`."""
+        self.written += len(entries) * ENTRY_BYTES  # a figure for wear; two at once may count as one
         while not self._current().append(entries):
             with self._switched:  # with a time limit: the switch may fail, and the old journal then goes on
                 self._switched.wait(0.02)
+
+    def take(self) -> tuple[Journal, tuple[int, int, int]]:
+        """A slot for one entry, which is to be written at once, and the journal to leave then: see `Journal.take`."""
+        self.written += ENTRY_BYTES
+        while (slot := (journal := self._current()).take()) is None:
+            with self._switched:
+                self._switched.wait(0.02)
+        return journal, slot
 
     def _current(self) -> Journal:
         if self._journal is None:
@@ -121,6 +132,7 @@ class Log:
         lives = {key: life for key, life in state.lives.items() if key in keys}
         state = replace(state, lives=lives, sequence=following.first - 1)
         self._snapshot_bytes = save_snapshot(self.snapshot_path, state)
+        self.written += self._snapshot_bytes
         self._take_name(following)
         with self._switched:
             self._old = None

@@ -15,29 +15,32 @@ _FOLD_WEIGHT = 0.3
 
 
 class Flow:
-    """Transfers in one direction: how many, and bytes per second of the time in which any was under way."""
+    """Transfers in one direction: how many, and bytes per second of the time in which any was under way.
+
+    `active` are under way now.
+    """
 
     def __init__(self, bytes_per_s: float, latency_s: float) -> None:
         self.bytes_per_s, self.latency_s = bytes_per_s, latency_s
         self.nbytes = self.records = 0
         self._lock = threading.Lock()
-        self._active = self._folded = 0
+        self.active = self._folded = 0
         self._busy = self._since = 0.0
 
     def begin(self) -> float:
         """A transfer starts. Hand the result to `end`."""
         now = time.perf_counter()
         with self._lock:
-            if self._active == 0:
+            if self.active == 0:
                 self._since = now
-            self._active += 1
+            self.active += 1
         return now
 
     def end(self, start: float, nbytes: int, records: int = 1) -> None:
         """A transfer of so many records ended with so many bytes moved (0: it failed)."""
         now = time.perf_counter()
         with self._lock:
-            self._active -= 1
+            self.active -= 1
             self._busy += now - self._since
             self._since = now
             if not nbytes:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import mmap
 import os
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kvstore.errors import StorageError
 from kvstore.record import BLOCK
@@ -81,6 +83,9 @@ class Opening:
             stem, dot, suffix = name.partition(".")
             if dot and suffix == "seg" and stem.isdecimal() and int(stem) < MAX_SEGMENTS:
                 number = int(stem)
+                if number not in self.table.numbers:
+                    self.notes.append(f"{name} belongs to another drive; left alone")
+                    continue
                 segment = self._segments[number] = Segment(number, self.table.limits.segment_bytes)
                 self._inspect(segment)
 
@@ -119,23 +124,20 @@ class Opening:
 
     def _rows_in_place(self, rows: Table, lives: dict[int, Life], segments: dict[int, Segment]) -> Table:
         """The rows whose life is the one that their segment's header names, and which end inside it."""
-        present = [
-            key
-            for key, life in lives.items()
-            if (s := segments.get(life.segment)) is not None and s.fd >= 0 and s.generation == life.generation
-        ]
+        sizes = np.zeros(MAX_SEGMENTS, np.int64)
+        keys = np.full(MAX_SEGMENTS, 1 << 63, np.uint64)  # of no life
         for life in lives.values():
-            if life.segment not in segments and not life.freed:
+            segment = segments.get(life.segment)
+            if segment is not None and segment.fd >= 0 and segment.generation == life.generation:
+                sizes[life.segment], keys[life.segment] = segment.size, segment.key
+            elif segment is None and not life.freed:
                 self.notes.append(f"{life.segment:06d}.seg is missing; its records are dropped")
-        kept = pick(rows, known_rows(rows, present))
-        sizes = np.zeros(max(segments, default=0) + 1, np.int64)
-        for number, segment in segments.items():
-            sizes[number] = segment.size
-        numbers = (kept["location"] >> np.uint64(BLOCK_BITS)) & np.uint64(MAX_SEGMENTS - 1)
-        inside = offsets(kept) + row_bytes(kept).astype(np.int64) <= sizes[numbers.astype(np.int64)]
-        if len(rows) > int(inside.sum()):
-            self.notes.append(f"{len(rows) - int(inside.sum())} records were dropped with their segments")
-        return pick(kept, inside)
+        numbers = _numbers(rows)
+        alive = keys[numbers] == rows["location"] >> np.uint64(BLOCK_BITS)
+        kept = pick(rows, alive & (offsets(rows) + row_bytes(rows).astype(np.int64) <= sizes[numbers]))
+        if len(rows) > len(kept):
+            self.notes.append(f"{len(rows) - len(kept)} records were dropped with their segments")
+        return kept
 
     def _search(self, told: Replayed, segments: dict[int, Segment]) -> Table:
         """Rows of the records that no journal accounts for."""
@@ -180,15 +182,14 @@ class Opening:
 
     def _fit_capacity(self, rows: Table, segments: dict[int, Segment]) -> Table:
         """Drop the emptiest segments of a folder that is larger than the capacity now asked for."""
-        limits = self.table.limits
-        keys, live = _live_bytes(rows)
-        left = dict(zip(keys, live, strict=True))
-        order = sorted(segments.values(), key=lambda s: left.get(s.key, 0))
-        excess = sum(s.size for s in segments.values()) - limits.total_bytes
-        for segment in order:
+        excess = sum(s.size for s in segments.values()) - self.table.limits.total_bytes
+        if excess <= 0:
+            return rows
+        left, _, _ = _tallies(rows)
+        for segment in sorted(segments.values(), key=lambda s: left.get(s.number, 0)):
             if excess <= 0 or segment.state is State.LOST:
                 continue
-            if segment.key in left:
+            if segment.number in left:
                 self.notes.append(f"{segment.number:06d}.seg is over the capacity; its records are dropped")
                 rows = pick(rows, ~known_rows(rows, [segment.key]))
             excess -= segment.size
@@ -197,18 +198,17 @@ class Opening:
 
     def _settle_states(self, rows: Table, told: Replayed, segments: dict[int, Segment]) -> None:
         """Say of each segment whether it is free, complete, or the one to append to."""
-        ends = _ends(rows)
-        live = dict(zip(*_live_bytes(rows), strict=True))
-        counts = dict(zip(*_counts(rows), strict=True))
+        live, counts, ends = _tallies(rows)
+        newest = _newest(rows)
         best: Segment | None = None
         for segment in segments.values():
-            if segment.state is State.LOST or segment.key not in live:
+            if segment.state is State.LOST or segment.number not in live:
                 continue
             life, extents = told.state.lives.get(segment.key), told.extents.get(segment.key)
             known = int(extents[:, 1].max()) if extents is not None else BLOCK
-            segment.head = max(ends[segment.key], known, life.resolved if life is not None else BLOCK)
-            segment.live, segment.records = live[segment.key], counts[segment.key]
-            segment.state = State.CLOSED
+            segment.head = max(ends[segment.number], known, life.resolved if life is not None else BLOCK)
+            segment.live, segment.records = live[segment.number], counts[segment.number]
+            segment.state, segment.filled_ms = State.CLOSED, newest[segment.number]
             room = 0 if life is not None and life.closed else segment.size - segment.head
             if room and (best is None or room > best.size - best.head):
                 best = segment
@@ -240,19 +240,32 @@ class Opening:
                 self.log.append(Entry(Op.FREE, life.generation, row))
 
 
-def _live_bytes(rows: Table) -> tuple[list[int], list[int]]:
-    keys, inverse = np.unique(rows["location"] >> np.uint64(BLOCK_BITS), return_inverse=True)
-    total = np.bincount(inverse, row_bytes(rows).astype(np.float64), len(keys))
-    return [int(key) for key in keys], [int(each) for each in total]
+def _numbers(rows: Table) -> npt.NDArray[np.int64]:
+    """The segment number of every row."""
+    keys = rows["location"] >> np.uint64(BLOCK_BITS)
+    return (keys & np.uint64(MAX_SEGMENTS - 1)).astype(np.int64)
 
 
-def _counts(rows: Table) -> tuple[list[int], list[int]]:
-    keys, counts = np.unique(rows["location"] >> np.uint64(BLOCK_BITS), return_counts=True)
-    return [int(key) for key in keys], [int(each) for each in counts]
+def _tallies(rows: Table) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
+    """Live bytes, records and the end of the last one, by the number of the segment; of rows in one life of each."""
+    numbers, lengths = _numbers(rows), row_bytes(rows).astype(np.int64)
+    first = int(numbers.min()) if len(rows) else 0
+    numbers -= first
+    counts, live = np.bincount(numbers), np.bincount(numbers, lengths)
+    ends = np.zeros(len(counts), np.int64)
+    np.maximum.at(ends, numbers, offsets(rows) + lengths)
+    there = np.flatnonzero(counts)
+
+    def by_number(values: npt.NDArray[Any]) -> dict[int, int]:
+        return {int(n) + first: int(values[n]) for n in there}
+
+    return by_number(live), by_number(counts), by_number(ends)
 
 
-def _ends(rows: Table) -> dict[int, int]:
-    keys, inverse = np.unique(rows["location"] >> np.uint64(BLOCK_BITS), return_inverse=True)
-    ends = np.zeros(len(keys), np.int64)
-    np.maximum.at(ends, inverse, offsets(rows) + row_bytes(rows).astype(np.int64))
-    return {int(key): int(end) for key, end in zip(keys, ends, strict=True)}
+def _newest(rows: Table) -> dict[int, int]:
+    """When the newest record in each segment was made, by the segment's number."""
+    numbers = _numbers(rows)
+    first = int(numbers.min()) if len(rows) else 0
+    newest = np.zeros(int(numbers.max()) - first + 1 if len(rows) else 0, np.int64)
+    np.maximum.at(newest, numbers - first, rows["created_ms"])
+    return {number + first: int(at) for number, at in enumerate(newest)}

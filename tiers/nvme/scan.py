@@ -30,6 +30,7 @@ class SegmentScan:
         self._key = life_key(number, generation)
         self._buffer = memoryview(mmap.mmap(-1, _WINDOW))
         self._start = self._end = 0
+        self._ahead = _SMALL
 
     def find(self, gaps: Sequence[tuple[int, int]]) -> Iterator[tuple[Record, int]]:
         """(record, location) of all whole records in the gaps, their payload verified; searches block by block."""
@@ -53,6 +54,7 @@ class SegmentScan:
                 continue
             yield record, locate(self._key, at)
             at += record.total_bytes
+            self._ahead = _SMALL if record.total_bytes < _SMALL // 2 else BLOCK  # others are like it
 
     def _record_at(self, at: int, end: int) -> Record | None:
         try:
@@ -86,10 +88,10 @@ class SegmentScan:
             at = stop
         return end
 
-    def _view(self, at: int, nbytes: int, end: int, ahead: int = _SMALL) -> memoryview:
+    def _view(self, at: int, nbytes: int, end: int, ahead: int = 0) -> memoryview:
         """`nbytes` at `at`, read in a window that reaches at most `end`."""
         if at < self._start or at + nbytes > self._end:
-            self._end = min(end, at + max(nbytes, ahead))
+            self._end = min(end, at + max(nbytes, ahead or self._ahead))
             self._start = at
             self._read(at, self._buffer[: self._end - at])
         return self._buffer[at - self._start : at - self._start + nbytes]

@@ -32,7 +32,9 @@ class State(Enum):
 
 @dataclass(eq=False, slots=True)
 class Segment:
-    """One file. `head` is the end of what was handed out, `live` the bytes of records not deleted."""
+    """One file. `head` is the end of what was handed out, `live` the bytes of records not deleted, `filled_ms` when
+    the last was written (Unix milliseconds).
+    """
 
     number: int
     size: int
@@ -45,6 +47,7 @@ class Segment:
     readers: int = 0
     writers: int = 0
     dirty: bool = False
+    filled_ms: int = 0
 
     @property
     def key(self) -> int:
@@ -59,10 +62,13 @@ class Limits:
     segment_bytes: int
     total_bytes: int
     reserve_bytes: int
-    spare: int = field(init=False)
+    spare: int = field(init=False)  # segments kept for what is moved
+    ahead: int = field(init=False)  # segments freed before they are needed
 
     def __post_init__(self) -> None:
-        self.spare = 1 if self.total_bytes // self.segment_bytes >= 4 else 0
+        count = self.total_bytes // self.segment_bytes
+        self.spare = int(count >= 4)
+        self.ahead = min(4, 1 + count // 128) if count >= 8 else 0
 
 
 def pack_header(number: int, generation: int, size: int) -> bytes:

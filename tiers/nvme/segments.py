@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,26 +17,34 @@ from kvstore.errors import NotFound
 from kvstore.record import BLOCK
 from kvstore.tiers.base import TierFull
 from kvstore.tiers.nvme.durable import as_storage_error, sync_folder
-from kvstore.tiers.nvme.location import key_of, next_generation, segment_of
+from kvstore.tiers.nvme.location import SEGMENTS_PER_DRIVE, key_of, next_generation, segment_of
 from kvstore.tiers.nvme.segment import Limits, Segment, State, pack_header
+
+_AS_GOOD_AS_EMPTY = 0.25  # live bytes, of the segment's length
 
 
 class SegmentTable:
     """All segments of a tier: who may append where, who is being read, what is free.
 
-    `live` and `records` count the bytes and the number of all records that are not deleted.
+    `live` and `records` count the bytes and the number of all records that are not deleted, `admitted` the bytes of
+    all that were ever appended and not just moved; `numbers` are those that
+    its segments may have. `wants_care` says that `prepare` would be of use.
     """
 
-    def __init__(self, folder: Path, limits: Limits, direct: bool) -> None:
+    def __init__(self, folder: Path, limits: Limits, direct: bool, first: int = 0) -> None:
         self.folder, self.limits = folder, limits
+        self.numbers = range(first, first + SEGMENTS_PER_DRIVE)
+        self.wants_care = False
         self.segments: dict[int, Segment] = {}
         self._flags = os.O_RDWR | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
         self._active: Segment | None = None
+        self._ready: Segment | None = None
+        self._half_full = -1
         self._free: list[Segment] = []
         self._opening = False
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self.live = self.records = 0
+        self.live = self.records = self.admitted = 0
         self.on_complete: Callable[[Segment], None] = lambda segment: None
 
     def path(self, number: int) -> Path:
@@ -65,19 +74,29 @@ class SegmentTable:
             with self._lock:
                 segment = self._active
                 if segment is not None and segment.head + nbytes <= segment.size:
+                    self.admitted += 0 if moving else nbytes
                     return self._take(segment, nbytes)
-                if self._opening:
+                if self._ready is not None:
+                    complete = self._go_on_with(self._ready)
+                    self._ready = fresh = None
+                elif self._opening:
                     self._changed.wait()
                     continue
-                fresh = self._next(0 if moving else self.limits.spare)
-                self._opening = True
-            self._start(fresh)
+                else:
+                    fresh = self._next(0 if moving else self.limits.spare)
+                    self._opening = True
+            if fresh is None:
+                self._tell(complete)
+            else:
+                self._start(fresh)
 
     def _take(self, segment: Segment, nbytes: int) -> tuple[Segment, int]:
         offset = segment.head
         segment.head += nbytes
         self._count(segment, nbytes, 1)
         segment.writers += 1
+        if 2 * segment.head > segment.size and self._half_full != segment.key:
+            self._half_full, self.wants_care = segment.key, True
         return segment, offset
 
     def _next(self, spare: int) -> Segment:
@@ -87,29 +106,64 @@ class SegmentTable:
             raise TierFull(f"all {len(self.segments)} segments in {self.folder} are in use; make room first")
         if self._free:
             return self._free.pop()
-        number = next(i for i in range(len(self.segments) + 1) if i not in self.segments)
+        number = next(i for i in self.numbers if i not in self.segments)
         segment = Segment(number, self.limits.segment_bytes)
         self.segments[number] = segment
         return segment
 
     def _start(self, segment: Segment) -> None:
         """Begin a new life of a free segment and append to it from now on."""
+        self._begin_or_give_up(segment)
+        with self._lock:
+            complete = self._go_on_with(segment)
+            self._opening = False
+            self._changed.notify_all()
+        self._tell(complete)
+
+    def prepare(self) -> None:
+        """Have the next segment ready before the one in use is full. `TierFull`, `StorageError`."""
+        with self._lock:
+            self.wants_care = False
+            active = self._active
+            if self._ready is not None or self._opening or active is None or 2 * active.head <= active.size:
+                return
+            if len(self._free) + self._creatable() <= self.limits.spare:
+                return
+            fresh = self._next(self.limits.spare)
+            self._opening = True
+        self._begin_or_give_up(fresh)
+        with self._lock:
+            self._ready, self._opening = fresh, False
+            self._changed.notify_all()
+
+    @property
+    def is_short(self) -> bool:
+        """Whether a segment ought to be freed ahead of need."""
+        with self._lock:
+            have = len(self._free) + self._creatable() + (self._ready is not None)
+            return have < self.limits.spare + self.limits.ahead
+
+    def _begin_or_give_up(self, segment: Segment) -> None:
         try:
             self._begin_life(segment)
         except OSError as error:
             with self._lock:
                 self._give_up(segment)
             raise as_storage_error(error, f"cannot start {self.path(segment.number)}") from error
-        with self._lock:
-            previous, self._active, self._opening = self._active, segment, False
-            segment.state = State.OPEN
-            self._changed.notify_all()
-            complete = previous is not None and self._shut(previous)
-        if previous is not None and complete:
-            self.on_complete(previous)
+
+    def _go_on_with(self, segment: Segment) -> Segment | None:
+        """Append to another segment; the one before, if it is complete. Called with the lock held."""
+        previous, self._active = self._active, segment
+        segment.state, self.wants_care = State.OPEN, True
+        return previous if previous is not None and self._shut(previous) else None
+
+    def _tell(self, complete: Segment | None) -> None:
+        if complete is not None:
+            self.on_complete(complete)
 
     def _shut(self, segment: Segment) -> bool:
         segment.state = State.CLOSED
+        segment.filled_ms = time.time_ns() // 1_000_000
         return segment.writers == 0
 
     def close_active(self) -> bool:
@@ -196,10 +250,14 @@ class SegmentTable:
         return segment
 
     def victims(self) -> list[Segment]:
-        """Closed segments that nobody writes to, those with the fewest live bytes first, then the oldest."""
+        """Closed segments that nobody writes to: those that are as good as empty, the emptiest first, then the oldest.
+
+        By age alone a log is a queue, and what was used while it passed through gets another round. Fewest live bytes
+        first would take the segments of what has come last, whose records had no time to be used.
+        """
         with self._lock:
             found = [s for s in self.segments.values() if s.state is State.CLOSED and s.writers == 0]
-            return sorted(found, key=lambda s: (s.live, s.generation & 0xFFFFF, s.number))
+            return sorted(found, key=lambda s: (s.live if s.live < _AS_GOOD_AS_EMPTY * s.size else s.size, s.filled_ms))
 
     def retire(self, segment: Segment) -> None:
         """Take no new readers and wait for those there are."""
@@ -231,7 +289,8 @@ class SegmentTable:
         with self._lock:
             tail = self._active.size - self._active.head if self._active is not None else 0
             whole = len(self._free) + self._creatable() - (0 if moving else self.limits.spare)
-            return tail + max(0, whole) * (self.limits.segment_bytes - BLOCK)
+            whole = max(0, whole) + (self._ready is not None)
+            return tail + whole * (self.limits.segment_bytes - BLOCK)
 
     def fits(self, nbytes: int, *, moving: bool = False) -> bool:
         """Whether `nbytes` can be appended, in one piece if a segment can hold that."""
@@ -262,23 +321,19 @@ class SegmentTable:
         with self._lock:
             return sum(segment.size for segment in self.segments.values())
 
-    def flush(self) -> None:
-        """fdatasync every segment that was written to since the last time. `OSError` from the system."""
+    def dirty(self) -> list[Segment]:
+        """Segments that were written to since they were flushed, held, no longer counted as dirty; see `flushed`."""
         with self._lock:
-            dirty = [s for s in self.segments.values() if s.dirty and s.fd >= 0]
-            for segment in dirty:
+            found = [s for s in self.segments.values() if s.dirty and s.fd >= 0]
+            for segment in found:
                 segment.dirty = False
                 segment.readers += 1  # keeps the file while it is flushed
-        try:
-            for segment in dirty:
-                os.fdatasync(segment.fd)
-        except OSError:
-            for segment in dirty:
-                segment.dirty = True
-            raise
-        finally:
-            for segment in dirty:
-                self.release(segment)
+            return found
+
+    def flushed(self, segment: Segment, *, failed: bool = False) -> None:
+        """The other end of `dirty`; one that failed is dirty again."""
+        segment.dirty |= failed
+        self.release(segment)
 
     def close(self) -> None:
         """Close every file."""

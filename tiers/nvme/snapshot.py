@@ -21,6 +21,7 @@ from kvstore.tiers.nvme.durable import replace_file
 from kvstore.tiers.nvme.location import life_key
 
 VERSION = 1
+_AT_ONCE = 1024  # rows that are put together while they are in the processor's cache
 _META = b"kvstore.snapshot"
 _CHECKSUM = b"kvstore.checksum"
 _FIELDS = tuple(name for name in RECOVERED_DTYPE.names or () if not name.startswith("_"))
@@ -108,12 +109,19 @@ def _to_arrow(column: npt.NDArray[Any], dtype: np.dtype[Any]) -> Any:
 
 def _from_arrow(table: Any) -> npt.NDArray[Any]:
     rows = np.zeros(table.num_rows, RECOVERED_DTYPE)
-    for name in _FIELDS:
-        dtype, column = RECOVERED_DTYPE[name], table.column(name).combine_chunks()
-        if dtype.subdtype is None:
-            rows[name] = column.to_numpy(zero_copy_only=False)
-            continue
-        chunk = column.chunk(0) if hasattr(column, "chunk") else column
-        flat = np.frombuffer(chunk.buffers()[1], np.uint8, len(rows) * dtype.itemsize, chunk.offset * dtype.itemsize)
-        rows[name] = flat.reshape(len(rows), dtype.itemsize)
+    columns = {name: _flat(table.column(name).combine_chunks(), RECOVERED_DTYPE[name], len(rows)) for name in _FIELDS}
+    for start in range(0, len(rows), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        for name, column in columns.items():
+            rows[name][some] = column[some]
     return rows
+
+
+def _flat(column: Any, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+    """One field of every row."""
+    if dtype.subdtype is None:
+        found: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
+        return found
+    chunk = column.chunk(0) if hasattr(column, "chunk") else column
+    flat = np.frombuffer(chunk.buffers()[1], np.uint8, count * dtype.itemsize, chunk.offset * dtype.itemsize)
+    return flat.reshape(count, dtype.itemsize)

@@ -34,8 +34,8 @@ def number_of(record: Record) -> int:
 class TalkingOwner(BookOwner):
     """Says what it lets go before the tier hears of it."""
 
-    def judge(self, tier: Tier, records: Sequence[tuple[Record, int]]) -> Sequence[Verdict]:
-        verdicts = super().judge(tier, records)
+    def judge(self, tier: Tier, records: Sequence[tuple[Record, int]], since_ms: int, most: int) -> Sequence[Verdict]:
+        verdicts = super().judge(tier, records, since_ms, most)
         for (record, _), verdict in zip(records, verdicts, strict=True):
             if verdict is not Verdict.KEEP:
                 say("g", number_of(record))

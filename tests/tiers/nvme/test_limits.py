@@ -15,7 +15,7 @@ import pytest
 from kvstore.errors import Closed, ConfigError, InvalidArgument, StorageError, TooLarge
 from kvstore.testing import BookOwner, make_sample
 from kvstore.tiers.base import TierFull
-from kvstore.tiers.nvme import NvmeTier, journal
+from kvstore.tiers.nvme import NvmeTier, io, journal
 
 MIB = 1 << 20
 Opener = Callable[..., NvmeTier]
@@ -218,8 +218,10 @@ def test_a_journal_that_cannot_be_written_acknowledges_nothing(opener: Opener, m
 
     with monkeypatch.context() as patch:
         patch.setattr(journal, "write_all", fail)
-        with pytest.raises(StorageError, match=r"journal: Input/output error"):
-            make_sample(2, 9000).write_to(tier)
+        patch.setattr(io, "append_record", lambda *_: errno.EIO)
+        for shift in (0, 64):  # in one call with the record, and by itself after it
+            with pytest.raises(StorageError, match=r"journal: Input/output error"):
+                make_sample(2, 9000, shift=shift).write_to(tier)
     assert tier.used == kept.record.total_bytes
     assert tier.stats()["errors"] >= 1
     other = make_sample(3, 9000)

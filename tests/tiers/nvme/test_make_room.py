@@ -110,9 +110,11 @@ def test_dead_segments_are_freed_without_asking(opener: Opener) -> None:
     asked: list[int] = []
 
     class Silent(BookOwner):
-        def judge(self, tier: Tier, records: Sequence[tuple[Record, int]]) -> Sequence[Verdict]:
+        def judge(
+            self, tier: Tier, records: Sequence[tuple[Record, int]], since_ms: int, most: int
+        ) -> Sequence[Verdict]:
             asked.append(len(records))
-            return super().judge(tier, records)
+            return super().judge(tier, records, since_ms, most)
 
     assert tier.make_room(6 * MIB, Silent())
     assert not asked
@@ -142,7 +144,7 @@ def test_a_segment_that_is_being_read_is_not_used_again(opener: Opener, monkeypa
         assert put(tier, owner, len(owner.book))
     location, sample = min(owner.book.items())
     reading, go_on = threading.Event(), threading.Event()
-    really_read = tier._transfer.read
+    really_read = tier._fleet.live[0].transfer.read
 
     def slow_read(fd: int, offset: int, out: memoryview) -> None:
         if threading.current_thread().name.startswith("reader"):
@@ -150,7 +152,7 @@ def test_a_segment_that_is_being_read_is_not_used_again(opener: Opener, monkeypa
             assert go_on.wait(20)
         really_read(fd, offset, out)
 
-    monkeypatch.setattr(tier._transfer, "read", slow_read)
+    monkeypatch.setattr(tier._fleet.live[0].transfer, "read", slow_read)
     with ThreadPoolExecutor(1, "reader") as readers, ThreadPoolExecutor(1, "cleaner") as cleaners:
         read = readers.submit(sample.check_in, tier, location)
         assert reading.wait(20)
