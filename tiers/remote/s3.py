@@ -44,7 +44,7 @@ _PAGE = 1000
 class S3Engine(Engine):
     """A bucket, or what lies under a prefix of it.
 
-    `part_bytes`: reads longer than this are cut into ranges of it that are fetched in parallel, at most
+    `part_bytes`: longer reads are cut into equal ranges of about this length that are fetched in parallel, at most
     `parallel` at a time over all calls; so are uploads of `multipart_bytes` and more, which are assembled beside
     their place and copied there by the server, because no server takes a multipart upload under a condition from
     this library. `request_timeout_s` bounds a single request where a call has no deadline of its own (listing, and
@@ -61,7 +61,7 @@ class S3Engine(Engine):
         self,
         place: S3Place,
         *,
-        part_bytes: int = 8 * MIB,
+        part_bytes: int = 16 * MIB,
         multipart_bytes: int = 64 * MIB,
         parallel: int = 64,
         request_timeout_s: float = 30.0,
@@ -117,7 +117,7 @@ class S3Engine(Engine):
     def read_into(self, name: str, offset: int, out: memoryview, timeout_s: float) -> None:
         check_name(name)
         doing, end = f"reading {name}", time.monotonic() + timeout_s
-        if out.nbytes > self._part:
+        if round(out.nbytes / self._part) > 1:
             self._read_in_parts(name, offset, out, end, doing)
             return
         import obstore
@@ -138,7 +138,8 @@ class S3Engine(Engine):
             _native.copy(out, found)
 
     def _read_in_parts(self, name: str, offset: int, out: memoryview, end: float, doing: str) -> None:
-        ranges = [(at, min(self._part, out.nbytes - at)) for at in range(0, out.nbytes, self._part)]
+        each = -(-out.nbytes // round(out.nbytes / self._part))
+        ranges = [(at, min(each, out.nbytes - at)) for at in range(0, out.nbytes, each)]
         parts = [self._submit(self._range(name, offset + at, n)) for at, n in ranges]
         try:
             for (at, n), part in zip(ranges, parts, strict=True):

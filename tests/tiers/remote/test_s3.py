@@ -282,7 +282,7 @@ def test_a_server_that_accepts_and_never_answers() -> None:
             with pytest.raises(DeadlineExceeded, match="did not answer in time"):
                 engine.read_into("a", 0, out, 0.2)
             with pytest.raises(DeadlineExceeded):
-                engine.read_into("a", 0, content(1, 20 * MIB), 0.2)
+                engine.read_into("a", 0, content(1, 40 * MIB), 0.2)
             with pytest.raises(DeadlineExceeded):
                 engine.put("a", [content(1, 10 * MIB)], 0.2)
             with pytest.raises(DeadlineExceeded):
