@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
+PROBE = "probe"
+
 
 class Engine(ABC):
     """Bytes by name in a place that others share.
@@ -15,7 +17,8 @@ class Engine(ABC):
     seconds or raises `Unavailable` (nobody there, connection lost) or `DeadlineExceeded`; a call may be repeated
     after either. `PermissionDenied` and `StorageError` are of requests that will not go better when repeated. Safe
     from any thread; nothing but `close` is called after `close`. An engine neither retries nor breaks circuits: the
-    tier does. It is opened by its constructor, which raises `ConfigError` for a place that cannot work.
+    tier does. It is opened by its constructor, which raises `ConfigError` for a place that cannot work and
+    `Unavailable` where nobody answers.
     """
 
     kind: ClassVar[str]  # "valkey", "s3", "posix", "peer"
@@ -47,7 +50,11 @@ class Engine(ABC):
 
     @abstractmethod
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """(name, bytes) of every object whose name begins with `prefix`, in any order; may be long."""
+        """(name, bytes) of every object whose name begins with `prefix`, in any order; may be long, may repeat."""
+
+    def probe(self, timeout_s: float) -> None:
+        """Return if the place answers; raise as a look-up would."""
+        self.heads([PROBE], 1, timeout_s)
 
     @abstractmethod
     def close(self) -> None:
