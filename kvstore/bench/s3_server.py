@@ -68,7 +68,7 @@ def _require_moto() -> None:
     try:
         import moto.server  # noqa: F401
     except ImportError as error:
-        raise InvalidArgument("an S3 server to compare with is moto's: pip install 'moto[s3]' flask flask-cors") from error
+        raise InvalidArgument("the S3 server here is moto's: pip install 'moto[s3]' flask flask-cors") from error
 
 
 def _await_port(process: subprocess.Popen[bytes], port: int) -> None:

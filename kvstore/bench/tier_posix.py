@@ -1,14 +1,16 @@
 """`kvstore bench tier posix`: the engine against plain threads that open, read or write, and close files beside it.
 
-Both have the same sizes and numbers of threads, in turn, and the best number of threads counts for each. Nothing is
-flushed by either. Reads come twice: `read` of files that the page cache has, where only work of one's own counts, and
-`read-cold` after both have been dropped from it. What is read is compared with what was written.
+Both have the same sizes and numbers of threads, in an order drawn anew each round, and the best number of threads
+counts for each. Nothing is flushed by either. Reads come twice: `read` of files that the page cache has, where only
+work of one's own counts, and `read-cold` after both have been dropped from it. What is read is compared with what was
+written.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import random
 import shutil
 import statistics
 import tempfile
@@ -80,9 +82,9 @@ class _Contest:
         expected = [_native.xxh3_128(piece) for piece in pieces]
         times: dict[str, Times] = {case: {} for case in _NOTES}
         contenders = [(who, threads) for threads in THREADS for who in ("raw", "ours")]
+        order = random.Random(size)
         for number in range(-1, rounds):
-            turn = number % len(contenders)
-            for who, threads in contenders[turn:] + contenders[:turn]:
+            for who, threads in order.sample(contenders, len(contenders)):
                 self._forget(who)
                 steps = self._steps(who, pieces, targets)
                 for case, step in steps.items():

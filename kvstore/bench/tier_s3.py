@@ -2,13 +2,14 @@
 
 The baseline is what a program writes with obstore's plain calls in threads: `put` with the condition that nothing is
 there, `get_range` and one copy of what it gives into the caller's memory, which is where the engine's bytes end as
-well. Both have the same sizes and numbers of requests in flight, in turn. What is read is compared with what was
-written. The server keeps everything in its memory, and is Python: it is what limits both.
+well. Both have the same sizes and numbers of requests in flight, in an order drawn anew each round. What is read is
+compared with what was written. The server keeps everything in its memory, and is Python: it is what limits both.
 """
 
 from __future__ import annotations
 
 import mmap
+import random
 import socket
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -81,9 +82,9 @@ class _Contest:
         expected = [_native.xxh3_128(piece) for piece in pieces]
         times: dict[str, Times] = {"write": {}, "read": {}}
         contenders = [(who, threads) for threads in IN_FLIGHT for who in ("raw", "ours")]
+        order = random.Random(size)
         for number in range(-1, rounds):
-            turn = number % len(contenders)
-            for who, threads in contenders[turn:] + contenders[:turn]:
+            for who, threads in order.sample(contenders, len(contenders)):
                 names = [f"{who}/{index}" for index in range(len(pieces))]
                 for case, step in self._steps(who, names, pieces, targets).items():
                     self._target[:nbytes:4096] = bytes(nbytes // 4096)

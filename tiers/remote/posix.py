@@ -60,8 +60,8 @@ class PosixEngine(Engine):
     `synced` flushes each file and its folder before `put` returns: then it survives power loss of this host; without,
     the process's death. `threads` calls are in the file system at once; `spare` more may take the place of those that
     hang. `stale_s`: files in `~~tmp` that were last written so long ago, by the file system's own clock, are deleted
-    when the engine is opened. `ConfigError` where the folder is missing, not to be written to, without hard links, or
-    does not answer within `start_timeout_s`.
+    when the engine is opened. `ConfigError` where the folder is missing, not to be written to or without hard links;
+    `Unavailable` where it does not answer within `start_timeout_s`.
     """
 
     kind: ClassVar[str] = "posix"
@@ -225,7 +225,7 @@ def _try_links(probe: Path) -> None:
 
 
 def _within(seconds: float, work: Callable[[], None], late: str) -> None:
-    """Run `work` in a thread that is left when it takes too long: then `ConfigError`."""
+    """Run `work` in a thread that is left when it takes too long: then `Unavailable`."""
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -238,6 +238,6 @@ def _within(seconds: float, work: Callable[[], None], late: str) -> None:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise ConfigError(f"{late}: is the file system mounted, and its server up?")
+        raise Unavailable(f"{late}: is the file system mounted, and its server up?")
     if raised:
         raise raised[0]

@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from kvstore import _native
-from kvstore.errors import Closed, Corrupt, DeadlineExceeded, InvalidArgument, NotFound
+from kvstore.errors import Closed, Corrupt, DeadlineExceeded, InvalidArgument, NotFound, Unavailable
 from kvstore.tiers.remote.engine import Engine
 from kvstore.tiers.remote.object_names import check_name
 from kvstore.tiers.remote.s3_errors import Failure, explain, refuse
@@ -44,14 +44,14 @@ _PAGE = 1000
 class S3Engine(Engine):
     """A bucket, or what lies under a prefix of it.
 
-    `part_bytes`: reads longer than this are cut into ranges of it that are fetched in parallel, at most
+    `part_bytes`: longer reads are cut into equal ranges of about this length that are fetched in parallel, at most
     `parallel` at a time over all calls; so are uploads of `multipart_bytes` and more, which are assembled beside
     their place and copied there by the server, because no server takes a multipart upload under a condition from
     this library. `request_timeout_s` bounds a single request where a call has no deadline of its own (listing, and
-    what is left of an upload that was given up). `notes` says in words what the server cannot do, or that it was not
-    there at the start, which is no reason not to open.
+    what is left of an upload that was given up). `notes` says in words what the server cannot do.
 
-    `ConfigError` where the bucket is missing, elsewhere, or closed to these credentials.
+    `ConfigError` where the bucket is missing, elsewhere, or closed to these credentials; `Unavailable` where nobody
+    answers within `start_timeout_s`.
     """
 
     kind: ClassVar[str] = "s3"
@@ -61,7 +61,7 @@ class S3Engine(Engine):
         self,
         place: S3Place,
         *,
-        part_bytes: int = 8 * MIB,
+        part_bytes: int = 16 * MIB,
         multipart_bytes: int = 64 * MIB,
         parallel: int = 64,
         request_timeout_s: float = 30.0,
@@ -76,7 +76,7 @@ class S3Engine(Engine):
         self._store = place.open(request_timeout_s)
         self._stores = Stores(place)
         self._part, self._multipart, self._closed = part_bytes, multipart_bytes, False
-        self._has_conditions: bool | None = None
+        self._has_conditions = False
         self._loop = asyncio.new_event_loop()
         self._requests = asyncio.Semaphore(parallel)
         self._parts_at_once = min(8, parallel)
@@ -89,8 +89,8 @@ class S3Engine(Engine):
             raise
 
     @property
-    def has_conditional_put(self) -> bool | None:
-        """Whether the server refuses to replace an object when asked to; None while it has not been reached."""
+    def has_conditional_put(self) -> bool:
+        """Whether the server refuses to replace an object when asked to."""
         return self._has_conditions
 
     def put(self, name: str, pieces: Sequence[memoryview], timeout_s: float) -> bool:
@@ -100,11 +100,9 @@ class S3Engine(Engine):
         end = time.monotonic() + timeout_s
         views = [memoryview(piece) for piece in pieces]
         doing = f"putting {name}"
-        if self._has_conditions is None:
-            self._learn_late(timeout_s, doing)
         nbytes = sum(view.nbytes for view in views)
         if nbytes >= self._multipart:
-            upload = Upload(self._store, name, views, self._part, self._parts_at_once, bool(self._has_conditions))
+            upload = Upload(self._store, name, views, self._part, self._parts_at_once, self._has_conditions)
             try:
                 return self._wait(upload.run(), end, doing, upload.give_up)
             finally:
@@ -117,7 +115,7 @@ class S3Engine(Engine):
     def read_into(self, name: str, offset: int, out: memoryview, timeout_s: float) -> None:
         check_name(name)
         doing, end = f"reading {name}", time.monotonic() + timeout_s
-        if out.nbytes > self._part:
+        if round(out.nbytes / self._part) > 1:
             self._read_in_parts(name, offset, out, end, doing)
             return
         import obstore
@@ -138,7 +136,8 @@ class S3Engine(Engine):
             _native.copy(out, found)
 
     def _read_in_parts(self, name: str, offset: int, out: memoryview, end: float, doing: str) -> None:
-        ranges = [(at, min(self._part, out.nbytes - at)) for at in range(0, out.nbytes, self._part)]
+        each = -(-out.nbytes // round(out.nbytes / self._part))
+        ranges = [(at, min(each, out.nbytes - at)) for at in range(0, out.nbytes, each)]
         parts = [self._submit(self._range(name, offset + at, n)) for at, n in ranges]
         try:
             for (at, n), part in zip(ranges, parts, strict=True):
@@ -268,35 +267,24 @@ class S3Engine(Engine):
     # The start.
 
     def _open(self, timeout_s: float) -> None:
+        """Try whether a conditional put replaces what is there, and clean up."""
+        end, name = time.monotonic() + timeout_s, f"{_PROBE}{uuid.uuid4().hex}"
         try:
-            self._learn_conditions(timeout_s)
-            self._wait(sweep_uploads(self._store), time.monotonic() + timeout_s, "sweeping old uploads")
+            self._has_conditions = self._wait(self._probe(name), end, "opening")
         except DeadlineExceeded:
-            self.notes.append(f"{self.place} did not answer within {timeout_s:g} s at the start")
+            raise Unavailable(f"{self.place} did not answer within {timeout_s:g} s") from None
         except _Refused as error:
-            reason = refuse(error.failure, str(self.place))
-            if reason is not None:
-                raise reason from None
-            self.notes.append(f"{self.place} was not there at the start ({error.failure.said})")
-        except (NotFound, OSError) as error:
-            self.notes.append(f"old uploads were not swept: {error}")
-
-    def _learn_conditions(self, timeout_s: float) -> None:
-        """Try whether a conditional put replaces what is there."""
-        end = time.monotonic() + timeout_s
-        name = f"{_PROBE}{uuid.uuid4().hex}"
-        self._has_conditions = self._wait(self._probe(name), end, "trying out the bucket")
+            refused = refuse(error.failure, str(self.place))
+            raise (refused or explain(error.failure, "opening", str(self.place))) from None
         if not self._has_conditions:
             self.notes.append(
                 f"{self.place} knows no conditional put (If-None-Match: *): whether an object is there is asked before "
                 "it is written, and of two writers at the same moment the later one's object stays"
             )
-
-    def _learn_late(self, timeout_s: float, doing: str) -> None:
         try:
-            self._learn_conditions(timeout_s)
-        except _Refused as error:
-            raise explain(error.failure, doing, str(self.place)) from None
+            self._wait(sweep_uploads(self._store), end, "sweeping old uploads")
+        except (NotFound, OSError) as error:
+            self.notes.append(f"old uploads were not swept: {error}")
 
     async def _probe(self, name: str) -> bool:
         import obstore

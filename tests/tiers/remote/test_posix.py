@@ -235,7 +235,7 @@ def test_a_root_that_hangs_is_refused_in_time(tmp_path: Path, monkeypatch: pytes
     """A mock: nothing here can make a folder itself hang."""
     release = threading.Event()
     monkeypatch.setattr(PosixEngine, "_open", lambda self: release.wait(30))
-    with pytest.raises(ConfigError, match=r"did not answer within 0\.1 s"):
+    with pytest.raises(Unavailable, match=r"did not answer within 0\.1 s"):
         PosixEngine(tmp_path, start_timeout_s=0.1)
     release.set()
 
