@@ -31,6 +31,7 @@ chroot /host /bin/sh -c '
         ndctl create-namespace --force --mode=devdax --reconfig=$each >/dev/null
     done
     cd {root}; export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp PYTHONDONTWRITEBYTECODE=1
+    export KVSTORE_TEST_DAX=/dev/dax0.0:/dev/dax1.0
     {python} -m pytest -p no:cacheprovider -q -s --timeout 600 tests/optional/test_cxl_hardware.py
     echo "guest ended: $?"'
 poweroff -f
