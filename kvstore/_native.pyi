@@ -416,7 +416,8 @@ class StripedMemory:
     """Records striped over the memory of several devices (`kvstore.tiers.cxl`).
 
     A record lies in turns of `unit` bytes, times each device's units, on the `devices`; there are `records` at most.
-    Copies of 1 MiB and more are made by this thread and `helpers` more, while that is a fifth faster. `slots`, RECORD_SLOT_BYTES for each record,
+    Copies of 1 MiB and more are made by this thread and `helpers` more, while
+    that is a fifth faster. `slots`, RECORD_SLOT_BYTES for each record,
     make them persistent; `flush` writes all back from the processor's caches. All memory counts as taken until
     `release`. Ranges are (device, offset, bytes), traffic is (bytes, nanoseconds, records): the first two of transfers
     of 64 KiB and more. ValueError for what does not fit together.

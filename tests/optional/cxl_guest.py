@@ -1,6 +1,6 @@
 """Runs test_cxl_hardware.py in a QEMU guest with two NUMA nodes without processors and two DAX devices.
 
-    python tests/optional/cxl_guest.py [FOLDER]
+    python tests/optional/cxl_guest.py [FOLDER [kvm]]
 
 Needs qemu-system-x86_64, ndctl, cpio and kmod of Debian, and fetches its kernel and a static busybox as packages
 into FOLDER (a temporary one). The guest sees this machine's files, read-only, and runs the tests with this Python.
@@ -27,9 +27,13 @@ mount --rbind /proc /host/proc; mount --rbind /sys /host/sys; mount --rbind /dev
 mkdir -p /dev/shm; mount -t tmpfs shm /dev/shm; mount -t tmpfs tmp /host/tmp
 ip link set lo up
 chroot /host /bin/sh -c '
-    for region in region0 region1; do ndctl create-namespace --force --mode=devdax --region=$region >/dev/null; done
+    for each in namespace0.0 namespace1.0; do
+        ndctl create-namespace --force --mode=devdax --reconfig=$each >/dev/null
+    done
     cd {root}; export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp PYTHONDONTWRITEBYTECODE=1
-    {python} -m pytest -p no:cacheprovider -q -s --timeout 600 tests/optional/test_cxl_hardware.py; echo "guest ended: $?"'
+    export KVSTORE_TEST_DAX=/dev/dax0.0:/dev/dax1.0
+    {python} -m pytest -p no:cacheprovider -q -s --timeout 600 tests/optional/test_cxl_hardware.py
+    echo "guest ended: $?"'
 poweroff -f
 """
 
@@ -52,9 +56,8 @@ def make_initrd(folder: Path, release: str) -> Path:
     shutil.copy(next(files.rglob("bin/busybox")), tree / "bin" / "busybox")
     shutil.copytree(files / "lib" / "modules" / release, tree / "lib" / "modules" / release)
     subprocess.run(["depmod", "-b", tree, release], check=True)
-    python = f"{sys.executable}"
     init = tree / "init"
-    init.write_text(INIT.format(modules=" ".join(MODULES), root=ROOT, python=python))
+    init.write_text(INIT.format(modules=" ".join(MODULES), root=ROOT, python=sys.executable))
     init.chmod(0o755)
     image = folder / "initrd.img"
     command = f"cd {tree} && find . | cpio --quiet -o -H newc | gzip -1 > {image}"
@@ -62,12 +65,12 @@ def make_initrd(folder: Path, release: str) -> Path:
     return image
 
 
-def start(folder: Path, kernel: Path, initrd: Path) -> int:
+def start(folder: Path, kernel: Path, initrd: Path, accelerator: str = "tcg") -> int:
     """Run the guest; the exit status of its tests."""
     command = [
-        "qemu-system-x86_64", "-accel", "kvm", "-accel", "tcg", "-machine", "q35,nvdimm=on", "-cpu", "max,arch-capabilities=off", "-smp", "2",
+        "qemu-system-x86_64", "-accel", accelerator, "-machine", "q35,nvdimm=on", "-cpu", "max", "-smp", "2",
         "-m", "2560M,slots=4,maxmem=8G", "-nographic", "-no-reboot", "-kernel", str(kernel), "-initrd", str(initrd),
-        "-append", "console=ttyS0 quiet panic=-1",
+        "-append", "console=ttyS0 loglevel=4 panic=-1",
         "-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
     ]  # fmt: skip
     for node, size, cpus in ((0, "1536M", ",cpus=0-1"), (1, "512M", ""), (2, "512M", "")):
@@ -78,9 +81,11 @@ def start(folder: Path, kernel: Path, initrd: Path) -> int:
         with path.open("wb") as file:
             file.truncate(256 << 20)
         command += ["-object", f"memory-backend-file,id=p{number},share=on,mem-path={path},size=256M,align=128M"]
-        command += ["-device", f"nvdimm,id=n{number},memdev=p{number},label-size=2M"]
+        command += ["-device", f"nvdimm,id=n{number},memdev=p{number}"]
     status = 1
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace") as qemu:
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
+    ) as qemu:
         assert qemu.stdout is not None
         for line in qemu.stdout:
             print(line, end="", flush=True)
@@ -98,7 +103,8 @@ def main() -> int:
             print(f"needs {program}: apt-get install qemu-system-x86 ndctl cpio kmod")
             return 2
     kernel = fetch(folder)
-    return start(folder, kernel, make_initrd(folder, kernel.name.removeprefix("vmlinuz-")))
+    initrd = make_initrd(folder, kernel.name.removeprefix("vmlinuz-"))
+    return start(folder, kernel, initrd, sys.argv[2] if len(sys.argv) > 2 else "tcg")
 
 
 if __name__ == "__main__":
