@@ -45,12 +45,17 @@ FormNameOrNone = Annotated[str | None, CodecName()]
 class DramConfig:
     """The arena: extents of `extent` bytes up to `capacity`, each owned by one namespace.
 
-    `codec` is the form in which a put is stored, for namespaces that name none of their own.
+    `codec` is the form in which a put is stored, for namespaces that name none of their own. Extents lie on NUMA
+    `nodes` in turn (none: those with processors), in `pages` of a kind (`hugetlb`, `thp`, `plain`; `auto`: what can be
+    had), kept in memory if `lock`.
     """
 
     capacity: Size = 2 * GiB
     extent: Size = 1 * GiB
     codec: FormName = "raw"
+    nodes: tuple[int, ...] = ()
+    pages: str = "auto"
+    lock: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class CxlConfig:
 
 @dataclass(frozen=True)
 class NvmeConfig:
-    """A folder of log-structured segments.
+    """A folder of log-structured segments, and further ones in `paths`, each on a drive of its own.
 
     `capacity` is a hard limit; `reserve` bytes of the file system are left free whatever it says. `codec` is the
     form that parts are given on their way down.
@@ -83,6 +88,7 @@ class NvmeConfig:
     reserve: SizeOrNone = 1 * GiB
     io_threads: Count = 7
     codec: FormName = "raw"
+    paths: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from kvstore.config import Config, CxlConfig, NvmeConfig, RemoteConfig
+from kvstore.config import Config, CxlConfig, DramConfig, NvmeConfig, RemoteConfig
 from kvstore.errors import ConfigError, KVStoreError
 from kvstore.tiers.base import Tier
 from kvstore.tiers.dram import DramTier
@@ -23,7 +23,7 @@ def open_tiers(config: Config) -> tuple[DramTier, Sequence[Tier]]:
     below: list[Tier] = []
     try:
         below.extend(map(_open, config.below))
-        return DramTier(config.dram.capacity, config.dram.extent), below
+        return _dram(config.dram), below
     except (KVStoreError, OSError):
         for tier in below:
             tier.close()
@@ -36,6 +36,16 @@ def _open(config: CxlConfig | NvmeConfig | RemoteConfig) -> Tier:
     return _nvme(config) if isinstance(config, NvmeConfig) else _cxl(config)
 
 
+def _dram(config: DramConfig) -> DramTier:
+    return DramTier(
+        config.capacity,
+        config.extent,
+        nodes=config.nodes or None,
+        pages=config.pages,
+        lock_memory=config.lock,
+    )
+
+
 def _cxl(config: CxlConfig) -> Tier:
     from kvstore.tiers.cxl import CxlTier
 
@@ -46,7 +56,7 @@ def _nvme(config: NvmeConfig) -> Tier:
     from kvstore.tiers.nvme import NvmeTier
 
     return NvmeTier(
-        config.path,
+        paths=[config.path, *config.paths],
         capacity=config.capacity,
         segment_bytes=config.segment,
         reserve_bytes=config.reserve,

@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from kvstore import __version__
@@ -79,6 +80,7 @@ class Store:
         try:
             for number in range(1, len(core.tiers)):
                 self.notes = [*self.notes, *index_recovered(core, number)]
+                core.tiers[number].watch_losses(partial(self._lost, number))
                 core.tiers[number].tend(self._reclaimer)
         except KVStoreError:
             for tier in reversed(core.tiers):
@@ -219,6 +221,20 @@ class Store:
             finally:
                 for tier in reversed(core.tiers):
                     tier.close()
+
+    def _lost(self, tier: int, note: str, is_lost: Callable[[int], bool]) -> None:
+        """A part of a tier has failed: what lay there is a miss from now on, before anybody asks for it."""
+        core, cursor, removed = self._core, 0, Removed()
+        self.notes = [*self.notes, note]
+        while cursor >= 0:
+            with core.lock:
+                rows, cursor = core.index.chunks(cursor, ROWS_AT_ONCE)
+                for row in rows.tolist():
+                    scope = core.catalog.scopes[core.index.chunk(row).scope]
+                    for placement in list(core.placements(row, tier)):
+                        if is_lost(core.index.placement(placement).loc):
+                            core.condemn(scope, placement, removed)
+        core.settle(removed)
 
     def _is_kept_by_readers(self, scope: Scope, key: bytes, removed: Removed) -> bool:
         """Drop a chunk; whether nothing but readers is in the way, who are soon done. Needs the lock."""

@@ -8,7 +8,7 @@ I/O. The store never calls a tier with its own lock held, and a tier calls its `
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -109,6 +109,10 @@ class Speed:
     latency_s: float
 
 
+# Told in words of a part of a tier that failed, and given what says of a location whether it lay there.
+OnLoss = Callable[[str, Callable[[int], bool]], None]
+
+
 class Tier(ABC):
     """A place for records.
 
@@ -189,6 +193,10 @@ class Tier(ABC):
         """Try to make room for so many bytes by dropping or moving what `owner` allows; False if it cannot."""
         del nbytes, owner
         return False
+
+    def watch_losses(self, told: OnLoss) -> None:
+        """Call `told` when a part of the tier has failed and was taken out, in whatever thread noticed."""
+        del told
 
     def tend(self, owner: Owner) -> None:
         """From now on the tier may make room ahead of need, asking `owner`, in a thread of its own."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from kvstore.errors import ConfigError, KVStoreError, NotFound, StorageError
-from kvstore.tiers.base import Tier
+from kvstore.tiers.base import OnLoss, Tier
 from kvstore.tiers.nvme.drive import Drive, Plan, allow_files
 from kvstore.tiers.nvme.io import IoPool
 from kvstore.tiers.nvme.location import drive_of
@@ -23,7 +23,6 @@ from kvstore.tiers.nvme.meter import Flow, Meter
 from kvstore.tiers.nvme.rows import Table, join
 
 _EXAMINE_AGAIN_S = 0.5
-OnLoss = Callable[[str, Callable[[int], bool]], None]
 
 
 class Fleet:

@@ -13,10 +13,10 @@ from typing import ClassVar, NamedTuple
 from kvstore.errors import ConfigError, InvalidArgument, KVStoreError, NotFound, StorageError, TooLarge
 from kvstore.record import BLOCK, Record
 from kvstore.spec import KVSpec
-from kvstore.tiers.base import Owner, Recovered, Speed, Tier, TierFull
+from kvstore.tiers.base import OnLoss, Owner, Recovered, Speed, Tier, TierFull
 from kvstore.tiers.nvme.calls import Calls
 from kvstore.tiers.nvme.drive import Drive, Plan, record_bytes
-from kvstore.tiers.nvme.fleet import Fleet, OnLoss, paths_of
+from kvstore.tiers.nvme.fleet import Fleet, paths_of
 from kvstore.tiers.nvme.io import IoPool
 from kvstore.tiers.nvme.keeper import Keeper
 from kvstore.tiers.nvme.meter import Meter
@@ -47,7 +47,7 @@ class NvmeTier(Tier):
     `read_many` are in flight. `direct` asks for O_DIRECT (True), forbids it (False) or takes it where the file system
     has it (None).
 
-    A drive that fails is taken out: `on_loss` is told in words, with a function that says of a location whether it
+    A drive that fails is taken out: who `watch_losses` is told in words, with a function that says of a location whether it
     is lost; reading one is `NotFound` from then on. A tier of several drives opens without those that are missing.
 
     Raises `ConfigError` for numbers or a path that cannot work, `StorageError` for a folder that is in use or
@@ -117,13 +117,7 @@ class NvmeTier(Tier):
         """Whether it is time for a `checkpoint`."""
         return any(drive.log.wants_checkpoint for drive in self._fleet.live)
 
-    @property
-    def on_loss(self) -> OnLoss:
-        """Told of a drive that is taken out, in whatever thread noticed."""
-        return self._fleet.on_loss
-
-    @on_loss.setter
-    def on_loss(self, told: OnLoss) -> None:
+    def watch_losses(self, told: OnLoss) -> None:
         self._fleet.on_loss = told
 
     def recover(self) -> Recovered:

@@ -187,7 +187,7 @@ def test_a_drive_that_fails_is_taken_out_and_the_service_goes_on(
     tier.recover()
     book = write_some(tier)
     lost: list[tuple[str, list[int]]] = []
-    tier.on_loss = lambda note, is_lost: lost.append((note, [at for at in book if is_lost(at)]))
+    tier.watch_losses(lambda note, is_lost: lost.append((note, [at for at in book if is_lost(at)])))
     failing = tier._fleet.live[1]
     really = io.preadv
     broken = {segment.fd for segment in failing.table.segments.values()}
