@@ -10,6 +10,7 @@ A call has a lane of its own, with a stream; what returns is done on the device.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -282,23 +283,21 @@ def _queued(tensor: torch.Tensor) -> Any:
 
 def _device(name: str) -> torch.device:
     """A device that is there. `ConfigError` says what is."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"[hbm] device must be cuda:N or cpu, not {name!r}") from None
-    if device.type == "cpu":
+    if name == "cpu":
         return torch.device("cpu")
-    if device.type != "cuda":
+    # torch would take the number for 8 bits.
+    named = re.fullmatch(r"cuda(?::([0-9]+))?", name)
+    if named is None:
         raise ConfigError(f"[hbm] device must be cuda:N or cpu, not {name!r}")
     if not torch.cuda.is_available():
         built = torch.version.cuda or "no CUDA"
         raise ConfigError(
             f"[hbm] device {name!r}: no GPU is usable here (torch is built with {built}); leave the hbm tier out"
         )
-    count = torch.cuda.device_count()
-    if (device.index or 0) >= count:
+    number, count = int(named[1] or 0), torch.cuda.device_count()
+    if number >= count:
         raise ConfigError(f"[hbm] device {name!r}: this process sees {count} GPUs, cuda:0 to cuda:{count - 1}")
-    return torch.device("cuda", device.index or 0)
+    return torch.device("cuda", number)
 
 
 def _check_free(device: torch.device, capacity: int) -> None:
