@@ -5,7 +5,7 @@ tier keeps nothing for a record on the host, a whole record is one copy over the
 check whose it is.
 
 A call has a lane of its own, with a stream; what returns is done on the device. Host memory that is registered
-(`register`) is copied to and from as it is, all other through a lane's pinned buffer.
+(`register`) is copied to and from by the device; all other is the driver's work.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class HbmTier(Tier):
     def register(self, memory: memoryview) -> Pin:
         """Let the device copy to and from a long-lived mapping of host memory by itself, until the pin is closed.
 
-        Raises `StorageError` where the device does not take it; then it goes through pinned buffers as before.
+        Raises `StorageError` where the device does not take it; it is copied all the same, more slowly.
         """
         return self._lanes.pins.register(memory)
 
@@ -152,7 +152,7 @@ class HbmTier(Tier):
                 lane.read([(slab.address + at, out.data_ptr(), nbytes)])
             else:
                 lane.copy(out.data_ptr(), slab.address + at, nbytes)
-                lane.wait()
+            lane.wait()
         self._learn(self._reads, nbytes, 1, time.perf_counter() - start)
 
     def view(self, location: int, offset: int, nbytes: int) -> torch.Tensor:
@@ -234,6 +234,7 @@ class HbmTier(Tier):
         try:
             with self._lanes.take() as lane:
                 lane.read(moves)
+                lane.wait()
         except KVStoreError:
             self._fail()
             raise

@@ -166,8 +166,13 @@ def test_a_record_longer_than_a_slab(opener: Opener) -> None:
 
 @pytest.mark.parametrize(
     ("device", "said"),
-    [("hbm", "must be cuda:N or cpu"), ("meta", "must be cuda:N or cpu"), ("cuda:-1", "must be cuda:N or cpu"),
-     ("cuda:999", "no GPU|cuda:0 to"), ("cuda:256", "no GPU|cuda:0 to")],
+    [
+        ("hbm", "must be cuda:N or cpu"),
+        ("meta", "must be cuda:N or cpu"),
+        ("cuda:-1", "must be cuda:N or cpu"),
+        ("cuda:999", "no GPU|cuda:0 to"),
+        ("cuda:256", "no GPU|cuda:0 to"),
+    ],
 )
 def test_a_device_that_is_not_there_is_refused_at_the_start(device: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
