@@ -49,16 +49,21 @@ def _device_rows(torch: Any, layout: str, rounds: int) -> list[Row]:
 
     layers = layers_of(torch, layout)
     blocks, reference = PagedBlocks(layers, 2), PagedBlocks(layers, 2, kernel=False)
-    table = np.random.default_rng(0).permutation(BLOCKS)[:_MANY].tolist()
-    chunk = blocks.gather(table)
-    expect(bool(torch.equal(chunk, reference.gather(table))), "gather", 0)
-    before = reference.gather(list(range(BLOCKS)))
+    table = blocks.table(np.random.default_rng(0).permutation(BLOCKS)[:_MANY].tolist())
+    chunk, target = blocks.chunk(_MANY), blocks.chunk(_MANY)
+    blocks.gather(table, chunk)
+    reference.gather(table, target)
+    expect(bool(torch.equal(chunk, target)), "gather", 0)
+    every = blocks.table(range(BLOCKS))
+    before, after = blocks.chunk(BLOCKS), blocks.chunk(BLOCKS)
+    reference.gather(every, before)
     blocks.scatter(table, chunk)
-    expect(bool(torch.equal(before, reference.gather(list(range(BLOCKS))))), "scatter", 0)
-    target = torch.empty_like(chunk)
+    reference.gather(every, after)
+    expect(bool(torch.equal(before, after)), "scatter", 0)
+    del before, after
     cases: dict[str, Callable[[], Any]] = {
         "device-copy": lambda: target.copy_(chunk),
-        "gather": lambda: blocks.gather(table),
+        "gather": lambda: blocks.gather(table, target),
         "scatter": lambda: blocks.scatter(table, chunk),
     }
     taken: dict[str, list[float]] = {name: [] for name in cases}

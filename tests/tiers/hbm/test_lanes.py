@@ -47,16 +47,18 @@ def test_a_lane_that_is_kept_comes_back_with_its_next_use() -> None:
             pass
         with lanes.take() as again:
             assert again is kept
+    seen = []
 
     def fail() -> None:
         with lanes.take() as lane:
+            seen.append(lane)
             lane.keep()
             raise ValueError("on purpose")
 
     with pytest.raises(ValueError, match="on purpose"):
         fail()
     with lanes.take() as found:
-        assert found is again
+        assert found is seen[0], "what fails keeps no lane"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: not run on hardware here")
