@@ -13,6 +13,7 @@ import torch
 from kvstore.errors import InvalidArgument
 from kvstore.tiers.hbm.blocks import PagedBlocks
 from kvstore.tiers.hbm.lanes import Lane, Lanes, Move
+from kvstore.tiers.hbm.pinning import Pins
 
 Bytes = npt.NDArray[np.uint8]
 WHOLE_BYTES = 4 << 20  # a shorter part is not cut: its copy takes no longer than what is said about a further piece
@@ -34,6 +35,11 @@ class DeviceLayers:
         self._blocks = PagedBlocks(layers, planes)
         self._device, self._layers = self._blocks.device, len(layers)
         self.lanes = Lanes(self._device)
+
+    @property
+    def pins(self) -> Pins:
+        """Where host memory is registered that the device is to reach by itself."""
+        return self.lanes.pins
 
     def fence(self) -> Any:
         """What was queued on the engine's stream until now, for `write` to wait for."""
