@@ -132,7 +132,7 @@ class PagedBlocks:
             if gone:
                 own[gone] = 0
             # [block, head, token, plane, dim] to [plane, block, token, head, dim]
-            rows[number] = own.unflatten(-1, (self.planes, self.dim)).permute(3, 0, 2, 1, 4)
+            rows[number] = own.view(*own.shape[:-1], self.planes, self.dim).permute(3, 0, 2, 1, 4)
 
     def _scatter(self, table: Sequence[int], rows: torch.Tensor, chosen: range) -> None:
         kept = [n for n, block in enumerate(table) if block >= 0]
