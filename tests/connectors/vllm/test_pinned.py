@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,10 @@ import pytest
 import kvstore
 from kvstore import KVSpec, _native
 from kvstore.channels.mappings import Mappings
+from kvstore.connectors.vllm import _blocks
+from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._pinned import Pinned
+from kvstore.connectors.vllm._worker import Worker
 from kvstore.errors import StorageError
 
 torch = pytest.importorskip("torch")
@@ -33,6 +37,8 @@ from kvstore.tiers.hbm.pinning import Pins  # noqa: E402 - needs torch
 MIB = 1 << 20
 LAYERS, HEADS, TOKENS, DIM, CHUNK = 8, 4, 16, 64, 256
 SPEC = KVSpec.dense("pinned", layers=LAYERS, kv_heads=HEADS, head_dim=DIM, chunk_tokens=CHUNK)
+NAMES = [f"model.layers.{number}.attn" for number in range(LAYERS)]
+GROUP = SimpleNamespace(layer_names=NAMES)
 SERVER = """
 import sys
 from kvstore import Config, DramConfig, NamespaceConfig, ServerConfig
@@ -190,6 +196,27 @@ def test_a_mapping_is_gone_when_nobody_has_it() -> None:
     assert queue.empty()
     mappings.watch(queue)
     assert queue.empty(), "what is gone is not told of"
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_a_worker_registers_for_caches_on_a_device_only(
+    server: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caches on no device of this machine stand for those on a GPU; nothing is copied."""
+    pins, client = Pins(MadeUpDevice()), kvstore.connect(server, timeout=5)
+    monkeypatch.setattr(_blocks, "_on_device", lambda *caches: SimpleNamespace(pins=pins))
+    worker = Worker(client, SPEC, TOKENS, Options.of({"server": server, "staging_mib": 64}), 0, [GROUP], None)
+    worker.register(
+        {name: torch.zeros(3, HEADS, TOKENS, 2 * DIM, dtype=torch.bfloat16, device=device) for name in NAMES}
+    )
+    buffer = client.buffer(MIB)
+    if device == "cpu":
+        assert worker._pinned is None
+    else:
+        eventually(partial(pins.covers, buffer.ctypes.data, MIB, writing=True))
+    worker.close()
+    assert not pins.nbytes
+    client.close()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: not run on hardware here")
