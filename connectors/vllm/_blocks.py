@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,17 @@ from kvstore.connectors.vllm._plan import NULL_BLOCK
 from kvstore.errors import InvalidArgument
 from kvstore.spec import KVSpec
 
+if TYPE_CHECKING:
+    from kvstore.tiers.hbm.pinning import Pins
+
 Bytes = npt.NDArray[np.uint8]
 
 
 class Layers(Protocol):
     """One KV group's layers, wherever they are; see `DeviceLayers`."""
 
+    @property
+    def pins(self) -> Pins | None: ...
     def fence(self) -> Any: ...
     def read(self, table: Sequence[int], first: int, part: Bytes) -> Callable[[], None]: ...
     def write(self, table: Sequence[int], first: int, part: Bytes, after: Any = None) -> None: ...
@@ -30,6 +35,7 @@ class HostLayers:
 
     def __init__(self, paged: _native.PagedLayers) -> None:
         self._paged = paged
+        self.pins = None
 
     def fence(self) -> None:
         """Nothing is queued."""
@@ -75,6 +81,11 @@ class Blocks:
                 self._groups.append(HostLayers(order.over([_plain(each) for each in tensors])))
             else:
                 self._groups.append(_on_device(tensors, block, 1 if spec.groups[number].latent_dim else 2))
+
+    @property
+    def pins(self) -> Pins | None:
+        """Where host memory is registered that the layers' device copies from and to; None for layers on the host."""
+        return self._groups[0].pins
 
     def fence(self) -> Any:
         """What a load that begins now has to wait for before it writes; for `write`."""

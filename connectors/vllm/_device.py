@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 
 from kvstore.errors import InvalidArgument
 from kvstore.tiers.hbm.blocks import PagedBlocks
-from kvstore.tiers.hbm.lanes import Lanes, Move
+from kvstore.tiers.hbm.lanes import Lane, Lanes, Move
+from kvstore.tiers.hbm.pinning import Pins
 
 Bytes = npt.NDArray[np.uint8]
+WHOLE_BYTES = 4 << 20  # a shorter part is not cut: its copy takes no longer than what is said about a further piece
 
 
 class DeviceLayers:
@@ -24,14 +27,19 @@ class DeviceLayers:
 
     Copies run on streams of their own. What reads blocks is queued behind the forward that has filled them, what
     writes them behind all that was queued when the load began, since a block's last owner may still be computing.
-    A part in memory that is registered (`lanes.pins`) is read and written by the device itself, any other through
-    pinned buffers.
+    A part is copied in two pieces, a quarter of its layers and the others: the bus has the quarter while the others
+    are gathered, and the others are scattered while it has the quarter.
     """
 
     def __init__(self, layers: Sequence[torch.Tensor], planes: int) -> None:
         self._blocks = PagedBlocks(layers, planes)
-        self._device = self._blocks.device
+        self._device, self._layers = self._blocks.device, len(layers)
         self.lanes = Lanes(self._device)
+
+    @property
+    def pins(self) -> Pins:
+        """Where host memory is registered that the device is to reach by itself."""
+        return self.lanes.pins
 
     def fence(self) -> Any:
         """What was queued on the engine's stream until now, for `write` to wait for."""
@@ -43,30 +51,60 @@ class DeviceLayers:
         """Queue a copy of the blocks of `table` into a part, from its block `first` on; zeros for a block of -1.
 
         The blocks may be overwritten by what is queued later. The part is filled when what this returns has run, which
-        may be in another thread.
+        may be in another thread, and must run.
         """
-        chunk = self._blocks.gather(table)
-        ready = self.fence()
-
-        def finish() -> None:
-            with self.lanes.take() as lane:
-                lane.after(ready)
-                lane.read(self._moves(chunk, len(table), first, part))
-
-        return finish
+        blocks, known = self._blocks, self._blocks.table(table)
+        chunk = blocks.chunk(len(table))
+        pieces = [(layers, self._moves(chunk, len(table), first, part, layers)) for layers in self._cut(chunk.nbytes)]
+        # The driver copies other memory itself, in the thread that asks: not here, in the engine's.
+        registered = self.lanes.pins.covers(part.ctypes.data, part.nbytes, writing=True)
+        later: list[tuple[Any, list[Move]]] = []
+        with self.lanes.take() as lane:
+            for layers, moves in pieces:
+                blocks.gather(known, chunk, layers)
+                ready = self.fence()
+                if registered:
+                    lane.after(ready)
+                    lane.read(moves)
+                else:
+                    later.append((ready, moves))
+            lane.keep()
+        return partial(self._finish, lane, later, chunk)
 
     def write(self, table: Sequence[int], first: int, part: Bytes, after: Any = None) -> None:
         """The inverse of `read`, done when this returns. `after` is the `fence` of when the load began."""
-        nbytes = self._blocks.chunk_bytes(len(table))
-        with self.lanes.take() as lane, lane.current():
-            chunk = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
-            lane.write(self._moves(chunk, len(table), first, part))
+        blocks = self._blocks
+        with self.lanes.take() as bus, self.lanes.take() as lane:
+            with lane.current():
+                known, chunk = blocks.table(table), blocks.chunk(len(table))
             lane.after(after)
-            self._blocks.scatter(table, chunk)
+            for layers in reversed(self._cut(chunk.nbytes)):
+                bus.write(self._moves(chunk, len(table), first, part, layers))
+                lane.after(bus.mark())
+                with lane.current():
+                    blocks.scatter(known, chunk, layers)
+            bus.wait()
             lane.wait()
 
-    def _moves(self, chunk: torch.Tensor, count: int, first: int, part: Bytes) -> list[Move]:
-        """Between a chunk of `count` blocks and a part in host memory; a last block that is cut is left out."""
+    def _finish(self, lane: Lane, later: Sequence[tuple[Any, list[Move]]], chunk: torch.Tensor) -> None:
+        """The rest of a `read`, for which `chunk` is kept."""
+        del chunk
+        with lane:
+            for ready, moves in later:
+                lane.after(ready)
+                lane.wait()  # else the driver would, in the middle of its own copy
+                lane.read(moves)
+            lane.wait()
+
+    def _cut(self, nbytes: int) -> list[range]:
+        """The layers of each piece of a chunk, the short one first."""
+        quarter = self._layers // 4
+        if nbytes < WHOLE_BYTES or not quarter:
+            return [range(self._layers)]
+        return [range(quarter), range(quarter, self._layers)]
+
+    def _moves(self, chunk: torch.Tensor, count: int, first: int, part: Bytes, layers: range) -> list[Move]:
+        """Some layers, between a chunk of `count` blocks and a part in host memory; a last cut block is left out."""
         blocks = self._blocks
         block = blocks.tokens * blocks.row_bytes
         plane, rest = divmod(part.nbytes, blocks.plane_count)
@@ -77,9 +115,9 @@ class DeviceLayers:
         if first < 0 or first + count > plane // block:
             raise IndexError(f"blocks {first} to {first + count} of a part that has {plane // block}")
         inside, outside = chunk.data_ptr(), part.ctypes.data
+        start, end = layers.start * blocks.planes, layers.stop * blocks.planes
         if count * block == plane:
-            return [(inside, outside, part.nbytes)]
+            return [(inside + start * plane, outside + start * plane, (end - start) * plane)]
         return [
-            (inside + n * count * block, outside + n * plane + first * block, count * block)
-            for n in range(blocks.plane_count)
+            (inside + n * count * block, outside + n * plane + first * block, count * block) for n in range(start, end)
         ]

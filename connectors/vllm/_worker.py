@@ -11,6 +11,7 @@ from kvstore.connectors.vllm._counts import Counts
 from kvstore.connectors.vllm._loads import Loads, failure_text
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._order import Order
+from kvstore.connectors.vllm._pinned import Pinned
 from kvstore.connectors.vllm._plan import Plan
 from kvstore.connectors.vllm._reports import Report
 from kvstore.connectors.vllm._saves import Saves
@@ -34,6 +35,7 @@ class Worker:
         self._client, self._spec, self._block, self._options = client, spec, block, options
         self._rank, self._groups, self._orders = rank, groups, orders
         self.counts = Counts()
+        self._pinned: Pinned | None = None
         self._loads: Loads | None = None
         self._saves: Saves | None = None
         self._bad_blocks: set[int] = set()
@@ -42,6 +44,8 @@ class Worker:
     def register(self, caches: Mapping[str, Any]) -> None:
         """Take vLLM's KV tensors, by layer name."""
         blocks = Blocks(caches, self._groups, self._spec, self._block, self._orders)
+        if blocks.pins is not None:
+            self._pinned = Pinned(blocks.pins)
         self._loads = Loads(self._client, self._spec, self._rank, blocks, self._options.readers)
         self._saves = Saves(self._client, self._spec, self._rank, blocks, self._options, self.counts)
 
@@ -106,3 +110,5 @@ class Worker:
             self._loads.close()
         if self._saves is not None:
             self._saves.close()
+        if self._pinned is not None:
+            self._pinned.close()

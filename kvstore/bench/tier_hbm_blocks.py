@@ -3,7 +3,7 @@
 `gather` and `scatter` take 2,048 tokens of a Llama-3.1-8B (256 MiB) in one launch and are timed on the device; their
 baseline is a copy of as many bytes there (a copy reads and writes each byte, and so do they). `layers-read` and
 `layers-write` are what the vLLM connector does for a chunk of 256 tokens (32 MiB), host memory included, against one
-copy between registered memory and the device.
+copy between host memory of the same kind (registered, or what the driver makes of other) and the device.
 """
 
 from __future__ import annotations
@@ -49,16 +49,21 @@ def _device_rows(torch: Any, layout: str, rounds: int) -> list[Row]:
 
     layers = layers_of(torch, layout)
     blocks, reference = PagedBlocks(layers, 2), PagedBlocks(layers, 2, kernel=False)
-    table = np.random.default_rng(0).permutation(BLOCKS)[:_MANY].tolist()
-    chunk = blocks.gather(table)
-    expect(bool(torch.equal(chunk, reference.gather(table))), "gather", 0)
-    before = reference.gather(list(range(BLOCKS)))
+    table = blocks.table(np.random.default_rng(0).permutation(BLOCKS)[:_MANY].tolist())
+    chunk, target = blocks.chunk(_MANY), blocks.chunk(_MANY)
+    blocks.gather(table, chunk)
+    reference.gather(table, target)
+    expect(bool(torch.equal(chunk, target)), "gather", 0)
+    every = blocks.table(range(BLOCKS))
+    before, after = blocks.chunk(BLOCKS), blocks.chunk(BLOCKS)
+    reference.gather(every, before)
     blocks.scatter(table, chunk)
-    expect(bool(torch.equal(before, reference.gather(list(range(BLOCKS))))), "scatter", 0)
-    target = torch.empty_like(chunk)
+    reference.gather(every, after)
+    expect(bool(torch.equal(before, after)), "scatter", 0)
+    del before, after
     cases: dict[str, Callable[[], Any]] = {
         "device-copy": lambda: target.copy_(chunk),
-        "gather": lambda: blocks.gather(table),
+        "gather": lambda: blocks.gather(table, target),
         "scatter": lambda: blocks.scatter(table, chunk),
     }
     taken: dict[str, list[float]] = {name: [] for name in cases}
@@ -71,9 +76,9 @@ def _device_rows(torch: Any, layout: str, rounds: int) -> list[Row]:
 
 
 def _timed(torch: Any, act: Callable[[], Any]) -> float:
-    """Seconds on the device. A kernel that spins first lets the launch come before its turn."""
+    """Seconds on the device. A kernel that spins for a millisecond first lets the launch come before its turn."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(400_000)
+    torch.cuda._sleep(2_000_000)
     start.record()
     act()
     end.record()
@@ -96,7 +101,6 @@ def _row(case: str, mode: str, nbytes: int, taken: dict[str, list[float]]) -> Ro
 
 
 def _bus_rows(torch: Any, mode: str, rounds: int) -> list[Row]:
-    """The raw copy always has registered memory."""
     from kvstore.connectors.vllm._device import DeviceLayers
 
     layers = layers_of(torch, "LBHNC")
@@ -105,8 +109,7 @@ def _bus_rows(torch: Any, mode: str, rounds: int) -> list[Row]:
     slots = 8
     memory, raw_memory = (np.frombuffer(mmap.mmap(-1, slots * nbytes), np.uint8) for _ in range(2))
     memory[::4096], raw_memory[::4096] = 1, 1
-    registered = [raw_memory, memory] if mode == "registered" else [raw_memory]
-    pins = [device.lanes.pins.register(each.data) for each in registered]
+    pins = [device.pins.register(each.data) for each in (raw_memory, memory) if mode == "registered"]
     tables = [draw.permutation(BLOCKS)[:_CHUNK].tolist() for _ in range(slots)]
     raw, stream = torch.empty(nbytes, dtype=torch.uint8, device="cuda"), torch.cuda.current_stream()
     raw_host = torch.from_numpy(raw_memory)
@@ -128,10 +131,10 @@ def _bus_rows(torch: Any, mode: str, rounds: int) -> list[Row]:
         expect(np.array_equal(again, part(slot)), "the vLLM connector's layers", slot)
 
     cases = [
-        Case("raw-read", lambda slot: copy(slot, to_host=True), nbytes, mode="registered"),
+        Case("raw-read", lambda slot: copy(slot, to_host=True), nbytes, mode=mode),
         Case("layers-read", lambda slot: device.read(tables[slot], 0, part(slot))(), nbytes, "raw-read", mode,
              check=check),
-        Case("raw-write", lambda slot: copy(slot, to_host=False), nbytes, mode="registered"),
+        Case("raw-write", lambda slot: copy(slot, to_host=False), nbytes, mode=mode),
         Case("layers-write", lambda slot: device.write(tables[slot], 0, part(slot), device.fence()), nbytes,
              "raw-write", mode, check=check),
     ]  # fmt: skip

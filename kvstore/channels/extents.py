@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 from kvstore import _native
+from kvstore.channels.mappings import MAPPINGS
 from kvstore.channels.stream import Stream
 from kvstore.errors import SpecMismatch, StorageError
 from kvstore.places import EXTENT_SHIFT
@@ -18,7 +19,7 @@ class Extent:
     """One mapped extent. It is unmapped when this object and everything that stands on its memory are gone."""
 
     def __init__(self, descriptor: int, nbytes: int) -> None:
-        self.view = _native.map_file(descriptor, nbytes).data
+        self.view = MAPPINGS.add(_native.map_file(descriptor, nbytes))
         self.ready = False
         self._lock = threading.Lock()
 

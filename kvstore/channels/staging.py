@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from kvstore import _native
+from kvstore.channels.mappings import MAPPINGS
 from kvstore.errors import StorageError
 
 SEGMENT_BYTES = 64 << 20
@@ -42,7 +43,7 @@ class Segment:
         except OSError as error:
             raise StorageError(f"no memory for staging of {nbytes} bytes: {error.strerror}") from None
         self.start = _native.address_of(memory)
-        self.view = memory.data
+        self.view = MAPPINGS.add(memory)
         self.allocator = _native.Allocator(nbytes, _GRAIN)
 
     def __del__(self) -> None:

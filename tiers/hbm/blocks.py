@@ -31,6 +31,15 @@ class Shape:
     token_step: int
     plane_step: int
     unit_step: int
+    layers_inside: bool  # a block has all its layers side by side
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Numbers of blocks, and where the kernel finds them."""
+
+    blocks: Sequence[int]
+    there: torch.Tensor | None
 
 
 class PagedBlocks:
@@ -52,6 +61,7 @@ class PagedBlocks:
         self.planes, self.dim = planes, content // planes
         self.device, self.itemsize = first.device, first.element_size()
         self._layers = [layer.view(WHOLE[self.itemsize]) for layer in layers]
+        self.aligned = all(layer.data_ptr() % 16 == 0 for layer in layers)
         self.row_bytes = self.heads * self.dim * self.itemsize  # one token of one plane and layer
         self.plane_count = len(layers) * planes
         shape = _shape_of(self._layers, planes)
@@ -67,67 +77,77 @@ class PagedBlocks:
         """Length of a chunk of so many blocks."""
         return self.plane_count * count * self.tokens * self.row_bytes
 
-    def gather(self, table: Sequence[int]) -> torch.Tensor:
-        """A chunk, uint8, of the blocks of `table`, with zeros for a block of -1. Queued on torch's current stream.
+    def table(self, blocks: Sequence[int]) -> Table:
+        """Blocks to gather or scatter, -1 for none. It can be used again, on streams behind torch's current one.
 
         Raises `IndexError` for a block that is not there.
         """
-        self._check(table)
-        if self._shape is None:
-            return self._gather(table)
-        chunk = torch.empty(self.chunk_bytes(len(table)), dtype=torch.uint8, device=self.device)
-        self._launch(self._shape, table, chunk, scatter=False)
-        return chunk
+        if blocks and not -1 <= min(blocks) <= max(blocks) < self.blocks:
+            raise IndexError(f"blocks {min(blocks)} to {max(blocks)} of {self.blocks}")
+        return Table(blocks, None if self._shape is None else _on(blocks, self.device))
 
-    def scatter(self, table: Sequence[int], chunk: torch.Tensor) -> None:
-        """The inverse, for a contiguous chunk of as many blocks; -1 leaves one out. Queued as `gather` is."""
-        self._check(table)
-        if chunk.nbytes != self.chunk_bytes(len(table)) or not chunk.is_contiguous() or chunk.device != self.device:
+    def chunk(self, count: int) -> torch.Tensor:
+        """Memory for a chunk of so many blocks, uint8."""
+        return torch.empty(self.chunk_bytes(count), dtype=torch.uint8, device=self.device)
+
+    def gather(self, table: Table, chunk: torch.Tensor, layers: range | None = None) -> None:
+        """Fill a contiguous chunk of as many blocks, with zeros for a block of -1: all of it or what some layers have.
+
+        Queued on torch's current stream.
+        """
+        self._check(table, chunk)
+        chosen = range(len(self._layers)) if layers is None else layers
+        if self._shape is None:
+            self._gather(table.blocks, self._rows(table, chunk), chosen)
+        else:
+            self._launch(self._shape, table, chunk, chosen, scatter=False)
+
+    def scatter(self, table: Table, chunk: torch.Tensor, layers: range | None = None) -> None:
+        """The inverse; -1 leaves a block out."""
+        self._check(table, chunk)
+        chosen = range(len(self._layers)) if layers is None else layers
+        if self._shape is None:
+            self._scatter(table.blocks, self._rows(table, chunk), chosen)
+        else:
+            self._launch(self._shape, table, chunk, chosen, scatter=True)
+
+    def _check(self, table: Table, chunk: torch.Tensor) -> None:
+        count = len(table.blocks)
+        if chunk.nbytes != self.chunk_bytes(count) or not chunk.is_contiguous() or chunk.device != self.device:
             raise InvalidArgument(
-                f"{len(table)} blocks are a chunk of {self.chunk_bytes(len(table))} bytes in one piece on "
+                f"{count} blocks are a chunk of {self.chunk_bytes(count)} bytes in one piece on "
                 f"{self.device}, not {chunk.nbytes} on {chunk.device}"
             )
-        if self._shape is None:
-            self._scatter(table, chunk)
-        else:
-            self._launch(self._shape, table, chunk, scatter=True)
 
-    def _check(self, table: Sequence[int]) -> None:
-        if table and not -1 <= min(table) <= max(table) < self.blocks:
-            raise IndexError(f"blocks {min(table)} to {max(table)} of {self.blocks}")
+    def _rows(self, table: Table, chunk: torch.Tensor) -> torch.Tensor:
+        """A chunk as `[layer, plane, block, token, head, dim]`."""
+        shape = (len(self._layers), self.planes, len(table.blocks), self.tokens, self.heads, self.dim)
+        return chunk.view(-1).view(torch.uint8).view(WHOLE[self.itemsize]).view(shape)
 
-    def _gather(self, table: Sequence[int]) -> torch.Tensor:
+    def _gather(self, table: Sequence[int], rows: torch.Tensor, chosen: range) -> None:
         known = _on([max(block, 0) for block in table], self.device)
-        gathered = torch.stack([layer.index_select(0, known) for layer in self._layers])
         gone = [n for n, block in enumerate(table) if block < 0]
-        if gone:
-            gathered[:, gone] = 0
-        # [layer, block, head, token, plane, dim] to [layer, plane, block, token, head, dim]
-        split = gathered.view(*gathered.shape[:-1], self.planes, self.dim)
-        return split.permute(0, 4, 1, 3, 2, 5).contiguous().view(-1).view(torch.uint8)
+        for number in chosen:
+            own = self._layers[number].index_select(0, known)
+            if gone:
+                own[gone] = 0
+            # [block, head, token, plane, dim] to [plane, block, token, head, dim]
+            rows[number] = own.view(*own.shape[:-1], self.planes, self.dim).permute(3, 0, 2, 1, 4)
 
-    def _scatter(self, table: Sequence[int], chunk: torch.Tensor) -> None:
-        shape = (len(self._layers), self.planes, len(table), self.tokens, self.heads, self.dim)
-        rows = chunk.view(-1).view(torch.uint8).view(WHOLE[self.itemsize]).view(shape)
+    def _scatter(self, table: Sequence[int], rows: torch.Tensor, chosen: range) -> None:
         kept = [n for n, block in enumerate(table) if block >= 0]
-        blocks = rows[:, :, kept].permute(0, 2, 4, 3, 1, 5).flatten(-2)
         known = _on([table[n] for n in kept], self.device)
-        for layer, given in zip(self._layers, blocks, strict=True):
-            layer.index_copy_(0, known, given)
+        for number in chosen:
+            self._layers[number].index_copy_(0, known, rows[number][:, kept].permute(1, 3, 2, 0, 4).flatten(-2))
 
-    def _launch(self, shape: Shape, table: Sequence[int], chunk: torch.Tensor, *, scatter: bool) -> None:
+    def _launch(self, shape: Shape, table: Table, chunk: torch.Tensor, layers: range, *, scatter: bool) -> None:
         from kvstore.tiers.hbm import blocks_kernel
 
         if chunk.data_ptr() % 16:
             raise InvalidArgument("a chunk in device memory begins at a multiple of 16 bytes")
-        if table:
+        if table.blocks and table.there is not None:
             given = chunk.view(-1).view(torch.uint8)
-            blocks_kernel.launch(self._addresses, _on(table, self.device), given, self, shape, scatter=scatter)
-
-    @property
-    def aligned(self) -> bool:
-        """Whether every layer begins at a multiple of 16 bytes."""
-        return all(layer.data_ptr() % 16 == 0 for layer in self._layers)
+            blocks_kernel.launch(self._addresses, table.there, given, self, shape, layers, scatter=scatter)
 
 
 def _on(table: Sequence[int], device: torch.device) -> torch.Tensor:
@@ -149,4 +169,6 @@ def _shape_of(layers: Sequence[torch.Tensor], planes: int) -> Shape | None:
     unit = gcd(8, dim * item, *steps, *(layer.data_ptr() for layer in layers)) if inner == 1 else item
     run = dim * item // unit
     block_step, head_step, token_step = (step // unit for step in steps)
-    return Shape(unit, run, block_step, head_step, token_step, run * inner, inner)
+    starts = [layer.data_ptr() for layer in layers]
+    inside = len(layers) > 1 and max(starts) - min(starts) < steps[0]
+    return Shape(unit, run, block_step, head_step, token_step, run * inner, inner, inside)

@@ -1,14 +1,15 @@
 """Host memory that devices reach by themselves.
 
-A copy between a device and ordinary host memory goes through the driver's own small buffers; memory that is registered
-with CUDA is read and written by the device. Registering costs time by the page, so it is done once for a long-lived
-mapping: an extent of the arena, or what a client has mapped of one.
+A copy between a device and ordinary host memory goes through the driver's own small buffers, at a fifth of the bus;
+memory that is registered with CUDA is read and written by the device. Registering costs time by the page, so it is done
+once for a long-lived mapping: an extent of the arena, or what a client has mapped of one.
 """
 
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 from kvstore import _native
@@ -101,6 +102,20 @@ class Pins:
             return False
         known = ranges[found]
         return address + nbytes <= known.end and not (writing and known.read_only)
+
+    def pieces(self, address: int, nbytes: int, *, writing: bool) -> list[tuple[int, int]]:
+        """Host memory as (start in it, bytes), cut where registered memory begins or ends.
+
+        Raises `InvalidArgument` where devices are to write (`writing`) to what is registered for reading.
+        """
+        starts, ranges = self._table
+        end, edges = address + nbytes, {address, address + nbytes}
+        for known in ranges[max(0, bisect_right(starts, address) - 1) : bisect_left(starts, end)]:
+            if known.end > address and nbytes and writing and known.read_only:
+                raise InvalidArgument("what is read into is registered for reading only")
+            edges.update(edge for edge in (known.start, known.end) if address < edge < end)
+        ordered = sorted(edges)
+        return [(first - address, last - first) for first, last in pairwise(ordered)]
 
     @property
     def nbytes(self) -> int:

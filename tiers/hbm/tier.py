@@ -5,11 +5,12 @@ tier keeps nothing for a record on the host, a whole record is one copy over the
 check whose it is.
 
 A call has a lane of its own, with a stream; what returns is done on the device. Host memory that is registered
-(`register`) is copied to and from as it is, all other through a lane's pinned buffer.
+(`register`) is copied to and from by the device; all other is the driver's work.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -95,7 +96,7 @@ class HbmTier(Tier):
     def register(self, memory: memoryview) -> Pin:
         """Let the device copy to and from a long-lived mapping of host memory by itself, until the pin is closed.
 
-        Raises `StorageError` where the device does not take it; then it goes through pinned buffers as before.
+        Raises `StorageError` where the device does not take it; it is copied all the same, more slowly.
         """
         return self._lanes.pins.register(memory)
 
@@ -151,7 +152,7 @@ class HbmTier(Tier):
                 lane.read([(slab.address + at, out.data_ptr(), nbytes)])
             else:
                 lane.copy(out.data_ptr(), slab.address + at, nbytes)
-                lane.wait()
+            lane.wait()
         self._learn(self._reads, nbytes, 1, time.perf_counter() - start)
 
     def view(self, location: int, offset: int, nbytes: int) -> torch.Tensor:
@@ -233,6 +234,7 @@ class HbmTier(Tier):
         try:
             with self._lanes.take() as lane:
                 lane.read(moves)
+                lane.wait()
         except KVStoreError:
             self._fail()
             raise
@@ -282,23 +284,21 @@ def _queued(tensor: torch.Tensor) -> Any:
 
 def _device(name: str) -> torch.device:
     """A device that is there. `ConfigError` says what is."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"[hbm] device must be cuda:N or cpu, not {name!r}") from None
-    if device.type == "cpu":
+    if name == "cpu":
         return torch.device("cpu")
-    if device.type != "cuda":
+    # torch would take the number for 8 bits.
+    named = re.fullmatch(r"cuda(?::([0-9]+))?", name)
+    if named is None:
         raise ConfigError(f"[hbm] device must be cuda:N or cpu, not {name!r}")
     if not torch.cuda.is_available():
         built = torch.version.cuda or "no CUDA"
         raise ConfigError(
             f"[hbm] device {name!r}: no GPU is usable here (torch is built with {built}); leave the hbm tier out"
         )
-    count = torch.cuda.device_count()
-    if (device.index or 0) >= count:
+    number, count = int(named[1] or 0), torch.cuda.device_count()
+    if number >= count:
         raise ConfigError(f"[hbm] device {name!r}: this process sees {count} GPUs, cuda:0 to cuda:{count - 1}")
-    return torch.device("cuda", device.index or 0)
+    return torch.device("cuda", number)
 
 
 def _check_free(device: torch.device, capacity: int) -> None:

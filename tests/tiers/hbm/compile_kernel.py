@@ -24,7 +24,15 @@ CONSTANTS = {"unit_step": 1, "PLANES": 2, "TOKENS": 16, "HEADS": 8, "RUN": 32, "
 def compiled(scatter: bool, capability: int) -> dict[str, Any]:
     """What matters of the kernel's machine code for a compute capability (80: A100, 90: H100)."""
     constants = CONSTANTS | {"SCATTER": scatter}
-    signature = {"layers": "*i64", "table": "*i64", "chunk": "*i64", "count": "i32", **STEPS}
+    signature = {
+        "layers": "*i64",
+        "table": "*i64",
+        "chunk": "*i64",
+        "count": "i32",
+        "first": "i32",
+        "together": "i32",
+        **STEPS,
+    }
     names = copy_blocks.arg_names
     # As a launch would: tensors and steps that are multiples of 16 are known to be.
     divisible = {(names.index(name),): [["tt.divisibility", 16]] for name in ("layers", "table", "chunk", *STEPS)}

@@ -1,8 +1,8 @@
-"""Lanes: what goes through the pinned buffer comes out as it went in, whatever the pieces."""
+"""Lanes: one user at a time, also where one is kept for another thread; and copies over the edges of pins."""
 
 from __future__ import annotations
 
-import random
+import mmap
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,74 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kvstore.tiers.hbm.lanes import Lane, Lanes, _loads  # noqa: E402 - needs torch
+from kvstore.errors import InvalidArgument  # noqa: E402 - needs torch
+from kvstore.tiers.hbm.lanes import Lane, Lanes  # noqa: E402 - needs torch
 
-
-class Recorded(Lane):
-    """A lane of the CPU twin that reaches only some host memory, and whose copies happen as late as they may.
-
-    It stands in for a GPU: what is queued is done when it is waited for and not before, so that a half of the pinned
-    buffer that is used again too early gives wrong bytes.
-    """
-
-    def __init__(self, home: Lanes, room: int) -> None:
-        super().__init__(home, torch.empty(2 * room, dtype=torch.uint8))
-        self.reached: set[int] = set()
-        self._queue: list[tuple[int, int, int]] = []
-        self._marks = [0, 0]
-
-    def reaches(self, address: int, nbytes: int, *, writing: bool) -> bool:
-        return address in self.reached
-
-    def copy(self, to: int, source: int, nbytes: int) -> None:
-        self._queue.append((to, source, nbytes))
-
-    def wait(self) -> None:
-        self._run(len(self._queue))
-        super().wait()
-
-    def _mark(self, half: int) -> None:
-        self._marks[half] = len(self._queue)
-
-    def _reached(self, half: int) -> None:
-        self._run(self._marks[half])
-
-    def _run(self, count: int) -> None:
-        for to, source, nbytes in self._queue[:count]:
-            super().copy(to, source, nbytes)
-        del self._queue[:count]
-        self._marks = [max(0, mark - count) for mark in self._marks]
-
-
-@pytest.mark.parametrize("room", [1, 7, 64, 4096])
-def test_pieces_of_all_sizes(room: int) -> None:
-    choose = random.Random(room)
-    lane = Recorded(Lanes(torch.device("cpu")), room)
-    for _ in range(40):
-        sizes = [choose.choice((0, 1, room, choose.randrange(1, 4 * room + 2))) for _ in range(choose.randrange(1, 8))]
-        total = sum(sizes)
-        host, inside, back = (np.random.default_rng(total).integers(0, 256, total, np.uint8) for _ in range(3))
-        inside[:], back[:] = 0, 0
-        starts = np.cumsum([0, *sizes])[:-1].tolist()
-        addresses = [each.ctypes.data for each in (inside, host, back)]
-        there = [(addresses[0] + at, addresses[1] + at, size) for at, size in zip(starts, sizes, strict=True)]
-        here = [(addresses[0] + at, addresses[2] + at, size) for at, size in zip(starts, sizes, strict=True)]
-        lane.reached = {move[1] for move in (*there, *here) if choose.random() < 0.3}
-        with lane:
-            cut = choose.randrange(len(there) + 1)
-            lane.write(there[:cut])  # two writes before one wait: the pinned buffer is still in use
-            lane.write(there[cut:])
-            lane.wait()
-            assert np.array_equal(inside, host)
-            lane.read(here)
-            assert np.array_equal(back, host)
-
-
-def test_loads_are_cut_where_they_are_full() -> None:
-    moves = [(100, 1000, 5), (200, 2000, 0), (300, 3000, 12)]
-    assert list(_loads(moves, 8)) == [[(100, 1000, 5), (300, 3000, 3)], [(303, 3003, 8)], [(311, 3011, 1)]]
-    assert list(_loads(moves, 17)) == [[(100, 1000, 5), (300, 3000, 12)]]
-    assert list(_loads([], 8)) == []
+MIB = 1 << 20
 
 
 def test_lanes_are_used_again_and_by_one_at_a_time() -> None:
@@ -99,3 +35,55 @@ def test_lanes_are_used_again_and_by_one_at_a_time() -> None:
         raise ValueError("on purpose")
     with lanes.take() as found:
         assert found is lost
+
+
+def test_a_lane_that_is_kept_comes_back_with_its_next_use() -> None:
+    lanes = Lanes(torch.device("cpu"))
+    with lanes.take() as kept:
+        kept.keep()
+    with lanes.take() as other:
+        assert other is not kept
+        with kept:
+            pass
+        with lanes.take() as again:
+            assert again is kept
+    seen = []
+
+    def fail() -> None:
+        with lanes.take() as lane:
+            seen.append(lane)
+            lane.keep()
+            raise ValueError("on purpose")
+
+    with pytest.raises(ValueError, match="on purpose"):
+        fail()
+    with lanes.take() as found:
+        assert found is seen[0], "what fails keeps no lane"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: not run on hardware here")
+def test_copies_over_the_edges_of_registered_memory() -> None:
+    """The driver refuses a copy of which a part is registered (`Pins.pieces` is tested in `test_pinning`)."""
+    lanes, memory = Lanes(torch.device("cuda", 0)), mmap.mmap(-1, 4 * MIB)
+    host = np.frombuffer(memory, np.uint8)
+    host[:] = np.random.default_rng(0).integers(0, 256, host.size, np.uint8)
+    due, inside = host.copy(), torch.zeros(4 * MIB, dtype=torch.uint8, device="cuda")
+    torch.cuda.synchronize()
+    pins = [lanes.pins.register(host[at : at + MIB].data) for at in (MIB // 2, 2 * MIB)]
+    for at, nbytes in ((0, 4 * MIB), (MIB, MIB), (5, 100), (MIB // 2, MIB)):
+        with lanes.take() as lane:
+            lane.write([(inside.data_ptr() + at, host.ctypes.data + at, nbytes)])
+            lane.wait()
+    assert np.array_equal(inside.cpu().numpy(), due)
+    host[:] = 0
+    with lanes.take() as lane:
+        lane.read([(inside.data_ptr(), host.ctypes.data, 4 * MIB)])
+        lane.wait()
+    assert np.array_equal(host, due)
+    for pin in pins:
+        pin.close()
+    host.flags.writeable = False
+    pin = lanes.pins.register(host.data)
+    with pytest.raises(InvalidArgument, match="for reading only"), lanes.take() as lane:
+        lane.read([(inside.data_ptr(), host.ctypes.data, MIB)])
+    pin.close()

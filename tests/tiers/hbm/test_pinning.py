@@ -68,6 +68,25 @@ def test_what_is_covered() -> None:
     assert not device.registered
 
 
+def test_no_piece_crosses_the_edge_of_what_is_registered() -> None:
+    pins, memory = Pins(MadeUpDevice()), mapping(4 * MIB)
+    start = _native.address_of(memory)
+    assert pins.pieces(start, 4 * MIB, writing=True) == [(0, 4 * MIB)]
+    first, second = pins.register(memory[MIB : 2 * MIB]), pins.register(memory[2 * MIB : 3 * MIB].toreadonly())
+    assert pins.pieces(start, 4 * MIB, writing=False) == [(0, MIB), (MIB, MIB), (2 * MIB, MIB), (3 * MIB, MIB)]
+    assert pins.pieces(start + MIB, MIB, writing=True) == [(0, MIB)]
+    assert pins.pieces(start + MIB + 5, 100, writing=True) == [(0, 100)]
+    assert pins.pieces(start + MIB // 2, MIB, writing=True) == [(0, MIB // 2), (MIB // 2, MIB // 2)]
+    assert pins.pieces(start + 3 * MIB, MIB, writing=True) == [(0, MIB)]
+    assert pins.pieces(start + 5 * MIB // 2, MIB, writing=False) == [(0, MIB // 2), (MIB // 2, MIB // 2)]
+    for at, nbytes in ((2 * MIB, 1), (3 * MIB - 1, 2), (0, 4 * MIB)):
+        with pytest.raises(InvalidArgument, match="for reading only"):
+            pins.pieces(start + at, nbytes, writing=True)
+    assert pins.pieces(start, 0, writing=True) == []
+    first.close()
+    second.close()
+
+
 def test_what_is_registered_twice_is_so_until_the_last_use_ends() -> None:
     device = MadeUpDevice()
     pins, memory = Pins(device), mapping()

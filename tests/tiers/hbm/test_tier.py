@@ -166,11 +166,26 @@ def test_a_record_longer_than_a_slab(opener: Opener) -> None:
 
 @pytest.mark.parametrize(
     ("device", "said"),
-    [("hbm", "must be cuda:N or cpu"), ("meta", "must be cuda:N or cpu"), ("cuda:999", "no GPU|cuda:0 to")],
+    [
+        ("hbm", "must be cuda:N or cpu"),
+        ("meta", "must be cuda:N or cpu"),
+        ("cuda:-1", "must be cuda:N or cpu"),
+        ("cuda:999", "no GPU|cuda:0 to"),
+        ("cuda:256", "no GPU|cuda:0 to"),
+    ],
 )
 def test_a_device_that_is_not_there_is_refused_at_the_start(device: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         HbmTier(MIB, device)
+
+
+@pytest.mark.parametrize("number", [2, 128, 256, 999])
+def test_a_device_is_refused_by_how_many_there_are(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch takes the number for 8 bits: 256 would be device 0. A machine with two GPUs is made up."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="this process sees 2 GPUs, cuda:0 to cuda:1"):
+        HbmTier(MIB, f"cuda:{number}")
 
 
 def test_sizes_that_cannot_work_are_refused_at_the_start() -> None:
