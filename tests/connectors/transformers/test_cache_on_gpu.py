@@ -39,4 +39,4 @@ def test_from_one_device_to_another(open_store, tiny, kind):
     model.cpu()
     with KVStoreCache(again, model) as cache:
         text(TOKENS + NEXT, past_key_values=cache)
-        assert cache.hit_tokens == 700
+        assert cache.hit_tokens >= len(TOKENS) - 1
