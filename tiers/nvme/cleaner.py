@@ -61,7 +61,7 @@ class Cleaner:
         self._transfer, self._meter, self._claims, self._flush = transfer, meter, claims, flush
         self._log_budget, self._give_way = log_budget, give_way
         self._allowance, self._admitted = _SAVED_UP * table.limits.segment_bytes, 0
-        self._busy = False
+        self._busy, self._waiting = False, 0
         self._turn = threading.Condition()
 
     def log_is_full(self) -> bool:
@@ -75,7 +75,9 @@ class Cleaner:
             return self._clean(nbytes, owner)
 
     def free_one(self, owner: Owner) -> bool:
-        """Free one segment; False if none of the likeliest can be freed."""
+        """Free one segment ahead of need; False if none of the likeliest can be freed, or somebody waits for room."""
+        if self._waiting:
+            return False
         with self._in_turn():
             if self.log_is_full():
                 self._log.fold(self._table.keys)
@@ -88,8 +90,10 @@ class Cleaner:
     @contextmanager
     def _in_turn(self) -> Iterator[None]:
         with self._turn:
+            self._waiting += 1
             while self._busy:
                 self._turn.wait()
+            self._waiting -= 1
             self._busy = True
         try:
             yield
@@ -101,7 +105,8 @@ class Cleaner:
     def _clean(self, nbytes: int, owner: Owner) -> bool:
         tried: set[int] = set()
         may_close = True
-        while True:
+        most = 2 * len(self._table.victims()) + 4  # what is moved fills segments that would be victims again, for ever
+        for _ in range(most):
             if self.log_is_full():
                 self._log.fold(self._table.keys)
             if self._table.fits(nbytes) and not self.log_is_full():
@@ -115,6 +120,7 @@ class Cleaner:
             tried.add(victim.key)
             if self._empty(victim, owner):
                 self._free(victim)
+        return False
 
     def _empty(self, victim: Segment, owner: Owner) -> bool:
         """Whether nothing in the segment is needed any more, after moving what has to be kept."""
@@ -135,7 +141,9 @@ class Cleaner:
         kept = [each for each, verdict in zip(placed, verdicts, strict=True) if verdict is Verdict.KEEP]
         gone = [each for each, verdict in zip(placed, verdicts, strict=True) if verdict is Verdict.DROP]
         nbytes = sum(record.total_bytes for record, _ in kept)
-        movable = nbytes <= _MOST_KEPT * victim.size and (not kept or self._table.fits(nbytes, moving=True))
+        # The end of a segment that the longest record does not fit is lost: moving as much as that frees gains nothing.
+        lost = max((record.total_bytes for record, _ in kept), default=0)
+        movable = nbytes + lost <= _MOST_KEPT * victim.size and (not kept or self._table.fits(nbytes, moving=True))
         self._allowance -= nbytes if movable else 0
         if movable and self._move(victim, kept, owner):
             return True

@@ -61,8 +61,11 @@ class Keeper:
         try:
             drive.table.prepare()
             while self.owner is not None and not self._stop.is_set() and drive.table.is_short:
+                before = drive.table.spare
                 if not drive.cleaner.free_one(self.owner):
                     break
+                if drive.table.spare <= before:
+                    break  # what had to be kept took as much as was freed: more of that would be nothing but wear
                 drive.table.prepare()
         except StorageError:
             self._fleet.examine(drive)

@@ -137,11 +137,15 @@ class SegmentTable:
             self._changed.notify_all()
 
     @property
+    def spare(self) -> int:
+        """Segments that could be opened now."""
+        with self._lock:
+            return len(self._free) + self._creatable() + (self._ready is not None)
+
+    @property
     def is_short(self) -> bool:
         """Whether a segment ought to be freed ahead of need."""
-        with self._lock:
-            have = len(self._free) + self._creatable() + (self._ready is not None)
-            return have < self.limits.spare + self.limits.ahead
+        return self.spare < self.limits.spare + self.limits.ahead
 
     def _begin_or_give_up(self, segment: Segment) -> None:
         try:
