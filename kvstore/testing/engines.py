@@ -20,8 +20,8 @@ from itertools import pairwise
 import numpy as np
 
 from kvstore.errors import Corrupt, DeadlineExceeded, InvalidArgument, NotFound, Unavailable
+from kvstore.testing.faults import raises
 from kvstore.testing.records import aligned_memory
-from kvstore.testing.tiers import raises
 from kvstore.tiers.remote.engine import Engine
 
 SIZES = (0, 1, 4095, 4096, 100_001, 1 << 20, (5 << 20) + 3)

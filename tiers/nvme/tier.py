@@ -47,8 +47,8 @@ class NvmeTier(Tier):
     `read_many` are in flight. `direct` asks for O_DIRECT (True), forbids it (False) or takes it where the file system
     has it (None).
 
-    A drive that fails is taken out: who `watch_losses` is told in words, with a function that says of a location whether it
-    is lost; reading one is `NotFound` from then on. A tier of several drives opens without those that are missing.
+    A drive that fails is taken out: who `watch_losses` is told in words, with a function that says of a location
+    whether it is lost; reading one is `NotFound` from then on. A tier of several drives opens without those missing.
 
     Raises `ConfigError` for numbers or a path that cannot work, `StorageError` for a folder that is in use or
     cannot be written.
