@@ -1,12 +1,11 @@
 """Making room: segments are emptied whole, the oldest first.
 
 A victim's records are shown to the owner; what it keeps (what was used since the segment was filled) is moved to the
-end of the log: up to nine tenths of one segment, but in the long run no more than is admitted, so that the drive is
-never written to more than twice as much. Segments differ: a popular prefix may fill one, and a limit of half of each
-costs a chat trace half a point of its hits. It comes within a point of LRU's, with 1.2 bytes written for each that is
-admitted (`kvstore.bench.nvme_trace`). New copies are durable
-before the journal calls the old ones dead, and a segment is used again only when its end is durable in the journal:
-power loss never takes back what had been synced.
+end of the log: up to nine tenths of one segment less its longest record, but in the long run no more than is admitted,
+so that the drive is never written to more than twice as much. Segments differ: a popular prefix may fill one, and a limit
+of half of each costs a chat trace half a point of its hits. It comes within a point of LRU's, with 1.2 bytes written for
+each that is admitted (`kvstore.bench.nvme_trace`). New copies are durable before the journal calls the old ones dead, and
+a segment is used again only when its end is durable in the journal: power loss never takes back what had been synced.
 """
 
 from __future__ import annotations
@@ -132,7 +131,9 @@ class Cleaner:
             self._meter.count("errors")
             return False
         self._claims.watch(frozenset(location for _, location in placed))
-        share = self._movable(victim) / victim.size
+        # The end of a segment that the longest record does not fit is lost: moving as much as that frees gains nothing.
+        bound = int(_MOST_KEPT * victim.size) - max((record.total_bytes for record, _ in placed), default=0)
+        share = max(0, min(bound, self._movable(victim))) / victim.size
         verdicts: list[Verdict] = []
         for start in range(0, len(placed), _BATCH):
             batch = placed[start : start + _BATCH]
@@ -141,9 +142,7 @@ class Cleaner:
         kept = [each for each, verdict in zip(placed, verdicts, strict=True) if verdict is Verdict.KEEP]
         gone = [each for each, verdict in zip(placed, verdicts, strict=True) if verdict is Verdict.DROP]
         nbytes = sum(record.total_bytes for record, _ in kept)
-        # The end of a segment that the longest record does not fit is lost: moving as much as that frees gains nothing.
-        lost = max((record.total_bytes for record, _ in kept), default=0)
-        movable = nbytes + lost <= _MOST_KEPT * victim.size and (not kept or self._table.fits(nbytes, moving=True))
+        movable = not kept or (nbytes <= bound and self._table.fits(nbytes, moving=True))
         self._allowance -= nbytes if movable else 0
         if movable and self._move(victim, kept, owner):
             return True
