@@ -2,10 +2,11 @@
 
 A victim's records are shown to the owner; what it keeps (what was used since the segment was filled) is moved to the
 end of the log: up to nine tenths of one segment less its longest record, but in the long run no more than is admitted,
-so that the drive is never written to more than twice as much. Segments differ: a popular prefix may fill one, and a limit
-of half of each costs a chat trace half a point of its hits. It comes within a point of LRU's, with 1.2 bytes written for
-each that is admitted (`kvstore.bench.nvme_trace`). New copies are durable before the journal calls the old ones dead, and
-a segment is used again only when its end is durable in the journal: power loss never takes back what had been synced.
+so that the drive is never written to more than twice as much. Segments differ: a popular prefix may fill one, and a
+limit of half of each costs a chat trace half a point of its hits. It comes within a point of LRU's, with 1.2 bytes
+written for each that is admitted (`kvstore.bench.nvme_trace`). New copies are durable before the journal calls the old
+ones dead, and a segment is used again only when its end is durable in the journal: power loss never takes back what had
+been synced.
 """
 
 from __future__ import annotations
