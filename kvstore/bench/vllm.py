@@ -32,6 +32,7 @@ from kvstore.bench.vllm_cases import CASES, Case
 from kvstore.bench.vllm_cases import prompt as fresh
 from kvstore.demo.models import SMOLLM2, convert
 
+PAUSE_S = 1.0  # between questions: what one engine's threads still do is not to be another's time
 SETTLE_S = 2.0  # for saves in the background, before the engine that made them ends
 COLD, OWN = "dram", "own"  # whose engine computes the cold prompts; vLLM's own prefix cache
 # An engine in a single process, variables and options: it starts faster, and nobody measures it.
@@ -125,6 +126,7 @@ def _rounds(warm: dict[str, Engine], prompts: list[list[int]], reference: list[l
     taken: dict[str, list[dict[str, Any]]] = {"cold": [], **{name: [] for name in warm}}
     for n, prompt in enumerate(prompts):
         for name, engine in warm.items():
+            time.sleep(PAUSE_S)
             taken[name].append(engine.ask(prompt)["answers"][0])
         taken["cold"].append(warm[COLD].ask(fresh(len(prompt), len(prompts) + n))["answers"][0])
     medians = {name: median(each["ttft_s"] for each in answers) for name, answers in taken.items()}
