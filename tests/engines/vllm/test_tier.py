@@ -81,9 +81,12 @@ def test_preemption_and_a_primary_tier_that_is_too_small(start, server, llama):
     warm = [tight.ask(each, max_tokens=120)["answers"][0] for each in asks]
     assert [each["ids"] for each in warm] == [each["ids"] for each in plain]
     assert all(each["cached"] == 448 for each in warm)
-    part = tight.ask(long)["answers"][0]
-    assert part["ids"] == plain_long["ids"]
-    assert 0 < part["cached"] <= 512  # as much as there was room for
+    found = []
+    for _ in range(5):  # as much as there is room for, which is none while vLLM still writes out what it had there
+        part = tight.ask(long)["answers"][0]
+        assert part["ids"] == plain_long["ids"]
+        found.append(part["cached"])
+    assert 0 < max(found) <= 512
     # All at once they take room from each other: how much is found is vLLM's affair, the text is not.
     crowd = tight.ask(*asks, max_tokens=120)["answers"]
     assert [each["ids"] for each in crowd] == [each["ids"] for each in plain]

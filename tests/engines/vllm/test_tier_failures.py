@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from kvstore.record import BLOCK, MAGIC, unpack
+
 from .harness import prompt, tier_transfer
 from .test_failures import Relay
 
@@ -69,15 +71,7 @@ def test_bytes_that_were_damaged_on_disk_are_recomputed(start, server, llama):
     cold = first.ask(ask)["answers"][0]
     first.close()
     server.stop()
-    damaged = 0
-    for path in sorted(each for each in server.folder.rglob("*") if each.is_file() and each.stat().st_size > ROW):
-        with path.open("r+b") as file:
-            for at in range(2 * ROW + ROW // 2, path.stat().st_size, 5 * ROW):
-                file.seek(at)
-                byte = file.read(1)
-                file.seek(at)
-                file.write(bytes([byte[0] ^ 0x10]))
-                damaged += 1
+    damaged = sum(_damage(path, behind=512) for path in (server.folder / "segments").iterdir())
     assert damaged
     server.start()
     engine = start(llama, tier_transfer(server.address))
@@ -85,3 +79,16 @@ def test_bytes_that_were_damaged_on_disk_are_recomputed(start, server, llama):
     assert warm["answers"][0]["ids"] == cold["ids"]
     assert 0 < warm["answers"][0]["cached"] < 992
     assert warm["counters"]["vllm:kvstore_tier_rows_failed"] > 0
+
+
+def _damage(path: Path, behind: int) -> int:
+    """Flip a bit in every record of a segment that lies behind a token; how many there were."""
+    memory, damaged = bytearray(path.read_bytes()), 0
+    for at in range(0, len(memory), BLOCK):
+        if memory[at : at + 4] == MAGIC:
+            record = unpack(memoryview(memory)[at : at + BLOCK])
+            if record.position > behind:
+                memory[at + record.header_bytes + record.stored // 2] ^= 0x10
+                damaged += 1
+    path.write_bytes(memory)
+    return damaged
