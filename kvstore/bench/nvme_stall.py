@@ -2,12 +2,16 @@
 
 One thread writes records of 1 MiB at a steady rate into a tier that is full, a quarter of which is moved when its
 segment is cleaned; another may read at the same time.
+
+    python -m kvstore.bench.nvme_stall FOLDER
 """
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -15,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from kvstore.bench.measure import Row, percentile
+from kvstore.bench.measure import Row, percentile, report
 from kvstore.gate import Gate
 from kvstore.record import Record
 from kvstore.testing.owners import BookOwner
@@ -137,3 +141,7 @@ def _row(case: str, mode: str, times: Sequence[float], baseline: Sequence[float]
         "p99_ratio": percentile(baseline, 0.99) / percentile(times, 0.99) if baseline else None,
         "rounds": len(times), "note": "one thread each", "bar": None, "met": None,
     }  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(json.dumps(report("nvme-stall", run(Path(sys.argv[1])))))

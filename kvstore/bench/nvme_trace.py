@@ -6,11 +6,15 @@ than KV would be, in proportion to their tokens. `hit_ratio` is that of tokens; 
 the drive, with records that were moved, journals and snapshots, over what was admitted. The owner does what a store
 does: it keeps what was used since its segment was filled. `longest_write_s` is the longest that any write took,
 with room made where it was needed.
+
+    python -m kvstore.bench.nvme_trace FOLDER TRACE SHARE
 """
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 import tempfile
 import time
 from collections import OrderedDict
@@ -23,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore import _native
-from kvstore.bench.measure import Row, percentile
+from kvstore.bench.measure import Row, percentile, report
 from kvstore.bench.workloads import Blocks, chain_of, trace
 from kvstore.gate import Gate
 from kvstore.keys import ChunkRef
@@ -215,3 +219,7 @@ def _digest(payload: memoryview) -> npt.NDArray[np.uint8]:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+if __name__ == "__main__":
+    print(json.dumps(report("nvme-trace", [run(Path(sys.argv[1]), Path(sys.argv[2]), share=float(sys.argv[3]))])))

@@ -4,10 +4,13 @@
 baseline is a copy of as many bytes there (a copy reads and writes each byte, and so do they). `layers-read` and
 `layers-write` are what the vLLM connector does for a chunk of 256 tokens (32 MiB), host memory included, against one
 copy between host memory of the same kind (registered, or what the driver makes of other) and the device.
+
+    python -m kvstore.bench.tier_hbm_blocks
 """
 
 from __future__ import annotations
 
+import json
 import mmap
 from collections.abc import Callable
 from statistics import median
@@ -15,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.bench.measure import Bar, Case, Row, expect, measure, percentile
+from kvstore.bench.measure import Bar, Case, Row, expect, measure, percentile, report
 
 LAYERS, HEADS, TOKENS, DIM, BLOCKS = 32, 8, 16, 128, 512
 LAYOUTS = {"LBHNC": (0, 1, 2, 3, 4), "LBNHC": (0, 1, 3, 2, 4), "BLHNC": (1, 0, 2, 3, 4)}
@@ -145,3 +148,7 @@ def _bus_rows(torch: Any, mode: str, rounds: int) -> list[Row]:
     for pin in pins:
         pin.close()
     return rows
+
+
+if __name__ == "__main__":
+    print(json.dumps(report("hbm-blocks", run())))

@@ -65,7 +65,6 @@ class PosixEngine(Engine):
     """
 
     kind: ClassVar[str] = "posix"
-    persistent = True
 
     def __init__(
         self,

@@ -55,7 +55,6 @@ class S3Engine(Engine):
     """
 
     kind: ClassVar[str] = "s3"
-    persistent = True
 
     def __init__(
         self,
