@@ -73,7 +73,7 @@ def test_never_another_server(start: Callable[..., Any]) -> None:
 def test_a_first_call_that_fails_can_be_made_again(start: Callable[..., Any], kit: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with kvstore.connect(f"127.0.0.1:{port}", timeout=0.5, retries=0) as client:
+    with kvstore.connect(f"127.0.0.1:{port}", timeout=2, retries=0) as client:
         with pytest.raises(kvstore.Unavailable):
             client.describe()
         running = start(listen=f"127.0.0.1:{port}", bulk="127.0.0.1:0")

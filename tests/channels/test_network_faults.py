@@ -140,7 +140,7 @@ def test_a_network_that_stalls(running: Any, kit: Any, proxy: Callable[..., Any]
         (ref,) = direct.chain(kit.large, range(256)).refs
         direct.put(kit.large, ref, kit.block(kit.large))
     middle = proxy(running.server.bulk, mangle)
-    with kvstore.connect("bulk://" + middle.address, timeout=0.5) as client:
+    with kvstore.connect("bulk://" + middle.address, timeout=2) as client:
         start = time.monotonic()
         with pytest.raises((kvstore.Unavailable, kvstore.DeadlineExceeded)):
             client.get(kit.large, ref)

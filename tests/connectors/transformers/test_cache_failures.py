@@ -119,7 +119,7 @@ def test_a_server_that_is_gone(server, model, expected):
 
 
 def test_a_server_that_does_not_answer(server, model, expected):
-    with kvstore.connect(server.address, timeout=0.3, retries=0) as client:
+    with kvstore.connect(server.address, timeout=2, retries=0) as client:
         client.describe()
         server.signal(signal.SIGSTOP)
         with pytest.warns(RuntimeWarning, match="going on without") as told, KVStoreCache(client, model) as cache:

@@ -16,7 +16,7 @@ from .harness import key, layouts, load, look, memory, store  # noqa: E402
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_server_that_is_gone_or_stands_still(server, plug, caplog, number):
-    made, keys = plug(server.address, timeout_s=0.3, retry_s=60.0), [key(n) for n in range(4)]
+    made, keys = plug(server.address, timeout_s=2.0, retry_s=60.0), [key(n) for n in range(4)]
     assert store(made, keys, [memory(n) for n in range(4)]).is_successful()
     process = server._process
     process.send_signal(number)

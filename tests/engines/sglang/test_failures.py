@@ -74,7 +74,7 @@ def test_killed_in_mid_backup_and_back_again(server, attach, monkeypatch, caplog
 def test_a_server_that_stands_still(server, attach, caplog):
     host, keys = pool(), hashes(4)
     fill(host)
-    backend = attach(host, server.address, timeout_s=0.3, retry_s=60.0)
+    backend = attach(host, server.address, timeout_s=2.0, retry_s=60.0)
     assert all(backend.batch_set_v1(keys, slots(host, *range(4))))
     server._process.send_signal(signal.SIGSTOP)
     _until(lambda: _all_stopped(server._process.pid))
@@ -92,7 +92,7 @@ def test_a_server_that_stands_still(server, attach, caplog):
 def test_a_server_that_is_not_there_yet(server, attach):
     server.stop()
     host, keys = pool(), hashes(2)
-    backend = attach(host, server.address, timeout_s=0.3, retry_s=0.05)
+    backend = attach(host, server.address, timeout_s=2.0, retry_s=0.05)
     assert backend.batch_exists(keys) == 0
     assert backend.batch_set_v1(keys, slots(host, 0, 1)) == [False, False]
     server.start()
