@@ -15,7 +15,6 @@ class MemoryEngine(Engine):
     """Objects in a dictionary. `calls` counts, `failure` is raised by every call while it is set."""
 
     kind: ClassVar[str] = "memory"
-    persistent: bool = False
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}

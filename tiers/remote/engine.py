@@ -22,7 +22,6 @@ class Engine(ABC):
     """
 
     kind: ClassVar[str]  # "valkey", "s3", "posix", "peer"
-    persistent: bool  # whether what `put` has taken is there after kill -9 of this process
 
     @abstractmethod
     def put(self, name: str, pieces: Sequence[memoryview], timeout_s: float) -> bool:

@@ -73,7 +73,6 @@ class ValkeyEngine(Engine):
     """
 
     kind: ClassVar[str] = "valkey"
-    persistent: bool = True  # for this process: what outlives the server is the server's configuration
 
     def __init__(
         self, url: str | Sequence[str], *, password: str = "", username: str = "", ca_file: str = "",
