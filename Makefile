@@ -15,7 +15,7 @@ FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.cpp,%,$(wildcard tests/fuzz/fuzz_*.
 FUZZ_FLAGS := -std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -Wno-psabi -fno-sanitize-recover=all -Icodecs/native
 
 .PHONY: setup demo test quality check torture fuzz bench-peers proto clean test-vllm demo-vllm bench-vllm \
-	bench-vllm-peers test-sglang bench-sglang test-lmcache
+	bench-vllm-peers test-sglang bench-sglang test-lmcache test-ceph
 
 setup: $(VENV)/.ready
 
@@ -35,6 +35,14 @@ demo: setup
 # Everything, in a few minutes.
 test: setup
 	$(PYTEST)
+
+# The S3 engine, and the tier over it, against a real Ceph cluster of one monitor, one OSD and one gateway, which the
+# tests start and kill. Debian's packages, installed where they are missing.
+test-ceph: setup
+	command -v radosgw >/dev/null && command -v ceph-mon >/dev/null && command -v ceph-osd >/dev/null \
+		&& command -v ceph >/dev/null || { apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -q -y --no-install-recommends radosgw ceph-mon ceph-osd ceph-common; }
+	$(PYTEST) -m ceph tests/tiers/remote tests/bench/test_tiers.py tests/cli/test_bench_tier.py
 
 # What the shipped artefacts cost a real model, on named documents: sizes and divergences that are promised.
 quality: setup

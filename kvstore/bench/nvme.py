@@ -10,14 +10,10 @@ disk's host may cache.
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
-import shutil
-import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +22,21 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore import _native
+from kvstore.bench.contest import (
+    Contender,
+    Taken,
+    best,
+    check_sizes,
+    folder_in,
+    in_threads,
+    paired,
+    source_and_target,
+)
 from kvstore.bench.cpu import CpuClock
-from kvstore.bench.measure import Bar, Row, cpu_facts, percentile
+from kvstore.bench.measure import Bar, Row
 from kvstore.bench.nvme_recover import recover_rows
-from kvstore.bench.raw_disk import RawFile, in_threads
-from kvstore.errors import Corrupt, StorageError
+from kvstore.bench.raw_disk import RawFile
+from kvstore.errors import Corrupt, InvalidArgument, StorageError
 from kvstore.namespace import namespace_digest
 from kvstore.record import Record, group_table
 from kvstore.spec import KVSpec, Part
@@ -45,7 +51,8 @@ _WORKING_SET = 1 << 30
 _BATCH = 64 * MIB
 _SPEC = KVSpec.dense("bench", layers=1, kv_heads=1, head_dim=64)
 Digests = npt.NDArray[np.uint8]
-Times = dict[tuple[str, int], list[tuple[float, float]]]  # seconds, and CPU seconds, a record
+_NOTE = "nothing cached on this machine, maybe on the disk's host; time per record of a batch"
+Times = dict[Contender, Taken]
 
 
 def run(
@@ -61,21 +68,29 @@ def run(
     `rounds` batches are measured of each. Works in a new folder in `path` and removes it. `recover_records` of 0
     leaves recovery out. `StorageError` if the file system has too little room.
     """
+    check_sizes(sizes)
     say = progress or (lambda text: None)
     rows: list[Row] = []
-    with _folder(path) as folder:
+    with folder_in(path, "nvme") as folder:
         working_set = min(_WORKING_SET, _free(folder) // 4 // (128 * MIB) * 128 * MIB)
         if working_set < 256 * MIB:
             raise StorageError(f"{path} has too little room for a benchmark: free 1 GiB, or choose another folder")
+        largest = max(map(_batch_bytes, sizes))
+        if largest > working_set // 2:
+            raise InvalidArgument(f"{largest} bytes in flight are too much for {working_set}: measure smaller records")
         say(f"preparing {2 * working_set >> 20} MiB in {folder}")
-        with closing(_Contest(folder, working_set)) as contest:
+        with closing(_Contest(folder, working_set, largest)) as contest:
             for size in sizes:
                 say(f"records of {size >> 10} KiB")
                 rows += contest.measure(size, rounds)
     if recover_records:
-        with _folder(path) as folder:
+        with folder_in(path, "nvme") as folder:
             rows += recover_rows(folder, recover_records, 5, say)
     return rows
+
+
+def _batch_bytes(size: int) -> int:
+    return max(_BATCH // size, 8) * size
 
 
 @dataclass
@@ -90,7 +105,7 @@ class _Batch:
 class _Contest:
     """A raw file and a tier of the same working set, and memory for one batch."""
 
-    def __init__(self, folder: Path, working_set: int) -> None:
+    def __init__(self, folder: Path, working_set: int, nbytes: int) -> None:
         self._working_set = working_set
         self._raw = RawFile(folder / "raw", working_set)
         segment = max(64 * MIB, working_set // 4)
@@ -100,17 +115,14 @@ class _Contest:
         )  # fmt: skip
         self._tier.recover()
         self._tier.describe("bench", _SPEC)
-        most = max(_BATCH, 8 * max(SIZES))
-        self._source, self._target = (memoryview(mmap.mmap(-1, most)) for _ in range(2))
-        words = np.frombuffer(self._source, np.uint64)
-        words[:] = np.random.default_rng(0).integers(0, 1 << 63, len(words), dtype=np.uint64)
+        self._source, self._target = source_and_target(nbytes)
         self._serial = 0
         self._cpu = CpuClock()
         self._written = {"raw": 0, "ours": 0}
 
     def measure(self, size: int, rounds: int) -> list[Row]:
         """The four rows of one record size."""
-        nbytes = max(_BATCH, 8 * size)
+        nbytes = _batch_bytes(size)
         places = self._working_set // nbytes
         raw: dict[int, _Batch] = {}
         ours: dict[int, _Batch] = {}
@@ -122,7 +134,7 @@ class _Contest:
             self._read_round(number, places, size, nbytes, raw, ours, reads)
         for batch in ours.values():
             self._forget(batch)
-        return [*_two_rows("write", size, writes), *_two_rows("read", size, reads)]
+        return [*_rows("write", size, writes), *_rows("read", size, reads)]
 
     def _write_round(
         self, number: int, places: int, size: int, nbytes: int, raw: dict[int, _Batch], ours: dict[int, _Batch],
@@ -142,7 +154,7 @@ class _Contest:
                 if place in ours:
                     self._forget(ours[place])
                 ours[place], seconds, used = self._write_ours(threads, pieces, digests)
-            times.setdefault((who, threads), []).append((seconds / count, used / count))
+            times.setdefault((who, threads), Taken()).add(count, seconds, used)
 
     def _write_ours(self, threads: int, pieces: Sequence[memoryview], digests: Digests) -> tuple[_Batch, float, float]:
         tier, size = self._tier, len(pieces[0])
@@ -187,7 +199,7 @@ class _Contest:
             used = self._cpu.seconds() - used
             if not np.array_equal(_digests(pieces), batch.digests):
                 raise Corrupt(f"{who} read something else than was written")
-            times.setdefault((who, threads), []).append((seconds / count, used / count))
+            times.setdefault((who, threads), Taken()).add(count, seconds, used)
 
     def _stamp(self, pieces: Sequence[memoryview]) -> Digests:
         """Make every piece unlike any before it."""
@@ -206,40 +218,14 @@ class _Contest:
         self._tier.close()
 
 
-def _two_rows(case: str, size: int, times: Times) -> list[Row]:
+def _rows(case: str, size: int, times: Times) -> list[Row]:
     """The best raw row and the tier's best, both by their medians."""
-    best = {
-        who: min((key for key in times if key[0] == who), key=lambda key: _median(times[key]))
-        for who in ("raw", "ours")
-    }
-    raw = _row(f"raw-{case}", size, best["raw"][1], times[best["raw"]])
-    ours = _row(case, size, best["ours"][1], times[best["ours"]])
-    ours |= {"baseline": raw["case"], "ratio": raw["p50_s"] / ours["p50_s"]}
-    BAR.judge(ours)
-    return [raw, ours]
-
-
-def _median(taken: Sequence[tuple[float, float]]) -> float:
-    return statistics.median(seconds for seconds, _ in taken)
-
-
-def _row(case: str, size: int, threads: int, taken: Sequence[tuple[float, float]]) -> Row:
-    p50 = _median(taken)
-    return {
-        "case": case,
-        "mode": f"{threads} threads" if threads else "read_many",
-        "bytes": size,
-        "p50_s": p50,
-        "p99_s": percentile([seconds for seconds, _ in taken], 0.99),
-        "gbps": size / p50 / 1e9,
-        "baseline": None,
-        "ratio": None,
-        **cpu_facts(sum(used for _, used in taken), None, len(taken), size),
-        "rounds": len(taken),
-        "note": "nothing cached on this machine, maybe on the disk's host; time per record of a batch",
-        "bar": None,
-        "met": None,
-    }
+    raw, ours = (
+        times[who, threads].row(name, f"{threads} threads" if threads else "read_many", size, _NOTE)
+        for who, name in (("raw", f"raw-{case}"), ("ours", case))
+        for threads in [best(times, who)]
+    )
+    return paired(raw, ours, BAR)
 
 
 def _record(digest: npt.NDArray[np.uint8], size: int) -> Record:
@@ -267,13 +253,3 @@ def _order(number: int, *contestants: Any) -> Sequence[tuple[str, int]]:
 def _free(folder: Path) -> int:
     system = os.statvfs(folder)
     return system.f_bavail * system.f_frsize
-
-
-@contextmanager
-def _folder(path: Path) -> Iterator[Path]:
-    """A folder of its own in `path`, gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="kvstore-bench-nvme-", dir=path))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)

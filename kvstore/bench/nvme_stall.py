@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from kvstore.bench.contest import folder_in
 from kvstore.bench.measure import Row, percentile, report
 from kvstore.gate import Gate
 from kvstore.record import Record
@@ -49,13 +48,12 @@ def run(path: Path, *, seconds: float = 8.0, bytes_per_s: float = 400e6, segment
     """Rows `write-while-cleaning` with segments freed ahead and on demand, and `read-beside-writes`."""
     rows = []
     for ahead in (True, False):
-        folder = Path(tempfile.mkdtemp(prefix="kvstore-bench-stall-", dir=path))
-        try:
-            with closing(NvmeTier(folder / "t", capacity=1280 * MIB, segment_bytes=segment, reserve_bytes=0)) as tier:
-                tier.recover()
-                rows += _Load(tier, ahead).measure(seconds, bytes_per_s)
-        finally:
-            shutil.rmtree(folder)
+        with (
+            folder_in(path, "stall") as folder,
+            closing(NvmeTier(folder / "t", capacity=1280 * MIB, segment_bytes=segment, reserve_bytes=0)) as tier,
+        ):
+            tier.recover()
+            rows += _Load(tier, ahead).measure(seconds, bytes_per_s)
     return rows
 
 

@@ -13,9 +13,7 @@ with room made where it was needed.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -27,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore import _native
+from kvstore.bench.contest import folder_in
 from kvstore.bench.measure import Row, percentile, report
 from kvstore.bench.workloads import Blocks, chain_of, trace
 from kvstore.gate import Gate
@@ -51,8 +50,7 @@ def run(path: Path, trace_path: Path, *, share: float = 0.05, requests: int = 12
     workload = trace(trace_path, requests)
     distinct = {ref.key: _record_bytes(ref.tokens) for blocks in workload.requests for ref in chain_of(blocks)}
     capacity = int(share * sum(distinct.values()))
-    folder = Path(tempfile.mkdtemp(prefix="kvstore-bench-trace-", dir=path))
-    try:
+    with folder_in(path, "trace") as folder:
         lru = _lru(workload.requests, capacity)
         segment = max(64 << 10, capacity // SEGMENTS // BLOCK * BLOCK)
         with closing(NvmeTier(folder / "nvme", capacity=capacity, segment_bytes=segment, reserve_bytes=0)) as tier:
@@ -62,8 +60,6 @@ def run(path: Path, trace_path: Path, *, share: float = 0.05, requests: int = 12
             if ahead:
                 tier.tend(cache)
             row = _measure(cache, workload.requests)
-    finally:
-        shutil.rmtree(folder)
     row |= {"case": f"trace-{workload.name}", "mode": f"{share:.0%} {'ahead' if ahead else 'on demand'}"}
     row |= {"bytes": capacity, "lru_hit_ratio": lru, "segments": SEGMENTS}
     row["bar"] = f"written ≤ {MOST_WRITTEN:g} × admitted, hits ≥ LRU − {MOST_POINTS:.0%}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import tempfile
@@ -80,6 +81,12 @@ def child(command: Sequence[str]) -> Iterator[tuple[str, int]]:
             yield first_line, process.pid
         finally:
             stop(process)
+
+
+def free_port() -> int:
+    """A port of this host that nobody listens on just now."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 def stop(process: subprocess.Popen[Any]) -> None:

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import mmap
 import os
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from kvstore.bench.contest import in_threads
+
 PIECE = 8 << 20
-
-
-def in_threads(threads: int, count: int, work: Callable[[int], object]) -> float:
-    """Seconds that so many threads need for `work(0)` … `work(count - 1)`; what one raises is raised here."""
-    numbers, failures = itertools.count(), list[BaseException]()
-
-    def run() -> None:
-        try:
-            while (index := next(numbers)) < count:
-                work(index)
-        except Exception as error:  # noqa: BLE001 - handed to the caller
-            failures.append(error)
-
-    crew = [threading.Thread(target=run) for _ in range(threads)]
-    start = time.perf_counter()
-    for thread in crew:
-        thread.start()
-    for thread in crew:
-        thread.join()
-    seconds = time.perf_counter() - start
-    if failures:
-        raise failures[0]
-    return seconds
 
 
 class RawFile:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from kvstore.bench.processes import stop
+from kvstore.bench.processes import free_port, stop
 from kvstore.errors import Unavailable
 
 PROGRAM = "redis-server"
@@ -48,11 +48,18 @@ class RedisServer:
         """Start it (again) and wait until it serves."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        try:
+            self._await()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _await(self) -> None:
+        assert self._process is not None
         deadline = time.monotonic() + START_S
         while not self._serves():
             if time.monotonic() > deadline or self._process.poll() is not None:
                 last = self._log.read_text(errors="replace").strip().splitlines()[-1:]
-                self.stop()
                 raise Unavailable(f"{PROGRAM} did not serve: {' '.join(last)}")
             time.sleep(0.01)
 
@@ -148,9 +155,3 @@ def expect_ok(answer: bytes) -> None:
     """Raise `Unavailable` for an answer that is not OK."""
     if not answer.startswith(b"+OK"):
         raise Unavailable(answer.decode(errors="replace").strip())
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])

@@ -1,10 +1,10 @@
-"""An S3 server beside us: `moto`'s, in a process of its own, with everything in its memory.
+"""S3 servers beside us, each in processes of its own on this host: what all have in common, and `moto`'s.
 
-moto looks whether an object is there and then writes it, in as many threads as there are requests: so of two
-conditional requests both may succeed, which S3 promises not to happen. Here they run one after the other, once their
-bodies have arrived.
+moto keeps everything in its memory. It looks whether an object is there and then writes it, in as many threads as
+there are requests: so of two conditional requests both may succeed, which S3 promises not to happen. Here they run one
+after the other, once their bodies have arrived.
 
-Started as `python -m kvstore.bench.s3_server PORT [CERT KEY]`.
+moto's is started as `python -m kvstore.bench.s3_server PORT [CERT KEY]`.
 """
 
 from __future__ import annotations
@@ -16,59 +16,77 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvstore.bench.processes import stop
+from kvstore.bench.processes import free_port, stop
 from kvstore.bench.tcp_peer import HOST
 from kvstore.errors import InvalidArgument, Unavailable
 from kvstore.tiers.remote.s3_place import S3Place
 
 START_S = 30.0
 REGION = "us-east-1"
+_PACKAGES = "pip install 'moto[s3]' flask flask-cors"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A server that listens on `port` in plain text: its process, and what it knows its user by."""
+
+    port: int
+    pid: int
+    access_key_id: str = "bench"
+    secret_access_key: str = "bench"
+
+    def make_bucket(self, bucket: str) -> None:
+        """A bucket of this user's."""
+        self.client().create_bucket(Bucket=bucket)
+
+    def place(self, bucket: str, prefix: str = "", *, port: int | None = None) -> S3Place:
+        """That bucket, reached by another port where something stands between."""
+        return S3Place(
+            bucket, prefix, endpoint=f"http://{HOST}:{port or self.port}", region=REGION,
+            access_key_id=self.access_key_id, secret_access_key=self.secret_access_key,
+        )  # fmt: skip
+
+    def client(self) -> Any:
+        """Amazon's own client, to prepare what lies on the server and to look at it."""
+        try:
+            import boto3
+        except ImportError as error:
+            raise InvalidArgument(f"buckets are made with Amazon's client: {_PACKAGES}") from error
+        return boto3.client(
+            "s3", endpoint_url=f"http://{HOST}:{self.port}", region_name=REGION,
+            aws_access_key_id=self.access_key_id, aws_secret_access_key=self.secret_access_key,
+        )  # fmt: skip
 
 
 @contextmanager
-def s3_server(
-    port: int, environment: Mapping[str, str] | None = None, tls: tuple[Path, Path] | None = None
-) -> Iterator[int]:
-    """The number of a process that serves S3 on `port`; over TLS with a certificate and its key."""
-    command = [sys.executable, "-m", "kvstore.bench.s3_server", str(port), *(str(each) for each in tls or ())]
+def moto_server(
+    port: int | None = None, environment: Mapping[str, str] | None = None, tls: tuple[Path, Path] | None = None
+) -> Iterator[S3Server]:
+    """moto's, which takes any credentials; over TLS with a certificate and its key."""
     _require_moto()
+    port = port or free_port()
+    command = [sys.executable, "-m", "kvstore.bench.s3_server", str(port), *(str(each) for each in tls or ())]
     process = subprocess.Popen(
         command, env={**os.environ, **(environment or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         _await_port(process, port)
-        yield process.pid
+        yield S3Server(port, process.pid)
     finally:
         stop(process)
-
-
-def make_bucket(port: int, bucket: str) -> None:
-    """A bucket on a server without TLS that asks for no credentials."""
-    request = urllib.request.Request(f"http://{HOST}:{port}/{bucket}", data=b"", method="PUT")
-    with urllib.request.urlopen(request, timeout=START_S):
-        return
-
-
-def place_at(port: int, bucket: str, prefix: str = "") -> S3Place:
-    """That bucket, with credentials that mean nothing."""
-    return S3Place(
-        bucket, prefix, endpoint=f"http://{HOST}:{port}", region=REGION, access_key_id="bench",
-        secret_access_key="bench",
-    )  # fmt: skip
 
 
 def _require_moto() -> None:
     try:
         import moto.server  # noqa: F401
     except ImportError as error:
-        raise InvalidArgument("the S3 server here is moto's: pip install 'moto[s3]' flask flask-cors") from error
+        raise InvalidArgument(f"the S3 server here is moto's: {_PACKAGES}") from error
 
 
 def _await_port(process: subprocess.Popen[bytes], port: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from kvstore import _native
+from kvstore.bench.contest import check_sizes, folder_in
 from kvstore.bench.measure import Bar, Case, Row, expect, measure
 from kvstore.errors import StorageError
 from kvstore.namespace import namespace_digest
@@ -46,13 +46,13 @@ def run(
 
     Works in a new folder and removes it. `StorageError` if there is too little room.
     """
+    check_sizes(sizes)
     room = shutil.disk_usage(path).free
     if room < 5 * _WORKING_SET:
         raise StorageError(f"{path} has {room} bytes free and the benchmark needs {5 * _WORKING_SET}; choose another")
     rows: list[Row] = []
     with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="kvstore-bench-cxl-", dir=path))
-        stack.callback(shutil.rmtree, folder)
+        folder = stack.enter_context(folder_in(path, "cxl"))
         contest = stack.enter_context(closing(_Contest(folder, devices, threads)))
         for size in sizes:
             rows += contest.measure(size, rounds, advance)

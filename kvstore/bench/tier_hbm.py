@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from kvstore import _native
+from kvstore.bench.contest import check_sizes
 from kvstore.bench.measure import Bar, Case, Row, expect, measure
 from kvstore.namespace import namespace_digest
 from kvstore.record import Record, group_table
@@ -43,6 +44,7 @@ def run(
 
     `device` is `cuda:N` or `cpu`; empty for a GPU where there is one. Raises as `HbmTier`.
     """
+    check_sizes(sizes)
     import torch
 
     device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")

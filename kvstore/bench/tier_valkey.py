@@ -2,18 +2,16 @@
 
 The client's SET takes a batch from the same memory, and its GET makes `bytes` of it as it always does; the tier
 receives into the caller's memory. Both go through so many threads, one connection each, over TCP on this host, in
-turns that change from round to round. Everything that is read is compared with what was written, outside the clock.
-The server keeps everything in its memory and nothing on disk.
+turns that change from round to round. `find` is one look-up of 100 names against one pipeline of GETRANGE. Everything
+that is read is compared with what was written, outside the clock. The server keeps everything in its memory and
+nothing on disk.
 """
 
 from __future__ import annotations
 
-import mmap
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore import _native
+from kvstore.bench.contest import Taken, check_sizes, in_threads, paired, source_and_target
 from kvstore.bench.cpu import CpuClock
-from kvstore.bench.measure import Bar, Row, cpu_facts, percentile
-from kvstore.bench.raw_disk import in_threads
+from kvstore.bench.finds import HEAD_BYTES, OBJECT_BYTES, find_rows, prepared
+from kvstore.bench.measure import Bar, Row
 from kvstore.bench.redis_server import RedisServer
 from kvstore.errors import ConfigError, Corrupt
 from kvstore.namespace import namespace_digest
@@ -37,11 +36,14 @@ KIB, MIB = 1 << 10, 1 << 20
 SIZES = (256 * KIB, MIB, 4 * MIB, 16 * MIB)
 THREADS = (1, 4)
 BAR = Bar(ratio=0.9)
+TIMEOUT_S = 60.0
 READER = "the client with libvalkey" if find_spec("libvalkey") else "the client without libvalkey"
 _BATCH = 16 * MIB  # short turns, so that what else the machine does falls on both alike
 _LEAST_RECORDS = 4
 _JOINED_BYTES = 6000  # a longer word of a request is sent from where it lies
 _PLACES = 4  # batches in turn, for the client and for the tier each
+_NOTE = f"redis-server of its own over TCP on this host, {READER}; time per record of a batch"
+_FIND_NOTE = f"redis-server of its own over TCP on this host, {READER}; one pipeline"
 _SPEC = KVSpec.dense("bench", layers=1, kv_heads=1, head_dim=64)
 Digests = npt.NDArray[np.uint8]
 
@@ -50,11 +52,13 @@ def run(
     *, sizes: Sequence[int] = SIZES, threads: Sequence[int] = THREADS, rounds: int = 48, hedge: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> list[Row]:  # fmt: skip
-    """Rows for `raw-write`, `write`, `raw-read` and `read` at each of `sizes` (bytes) and numbers of `threads`.
+    """Rows for `raw-write`, `write`, `raw-read` and `read` at each of `sizes` (bytes) and numbers of `threads`,
+    `raw-find` and `find`.
 
     `hedge` measures the tier as it reads with hedging. `Unavailable` without `redis-server`, `ConfigError` without
     the client library.
     """
+    check_sizes(sizes)
     say = progress or (lambda text: None)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="kvstore-valkey-") as folder, _server(Path(folder)) as server:
@@ -63,27 +67,9 @@ def run(
                 say(f"records of {size >> 10} KiB, {count} threads")
                 with closing(_Contest(server, size, count, hedge)) as contest:
                     rows += contest.measure(rounds)
+        with closing(_Contest(server, OBJECT_BYTES, 1, hedge)) as contest:
+            rows += contest.find(20 * rounds)
     return rows
-
-
-@dataclass
-class _Taken:
-    """What the rounds of one case took: seconds, and CPU seconds here and in the server, a record."""
-
-    rounds: list[tuple[float, float, float]] = field(default_factory=list)
-
-    def row(self, case: str, size: int, threads: int) -> Row:
-        """The medians."""
-        seconds = [each[0] for each in self.rounds]
-        p50 = statistics.median(seconds)
-        used, served = (sum(each[i] for each in self.rounds) for i in (1, 2))
-        return {
-            "case": case, "mode": f"{threads} threads" if threads > 1 else "1 thread", "bytes": size, "p50_s": p50,
-            "p99_s": percentile(seconds, 0.99), "gbps": size / p50 / 1e9, "baseline": None, "ratio": None,
-            **cpu_facts(used, served, len(seconds), size), "rounds": len(seconds),
-            "note": f"redis-server of its own over TCP on this host, {READER}; time per record of a batch",
-            "bar": None, "met": None,
-        }  # fmt: skip
 
 
 class _Contest:
@@ -96,9 +82,8 @@ class _Contest:
         self._client.flushall()
         engine = ValkeyEngine(server.url(), connections=2 * threads + 1)
         self._tier = RemoteTier(engine, capacity=4 * _PLACES * self._batch, io_threads=threads, hedge=hedge)
-        self._source, self._target = (memoryview(mmap.mmap(-1, self._batch)) for _ in range(2))
-        words = np.frombuffer(self._source, np.uint64)
-        words[:] = np.random.default_rng(0).integers(0, 1 << 63, len(words), dtype=np.uint64)
+        self._source, self._target = source_and_target(self._batch)
+        self._pid = server.pid
         self._clocks = CpuClock(), CpuClock(server.pid)
         self._serial = 0
         self._digests: dict[tuple[str, int], Digests] = {}
@@ -106,26 +91,41 @@ class _Contest:
 
     def measure(self, rounds: int) -> list[Row]:
         """Four rows."""
-        taken = {case: _Taken() for case in ("raw-write", "write", "raw-read", "read")}
+        taken = {case: Taken() for case in ("raw-write", "write", "raw-read", "read")}
         turns = [("raw-write", self._raw_write), ("write", self._write)]
         for number in range(-_PLACES, rounds):
             self._forget(number)
             for case, step in _order(number, turns):
                 figures = step(number % _PLACES)
                 if number >= 0:
-                    taken[case].rounds.append(figures)
+                    taken[case].add(self._count, *figures)
         turns = [("raw-read", self._raw_read), ("read", self._read)]
         for number in range(-1, rounds):
             for case, step in _order(number, turns):
                 figures = step(number % _PLACES)
                 if number >= 0:
-                    taken[case].rounds.append(figures)
-        rows = {case: each.row(case, self._size, self._threads) for case, each in taken.items()}
-        for case in ("write", "read"):
-            raw = rows[f"raw-{case}"]
-            rows[case] |= {"baseline": raw["case"], "ratio": raw["p50_s"] / rows[case]["p50_s"]}
-            BAR.judge(rows[case])
-        return list(rows.values())
+                    taken[case].add(self._count, *figures)
+        mode = f"{self._threads} threads" if self._threads > 1 else "1 thread"
+        rows = {case: each.row(case, mode, self._size, _NOTE) for case, each in taken.items()}
+        return [row for case in ("write", "read") for row in paired(rows[f"raw-{case}"], rows[case], BAR)]
+
+    def find(self, rounds: int) -> list[Row]:
+        """The rows of look-ups."""
+        engine, there = self._tier.engine, prepared(self._source)
+        for name, whole in there.items():
+            self._client.set(f"raw-{name}", whole)
+            engine.put(name, [whole], TIMEOUT_S)
+        return find_rows(
+            there, self._raw_heads, lambda names: engine.heads(names, HEAD_BYTES, TIMEOUT_S), rounds=rounds,
+            note=_FIND_NOTE, pid=self._pid,
+        )  # fmt: skip
+
+    def _raw_heads(self, names: Sequence[str]) -> Sequence[bytes | None]:
+        """One pipeline: Redis says the same of a value that is empty and of none."""
+        pipeline = self._client.pipeline(transaction=False)
+        for name in names:
+            pipeline.getrange(f"raw-{name}", 0, HEAD_BYTES - 1)
+        return [head or None for head in pipeline.execute()]
 
     def _forget(self, number: int) -> None:
         """Free both's room before either writes, in turns: what the server's allocator reuses makes a difference."""
@@ -179,7 +179,7 @@ class _Contest:
         before = [clock.seconds() for clock in self._clocks]
         seconds = in_threads(self._threads, self._count, work)
         used, served = (clock.seconds() - was for clock, was in zip(self._clocks, before, strict=True))
-        return seconds / self._count, used / self._count, served / self._count
+        return seconds, used, served
 
     def _stamp(self, who: str, place: int) -> list[memoryview]:
         """Make every piece unlike any before it, and remember what it is."""

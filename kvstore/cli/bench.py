@@ -141,6 +141,10 @@ def _tier_rows(args: Namespace) -> list[Row]:
         options["path"] = Path(args.path or ".")
     elif args.path:
         raise InvalidArgument(f"bench tier {args.name} takes no folder: leave --path away")
+    if args.server:
+        if args.name != "s3":
+            raise InvalidArgument(f"bench tier {args.name} has no choice of servers: leave --server away")
+        options["server"] = args.server
     rows: list[Row] = bench.run(**options)
     return rows
 

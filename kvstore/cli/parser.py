@@ -126,6 +126,7 @@ def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Pars
     tier.add_argument("name", choices=("cxl", "hbm", "nvme", "posix", "s3", "valkey"))
     tier.add_argument("--path", metavar="FOLDER", help="nvme, posix: a folder on what is to be measured (here)")
     tier.add_argument("--sizes", type=sizes, metavar="SIZE,…", help="of records, like 256KiB,1MiB,16MiB")
+    tier.add_argument("--server", choices=("moto", "ceph"), help="s3: whose server is started beside it (moto)")
     outage = told.add("outage", "bench", "outage", "Look-ups while the shared tier is down; how soon it is used again.")
     outage.add_argument("--rounds", type=positive, default=200, metavar="N", help="timed rounds (%(default)s)")
     index = told.add("index", "bench", "index", "The metadata of a million chunks: memory, pauses, growth.")

@@ -16,18 +16,18 @@ import asyncio
 import concurrent.futures
 import threading
 import time
-import uuid
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from kvstore import _native
-from kvstore.errors import Closed, Corrupt, DeadlineExceeded, InvalidArgument, NotFound, Unavailable
+from kvstore.errors import Closed, Corrupt, DeadlineExceeded, InvalidArgument, KVStoreError, NotFound, Unavailable
 from kvstore.tiers.remote.engine import Engine
 from kvstore.tiers.remote.object_names import check_name
-from kvstore.tiers.remote.s3_errors import Failure, explain, refuse
+from kvstore.tiers.remote.s3_errors import Failure, explain, failures, refuse
 from kvstore.tiers.remote.s3_place import S3Place, Stores
-from kvstore.tiers.remote.s3_upload import Upload, let_go, sweep_uploads
+from kvstore.tiers.remote.s3_probe import PROBE, Conditions, find_conditions
+from kvstore.tiers.remote.s3_upload import UPLOADS, Upload, let_go, sweep_uploads
 
 if TYPE_CHECKING:
     from obstore import Bytes
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MIB = 1 << 20
 START_S = 10.0
-_PROBE = "PROBE/"
-_CAPITALS = ("PROBE/", "UPLOADS/")
+_CAPITALS = (PROBE, UPLOADS)
 _PAGE = 1000
 
 
@@ -47,8 +46,9 @@ class S3Engine(Engine):
     `part_bytes`: longer reads are cut into equal ranges of about this length that are fetched in parallel, at most
     `parallel` at a time over all calls; so are uploads of `multipart_bytes` and more, which are assembled beside
     their place and copied there by the server, because no server takes a multipart upload under a condition from
-    this library. `request_timeout_s` bounds a single request where a call has no deadline of its own (listing, and
-    what is left of an upload that was given up). `notes` says in words what the server cannot do.
+    this library; one that copies under no condition gets them in one request each. `request_timeout_s` bounds a single
+    request where a call has no deadline of its own (listing, and what is left of an upload that was given up). `notes`
+    says in words what the server cannot do.
 
     `ConfigError` where the bucket is missing, elsewhere, or closed to these credentials; `Unavailable` where nobody
     answers within `start_timeout_s`.
@@ -75,7 +75,7 @@ class S3Engine(Engine):
         self._store = place.open(request_timeout_s)
         self._stores = Stores(place)
         self._part, self._multipart, self._closed = part_bytes, multipart_bytes, False
-        self._has_conditions = False
+        self._conditions = Conditions(put=False, copy=False)
         self._loop = asyncio.new_event_loop()
         self._requests = asyncio.Semaphore(parallel)
         self._parts_at_once = min(8, parallel)
@@ -90,7 +90,7 @@ class S3Engine(Engine):
     @property
     def has_conditional_put(self) -> bool:
         """Whether the server refuses to replace an object when asked to."""
-        return self._has_conditions
+        return self._conditions.put
 
     def put(self, name: str, pieces: Sequence[memoryview], timeout_s: float) -> bool:
         """As `Engine` has it. Where the server knows no conditional put, two writers at the same moment both succeed
@@ -100,8 +100,8 @@ class S3Engine(Engine):
         views = [memoryview(piece) for piece in pieces]
         doing = f"putting {name}"
         nbytes = sum(view.nbytes for view in views)
-        if nbytes >= self._multipart:
-            upload = Upload(self._store, name, views, self._part, self._parts_at_once, self._has_conditions)
+        if nbytes >= self._multipart and self._conditions.copy is self._conditions.put:
+            upload = Upload(self._store, name, views, self._part, self._parts_at_once, self._conditions.copy)
             try:
                 return self._wait(upload.run(), end, doing, upload.give_up)
             finally:
@@ -126,7 +126,7 @@ class S3Engine(Engine):
                 found = obstore.get_range(store, name, start=offset, length=out.nbytes)
             else:
                 obstore.head(store, name)
-        except Exception as error:  # noqa: BLE001 - told apart in `explain`
+        except failures() as error:
             failure = Failure.of(error)
             if not failure.is_beyond:
                 raise explain(failure, doing, str(self.place)) from None
@@ -177,7 +177,7 @@ class S3Engine(Engine):
                     name = meta["path"]
                     if name.startswith(prefix) and not name.startswith(_CAPITALS):
                         yield name, meta["size"]
-        except Exception as error:  # noqa: BLE001 - told apart in `explain`
+        except failures() as error:
             raise explain(Failure.of(error), f"listing {prefix!r}", str(self.place)) from None
 
     def close(self) -> None:
@@ -198,12 +198,12 @@ class S3Engine(Engine):
         store = self._now(end)
         # A list of memory is sent as one request only under a mode that is not `overwrite`, or when told so.
         whole: Any = views if len(views) > 1 else views[0] if views else b""
-        options: dict[str, Any] = {"mode": "create"} if self._has_conditions else {"use_multipart": False}
+        options: dict[str, Any] = {"mode": "create"} if self._conditions.put else {"use_multipart": False}
         try:
-            if not self._has_conditions and _is_there(store, name):
+            if not self._conditions.put and _is_there(store, name):
                 return False
             obstore.put(store, name, whole, **options)
-        except Exception as error:  # noqa: BLE001 - told apart in `explain`
+        except failures() as error:
             failure = Failure.of(error)
             if failure.is_taken and (not failure.is_conflict or self._came(name, end)):
                 return False
@@ -212,7 +212,7 @@ class S3Engine(Engine):
 
     def _came(self, name: str, end: float) -> bool:
         """Whether what another upload of this name was about to put is there by now."""
-        with suppress(Exception):
+        with suppress(*failures()):
             return _is_there(self._now(end), name)
         return False
 
@@ -229,7 +229,7 @@ class S3Engine(Engine):
         async with self._requests:
             try:
                 return await obstore.get_range_async(self._store, name, start=start, length=nbytes)
-            except Exception as error:
+            except failures() as error:
                 if Failure.of(error).is_beyond:
                     return b""
                 raise
@@ -238,13 +238,16 @@ class S3Engine(Engine):
         async def head(name: str) -> bytes | None:
             try:
                 return bytes(await self._range(name, 0, nbytes))
-            except Exception as error:
+            except failures() as error:
                 if Failure.of(error).is_absent:
                     return None
                 raise
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(head(name)) for name in names]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(head(name)) for name in names]
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from None
         return [task.result() for task in tasks]
 
     async def _delete(self, paths: Sequence[str]) -> None:
@@ -253,7 +256,7 @@ class S3Engine(Engine):
         async with self._requests:
             try:
                 await obstore.delete_async(self._store, paths)
-            except Exception as error:
+            except failures() as error:
                 if not Failure.of(error).is_absent:
                     raise
 
@@ -266,43 +269,20 @@ class S3Engine(Engine):
     # The start.
 
     def _open(self, timeout_s: float) -> None:
-        """Try whether a conditional put replaces what is there, and clean up."""
-        end, name = time.monotonic() + timeout_s, f"{_PROBE}{uuid.uuid4().hex}"
+        """Try out what the server can do, and clean up."""
+        end = time.monotonic() + timeout_s
         try:
-            self._has_conditions = self._wait(self._probe(name), end, "opening")
+            self._conditions = self._outcome(self._submit(find_conditions(self._store)), end, "opening")
         except DeadlineExceeded:
             raise Unavailable(f"{self.place} did not answer within {timeout_s:g} s") from None
-        except _Refused as error:
-            refused = refuse(error.failure, str(self.place))
-            raise (refused or explain(error.failure, "opening", str(self.place))) from None
-        if not self._has_conditions:
-            self.notes.append(
-                f"{self.place} knows no conditional put (If-None-Match: *): whether an object is there is asked before "
-                "it is written, and of two writers at the same moment the later one's object stays"
-            )
+        except failures() as error:
+            failure, place = Failure.of(error), str(self.place)
+            raise (refuse(failure, place) or explain(failure, "opening", place)) from None
+        self.notes += self._conditions.notes(self.place)
         try:
             self._wait(sweep_uploads(self._store), end, "sweeping old uploads")
         except (NotFound, OSError) as error:
             self.notes.append(f"old uploads were not swept: {error}")
-
-    async def _probe(self, name: str) -> bool:
-        import obstore
-
-        try:
-            await obstore.put_async(self._store, name, b"1", use_multipart=False)
-            try:
-                await obstore.put_async(self._store, name, b"2", mode="create")
-            except Exception as error:
-                failure = Failure.of(error)
-                if not failure.is_taken and failure.status not in {400, 405, 501}:
-                    raise
-                taken = failure.is_taken
-            else:
-                taken = False
-            await obstore.delete_async(self._store, name)
-        except Exception as error:  # noqa: BLE001 - told apart by who catches it
-            raise _Refused(Failure.of(error)) from None
-        return taken
 
     # The caller's side.
 
@@ -320,6 +300,17 @@ class S3Engine(Engine):
     def _result(
         self, future: concurrent.futures.Future[T], end: float, doing: str, give_up: Callable[[], None] | None = None
     ) -> T:
+        """What a piece of work came to; what the library raised, explained."""
+        try:
+            return self._outcome(future, end, doing, give_up)
+        except KVStoreError:
+            raise
+        except failures() as error:
+            raise explain(Failure.of(error), doing, str(self.place)) from None
+
+    def _outcome(
+        self, future: concurrent.futures.Future[T], end: float, doing: str, give_up: Callable[[], None] | None = None
+    ) -> T:
         """What a piece of work came to, until `end`; after that it is cancelled, or given up in its own way."""
         try:
             return future.result(max(0.0, end - time.monotonic()))
@@ -328,15 +319,6 @@ class S3Engine(Engine):
         except concurrent.futures.TimeoutError:
             (give_up or future.cancel)()
             raise DeadlineExceeded(f"{doing}: {self.place} did not answer in time") from None
-        except _Refused:
-            raise
-        except Exception as error:  # noqa: BLE001 - told apart in `explain`
-            raise self._explained(error, doing) from None
-
-    def _explained(self, error: BaseException, doing: str) -> Exception:
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        return explain(Failure.of(error), doing, str(self.place))
 
 
 def _is_there(store: S3Store, name: str) -> bool:
@@ -344,16 +326,8 @@ def _is_there(store: S3Store, name: str) -> bool:
 
     try:
         obstore.head(store, name)
-    except Exception as error:
+    except failures() as error:
         if Failure.of(error).is_absent:
             return False
         raise
     return True
-
-
-class _Refused(Exception):
-    """The place did not do what the start asks of it."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.said)
-        self.failure = failure

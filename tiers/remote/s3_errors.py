@@ -45,6 +45,14 @@ _STRANGE_KEYS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "Inval
 _ELSEWHERE = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """What the library raises for a request: classes of its own, `FileNotFoundError` for an object that is not there,
+    and `OSError` for what its own I/O ran into. (`KVStoreError`s that are `OSError`s too are to be let through.)"""
+    from obstore.exceptions import BaseError
+
+    return BaseError, OSError
+
+
 @dataclass(frozen=True)
 class Failure:
     """What is known of a failed request: the library's class, HTTP status (0: none), the server's code, connection."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from kvstore.errors import ConfigError, DeadlineExceeded
+from kvstore.tiers.remote.s3_errors import failures
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -72,7 +73,7 @@ class S3Place:
                 self.bucket, prefix=self.prefix.strip("/") or None, config=config,  # type: ignore[arg-type]
                 client_options=client, retry_config={"max_retries": 0},
             )  # fmt: skip
-        except Exception as error:  # noqa: BLE001 - of several classes, and with texts that are not ours to show
+        except (*failures(), ValueError) as error:  # with texts that are not ours to show
             raise ConfigError(f"{self} cannot be opened: {type(error).__name__}") from None
 
     def _client(self, request_timeout_s: float) -> Any:

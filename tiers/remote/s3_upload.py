@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from kvstore.errors import DeadlineExceeded
-from kvstore.tiers.remote.s3_errors import Failure
+from kvstore.tiers.remote.s3_errors import Failure, failures
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -62,7 +62,7 @@ class Upload:
             self._check()
             return await self._move()
         finally:
-            with suppress(Exception):
+            with suppress(*failures()):
                 await obstore.delete_async(self._store, self._beside)
 
     def _pieces(self) -> Iterator[bytes]:
@@ -81,7 +81,7 @@ class Upload:
 
         try:
             await obstore.head_async(self._store, self._name)
-        except Exception as error:
+        except failures() as error:
             if Failure.of(error).is_absent:
                 return False
             raise
@@ -97,7 +97,7 @@ class Upload:
             return True
         try:
             await obstore.copy_async(self._store, self._beside, self._name, overwrite=False)
-        except Exception as error:
+        except failures() as error:
             if Failure.of(error).is_taken:
                 return False
             raise

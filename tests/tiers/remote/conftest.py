@@ -1,16 +1,20 @@
-"""Real servers for the remote tier's tests: one `redis-server` for a whole run, a cluster of three, and single ones."""
+"""Real servers for the remote tier's tests: one `redis-server` for a whole run, a cluster of three, and single ones; of
+S3 moto's, and a Ceph cluster where it is asked for (`-m ceph`)."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvstore.bench.ceph_server import ceph_server
 from kvstore.bench.redis_server import PROGRAM, RedisCluster, RedisServer
+from kvstore.bench.s3_server import S3Server, moto_server
 from kvstore.tiers.remote import RemoteTier
 from kvstore.tiers.remote.valkey import ValkeyEngine
 
@@ -35,6 +39,26 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
     cluster = RedisCluster(tmp_path_factory.mktemp("cluster"))
     yield cluster
     cluster.stop()
+
+
+@pytest.fixture(scope="session", params=["moto", pytest.param("ceph", marks=pytest.mark.ceph)])
+def s3_server(request: pytest.FixtureRequest) -> Iterator[S3Server]:
+    """An S3 server that tests share, each with a bucket of its own."""
+    if request.param == "ceph":
+        with ceph_server() as server:
+            yield server
+        return
+    pytest.importorskip("moto.server")
+    with moto_server() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server) -> str:
+    """A fresh one."""
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    s3_server.make_bucket(name)
+    return name
 
 
 @pytest.fixture

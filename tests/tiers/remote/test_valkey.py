@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from kvstore.bench.certificate import make_certificate
-from kvstore.bench.redis_server import RedisCluster, RedisServer, free_port
+from kvstore.bench.processes import free_port
+from kvstore.bench.redis_server import RedisCluster, RedisServer
 from kvstore.errors import ConfigError, Corrupt, DeadlineExceeded, NotFound, StorageError, Unavailable
 from kvstore.tiers.base import TierFull
 from kvstore.tiers.remote.valkey import ValkeyEngine
