@@ -17,6 +17,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvstore.bench.processes import free_port
@@ -27,6 +28,7 @@ from kvstore.errors import InvalidArgument, Unavailable
 PROGRAMS = ("ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 PACKAGES = "apt-get install radosgw ceph-mon ceph-osd ceph-common"
 START_S = 90.0
+USER = "bench"
 _ALLOWED = ("--cap", "mon", "allow *", "--cap", "osd", "allow *")
 # Small answers that wait for each other's acknowledgements (Nagle) take 44 ms: hence `tcp_nodelay`. What was deleted
 # is to go at once, since it lies in memory.
@@ -63,7 +65,7 @@ rgw gc processor period = 2
 
 
 @contextmanager
-def ceph_server(memory_bytes: int = 4 << 30) -> Iterator[S3Server]:
+def ceph_server(memory_bytes: int = 4 << 30) -> Iterator[CephServer]:
     """A gateway that checks credentials, and holds so much. `InvalidArgument` where Ceph is not installed."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
@@ -74,6 +76,19 @@ def ceph_server(memory_bytes: int = 4 << 30) -> Iterator[S3Server]:
     ):
         cluster = _Cluster(Path(folder), memory_bytes, stack)
         yield cluster.start()
+
+
+@dataclass(frozen=True)
+class CephServer(S3Server):
+    """A Ceph gateway, whose user may be given less room."""
+
+    configuration: Path = Path()
+
+    def limit(self, nbytes: int) -> None:
+        """Let a bucket of this user's hold so many bytes and no more; 0: any number."""
+        admin = ("radosgw-admin", "quota", "--quota-scope=bucket", f"--uid={USER}")
+        _run(self.configuration, *admin, "set", f"--max-size={nbytes}B")
+        _run(self.configuration, *admin, "enable" if nbytes else "disable")
 
 
 class _Cluster:
@@ -92,41 +107,32 @@ class _Cluster:
             )
         )  # fmt: skip
 
-    def start(self) -> S3Server:
+    def start(self) -> CephServer:
         """The gateway, once it serves, with a user of its own."""
         for name in ("mon", "osd", "rgw"):
             (self._folder / name).mkdir()
         self._make_keys()
         monmap = str(self._folder / "monmap")
-        self._run("monmaptool", "--create", "--fsid", self._fsid, "--addv", "a", self._monitor_address, monmap)
+        _run(None, "monmaptool", "--create", "--fsid", self._fsid, "--addv", "a", self._monitor_address, monmap)
         keyring = str(self._folder / "keyring")
-        self._run("ceph-mon", "-i", "a", "--mkfs", "--monmap", monmap, "--keyring", keyring)
+        _run(self._configuration, "ceph-mon", "-i", "a", "--mkfs", "--monmap", monmap, "--keyring", keyring)
         self._start("ceph-mon", "-i", "a")
         osd = str(uuid.uuid4())
-        self._run("ceph", "osd", "new", osd)
-        self._run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
+        _run(self._configuration, "ceph", "osd", "new", osd)
+        _run(self._configuration, "ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
         self._start("ceph-osd", "-i", "0")
         gateway = self._start("radosgw", "-n", "client.rgw")
         self._await(gateway)
-        user = json.loads(self._run("radosgw-admin", "user", "create", "--uid=bench", "--display-name=bench"))
-        key = user["keys"][0]
-        return S3Server(self._gateway_port, gateway.pid, key["access_key"], key["secret_key"])
+        create = ("radosgw-admin", "user", "create", f"--uid={USER}", "--display-name=bench")
+        key = json.loads(_run(self._configuration, *create))["keys"][0]
+        return CephServer(
+            self._gateway_port, gateway.pid, key["access_key"], key["secret_key"], configuration=self._configuration
+        )
 
     def _make_keys(self) -> None:
         keyring = str(self._folder / "keyring")
         for create, name in (["--create-keyring"], "mon."), ([], "client.admin"), ([], "osd.0"), ([], "client.rgw"):
-            self._run("ceph-authtool", keyring, *create, "--gen-key", "-n", name, *_ALLOWED, configured=False)
-
-    def _run(self, *words: str, configured: bool = True) -> str:
-        """What a command that ends says. `Unavailable`, with its last words, where it fails."""
-        command = [*words, "-c", str(self._configuration)] if configured and words[0] != "monmaptool" else list(words)
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
-        except subprocess.TimeoutExpired:
-            raise Unavailable(f"{' '.join(words)} did not end within {START_S:g} s") from None
-        if done.returncode:
-            raise Unavailable(f"{' '.join(words)} ended with {done.returncode}: {_last(done.stderr)}")
-        return done.stdout
+            _run(None, "ceph-authtool", keyring, *create, "--gen-key", "-n", name, *_ALLOWED)
 
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
         """A process that stays until the end, and out of reach of the terminal's Ctrl-C, which is for us."""
@@ -149,6 +155,18 @@ class _Cluster:
 
     def _outputs(self) -> Sequence[Path]:
         return sorted(self._folder.glob("*.out"))
+
+
+def _run(configuration: Path | None, *words: str) -> str:
+    """What a command that ends says. `Unavailable`, with its last words, where it fails."""
+    command = [*words, *(["-c", str(configuration)] if configuration else [])]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"{' '.join(words)} did not end within {START_S:g} s") from None
+    if done.returncode:
+        raise Unavailable(f"{' '.join(words)} ended with {done.returncode}: {_last(done.stderr)}")
+    return done.stdout
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

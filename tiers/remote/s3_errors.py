@@ -18,6 +18,7 @@ from kvstore.errors import (
     StorageError,
     Unavailable,
 )
+from kvstore.tiers.base import TierFull
 
 _CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
 _STATUS = re.compile(r"status(?: code)?:? ([1-5]\d\d)\b")
@@ -39,9 +40,14 @@ _CONNECTION = {
     "http error": "connection lost",
 }
 _ABSENT = frozenset({"NotFoundError", "FileNotFoundError"})  # one class under two names
+_CLOCKS, _SET_CLOCK = "disagree about the time", "set this host's clock (NTP)"
 _BUSY = frozenset({429, 500, 502, 503, 504})
-_REDIRECTED = frozenset({301, 307, 308})
+_REDIRECT = 301
+_REDIRECTED = frozenset({_REDIRECT, 307, 308})
+_ASTRAY = "redirect without location"  # all that the library says of S3's answer for a bucket of another region
 _STRANGE_KEYS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"})
+_FULL = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})  # Ceph's, MinIO's
+_CLOCK = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
 _ELSEWHERE = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
 
 
@@ -69,7 +75,7 @@ class Failure:
         code, status = _CODE.search(text), _STATUS.search(text)
         low = text.lower()
         connection = next((said for sign, said in _CONNECTION.items() if sign in low), "")
-        number = int(status[1]) if status else 0
+        number = int(status[1]) if status else _REDIRECT if _ASTRAY in low else 0
         return cls(type(error).__name__, number, code[1] if code else "", "" if number else connection)
 
     @property
@@ -98,6 +104,16 @@ class Failure:
         return self.code == "NoSuchBucket"
 
     @property
+    def is_full(self) -> bool:
+        """Whether there is no room, on the server or in a quota."""
+        return self.status == 507 or self.code in _FULL
+
+    @property
+    def is_skewed(self) -> bool:
+        """Whether this host's clock and the server's are too far apart to sign anything."""
+        return self.code in _CLOCK
+
+    @property
     def is_denied(self) -> bool:
         """Whether the server refuses these credentials, or this request with them."""
         return self.kind in {"PermissionDeniedError", "UnauthenticatedError"} or self.status in {401, 403}
@@ -120,6 +136,10 @@ def explain(failure: Failure, doing: str, place: str) -> KVStoreError:
         return NotFound(f"{doing}: no such object in {place}")
     if failure.is_no_bucket:
         return StorageError(f"{doing}: there is no such bucket any more: {place}")
+    if failure.is_full:
+        return TierFull(f"{doing}: {place} has no room ({failure.said})")
+    if failure.is_skewed:
+        return PermissionDenied(f"{doing}: {place} and this host {_CLOCKS} ({failure.said}): {_SET_CLOCK}")
     if failure.is_denied:
         return PermissionDenied(f"{doing}: {place} refuses it ({failure.said}): check the credentials and their policy")
     if failure.is_unheard and failure.connection == _LATE:
@@ -135,6 +155,10 @@ def refuse(failure: Failure, place: str) -> ConfigError | None:
         return ConfigError(f"there is no {place}: create the bucket, or correct bucket or endpoint")
     if failure.code in _ELSEWHERE or failure.status in _REDIRECTED:
         return ConfigError(f"{place} is in another region ({failure.said}): set region")
+    if failure.is_full:
+        return ConfigError(f"{place} has no room for one byte ({failure.said}): make room, or raise its quota")
+    if failure.is_skewed:
+        return ConfigError(f"{place} and this host {_CLOCKS} ({failure.said}): {_SET_CLOCK}")
     if failure.code in _STRANGE_KEYS or failure.status == 401:
         return ConfigError(
             f"{place} does not know these credentials ({failure.said}): correct access_key_id and secret_access_key, "

@@ -15,10 +15,12 @@ import pytest
 pytest.importorskip("obstore")
 pytest.importorskip("moto.server")
 
+from kvstore.bench.ceph_server import CephServer
 from kvstore.bench.processes import free_port
 from kvstore.bench.s3_server import REGION, S3Server, moto_server
 from kvstore.errors import ConfigError, DeadlineExceeded, StorageError, Unavailable
 from kvstore.testing.engines import content
+from kvstore.tiers.base import TierFull
 from kvstore.tiers.remote.s3 import MIB, S3Engine
 from kvstore.tiers.remote.s3_place import S3Place, Stores
 
@@ -63,7 +65,23 @@ def test_wrong_credentials_are_refused_without_telling_them() -> None:
             assert SECRET not in shown
 
 
-@pytest.mark.parametrize("s3_server", [pytest.param("ceph", marks=pytest.mark.ceph)], indirect=True)
+ON_CEPH = pytest.mark.parametrize("s3_server", [pytest.param("ceph", marks=pytest.mark.ceph)], indirect=True)
+
+
+@ON_CEPH
+def test_a_quota_of_ceph_is_want_of_room(s3_server: CephServer, place: S3Place) -> None:
+    with closing(S3Engine(place)) as engine:
+        s3_server.limit(MIB)
+        try:
+            assert engine.put("half", [content(1, MIB // 2)], 20)
+            with pytest.raises(TierFull, match=r"has no room \(403 QuotaExceeded\)"):
+                engine.put("too-much", [content(2, MIB)], 20)
+        finally:
+            s3_server.limit(0)
+        assert engine.put("more", [content(1, 100_000)], 20)
+
+
+@ON_CEPH
 def test_credentials_are_checked_by_ceph(place: S3Place) -> None:
     for wrong in (replace(place, secret_access_key=SECRET), replace(place, access_key_id="AKIAIOSFODNN7EXAMPLE")):
         with pytest.raises(ConfigError, match="does not know these credentials") as raised:
