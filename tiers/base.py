@@ -122,7 +122,7 @@ class Tier(ABC):
     """
 
     kind: ClassVar[str]
-    persistent: ClassVar[bool]
+    persistent: bool
     shared: ClassVar[bool] = False
     evicts: ClassVar[bool] = False
     name: str

@@ -22,7 +22,7 @@ class DramTier(Tier):
     """
 
     kind: ClassVar[str] = "dram"
-    persistent: ClassVar[bool] = False
+    persistent: bool = False
 
     def __init__(
         self, capacity: int, extent_bytes: int, name: str = "dram", *, nodes: Sequence[int] | None = None,

@@ -20,7 +20,7 @@ from kvstore.tiers.cxl.meter import Meter
 from kvstore.tiers.cxl.populator import Populator, Range
 from kvstore.tiers.cxl.regions import Region, map_nodes, map_paths
 from kvstore.tiers.cxl.weights import MOST, Balance, scanned_rates, shares, units_for
-from kvstore.tiers.nvme.flush import GroupFlush
+from kvstore.tiers.flush import GroupFlush
 
 KIB, MIB = 1 << 10, 1 << 20
 UNIT = 128 * KIB
@@ -47,7 +47,6 @@ class CxlTier(Tier):
     """
 
     kind: ClassVar[str] = "cxl"
-    persistent: ClassVar[bool] = False
 
     def __init__(
         self, capacity: int | None = None, *, nodes: Sequence[int] = (), paths: Sequence[str | Path] = (),
@@ -55,9 +54,7 @@ class CxlTier(Tier):
         records: int | None = None, name: str = "cxl",
     ) -> None:  # fmt: skip
         _check(capacity, nodes, paths, weights, unit, threads, persistent, records)
-        self.name = name
-        if persistent:
-            self.persistent = True  # type: ignore[misc]  # of this one; the class says what it is without
+        self.name, self.persistent = name, persistent
         self._closed = self._recovered = self._is_whole = False
         self._writes = 0
         if paths:

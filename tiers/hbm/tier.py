@@ -55,7 +55,7 @@ class HbmTier(Tier):
     """
 
     kind: ClassVar[str] = "hbm"
-    persistent: ClassVar[bool] = False
+    persistent: bool = False
 
     def __init__(
         self, capacity: int, device: str = "cuda:0", *, slab_bytes: int = 1 << 30, ipc: bool = False, name: str = "hbm"

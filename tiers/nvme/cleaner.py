@@ -20,12 +20,12 @@ from typing import NamedTuple
 from kvstore.errors import KVStoreError
 from kvstore.record import Record, seal
 from kvstore.tiers.base import Owner, Tier, Verdict
+from kvstore.tiers.meter import Meter
 from kvstore.tiers.nvme.claims import Claims
 from kvstore.tiers.nvme.io import Transfer
 from kvstore.tiers.nvme.journal import GROWTH_BYTES, Entry, Op
 from kvstore.tiers.nvme.location import locate, offset_of
 from kvstore.tiers.nvme.log import Log
-from kvstore.tiers.nvme.meter import Meter
 from kvstore.tiers.nvme.rows import pack_row, place_row
 from kvstore.tiers.nvme.scan import SegmentScan
 from kvstore.tiers.nvme.segment import Segment

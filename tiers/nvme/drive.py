@@ -15,21 +15,22 @@ from pathlib import Path
 from kvstore.errors import ConfigError, Corrupt, KVStoreError, StorageError
 from kvstore.record import BLOCK, Record, padded, seal
 from kvstore.tiers.base import Owner, Tier, TierFull
+from kvstore.tiers.flush import GroupFlush
+from kvstore.tiers.meter import Meter
 from kvstore.tiers.nvme.catalog import Catalog
 from kvstore.tiers.nvme.claims import Claims
 from kvstore.tiers.nvme.cleaner import Cleaner
 from kvstore.tiers.nvme.durable import as_storage_error, why_unusable
-from kvstore.tiers.nvme.flush import GroupFlush
-from kvstore.tiers.nvme.io import IoPool, Transfer, probe_direct
+from kvstore.tiers.nvme.io import Transfer, probe_direct
 from kvstore.tiers.nvme.journal import Entry, Op
 from kvstore.tiers.nvme.location import MAX_SEGMENT_BYTES, SEGMENTS_PER_DRIVE, locate, offset_of
 from kvstore.tiers.nvme.lock import FolderLock
 from kvstore.tiers.nvme.log import Log
-from kvstore.tiers.nvme.meter import Meter
 from kvstore.tiers.nvme.recovery import Opening
 from kvstore.tiers.nvme.rows import Table, created_at, pack_row, place_row
 from kvstore.tiers.nvme.segment import Limits, Segment
 from kvstore.tiers.nvme.segments import SegmentTable
+from kvstore.tiers.pool import IoPool
 
 _LEAST_LOG_BYTES = 384 << 10
 _LEAST_SEGMENT_BYTES = 64 << 10

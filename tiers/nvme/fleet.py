@@ -14,13 +14,13 @@ from pathlib import Path
 
 from kvstore.errors import ConfigError, KVStoreError, NotFound, StorageError
 from kvstore.tiers.base import OnLoss, Tier
+from kvstore.tiers.meter import Flow, Meter
 from kvstore.tiers.nvme.drive import Drive, Plan, allow_files
-from kvstore.tiers.nvme.io import IoPool
 from kvstore.tiers.nvme.location import drive_of
 from kvstore.tiers.nvme.lock import FolderInUse
 from kvstore.tiers.nvme.members import call_roll, write_members
-from kvstore.tiers.nvme.meter import Flow, Meter
 from kvstore.tiers.nvme.rows import Table, join
+from kvstore.tiers.pool import IoPool
 
 _EXAMINE_AGAIN_S = 0.5
 

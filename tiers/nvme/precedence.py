@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from kvstore.tiers.nvme.meter import Meter
+from kvstore.tiers.meter import Meter
 
 _MOST_S = 0.001  # that one write waits: with reads all the time, writes go on, a millisecond later each
 _STEP_S = 0.0002

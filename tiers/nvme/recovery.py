@@ -19,7 +19,7 @@ import numpy.typing as npt
 from kvstore.errors import StorageError
 from kvstore.record import BLOCK
 from kvstore.tiers.base import RECOVERED_DTYPE
-from kvstore.tiers.nvme.io import IoPool, Transfer
+from kvstore.tiers.nvme.io import Transfer
 from kvstore.tiers.nvme.journal import Entry, JournalContent, Op, load_journal
 from kvstore.tiers.nvme.location import BLOCK_BITS, MAX_SEGMENTS, locate
 from kvstore.tiers.nvme.log import Log
@@ -29,6 +29,7 @@ from kvstore.tiers.nvme.scan import SegmentScan
 from kvstore.tiers.nvme.segment import Segment, State, unpack_header
 from kvstore.tiers.nvme.segments import SegmentTable
 from kvstore.tiers.nvme.snapshot import Life, Snapshot, load_snapshot
+from kvstore.tiers.pool import IoPool
 
 
 @dataclass

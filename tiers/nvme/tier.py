@@ -14,13 +14,13 @@ from kvstore.errors import ConfigError, InvalidArgument, KVStoreError, NotFound,
 from kvstore.record import BLOCK, Record
 from kvstore.spec import KVSpec
 from kvstore.tiers.base import OnLoss, Owner, Recovered, Speed, Tier, TierFull
+from kvstore.tiers.meter import Meter
 from kvstore.tiers.nvme.calls import Calls
 from kvstore.tiers.nvme.drive import Drive, Plan, record_bytes
 from kvstore.tiers.nvme.fleet import Fleet, paths_of
-from kvstore.tiers.nvme.io import IoPool
 from kvstore.tiers.nvme.keeper import Keeper
-from kvstore.tiers.nvme.meter import Meter
 from kvstore.tiers.nvme.precedence import Precedence
+from kvstore.tiers.pool import IoPool
 
 MIB = 1 << 20
 _COUNTED = (
@@ -55,7 +55,7 @@ class NvmeTier(Tier):
     """
 
     kind: ClassVar[str] = "nvme"
-    persistent: ClassVar[bool] = True
+    persistent: bool = True
     evicts: ClassVar[bool] = True
 
     def __init__(
@@ -68,7 +68,7 @@ class NvmeTier(Tier):
         self.name = name
         self.gpudirect = "off: not asked for"
         self.paths = paths_of(path, paths)
-        self._meter = Meter()
+        self._meter = Meter(bytes_per_s=1e9, latency_s=2e-4)
         self._precedence = Precedence(self._meter)
         plan = Plan(capacity // len(self.paths), segment_bytes, reserve_bytes, direct)
         self._pool = IoPool(io_threads, f"kvstore-{name}", len(self.paths))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
-from kvstore.tiers.base import Speed
-from kvstore.tiers.nvme.meter import Flow
+from kvstore.tiers import meter
+from kvstore.tiers.meter import Flow
 
 _KEPT = 256
 _LEAST = 32  # calls before a percentile is told
@@ -79,25 +78,13 @@ class Transfer:
             self._took.add(time.perf_counter() - self._start)
 
 
-class Meter:
-    """Counters, the flow either way (estimates until 8 MiB were moved), and how long calls took. Thread-safe."""
+class Meter(meter.Meter):
+    """Besides counters and flows, how long calls took. Thread-safe."""
 
     def __init__(self, bytes_per_s: float, latency_s: float) -> None:
-        self.reads, self.writes = Flow(bytes_per_s, latency_s), Flow(bytes_per_s, latency_s)
+        super().__init__(bytes_per_s, latency_s)
         self.sizes = SizeClasses()
         self._took = {what: Latencies() for what in ("read", "write", "find")}
-        self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
-
-    def count(self, name: str, by: int = 1) -> None:
-        """Raise a counter."""
-        with self._lock:
-            self._counts[name] += by
-
-    @property
-    def speed(self) -> Speed:
-        """Moving averages."""
-        return Speed(self.reads.bytes_per_s, self.writes.bytes_per_s, self.reads.latency_s)
 
     def reading(self, nbytes: int) -> Transfer:
         """Around a read of so many bytes."""
@@ -116,22 +103,15 @@ class Meter:
 
     def stats(self) -> dict[str, float | int | str]:
         """All of it; a counter that was never raised is 0."""
-        with self._lock:
-            counts = Counter(self._counts)
-        told: dict[str, float | int | str] = {
-            "bytes_read": self.reads.nbytes,
-            "bytes_written": self.writes.nbytes,
-            "records_read": self.reads.records,
-            "records_written": self.writes.records,
-        }
-        for name in COUNTERS:
-            told[name] = counts[name]
+        counts = self.counts()
+        told: dict[str, float | int | str] = {name: counts[name] for name in (*MOVED, *COUNTERS)}
         for what, took in self._took.items():
             for label, share in (("p50", 0.5), ("p99", 0.99)):
                 told[f"{what}_{label}_s"] = took.percentile(share) or 0.0
         return told
 
 
+MOVED = ("bytes_read", "bytes_written", "records_read", "records_written")
 COUNTERS = (
     "asked",  # names that look-ups asked the place for
     "found",

@@ -68,12 +68,13 @@ class S3Place:
         config = {name: value for name, value in config.items() if value}
         config |= {"virtual_hosted_style_request": self.virtual_host, "copy_if_not_exists": "multipart"}
         client = self._client(request_timeout_s)
+        unfit: tuple[type[Exception], ...] = (*failures(), ValueError)
         try:
             return S3Store(
                 self.bucket, prefix=self.prefix.strip("/") or None, config=config,  # type: ignore[arg-type]
                 client_options=client, retry_config={"max_retries": 0},
             )  # fmt: skip
-        except (*failures(), ValueError) as error:  # with texts that are not ours to show
+        except unfit as error:  # with texts that are not ours to show
             raise ConfigError(f"{self} cannot be opened: {type(error).__name__}") from None
 
     def _client(self, request_timeout_s: float) -> Any:

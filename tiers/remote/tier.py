@@ -24,7 +24,7 @@ from kvstore.errors import (
 from kvstore.record import BLOCK, Record, padded
 from kvstore.spec import KVSpec
 from kvstore.tiers.base import Name, Present, Recovered, Speed, Tier, TierFull
-from kvstore.tiers.nvme.io import IoPool
+from kvstore.tiers.pool import IoPool
 from kvstore.tiers.remote.attempts import Attempts
 from kvstore.tiers.remote.breaker import Breaker, Circuit
 from kvstore.tiers.remote.catalog import Catalog, heads, recover, verified
@@ -60,7 +60,7 @@ class RemoteTier(Tier):
     """
 
     kind: ClassVar[str] = "remote"
-    persistent: ClassVar[bool] = True
+    persistent: bool = True
     shared: ClassVar[bool] = True
 
     def __init__(

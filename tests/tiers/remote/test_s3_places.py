@@ -183,6 +183,14 @@ def test_settings_that_cannot_work() -> None:
         S3Place("bucket", access_key_id="x")
 
 
+@pytest.mark.parametrize("text", [b"no certificate", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_a_certificate_that_is_none(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "ca.pem").write_bytes(text)
+    place = replace(S3Server(1, 0).place("bucket"), ca_certificate=tmp_path / "ca.pem")
+    with pytest.raises(ConfigError, match=r"bucket 'bucket' at .* cannot be opened: (ValueError|GenericError)"):
+        S3Engine(place)
+
+
 def test_credentials_of_the_environment(place: S3Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", place.access_key_id)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", place.secret_access_key)

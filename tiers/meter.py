@@ -1,4 +1,4 @@
-"""What the tier has done, and how fast: counters, and moving averages that the cost model reads."""
+"""What a tier has done, and how fast: counters, and moving averages that the cost model reads."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class Flow:
 class Meter:
     """Thread-safe counters, and the flow either way (estimates until 8 MiB were moved)."""
 
-    def __init__(self) -> None:
-        self.reads, self.writes = Flow(1e9, 2e-4), Flow(1e9, 2e-4)
+    def __init__(self, bytes_per_s: float, latency_s: float) -> None:
+        self.reads, self.writes = Flow(bytes_per_s, latency_s), Flow(bytes_per_s, latency_s)
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
 
