@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from abc import abstractmethod
 from contextlib import closing
 from typing import Any, ClassVar
@@ -57,6 +58,13 @@ class RemoteConformance(PersistentTierConformance):
         tier = self.open_host()
         tier.recover()
         return tier
+
+    def after_outage(self, tier: Tier) -> None:
+        """Wait until a probe has found that the place is back."""
+        until = time.monotonic() + WITHIN_S
+        while tier.state != "ok":
+            assert time.monotonic() < until, "the tier does not come back"
+            time.sleep(0.01)
 
     def reopen(self) -> tuple[Tier, Recovered]:
         tier = self.open_host()

@@ -55,12 +55,6 @@ class TestValkey(ValkeyConformance):
         injected: AbstractContextManager[None] = getattr(self, f"_{fault.name.lower()}")()
         return injected
 
-    def after_outage(self, tier: Tier) -> None:
-        until = time.monotonic() + 30
-        while tier.state != "ok":
-            assert time.monotonic() < until, "the tier does not come back"
-            time.sleep(0.01)
-
     @contextmanager
     def _short_read(self) -> Iterator[None]:
         """Values are cut off in the server."""

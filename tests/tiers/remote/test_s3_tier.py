@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import ClassVar
@@ -62,12 +61,6 @@ class TestS3(RemoteConformance):
             Fault.BIT_FLIP: lambda: proxy.spoiling(methods=reads, change=_Flips()),
             Fault.TORN_WRITE: lambda: proxy.spoiling(methods=writes, torn=die),
         }[fault]()
-
-    def after_outage(self, tier: Tier) -> None:
-        until = time.monotonic() + 30
-        while tier.state != "ok":
-            assert time.monotonic() < until, "the tier does not come back"
-            time.sleep(0.01)
 
     @contextmanager
     def _hung(self) -> Iterator[None]:
