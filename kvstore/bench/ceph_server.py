@@ -35,7 +35,7 @@ _ALLOWED = ("--cap", "mon", "allow *", "--cap", "osd", "allow *")
 _CONFIGURATION = """[global]
 fsid = {fsid}
 mon initial members = a
-mon host = v2:{host}:{monitor}/0
+mon host = {monitor}
 public addr = {host}
 cluster addr = {host}
 ms bind msgr1 = false
@@ -74,8 +74,7 @@ def ceph_server(memory_bytes: int = 4 << 30) -> Iterator[CephServer]:
         tempfile.TemporaryDirectory(prefix="kvstore-ceph-", ignore_cleanup_errors=True) as folder,
         ExitStack() as stack,
     ):
-        cluster = _Cluster(Path(folder), memory_bytes, stack)
-        yield cluster.start()
+        yield _Cluster(Path(folder), memory_bytes, stack).start()
 
 
 @dataclass(frozen=True)
@@ -99,11 +98,11 @@ class _Cluster:
         self._gateway_port = free_port()
         self._configuration = folder / "ceph.conf"
         self._fsid = str(uuid.uuid4())
-        self._monitor_address = f"v2:{HOST}:{free_port()}/0"
+        self._monitor = f"v2:{HOST}:{free_port()}/0"
         self._configuration.write_text(
             _CONFIGURATION.format(
                 fsid=self._fsid, host=HOST, folder=folder, nbytes=memory_bytes, gateway=self._gateway_port,
-                monitor=self._monitor_address.split(":")[2].removesuffix("/0"),
+                monitor=self._monitor,
             )
         )  # fmt: skip
 
@@ -113,7 +112,7 @@ class _Cluster:
             (self._folder / name).mkdir()
         self._make_keys()
         monmap = str(self._folder / "monmap")
-        _run(None, "monmaptool", "--create", "--fsid", self._fsid, "--addv", "a", self._monitor_address, monmap)
+        _run(None, "monmaptool", "--create", "--fsid", self._fsid, "--addv", "a", self._monitor, monmap)
         keyring = str(self._folder / "keyring")
         _run(self._configuration, "ceph-mon", "-i", "a", "--mkfs", "--monmap", monmap, "--keyring", keyring)
         self._start("ceph-mon", "-i", "a")

@@ -43,6 +43,12 @@ def test_bad_options_end_with_2(words: str, said: str, capsys: pytest.CaptureFix
     assert told.out == ""
 
 
+def test_a_server_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(["bench", "tier", "s3", "--server", "ceph"]) == 2
+    assert "Ceph is not installed (ceph, " in capsys.readouterr().err
+
+
 def children(pid: int) -> list[int]:
     """Processes that a process has started, and theirs."""
     found = []

@@ -61,7 +61,7 @@ class TestConformanceOfLargeUploads(TestConformance):
 # Conditions.
 
 
-def test_servers_know_conditions(request: pytest.FixtureRequest, place: S3Place) -> None:
+def test_servers_know_conditions(request: pytest.FixtureRequest, s3_server: S3Server, place: S3Place) -> None:
     """Ceph wants the length of a copied part, which the library does not send."""
     with closing(S3Engine(place)) as engine:
         assert engine.has_conditional_put is True
@@ -71,6 +71,9 @@ def test_servers_know_conditions(request: pytest.FixtureRequest, place: S3Place)
         else:
             assert engine.notes == []
         assert list(engine.list("")) == []
+    client = s3_server.client()
+    assert client.list_objects_v2(Bucket=place.bucket)["KeyCount"] == 0, "trying it out left something"
+    assert not client.list_multipart_uploads(Bucket=place.bucket).get("Uploads")
 
 
 def test_a_server_without_conditional_puts_is_told_of_and_asked_before(
