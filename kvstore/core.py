@@ -73,8 +73,7 @@ class Core:
         self.coder = coder
         self.tiers: tuple[Tier, ...] = (dram, *below)
         self.order = bytes(range(len(self.tiers)))  # fastest first
-        # Where what is acknowledged as persisted goes.
-        self.persistent = next((n for n, tier in enumerate(self.tiers) if tier.persistent), None)
+        self.drained: set[int] = set()  # tiers that nothing is written to any more; see `kvstore.drains`
         self.lock = _native.Mutex()
         self.room = Room(self.lock)
         self.index = _native.Index(config.max_chunks, secrets.randbits(64))
@@ -83,7 +82,7 @@ class Core:
         self.leases = Leases(self.index)
         self.hazards = dram.hazards
         self.intake = _native.Intake(self.index, self.lock)
-        self.events = EventHub(lambda watched: setattr(self.intake, "watched", watched))
+        self.events = EventHub(lambda watched: setattr(self.intake, "watched", watched), config.may_operate)
         self.usage = Usage(self.index, self.catalog, len(self.tiers), config.max_chunks)
         self.counters = self.usage.counters
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have
@@ -92,6 +91,19 @@ class Core:
         self.gates = [Gate() for _ in self.tiers]
         self.closed = False
         self._lingering: list[tuple[Loan, Callable[[], None]]] = []
+
+    @property
+    def persistent(self) -> int | None:
+        """The tier that what is acknowledged as persisted goes to."""
+        return next((n for n, tier in enumerate(self.tiers) if tier.persistent and n not in self.drained), None)
+
+    def is_usable(self, tier: int) -> bool:
+        """Whether records may be written to a tier just now."""
+        return tier not in self.drained and self.tiers[tier].state == "ok"
+
+    def next_below(self, tier: int) -> int | None:
+        """The tier that what grows cold in this one goes to: the next one that is not being drained."""
+        return next((n for n in range(tier + 1, len(self.tiers)) if n not in self.drained), None)
 
     def check_open(self) -> None:
         """Raise `Closed` once the store is."""

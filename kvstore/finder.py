@@ -31,7 +31,7 @@ class Finder:
 
     def complete(self, scope: Scope, refs: bytes, parts: Sequence[Part], packed: bytes, exact: bool) -> None:
         """Enter what shared tiers have of packed look-up records, as far as the index lacks it."""
-        usable = [number for number in self._shared if self._core.tiers[number].state == "ok"]
+        usable = [number for number in self._shared if self._core.is_usable(number)]
         if not usable:
             return
         with self._core.lock:

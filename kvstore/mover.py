@@ -121,10 +121,11 @@ class Mover:
             drain_marks(core, namespace)
             waiting = namespace.digest in pressed
             for number, tier in enumerate(core.tiers[:-1]):
-                if core.below[number].state != "ok":
+                target = core.next_below(number)
+                if target is None or not core.is_usable(target):
                     continue
                 if (waiting and number == DRAM) or self._is_filling(number, namespace):
-                    self._demote(namespace, _Sweep(number, number + 1, CLEAN_SHARE * tier.capacity))
+                    self._demote(namespace, _Sweep(number, target, CLEAN_SHARE * tier.capacity))
             if waiting and not core.dram.owned(namespace.digest):
                 self._give_extent(namespace)
         for tier in core.below:
@@ -234,11 +235,11 @@ class Mover:
 
     def _give_extent(self, namespace: Namespace) -> None:
         """Empty the richest namespace's emptiest extent for one that waits and has none."""
-        core, removed = self._core, Removed()
+        core, removed, target = self._core, Removed(), self._core.next_below(DRAM)
         extent = core.dram.donor(namespace.digest)
         if extent is None:
             return
-        start = 0 if core.below else -1
+        start = -1 if target is None else 0
         while start >= 0:
             with core.lock:
                 rows, start = core.index.chunks(start, ROWS_AT_ONCE)
@@ -248,7 +249,8 @@ class Mover:
                     for row, each in inside
                     if core.only_here(each) and each not in core.bad
                 ]
-            self._write_all(dirty, 1)
+            if target is not None:
+                self._write_all(dirty, target)
         start = 0
         while start >= 0:
             with core.lock:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kvstore.errors import KVStoreError
+from kvstore.errors import InvalidArgument, KVStoreError
 from kvstore.record import Record
 from kvstore.spec import KVSpec, Part
 
@@ -197,6 +197,29 @@ class Tier(ABC):
     def watch_losses(self, told: OnLoss) -> None:
         """Call `told` when a part of the tier has failed and was taken out, in whatever thread noticed."""
         del told
+
+    def drain(self, path: str = "") -> Callable[[int], bool]:
+        """Write nothing more to the device at `path` (empty: the owner sees to the whole tier); what lies there.
+
+        That is, what says of a location whether it does. `InvalidArgument` for a path that is none, or that cannot be
+        done without. Idempotent.
+        """
+        if path:
+            raise InvalidArgument(f"tier {self.name} has no devices that are drained one by one: leave the path out")
+        return lambda location: True
+
+    def detach(self, path: str = "") -> None:
+        """Close what was drained, in which nothing lies any more, so that it can be unmounted. Idempotent."""
+        del path
+
+    def resume(self, path: str = "") -> None:
+        """Use again what was drained, opened anew if it was detached. Idempotent. `StorageError` if it is not there."""
+        del path
+
+    def owns(self, location: int) -> bool:
+        """Of a shared tier: whether this host wrote what lies there. `NotFound` if nothing does (any more)."""
+        del location
+        return True
 
     def tend(self, owner: Owner) -> None:
         """From now on the tier may make room ahead of need, asking `owner`, in a thread of its own."""

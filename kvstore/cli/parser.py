@@ -77,7 +77,17 @@ def _server_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
 def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:
     made = _Commands(commands, common, _target())
     made.add("stats", "inspect", "stats", "Print counters and gauges.")
-    made.add("tiers", "inspect", "tiers", "Show where chunks lie: room, measured speed, hits, errors, state.")
+    tiers = made.add(
+        "tiers", "tiers", "tiers", "Show where chunks lie: room, measured speed, hits, errors, state. Or drain a tier.",
+        "`drain NAME` empties a tier of a running server, `drain nvme --path FOLDER` one drive of it, so that it can\n"
+        "be pulled; `resume NAME` takes it back. docs/tiers.md says where the chunks go.",
+    )  # fmt: skip
+    tiers.add_argument("action", nargs="?", choices=("show", "drain", "resume"), default="show", help="(%(default)s)")
+    tiers.add_argument("name", nargs="?", default="", metavar="NAME", help="of the tier, as `kvstore tiers` shows it")
+    tiers.add_argument(
+        "--path", default="", metavar="FOLDER", help="of the drive, as the server's configuration has it"
+    )
+    tiers.add_argument("--wait", action="store_true", help="with drain: until it is done")
     listed = made.add("ls", "inspect", "ls", "List the stored chunks of the namespace.")
     listed.add_argument("--limit", type=positive, metavar="N", help="stop after so many chunks")
     made.add("artefacts", "inspect", "artefacts", "List what codecs have learnt of models, as far as the store has it.")

@@ -279,9 +279,12 @@ class RemoteTier(Tier):
         except KVStoreError:
             self._delay(place.name)
 
+    def owns(self, location: int) -> bool:
+        return self._table.get(location).own
+
     def evict(self, location: int, record_bytes: int) -> None:
         try:
-            own = self._table.get(location).own
+            own = self.owns(location)
         except NotFound:
             return
         if own:
