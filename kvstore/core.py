@@ -21,6 +21,7 @@ from kvstore.coder import Coder
 from kvstore.config import Config
 from kvstore.errors import Closed, InvalidArgument, Shed
 from kvstore.events import EventHub
+from kvstore.fetching import Fetcher
 from kvstore.gate import Gate
 from kvstore.leases import Leases
 from kvstore.loan import Loan
@@ -85,6 +86,7 @@ class Core:
         self.events = EventHub(lambda watched: setattr(self.intake, "watched", watched), config.may_operate)
         self.usage = Usage(self.index, self.catalog, len(self.tiers), config.max_chunks)
         self.counters = self.usage.counters
+        self.fetcher = Fetcher(self.tiers, coder.artefacts, self.count)
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have
         self.bad: set[int] = set()  # placements that go when readers and leases have, and that nobody is given
         self.loads = 0
@@ -109,6 +111,11 @@ class Core:
         """Raise `Closed` once the store is."""
         if self.closed:
             raise Closed("the store is closed")
+
+    def count(self, counter: str) -> None:
+        """Add one to a counter."""
+        with self.lock:
+            self.counters[counter] += 1
 
     def close(self) -> None:
         """From now on nothing is taken in. Needs the lock."""

@@ -13,7 +13,7 @@ from kvstore.checked import verify_record
 from kvstore.coder import Coded
 from kvstore.core import DRAM, Copy, Core
 from kvstore.errors import KVStoreError, Shed, StorageError
-from kvstore.record import Record, padded, unpack
+from kvstore.record import NO_ARTEFACT, Record, padded, unpack
 from kvstore.removed import Removed
 from kvstore.spec import Part
 from kvstore.tiers.base import Name, Owner, Present, Tier, TierFull
@@ -53,6 +53,8 @@ class Descent:
         source = self.read(scope, key, part, copy)
         coded = core.coder.recode(scope, source, core.coder.form_in(scope, target))
         tier.describe(scope.namespace.name, scope.spec)
+        if tier.shared and coded.record.artefact != NO_ARTEFACT:
+            tier.keep_artefact(coded.record.artefact, core.coder.artefacts.get(coded.record.artefact).data)
         for _ in range(max(1, patience)):
             try:
                 with core.gates[target].passing():

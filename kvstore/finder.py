@@ -11,7 +11,7 @@ from kvstore.catalog import Scope
 from kvstore.core import Core
 from kvstore.decoding import check_known
 from kvstore.errors import KVStoreError, NotFound
-from kvstore.record import RAW, Record
+from kvstore.record import NO_ARTEFACT, RAW, Record
 from kvstore.removed import Removed
 from kvstore.rows import REF_DTYPE
 from kvstore.spec import Part
@@ -70,6 +70,8 @@ class Finder:
                 check_known(record.form, record.artefact, core.coder.artefacts.get, record.key)
             except NotFound:
                 same = False
+                if record.artefact != NO_ARTEFACT:
+                    core.fetcher.want(record.artefact)
         try:
             if same:
                 with core.lock:

@@ -218,6 +218,7 @@ class Store:
             core.shared.close()
             if self._scrubber is not None:
                 self._scrubber.close()
+            core.fetcher.close()
             self._loader.close()
             self.drains.close()
             for through in self._through:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kvstore.errors import InvalidArgument, KVStoreError
+from kvstore.errors import InvalidArgument, KVStoreError, NotFound
 from kvstore.record import Record
 from kvstore.spec import KVSpec, Part
 
@@ -215,6 +215,20 @@ class Tier(ABC):
     def resume(self, path: str = "") -> None:
         """Use again what was drained, opened anew if it was detached. Idempotent. `StorageError` if it is not there."""
         del path
+
+    def keep_artefact(self, digest: bytes, data: bytes) -> None:
+        """Of a shared tier: have an artefact there, for other hosts, before the first record that names it.
+
+        Idempotent, and cheap when it was there a moment ago. Raises what a write raises.
+        """
+        del digest, data
+
+    def fetch_artefact(self, digest: bytes) -> bytes:
+        """Of a shared tier: an artefact's file that some host has kept there, whose digest is that.
+
+        Raises `NotFound` where it is not there, too long or damaged, and what a read raises.
+        """
+        raise NotFound(f"the artefact {digest.hex()} is not in tier {self.name}")
 
     def owns(self, location: int) -> bool:
         """Of a shared tier: whether this host wrote what lies there. `NotFound` if nothing does (any more)."""
