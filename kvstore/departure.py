@@ -86,7 +86,7 @@ class Departure:
         for row in rows:
             with core.lock:
                 for placement in self._here(row):
-                    may_go = self._is_elsewhere(placement) or not self._is_own(placement)
+                    may_go = self._is_elsewhere(placement) or not self._core.owns(placement)
                     if may_go and not core.index.placement(placement).readers:
                         self._take_out(placement, removed)
         core.settle(removed)
@@ -214,13 +214,7 @@ class Departure:
         What others wrote to a shared tier stays there for them, and is none of this host's.
         """
         surviving = self._core.tiers[self._number].persistent
-        return self._is_elsewhere(placement, surviving=surviving) or not self._is_own(placement)
-
-    def _is_own(self, placement: int) -> bool:
-        try:
-            return self._core.tiers[self._number].owns(self._core.index.placement(placement).loc)
-        except NotFound:
-            return False
+        return self._is_elsewhere(placement, surviving=surviving) or not self._core.owns(placement)
 
     def _wants(self, copy: Copy, target: int) -> bool:
         """Whether a copy in `target` is needed: one that survives the process, or the only one."""

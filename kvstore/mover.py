@@ -296,7 +296,7 @@ class Mover:
 
     def _expire_chunks(self, namespace: Namespace, before_ms: int, removed: Removed) -> None:
         core, held = self._core, self._core.held(namespace)
-        for tier in range(len(core.tiers)):
+        for tier in (*range(len(core.tiers)), core.found):
             for n, row in enumerate(core.usage.policy(tier, namespace).victims()):
                 if core.index.chunk(row).last_use >= before_ms:
                     break

@@ -312,7 +312,7 @@ class Writer:
                     if namespace.taken + nbytes <= quota:
                         break
                     if core.may_go(row, held):
-                        core.drop_chunk(row, removed)
+                        core.drop_own(row, removed)
             fits = namespace.taken + nbytes <= quota
             namespace.promised += nbytes * fits
             if not fits:

@@ -2,7 +2,7 @@
 
 The store owns the index and decides what lives where; a tier owns bytes and nothing else. Locations are opaque
 numbers below 2⁶³ that the tier hands out. Every method may be called from any thread; none holds a lock across
-I/O. The store never calls a tier with its own lock held, and a tier calls its `Owner` with none of its locks held.
+I/O. The store calls nothing but `owns` with its own lock held, and a tier calls its `Owner` with none of its own.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class Tier(ABC):
         raise NotFound(f"the artefact {digest.hex()} is not in tier {self.name}")
 
     def owns(self, location: int) -> bool:
-        """Of a shared tier: whether this host wrote what lies there. `NotFound` if nothing does (any more)."""
+        """Of a shared tier: whether this host wrote what lies there; told by the number alone, so at any time."""
         del location
         return True
 

@@ -34,7 +34,7 @@ from kvstore.tiers.remote.hedge import Hedge
 from kvstore.tiers.remote.meter import Meter
 from kvstore.tiers.remote.misses import RecentMisses
 from kvstore.tiers.remote.names import object_name, pack
-from kvstore.tiers.remote.table import LocationTable
+from kvstore.tiers.remote.table import LocationTable, is_own
 
 MIB = 1 << 20
 PROBE_S = 1.0
@@ -290,14 +290,10 @@ class RemoteTier(Tier):
             self._delay(place.name)
 
     def owns(self, location: int) -> bool:
-        return self._table.get(location).own
+        return is_own(location)
 
     def evict(self, location: int, record_bytes: int) -> None:
-        try:
-            own = self.owns(location)
-        except NotFound:
-            return
-        if own:
+        if is_own(location):
             self.delete(location, record_bytes)
         else:
             self._table.remove(location)
