@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
     _server_commands(commands, common)
     _object_commands(commands, common)
+    _device_commands(commands, common)
     _bench_commands(commands, common)
     return parser
 
@@ -107,6 +108,17 @@ def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
     _choice(pin, many=True)
     pin.add_argument("--for", dest="seconds", default="1h", metavar="TIME", help='like "10m" (%(default)s)')
     _choice(made.add("unpin", "objects", "unpin", "End pins."), many=True)
+
+
+def _device_commands(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:
+    cxl = commands.add_parser("cxl", help="Devices of the CXL tier.")
+    names = cxl.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    wipe = _Commands(names, common).add(
+        "wipe", "cxl", "wipe", "Give up what a persistent tier has left on DAX devices, so that they can be used anew.",
+        "Refused while a store has one of them open. Without --yes it only says what they hold.",
+    )  # fmt: skip
+    wipe.add_argument("paths", nargs="+", metavar="PATH", help="a device-DAX or a file, as in [cxl] paths")
+    wipe.add_argument("--yes", action="store_true", help="do it: what lies there cannot be had back")
 
 
 def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:
