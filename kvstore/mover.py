@@ -68,6 +68,7 @@ class Mover:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._pressed: set[bytes] = set()
+        self._swept = 0  # row of the index that the search for what is past its time goes on with
         self._pool = ThreadPoolExecutor(threads, "kvstore-move")
         self._thread = threading.Thread(target=self._run, name="kvstore-mover", daemon=True)
 
@@ -289,9 +290,11 @@ class Mover:
                 core.condemn(scope, placement, removed)
             for row in list(core.doomed):
                 core.drop_chunk(row, removed, "deleted")
-            for namespace in core.catalog.namespaces.values():
-                if namespace.ttl_s:
-                    self._expire_chunks(namespace, now - int(namespace.ttl_s * 1000), removed)
+            limited = [each for each in core.catalog.namespaces.values() if each.ttl_s]
+            for namespace in limited:
+                self._expire_chunks(namespace, now - int(namespace.ttl_s * 1000), removed)
+        if limited:
+            self._expire_out_of_order(now, removed)
         core.settle(removed)
 
     def _expire_chunks(self, namespace: Namespace, before_ms: int, removed: Removed) -> None:
@@ -304,4 +307,21 @@ class Mover:
                     self._wake.set()  # the rest in the next round: the lock is for microseconds
                     break
                 if core.may_go(row, held):
+                    core.drop_chunk(row, removed, "expired")
+
+    def _expire_out_of_order(self, now: int, removed: Removed) -> None:
+        """Some rows of the index, the next ones in the next round.
+
+        The order of a tier is that in which chunks came there or were used, so one that was cold when it came stands
+        behind others whose time is not up.
+        """
+        core = self._core
+        with core.lock:
+            rows, following = core.index.chunks(self._swept, ROWS_AT_ONCE)
+            self._swept = max(0, following)
+            for row in rows.tolist():
+                chunk = core.index.chunk(row)
+                namespace = core.catalog.scopes[chunk.scope].namespace
+                is_over = namespace.ttl_s and chunk.last_use < now - int(namespace.ttl_s * 1000)
+                if is_over and core.may_go(row, core.held(namespace)):
                     core.drop_chunk(row, removed, "expired")
