@@ -107,7 +107,7 @@ class Core:
 
     def next_below(self, tier: int) -> int | None:
         """The tier that what grows cold in this one goes to: the next one that is not being drained."""
-        return next((n for n in range(tier + 1, len(self.tiers)) if n not in self.drained), None)
+        return next((n for n in self.order[self.order.index(tier) + 1 :] if n not in self.drained), None)
 
     def check_open(self) -> None:
         """Raise `Closed` once the store is."""

@@ -172,3 +172,26 @@ def test_a_folder_opened_by_the_command_itself_is_not_drained(tmp_path: Path) ->
     )  # fmt: skip
     assert done.returncode == 2
     assert "give the --url of a server" in done.stderr
+
+
+def test_a_server_killed_in_mid_drain_has_everything_when_it_is_started_again(tmp_path: Path) -> None:
+    folders, refs = [tmp_path / "a", tmp_path / "b"], refs_of()
+    for each in folders:
+        each.mkdir()
+    server = Running(folders, tmp_path)
+    try:
+        with kvstore.connect(server.address) as client:
+            fill(client, refs)
+        for folder in (*folders, *folders):
+            with kvstore.connect(server.address) as client:
+                client.drain("nvme", f"{folder}/kv")
+                while client.drain("nvme", f"{folder}/kv").moved_parts < 5:
+                    time.sleep(0.001)
+                server.process.kill()
+            server.end()
+            server = Running(folders, tmp_path)
+            with kvstore.connect(server.address) as client:
+                check(client, refs)
+                assert client.stats()["tiers"]["nvme"]["drives"] == 2
+    finally:
+        server.end()

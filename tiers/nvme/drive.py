@@ -260,8 +260,10 @@ class Drive:
     def detach(self) -> None:
         """Close it in order, when nothing lies on it and nobody passes its gate; readers of segments are waited for."""
         self.table.retire_all()
-        self.close()
-        self.out, self.detached = "drained", True
+        try:
+            self.close()
+        finally:
+            self.out, self.detached = "drained", True
 
     def _complete(self, segment: Segment) -> None:
         """Journal that a segment is full. Without that its end is searched after a crash, no more."""
