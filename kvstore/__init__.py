@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kvstore.api import Ack, ChunkInfo, Description, Event, Fidelity, Page, PlacementInfo, Want
+from kvstore.api import Ack, ChunkInfo, Description, Drain, Event, Fidelity, Page, PlacementInfo, Want
 from kvstore.client import Client, Hit
 from kvstore.config import Config, DramConfig, NamespaceConfig, NvmeConfig, ServerConfig
 from kvstore.errors import (
@@ -93,6 +93,7 @@ __all__ = [
     "Corrupt",
     "DeadlineExceeded",
     "Description",
+    "Drain",
     "DramConfig",
     "Event",
     "Extras",

@@ -19,7 +19,19 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from kvstore.api import Ack, ChunkInfo, Description, Event, Fidelity, Page, PlacementInfo, Reservation, View, Want
+from kvstore.api import (
+    Ack,
+    ChunkInfo,
+    Description,
+    Drain,
+    Event,
+    Fidelity,
+    Page,
+    PlacementInfo,
+    Reservation,
+    View,
+    Want,
+)
 from kvstore.client import Client, Hit
 from kvstore.errors import Closed
 from kvstore.keys import Chain, ChunkRef, Extras, TokenIds
@@ -194,6 +206,14 @@ class AsyncClient:
     async def stats(self) -> dict[str, Any]:
         """See `Client.stats`."""
         return await self._run(self._client.stats)
+
+    async def drain(self, tier: str, path: str = "") -> Drain:
+        """See `Client.drain`."""
+        return await self._run(lambda: self._client.drain(tier, path))
+
+    async def resume(self, tier: str, path: str = "") -> Drain:
+        """See `Client.resume`."""
+        return await self._run(lambda: self._client.resume(tier, path))
 
     def list(self) -> AsyncIterator[ChunkInfo]:
         """See `Client.list`."""

@@ -132,7 +132,11 @@ class ChunkInfo:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a part: `stored`, `moved` (to another tier), `evicted`, `quarantined`."""
+    """Something that happened to a part: `stored`, `moved` (to another tier), `evicted`, `quarantined`.
+
+    One of the kind `tier` is of a tier as a whole and has no key: `note` says in words what happened, such as that a
+    drive failed.
+    """
 
     kind: str
     key: bytes
@@ -140,6 +144,25 @@ class Event:
     part: Part
     tier: str
     at_ms: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """How far a tier (or the drive at `path` of it) is emptied, so that it can be pulled.
+
+    `state` is `draining` (with what it waits for), `drained`, `drain failed: …`, or `ok` for one that is in use.
+    Parts and bytes were `moved` to where they were not yet, whole chunks `dropped` that fitted nowhere.
+    """
+
+    tier: str
+    path: str
+    state: str
+    left_bytes: int = 0
+    moved_parts: int = 0
+    moved_bytes: int = 0
+    dropped_chunks: int = 0
+    dropped_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +297,12 @@ class Backend(Protocol):
     def chunks(self, cursor: int = 0, limit: int = 1000) -> Page: ...
 
     def stats(self) -> dict[str, Any]: ...
+
+    def drain(self, tier: str, path: str = "") -> Drain:
+        """Empty a tier, or the drive at `path` of one, in the background, and write nothing there. Idempotent."""
+
+    def resume(self, tier: str, path: str = "") -> Drain:
+        """Use a tier or drive again that was drained, or is being drained. Idempotent."""
 
     def watch(self) -> Iterator[Event]:
         """Events from now on. Closing the iterator ends it; a reader too slow loses events, told by `lost`."""

@@ -71,9 +71,23 @@ class Artefacts:
                 raise StorageError(f"the artefact {path} cannot be written: {error.strerror or error}") from error
             self._kept.add(artefact.digest)
 
+    def take(self, data: bytes, digest: bytes) -> None:
+        """Have an artefact that another host has made, from now on like any here. `NotFound` unless it is that one."""
+        try:
+            found = Artefact.from_bytes(data)
+        except Corrupt as error:
+            raise NotFound(f"the artefact {digest.hex()} of another host is none: {error}") from None
+        if found.digest != digest:
+            raise NotFound(f"the artefact {digest.hex()} of another host is {found.digest.hex()}")
+        self.keep(found)
+        with self._lock:
+            self._known.setdefault(digest, found)
+
     def stale(self) -> frozenset[bytes]:
-        """Digests of what is on disk and neither configured nor shipped: needed by older records, or by none."""
-        return frozenset(self._on_disk()) - {each.digest for each in self._current}
+        """Digests of what is here and neither configured nor shipped: needed by older records, or by none."""
+        with self._lock:
+            known = set(self._known)
+        return frozenset(known | self._on_disk()) - {each.digest for each in self._current}
 
     def remove(self, digests: Iterable[bytes]) -> None:
         """Forget artefacts that nothing names any more."""
@@ -81,7 +95,8 @@ class Artefacts:
             for digest in digests:
                 self._known.pop(digest, None)
                 self._kept.discard(digest)
-                self._path(digest).unlink(missing_ok=True)
+                if self._folder is not None:
+                    self._path(digest).unlink(missing_ok=True)
 
     def stats(self) -> Sequence[Mapping[str, Any]]:
         """All of them as plain data; `current` ones encode what comes. What was not read has no kind and no model."""

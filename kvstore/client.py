@@ -25,6 +25,7 @@ from kvstore.api import (
     Backend,
     ChunkInfo,
     Description,
+    Drain,
     Event,
     Fidelity,
     Offer,
@@ -305,8 +306,20 @@ class Client:
         """Counters and gauges as plain data."""
         return self._backend.stats()
 
+    def drain(self, tier: str, path: str = "") -> Drain:
+        """Empty a tier, or the drive at `path` of one, so that it can be pulled; how far that is. `stats` tells more.
+
+        Nothing is written there any more; what only it holds is moved, in the background. Idempotent. `InvalidArgument`
+        for what cannot be drained.
+        """
+        return self._backend.drain(tier, path)
+
+    def resume(self, tier: str, path: str = "") -> Drain:
+        """Take a tier or a drive back into use. Idempotent. `StorageError` where a drive is not there any more."""
+        return self._backend.resume(tier, path)
+
     def watch(self) -> Iterator[Event]:
-        """Events from now on: stored, moved, evicted, quarantined."""
+        """Events from now on: stored, moved, evicted, quarantined; of the kind `tier`, what happened to one."""
         return self._backend.watch()
 
     def verify(self) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:

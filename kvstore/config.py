@@ -125,7 +125,7 @@ class NamespaceConfig:
     `tokens` are the bearer tokens that open it; `tokens_file` names a file with one per line, which a
     configuration reader adds to `tokens`. `codec` is the form in which its puts are stored (none: `[dram] codec`).
     `lossy` lets a lossy form take the place of its last exact copy; without it a lossy codec of a tier is `lossless`
-    for this namespace.
+    for this namespace. `operator` lets its callers run the whole store: drain tiers, and see figures of all tenants.
     """
 
     name: str
@@ -135,6 +135,7 @@ class NamespaceConfig:
     tokens_file: Path | None = None
     codec: FormNameOrNone = None
     lossy: bool = False
+    operator: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,3 +191,12 @@ class Config:
     def below(self) -> tuple[CxlConfig | NvmeConfig | RemoteConfig, ...]:
         """The tiers below DRAM that are set up, the fastest first."""
         return tuple(each for each in (self.cxl, self.nvme, self.remote) if each is not None)
+
+    def may_operate(self, namespace: str) -> bool:
+        """Whether callers of a namespace may do and see what concerns the whole store.
+
+        All may where there are no tenants to be kept apart: where no tokens are asked for, or there is one namespace.
+        """
+        if len(self.namespaces) < 2 or not any(each.tokens for each in self.namespaces):
+            return True
+        return any(each.operator for each in self.namespaces if each.name == namespace)

@@ -21,6 +21,7 @@ from kvstore.coder import Coder
 from kvstore.config import Config
 from kvstore.errors import Closed, InvalidArgument, Shed
 from kvstore.events import EventHub
+from kvstore.fetching import Fetcher
 from kvstore.gate import Gate
 from kvstore.leases import Leases
 from kvstore.loan import Loan
@@ -73,8 +74,7 @@ class Core:
         self.coder = coder
         self.tiers: tuple[Tier, ...] = (dram, *below)
         self.order = bytes(range(len(self.tiers)))  # fastest first
-        # Where what is acknowledged as persisted goes.
-        self.persistent = next((n for n, tier in enumerate(self.tiers) if tier.persistent), None)
+        self.drained: set[int] = set()  # tiers that nothing is written to any more; see `kvstore.drains`
         self.lock = _native.Mutex()
         self.room = Room(self.lock)
         self.index = _native.Index(config.max_chunks, secrets.randbits(64))
@@ -83,9 +83,12 @@ class Core:
         self.leases = Leases(self.index)
         self.hazards = dram.hazards
         self.intake = _native.Intake(self.index, self.lock)
-        self.events = EventHub(lambda watched: setattr(self.intake, "watched", watched))
-        self.usage = Usage(self.index, self.catalog, len(self.tiers), config.max_chunks)
+        self.events = EventHub(lambda watched: setattr(self.intake, "watched", watched), config.may_operate)
+        # What others wrote to shared tiers has an order of its own, since letting go of it makes no room in them.
+        self.found = len(self.tiers)
+        self.usage = Usage(self.index, self.catalog, len(self.tiers) + 1, config.max_chunks)
         self.counters = self.usage.counters
+        self.fetcher = Fetcher(self.tiers, coder.artefacts, self.count)
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have
         self.bad: set[int] = set()  # placements that go when readers and leases have, and that nobody is given
         self.loads = 0
@@ -93,10 +96,28 @@ class Core:
         self.closed = False
         self._lingering: list[tuple[Loan, Callable[[], None]]] = []
 
+    @property
+    def persistent(self) -> int | None:
+        """The tier that what is acknowledged as persisted goes to."""
+        return next((n for n, tier in enumerate(self.tiers) if tier.persistent and n not in self.drained), None)
+
+    def is_usable(self, tier: int) -> bool:
+        """Whether records may be written to a tier just now."""
+        return tier not in self.drained and self.tiers[tier].state == "ok"
+
+    def next_below(self, tier: int) -> int | None:
+        """The tier that what grows cold in this one goes to: the next one that is not being drained."""
+        return next((n for n in self.order[self.order.index(tier) + 1 :] if n not in self.drained), None)
+
     def check_open(self) -> None:
         """Raise `Closed` once the store is."""
         if self.closed:
             raise Closed("the store is closed")
+
+    def count(self, counter: str) -> None:
+        """Add one to a counter."""
+        with self.lock:
+            self.counters[counter] += 1
 
     def close(self) -> None:
         """From now on nothing is taken in. Needs the lock."""
@@ -162,8 +183,11 @@ class Core:
         if placement < 0 and record.exact and self._make_way(scope, record, tier, removed):
             chunk, placement = self._insert(scope, record, tier, location)
         if placement >= 0:
-            self.usage.policy(tier, scope.namespace).admit(chunk)
-            scope.namespace.used += record.total_bytes
+            if self.tiers[tier].owns(location):
+                self.usage.policy(tier, scope.namespace).admit(chunk)
+                scope.namespace.used += record.total_bytes
+            else:
+                self.usage.policy(self.found, scope.namespace).admit(chunk)
         return placement
 
     def _make_way(self, scope: Scope, record: Record | Entry, tier: int, removed: Removed) -> bool:
@@ -237,11 +261,12 @@ class Core:
         total = scope.header_bytes(part) + padded(place.stored)
         gone = index.remove_placement(placement)
         self.bad.discard(placement)
-        scope.namespace.used -= total
         tier = self.tiers[place.tier]
+        own = tier.owns(place.loc)
+        scope.namespace.used -= total if own else 0
         (removed.evicted if tier.shared and kind not in ERASED else removed.places).append((tier, place.loc, total))
-        if gone & CHUNK_GONE or not self.chunk_in_tier(part_row.chunk, place.tier):
-            self.usage.policy(place.tier, scope.namespace).remove(part_row.chunk)
+        if gone & CHUNK_GONE or not self._is_ordered(part_row.chunk, place.tier, own):
+            self.usage.policy(place.tier if own else self.found, scope.namespace).remove(part_row.chunk)
         if gone & CHUNK_GONE or not self.index.chunk_parts(part_row.chunk):
             self.doomed.discard(part_row.chunk)
         if chunk.flags and not gone & CHUNK_GONE:
@@ -253,6 +278,17 @@ class Core:
         """Whether any part of a chunk has a placement in a tier. Needs the lock."""
         index = self.index
         return any(index.find_placement(part, tier) >= 0 for part in index.chunk_parts(chunk))
+
+    def owns(self, placement: int) -> bool:
+        """Whether a placement is this host's own, and counts for its namespace. Needs the lock."""
+        place = self.index.placement(placement)
+        return self.tiers[place.tier].owns(place.loc)
+
+    def _is_ordered(self, chunk: int, tier: int, own: bool) -> bool:
+        """Whether a placement keeps a chunk in the order of a tier, or of what was found. Needs the lock."""
+        if not self.tiers[tier].shared:
+            return self.chunk_in_tier(chunk, tier)
+        return any(self.owns(each) == own for each in self.placements(chunk, tier if own else None))
 
     def placements(self, chunk: int, tier: int | None = None) -> Iterator[int]:
         """Placements of all parts of a chunk (in one tier). Needs the lock."""
@@ -328,6 +364,19 @@ class Core:
         for placement in list(self.placements(chunk)):
             self.withdraw(scope, placement, removed, kind)
         return True
+
+    def drop_own(self, chunk: int, removed: Removed) -> None:
+        """Withdraw what of a chunk (that may go) counts for its namespace; what others wrote stays, if it is whole.
+
+        Needs the lock.
+        """
+        places = list(self.placements(chunk))
+        own = [each for each in places if self.owns(each)]
+        parts = {self.index.placement(each).part for each in places if each not in own}
+        whole = set(self.index.chunk_parts(chunk)) <= parts
+        scope = self.catalog.scopes[self.index.chunk(chunk).scope]
+        for each in own if whole else places:
+            self.withdraw(scope, each, removed)
 
     def _doom(self, chunk: int) -> None:
         """Mark a chunk to go; look-ups pass it over from now on. Needs the lock.

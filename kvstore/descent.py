@@ -13,7 +13,7 @@ from kvstore.checked import verify_record
 from kvstore.coder import Coded
 from kvstore.core import DRAM, Copy, Core
 from kvstore.errors import KVStoreError, Shed, StorageError
-from kvstore.record import Record, padded, unpack
+from kvstore.record import NO_ARTEFACT, Record, padded, unpack
 from kvstore.removed import Removed
 from kvstore.spec import Part
 from kvstore.tiers.base import Name, Owner, Present, Tier, TierFull
@@ -39,30 +39,54 @@ class Descent:
 
     def persist(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> None:
         """Write a copy (with a reader on it) to the first tier that survives the process."""
-        if self._core.persistent is None:
-            raise StorageError("no tier survives this process: add [nvme] to the configuration")
-        self.write(scope, key, part, copy, self._core.persistent)
+        target = self._core.persistent
+        if target is None:
+            raise StorageError("no tier that survives this process takes records: add [nvme], or end its drain")
+        self.write(scope, key, part, copy, target)
 
     def write(self, scope: Scope, key: bytes, part: Part, copy: Copy, target: int, *, patience: int = PATIENCE) -> None:
-        """Write a copy (with a reader on it) to tier `target`, making room there if need be.
+        """Write a copy (with a reader on it) to tier `target`, making room there if need be (not with 0 `patience`).
 
         Raises `Shed` where there is no room to be had, `StorageError`, `Corrupt` for a source that is damaged.
         """
         core, tier = self._core, self._core.tiers[target]
-        source = self._read(scope, key, part, copy)
+        source = self.read(scope, key, part, copy)
         coded = core.coder.recode(scope, source, core.coder.form_in(scope, target))
         tier.describe(scope.namespace.name, scope.spec)
-        for _ in range(patience):
+        if tier.shared and coded.record.artefact != NO_ARTEFACT:
+            tier.keep_artefact(coded.record.artefact, core.coder.artefacts.get(coded.record.artefact).data)
+        for _ in range(max(1, patience)):
             try:
                 with core.gates[target].passing():
                     self._write(target, scope, *coded)
                 return
             except TierFull as full:
                 reason = str(full)
-            if not self._make_room(target, coded.record.total_bytes):
+            if not patience or not self.make_room(target, coded.record.total_bytes):
                 break
         core.counters["shed_no_space"] += 1
         raise Shed(f"{tier.name} has no room for {coded.record.total_bytes} bytes: {reason}", "no_space")
+
+    def lift(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> bool:
+        """Write a copy (with a reader on it) up to DRAM, if memory is free there; False if none is."""
+        core, removed, placed = self._core, Removed(), -1
+        coded = self.read(scope, key, part, copy)
+        location = core.dram.reserve(scope.namespace.digest, copy.total)
+        if location < 0:
+            return False
+        try:
+            memory = core.dram.view(location, 0, copy.total)
+            memory[: copy.header] = coded.header
+            memory[copy.header :] = coded.payload
+            with core.lock:
+                placed = core.publish(scope, coded.record, DRAM, location, removed)
+                if placed >= 0:
+                    core.events.emit("moved", scope.namespace.name, key, scope.spec.digest, part, core.dram.name)
+        finally:
+            core.settle(removed)
+            if placed < 0:
+                core.dram.delete(location, copy.total)
+        return True
 
     def _write(self, target: int, scope: Scope, record: Record, header: bytes, payload: memoryview) -> None:
         core, tier, removed, placed = self._core, self._core.tiers[target], Removed(), -1
@@ -100,7 +124,7 @@ class Descent:
         tier.delete(found[1], found[0].total_bytes)
         return record, tier.write(header, payload, record)
 
-    def _read(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> Coded:
+    def read(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> Coded:
         """A record where it lies in DRAM, or as it was read from another tier and verified."""
         core = self._core
         if copy.tier == DRAM:
@@ -110,7 +134,7 @@ class Descent:
         record = verify_record(memory, scope, key, part, tier.name)
         return Coded(record, record.pack(), memory[copy.header :])
 
-    def _make_room(self, target: int, nbytes: int) -> bool:
+    def make_room(self, target: int, nbytes: int) -> bool:
         """Room in a tier that is full; False if there is none to be had."""
         tier = self._core.tiers[target]
         if tier.evicts:  # its owner holds the gate while it looks
@@ -144,22 +168,24 @@ class Descent:
                     return
                 chunk = core.index.chunk(row)
                 may_go = core.may_go(row, core.held(namespace))
-                lacking = self._lacking(row, target) if may_go else []
-            self._write_further(lacking, target + 1)
+                further = core.next_below(target)
+                lacking = self._lacking(row, target, further) if may_go and further is not None else []
+            if further is not None:
+                self._write_further(lacking, further)
             with core.lock:
                 row = core.index.find(chunk.scope, chunk.key)
                 if row >= 0 and not (may_go and core.drop_from(row, target, removed, core.held(namespace))):
                     after = row
 
-    def _lacking(self, row: int, target: int) -> list[tuple[Scope, bytes, Part, Copy]]:
+    def _lacking(self, row: int, target: int, further: int) -> list[tuple[Scope, bytes, Part, Copy]]:
         """A chunk's parts that the next tier lacks, if that is to be used, each with a reader. Needs the lock."""
         core, index = self._core, self._core.index
-        if target + 1 >= len(core.tiers) or core.tiers[target + 1].state != "ok":
+        if not core.is_usable(further):
             return []
         chunk, found = index.chunk(row), []
         for placement in list(core.placements(row, target)):
             place = index.placement(placement)
-            if placement not in core.bad and not core.has(target + 1, place.part, exact=place.exact):
+            if placement not in core.bad and not core.has(further, place.part, exact=place.exact):
                 found.append(core.hold_part(chunk, placement))
         return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from kvstore.api import Event
@@ -66,8 +66,13 @@ class Watcher(Iterator[Event]):
 class EventHub:
     """Hands events to watchers."""
 
-    def __init__(self, watched: Callable[[bool], None]) -> None:
-        """`watched` is told whether there are any watchers, before a new one is told of anything."""
+    def __init__(self, watched: Callable[[bool], None], may_operate: Callable[[str], bool]) -> None:
+        """`watched` is told whether there are any watchers, before a new one is told of anything.
+
+        `may_operate` says of a namespace whether its watchers are told of what is no tenant's: whole tiers.
+        """
+        self.notes: Sequence[str] = ()  # what happened to tiers, in words
+        self.may_operate = may_operate
         self._lock = threading.Lock()
         self._tell = watched
         self._watchers: tuple[Watcher, ...] = ()
@@ -99,6 +104,14 @@ class EventHub:
         event = Event(kind, key, spec, part, tier, time.time_ns() // 1_000_000)
         for watcher in self._watchers:
             if watcher.namespace == namespace:
+                watcher.offer(event)
+
+    def announce(self, note: str, tier: str) -> None:
+        """Tell, in words, what happened to a tier; watchers of every namespace that `may_operate`, and `notes`."""
+        self.notes = [*self.notes, note]
+        event = Event("tier", b"", b"", Part(), tier, time.time_ns() // 1_000_000, note)
+        for watcher in self._watchers:
+            if self.may_operate(watcher.namespace):
                 watcher.offer(event)
 
     def close(self) -> None:

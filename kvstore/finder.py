@@ -11,7 +11,7 @@ from kvstore.catalog import Scope
 from kvstore.core import Core
 from kvstore.decoding import check_known
 from kvstore.errors import KVStoreError, NotFound
-from kvstore.record import RAW, Record
+from kvstore.record import NO_ARTEFACT, RAW, Record
 from kvstore.removed import Removed
 from kvstore.rows import REF_DTYPE
 from kvstore.spec import Part
@@ -31,7 +31,7 @@ class Finder:
 
     def complete(self, scope: Scope, refs: bytes, parts: Sequence[Part], packed: bytes, exact: bool) -> None:
         """Enter what shared tiers have of packed look-up records, as far as the index lacks it."""
-        usable = [number for number in self._shared if self._core.tiers[number].state == "ok"]
+        usable = [number for number in self._shared if self._core.is_usable(number)]
         if not usable:
             return
         with self._core.lock:
@@ -70,6 +70,8 @@ class Finder:
                 check_known(record.form, record.artefact, core.coder.artefacts.get, record.key)
             except NotFound:
                 same = False
+                if record.artefact != NO_ARTEFACT:
+                    core.fetcher.want(record.artefact)
         try:
             if same:
                 with core.lock:

@@ -19,7 +19,7 @@ from kvstore.core import DRAM, Copy, Core
 from kvstore.decoding import check_known
 from kvstore.errors import Closed, Corrupt, KVStoreError, NotFound, Shed, SpecMismatch, StorageError
 from kvstore.keys import ChunkRef
-from kvstore.record import RAW, Record, unpack
+from kvstore.record import NO_ARTEFACT, RAW, Record, unpack
 from kvstore.removed import Removed
 from kvstore.spec import Part
 from kvstore.writer import Writer
@@ -299,7 +299,10 @@ class Loader:
         try:
             check_known(record.form, record.artefact, self._core.coder.artefacts.get, record.key)
         except NotFound:
-            self._bad[source.placement] = GONE if self._core.tiers[source.tier].shared else BAD
+            shared = self._core.tiers[source.tier].shared
+            self._bad[source.placement] = GONE if shared else BAD
+            if shared and record.artefact != NO_ARTEFACT:
+                self._core.fetcher.want(record.artefact)
             with self._core.lock:
                 self._core.counters["undecodable"] += 1
             raise

@@ -68,6 +68,7 @@ class Mover:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._pressed: set[bytes] = set()
+        self._swept = 0  # row of the index that the search for what is past its time goes on with
         self._pool = ThreadPoolExecutor(threads, "kvstore-move")
         self._thread = threading.Thread(target=self._run, name="kvstore-mover", daemon=True)
 
@@ -121,10 +122,11 @@ class Mover:
             drain_marks(core, namespace)
             waiting = namespace.digest in pressed
             for number, tier in enumerate(core.tiers[:-1]):
-                if core.below[number].state != "ok":
+                target = core.next_below(number)
+                if target is None or not core.is_usable(target):
                     continue
                 if (waiting and number == DRAM) or self._is_filling(number, namespace):
-                    self._demote(namespace, _Sweep(number, number + 1, CLEAN_SHARE * tier.capacity))
+                    self._demote(namespace, _Sweep(number, target, CLEAN_SHARE * tier.capacity))
             if waiting and not core.dram.owned(namespace.digest):
                 self._give_extent(namespace)
         for tier in core.below:
@@ -234,11 +236,11 @@ class Mover:
 
     def _give_extent(self, namespace: Namespace) -> None:
         """Empty the richest namespace's emptiest extent for one that waits and has none."""
-        core, removed = self._core, Removed()
+        core, removed, target = self._core, Removed(), self._core.next_below(DRAM)
         extent = core.dram.donor(namespace.digest)
         if extent is None:
             return
-        start = 0 if core.below else -1
+        start = -1 if target is None else 0
         while start >= 0:
             with core.lock:
                 rows, start = core.index.chunks(start, ROWS_AT_ONCE)
@@ -248,7 +250,8 @@ class Mover:
                     for row, each in inside
                     if core.only_here(each) and each not in core.bad
                 ]
-            self._write_all(dirty, 1)
+            if target is not None:
+                self._write_all(dirty, target)
         start = 0
         while start >= 0:
             with core.lock:
@@ -287,14 +290,16 @@ class Mover:
                 core.condemn(scope, placement, removed)
             for row in list(core.doomed):
                 core.drop_chunk(row, removed, "deleted")
-            for namespace in core.catalog.namespaces.values():
-                if namespace.ttl_s:
-                    self._expire_chunks(namespace, now - int(namespace.ttl_s * 1000), removed)
+            limited = [each for each in core.catalog.namespaces.values() if each.ttl_s]
+            for namespace in limited:
+                self._expire_chunks(namespace, now - int(namespace.ttl_s * 1000), removed)
+        if limited:
+            self._expire_out_of_order(now, removed)
         core.settle(removed)
 
     def _expire_chunks(self, namespace: Namespace, before_ms: int, removed: Removed) -> None:
         core, held = self._core, self._core.held(namespace)
-        for tier in range(len(core.tiers)):
+        for tier in (*range(len(core.tiers)), core.found):
             for n, row in enumerate(core.usage.policy(tier, namespace).victims()):
                 if core.index.chunk(row).last_use >= before_ms:
                     break
@@ -302,4 +307,21 @@ class Mover:
                     self._wake.set()  # the rest in the next round: the lock is for microseconds
                     break
                 if core.may_go(row, held):
+                    core.drop_chunk(row, removed, "expired")
+
+    def _expire_out_of_order(self, now: int, removed: Removed) -> None:
+        """Some rows of the index, the next ones in the next round.
+
+        The order of a tier is that in which chunks came there or were used, so one that was cold when it came stands
+        behind others whose time is not up.
+        """
+        core = self._core
+        with core.lock:
+            rows, following = core.index.chunks(self._swept, ROWS_AT_ONCE)
+            self._swept = max(0, following)
+            for row in rows.tolist():
+                chunk = core.index.chunk(row)
+                namespace = core.catalog.scopes[chunk.scope].namespace
+                is_over = namespace.ttl_s and chunk.last_use < now - int(namespace.ttl_s * 1000)
+                if is_over and core.may_go(row, core.held(namespace)):
                     core.drop_chunk(row, removed, "expired")

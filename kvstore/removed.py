@@ -19,8 +19,9 @@ class Removed:
         return bool(self.places or self.evicted)
 
     def bytes_in(self, tier: Tier) -> int:
-        """How many bytes are to be given back to one tier."""
-        return sum(nbytes for each, _, nbytes in [*self.places, *self.evicted] if each is tier)
+        """How many bytes of this host's are to be given back to one tier."""
+        places = [*self.places, *self.evicted]
+        return sum(nbytes for each, location, nbytes in places if each is tier and each.owns(location))
 
     def settle(self) -> list[KVStoreError]:
         """Tell the tiers, all of them even where one fails; what failed."""

@@ -96,10 +96,10 @@ class Session:
 class Service:
     """Answers requests from one store. Specs are kept per namespace: a tenant cannot see another's."""
 
-    def __init__(self, store: SessionSource, *, apart: bool = False) -> None:
-        """`apart` keeps figures of the whole store from the callers, who are tenants that must not see each other."""
+    def __init__(self, store: SessionSource, *, may_operate: Callable[[str], bool] = lambda namespace: True) -> None:
+        """`may_operate` says of a namespace whether its callers see figures of the whole store."""
         self._store = store
-        self._apart = apart
+        self._may_operate = may_operate
         self._lock = threading.Lock()
         self._joining = threading.Lock()  # the first and the last connection of a session, one after the other
         self._sessions: dict[tuple[str, bytes], Session] = {}
@@ -184,6 +184,8 @@ class Service:
             "List": (pb.ListRequest, self.list),
             "Stats": (pb.StatsRequest, self.stats),
             "GetArtefact": (pb.GetArtefactRequest, self.get_artefact),
+            "Drain": (pb.DrainRequest, self.drain),
+            "Resume": (pb.DrainRequest, self.resume),
         }
 
     def describe(self, session: Session, request: Any) -> Any:
@@ -272,9 +274,17 @@ class Service:
         """Counters: of the whole store, or where tenants are kept apart, of the namespace alone."""
         del request
         stats = session.backend.stats()
-        if self._apart:
+        if not self._may_operate(session.namespace):
             stats = {name: stats[name] for name in ("version", "namespace") if name in stats}
         return pb.StatsResponse(json=json.dumps(stats))
+
+    def drain(self, session: Session, request: Any) -> Any:
+        """Empty a tier or a drive."""
+        return wire.drain_to_message(session.backend.drain(request.tier, request.path))
+
+    def resume(self, session: Session, request: Any) -> Any:
+        """Use it again."""
+        return wire.drain_to_message(session.backend.resume(request.tier, request.path))
 
     def get_artefact(self, session: Session, request: Any) -> Any:
         """A piece of an artefact's file."""

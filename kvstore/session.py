@@ -14,6 +14,7 @@ from kvstore.api import (
     Ack,
     ChunkInfo,
     Description,
+    Drain,
     Fidelity,
     Found,
     Offer,
@@ -26,7 +27,7 @@ from kvstore.api import (
 from kvstore.catalog import Namespace, Scope
 from kvstore.core import DRAM, Core, steady_ms
 from kvstore.decoding import OwnView
-from kvstore.errors import Closed, InvalidArgument, StorageError
+from kvstore.errors import Closed, InvalidArgument, PermissionDenied, StorageError
 from kvstore.events import Watcher
 from kvstore.hazards import open_board
 from kvstore.intake import teach, teach_gets
@@ -293,6 +294,14 @@ class Session:
         self._check_open()
         return self._store.stats(self._namespace)
 
+    def drain(self, tier: str, path: str = "") -> Drain:
+        self._check_operator()
+        return self._store.drains.begin(tier, path)
+
+    def resume(self, tier: str, path: str = "") -> Drain:
+        self._check_operator()
+        return self._store.drains.resume(tier, path)
+
     def watch(self) -> Iterator[Any]:
         self._check_open()
         watcher = self._core.events.watch(self._namespace.name)
@@ -321,6 +330,13 @@ class Session:
         if self._closed:
             raise Closed("this client is closed")
         self._core.check_open()
+
+    def _check_operator(self) -> None:
+        self._check_open()
+        if not self._core.config.may_operate(self._namespace.name):
+            raise PermissionDenied(
+                f"tiers belong to all tenants: the namespace {self._namespace.name!r} needs `operator = true`"
+            )
 
     def _scope(self, spec: KVSpec) -> Scope:
         if self._closed or self._core.closed:

@@ -9,17 +9,19 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
 from kvstore import __version__
-from kvstore.api import ChunkInfo, Description, Page, PlacementInfo
+from kvstore.api import ChunkInfo, Description, Drain, Page, PlacementInfo
 from kvstore.artefacts import Artefacts
 from kvstore.catalog import Namespace, Scope
 from kvstore.codecs import form_name
 from kvstore.coder import Coder
 from kvstore.config import Config, RemoteConfig
 from kvstore.core import ROWS_AT_ONCE, Core
+from kvstore.drains import Drains
 from kvstore.errors import KVStoreError
 from kvstore.finder import Finder
 from kvstore.forms import artefact_files, check_forms
@@ -72,14 +74,14 @@ class Store:
         wait_s = config.remote.lookup_wait_s if config.remote else RemoteConfig.lookup_wait_s
         self.finder = Finder(core, wait_s) if shared else None
         self._through = [Through(core, self._writer.descent, number, threads) for number in shared]
+        self.drains = Drains(core, self._writer.descent, self._reclaimer)
         self._sessions = itertools.count(1)
         self._closing = threading.Lock()
         for each in config.namespaces:
             core.catalog.add_namespace(Namespace(each.name, each.quota, each.ttl_s, each.codec, each.lossy))
-        self.notes: Sequence[str] = ()
         try:
             for number in range(1, len(core.tiers)):
-                self.notes = [*self.notes, *index_recovered(core, number)]
+                core.events.notes = [*core.events.notes, *index_recovered(core, number)]
                 core.tiers[number].watch_losses(partial(self._lost, number))
                 core.tiers[number].tend(self._reclaimer)
         except KVStoreError:
@@ -99,6 +101,11 @@ class Store:
     def core(self) -> Core:
         """The state that its parts share."""
         return self._core
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was mended at the start, and what has happened to tiers since, in words."""
+        return self._core.events.notes
 
     def session(self, namespace: str = "default") -> Session:
         """A way in for one client. `UnknownNamespace` unless the namespace is configured."""
@@ -167,7 +174,9 @@ class Store:
                 "loads": core.loads,
                 "through": sum(each.waiting for each in self._through),
             }
-        tiers = {tier.name: tier_stats(tier, counters) for tier in core.tiers}
+        tiers = {
+            tier.name: tier_stats(tier, counters, self.drains.of(number)) for number, tier in enumerate(core.tiers)
+        }
         return {
             "version": __version__,
             "namespace": {"name": namespace.name, "used": namespace.used, "quota": namespace.quota},
@@ -209,7 +218,9 @@ class Store:
             core.shared.close()
             if self._scrubber is not None:
                 self._scrubber.close()
+            core.fetcher.close()
             self._loader.close()
+            self.drains.close()
             for through in self._through:
                 through.close(THROUGH_PATIENCE_S)
             self._mover.close(flush=core.config.flush_on_close)
@@ -225,7 +236,7 @@ class Store:
     def _lost(self, tier: int, note: str, is_lost: Callable[[int], bool]) -> None:
         """A part of a tier has failed: what lay there is a miss from now on, before anybody asks for it."""
         core, cursor, removed = self._core, 0, Removed()
-        self.notes = [*self.notes, note]
+        core.events.announce(note, core.tiers[tier].name)
         while cursor >= 0:
             with core.lock:
                 rows, cursor = core.index.chunks(cursor, ROWS_AT_ONCE)
@@ -286,12 +297,12 @@ class Store:
         )  # fmt: skip
 
 
-def tier_stats(tier: Tier, counters: Mapping[str, int]) -> dict[str, Any]:
+def tier_stats(tier: Tier, counters: Mapping[str, int], drains: Sequence[Drain] = ()) -> dict[str, Any]:
     """What a tier is like now; `hits` are parts read from it, `written` parts that came from another tier."""
     speed = tier.speed
     return {
         "kind": tier.kind,
-        "state": tier.state,
+        "state": next((each.state for each in drains if not each.path), tier.state),
         "capacity": tier.capacity,
         "used": tier.used,
         "read_bytes_per_s": speed.read_bytes_per_s,
@@ -302,6 +313,7 @@ def tier_stats(tier: Tier, counters: Mapping[str, int]) -> dict[str, Any]:
         "evicted": counters.get(f"evicted_{tier.name}", 0),
         "errors": counters.get(f"errors_{tier.name}", 0),
         **tier.stats(),
+        **({"drains": {each.path or tier.name: asdict(each) for each in drains}} if drains else {}),
     }
 
 

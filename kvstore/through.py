@@ -73,7 +73,7 @@ class Through:
                 self._core.counters["through_left_out"] += 1
 
     def _is_usable(self) -> bool:
-        return self._core.tiers[self._target].state == "ok"
+        return self._core.is_usable(self._target)
 
     def _run(self) -> None:
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from kvstore import _native, errors
-from kvstore.api import Ack, ChunkInfo, Event, Fidelity, PlacementInfo
+from kvstore.api import Ack, ChunkInfo, Drain, Event, Fidelity, PlacementInfo
 from kvstore.errors import InvalidArgument, KVStoreError, Shed, SpecMismatch
 from kvstore.keys import KEY_BYTES, NO_PARENT, REF_BYTES, ChunkRef, check_key, unpack_keys
 from kvstore.places import ITEM_BYTES, pack_items
@@ -372,12 +373,24 @@ def event_to_message(event: Event) -> Any:
         part=event.part.pack(),
         tier=event.tier,
         at_ms=event.at_ms,
+        note=event.note,
     )
 
 
 def event_from_message(message: Any) -> Event:
     """The inverse of `event_to_message`."""
-    return Event(message.kind, message.key, message.spec, Part.unpack(message.part), message.tier, message.at_ms)
+    part = Part.unpack(message.part)
+    return Event(message.kind, message.key, message.spec, part, message.tier, message.at_ms, message.note)
+
+
+def drain_to_message(drain: Drain) -> Any:
+    """A `DrainResponse` message."""
+    return pb.DrainResponse(**asdict(drain))
+
+
+def drain_from_message(message: Any) -> Drain:
+    """The inverse of `drain_to_message`."""
+    return Drain(**{each.name: getattr(message, each.name) for each in fields(Drain)})
 
 
 def verified_to_message(chunk: ChunkInfo, placement: PlacementInfo, problem: str) -> Any:

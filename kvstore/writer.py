@@ -17,7 +17,7 @@ from kvstore.api import Ack, Offer
 from kvstore.catalog import Geometry, Namespace, Scope
 from kvstore.core import DRAM, Copy, Core
 from kvstore.descent import Descent, record_in_dram
-from kvstore.errors import InvalidArgument, KVStoreError, Shed, TooLarge
+from kvstore.errors import InvalidArgument, KVStoreError, Shed, TooLarge, Unavailable
 from kvstore.keys import ChunkRef, check_key
 from kvstore.marks import drain_marks
 from kvstore.record import RAW, Entry, Record, write_header, write_record
@@ -204,9 +204,12 @@ class Writer:
         if ack is Ack.STORED:
             return
         core = self._core
-        if core.persistent is None:
+        number = core.persistent
+        if number is None and core.drained:
+            raise Unavailable(f"ack={ack.value!r} has to wait: every tier that survives the process is being drained")
+        if number is None:
             raise InvalidArgument(f"ack={ack.value!r} needs a tier that survives the process, as [nvme]; there is none")
-        tier = core.tiers[core.persistent]
+        tier = core.tiers[number]
         if geometry.total > tier.max_record:
             raise TooLarge(
                 f"a record of {geometry.total} bytes cannot be {ack.value}: {tier.name} takes {tier.max_record} at "
@@ -272,8 +275,10 @@ class Writer:
                 self.descent.persist(scope, key, part, copy)
             finally:
                 core.let_go([copy])
-        if ack is Ack.SYNCED and core.persistent is not None:
-            core.tiers[core.persistent].sync()
+        number = core.persistent
+        if ack is Ack.SYNCED:  # what was there before may lie in a tier that is being drained
+            for each in core.drained if number is None else {number, *core.drained}:
+                core.tiers[each].sync()
 
     def _reserve(self, scope: Scope, ref: ChunkRef, part: Part, first_valid: int, geometry: Geometry) -> Slot:
         self._keep_quota(scope.namespace, geometry.total)
@@ -307,7 +312,7 @@ class Writer:
                     if namespace.taken + nbytes <= quota:
                         break
                     if core.may_go(row, held):
-                        core.drop_chunk(row, removed)
+                        core.drop_own(row, removed)
             fits = namespace.taken + nbytes <= quota
             namespace.promised += nbytes * fits
             if not fits:
@@ -332,8 +337,9 @@ class Writer:
         Bytes freed, and bytes passed over that could go once they are written down.
         """
         core, removed, freed, passed = self._core, Removed(), 0, 0
-        next_ok = bool(core.below) and core.below[0].state == "ok"
-        others_ok = any(tier.state == "ok" for tier in core.below[1:])
+        following = core.next_below(DRAM)
+        next_ok = following is not None and core.is_usable(following)
+        others_ok = any(core.is_usable(number) for number in range(DRAM + 1, len(core.tiers)) if number != following)
         drain_marks(core, namespace)
         held = core.held(namespace)
         with core.lock:
@@ -344,7 +350,7 @@ class Writer:
                 if not core.may_go(row, held):
                     continue
                 copies = list(core.placements(row, DRAM))
-                if (next_ok and not core.all_in(DRAM + 1, copies)) or (
+                if (following is not None and next_ok and not core.all_in(following, copies)) or (
                     others_ok and not next_ok and any(core.only_here(each) for each in copies)
                 ):
                     passed += sum(index.placement(each).stored for each in copies)

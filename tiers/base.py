@@ -2,7 +2,7 @@
 
 The store owns the index and decides what lives where; a tier owns bytes and nothing else. Locations are opaque
 numbers below 2⁶³ that the tier hands out. Every method may be called from any thread; none holds a lock across
-I/O. The store never calls a tier with its own lock held, and a tier calls its `Owner` with none of its locks held.
+I/O. The store calls nothing but `owns` with its own lock held, and a tier calls its `Owner` with none of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kvstore.errors import KVStoreError
+from kvstore.errors import InvalidArgument, KVStoreError, NotFound
 from kvstore.record import Record
 from kvstore.spec import KVSpec, Part
 
@@ -197,6 +197,43 @@ class Tier(ABC):
     def watch_losses(self, told: OnLoss) -> None:
         """Call `told` when a part of the tier has failed and was taken out, in whatever thread noticed."""
         del told
+
+    def drain(self, path: str = "") -> Callable[[int], bool]:
+        """Write nothing more to the device at `path` (empty: the owner sees to the whole tier); what lies there.
+
+        That is, what says of a location whether it does. `InvalidArgument` for a path that is none, or that cannot be
+        done without. Idempotent.
+        """
+        if path:
+            raise InvalidArgument(f"tier {self.name} has no devices that are drained one by one: leave the path out")
+        return lambda location: True
+
+    def detach(self, path: str = "") -> None:
+        """Close what was drained, in which nothing lies any more, so that it can be unmounted. Idempotent."""
+        del path
+
+    def resume(self, path: str = "") -> None:
+        """Use again what was drained, opened anew if it was detached. Idempotent. `StorageError` if it is not there."""
+        del path
+
+    def keep_artefact(self, digest: bytes, data: bytes) -> None:
+        """Of a shared tier: have an artefact there, for other hosts, before the first record that names it.
+
+        Idempotent, and cheap when it was there a moment ago. Raises what a write raises.
+        """
+        del digest, data
+
+    def fetch_artefact(self, digest: bytes) -> bytes:
+        """Of a shared tier: an artefact's file that some host has kept there, whose digest is that.
+
+        Raises `NotFound` where it is not there, too long or damaged, and what a read raises.
+        """
+        raise NotFound(f"the artefact {digest.hex()} is not in tier {self.name}")
+
+    def owns(self, location: int) -> bool:
+        """Of a shared tier: whether this host wrote what lies there; told by the number alone, so at any time."""
+        del location
+        return True
 
     def tend(self, owner: Owner) -> None:
         """From now on the tier may make room ahead of need, asking `owner`, in a thread of its own."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from kvstore.api import Fidelity
 from kvstore.client import Client, Hit
@@ -63,13 +66,13 @@ class Lookups:
         """Whether the store is being left alone after a failure."""
         return time.monotonic() < self._down_until
 
-    def ask(self, ids: list[int], origin: Origin) -> Future[Answer]:
-        """Start a look-up for token ids."""
+    def ask(self, ids: list[int], origin: Origin, found: Callable[[Hit], None] | None = None) -> Future[Answer]:
+        """Start a look-up for token ids; `found` is told of a hit, in a thread of its own."""
         if self.down:
             done: Future[Answer] = Future()
             done.set_result(Answer())
             return done
-        return self._pool.submit(self._look, ids, origin)
+        return self._pool.submit(self._look, ids, origin, found)
 
     def poll(self, asked: Future[Answer], since: float) -> Answer | None:
         """The answer, or None to ask again. An answer that takes longer than `lookup_timeout_s` is a miss."""
@@ -111,7 +114,12 @@ class Lookups:
         if not asked.cancelled() and asked.exception() is None:
             _release(asked.result().hit)
 
-    def _look(self, ids: list[int], origin: Origin) -> Answer:
+    def later(self, call: Callable[[], None]) -> None:
+        """Run a call to the store beside the look-ups, unless they are being ended."""
+        with suppress(RuntimeError):
+            self._pool.submit(call)
+
+    def _look(self, ids: list[int], origin: Origin, found: Callable[[Hit], None] | None) -> Answer:
         try:
             extras = self._adapters.extras(origin)
         except (InvalidArgument, OSError) as error:
@@ -129,6 +137,8 @@ class Lookups:
         except KVStoreError as error:
             self.lost(str(error))
             return Answer()
+        if found is not None and hit.cold:
+            self.later(partial(found, hit))
         usable = min(hit.tokens, limit) // self._block * self._block
         return Answer(usable, hit.tokens, exact, hit.refs, chain, extras, hit, time.monotonic())
 

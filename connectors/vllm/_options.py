@@ -23,7 +23,8 @@ class Options(StoreOptions):
 
     `lookup_wait_ms` is the longest that one call of the scheduler waits for a look-up; after `lookup_timeout_s` it
     counts as a miss. `lease_s` is how long a hit is held for a request that waits. `readers` and `writers` are threads;
-    `staging_mib` bounds what waits to be stored, beyond that saves are dropped.
+    `staging_mib` bounds what waits to be stored, beyond that saves are dropped. `prefetch_mib` bounds what the store
+    is asked to load ahead for requests that wait (0: nothing).
     """
 
     POSITIVE: ClassVar[tuple[str, ...]] = (
@@ -38,11 +39,17 @@ class Options(StoreOptions):
     readers: int = 2
     writers: int = 1
     staging_mib: int = 256
+    prefetch_mib: int = 256
 
     @property
     def staging_bytes(self) -> int:
         """Bytes that may wait to be stored."""
         return self.staging_mib * MiB
+
+    @property
+    def prefetch_bytes(self) -> int:
+        """Bytes that may be loaded ahead, and not taken yet."""
+        return self.prefetch_mib * MiB
 
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str = WHERE) -> Self:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from kvstore.api import Fidelity
 from kvstore.client import Client
+from kvstore.connectors.vllm._ahead import Ahead
 from kvstore.connectors.vllm._counts import Counts
 from kvstore.connectors.vllm._extras import Origin
 from kvstore.connectors.vllm._lookups import Answer, Lookups
@@ -65,6 +68,8 @@ class Scheduler:
         self._plan = Plan()
         self._taint = Taint(TAINTED_BLOCKS)
         self.counts = Counts()
+        least = Fidelity.EXACT if options.fidelity == "exact" else Fidelity.LOSSY
+        self._ahead = Ahead(client, spec, options.prefetch_bytes, least, self.counts, self.lookups.later)
         self.events: Events | None = None
 
     def arrived(self, request: Any) -> None:
@@ -99,6 +104,7 @@ class Scheduler:
         tracked = self._tracked.get(request.request_id)
         if tracked is None or tracked.answer is None:
             return
+        self._ahead.end(request.request_id)
         if external > 0 and not tracked.loading:
             answer, end = tracked.answer, tracked.start + external
             refs = tuple(ref for ref in answer.refs if ref.end > tracked.start and ref.position < end)
@@ -174,7 +180,11 @@ class Scheduler:
         self._release(tracked)
         tracked.answer, tracked.asked_at = None, time.monotonic()
         tracked.asked_for = tracked.request.num_preemptions
-        tracked.asked = self.lookups.ask(list(tracked.request.all_token_ids), tracked.origin)
+        name = tracked.request.request_id
+        self._ahead.expect(name)
+        tracked.asked = self.lookups.ask(
+            list(tracked.request.all_token_ids), tracked.origin, partial(self._ahead.begin, name)
+        )
         self.counts.add(lookups=1)
 
     def _answer(self, tracked: Tracked) -> Answer | None:
@@ -222,6 +232,7 @@ class Scheduler:
         tracked.marked = len(hashes)
 
     def _release(self, tracked: Tracked) -> None:
+        self._ahead.end(tracked.request.request_id)
         if tracked.answer is not None:
             self.lookups.release(tracked.answer.hit)
             tracked.answer.hit = None

@@ -13,6 +13,7 @@ COUNTERS = {
     "asked_tokens": "tokens looked up",
     "hit_tokens": "tokens whose load was begun",
     "lossy_tokens": "tokens whose load was begun from lossy copies",
+    "prefetched_chunks": "chunks that the store was asked to load ahead, for requests that waited",
     "loads": "loads that ended",
     "loads_failed": "loads that ended early and were recomputed",
     "loaded_bytes": "bytes loaded",

@@ -29,7 +29,7 @@ HASHES = ("sha256", "sha256_cbor")
 _DOMAIN = b"kvstore/vllm-row/1\0"
 _GROUP = struct.Struct("<I")
 # The direct connector's options that a tier has no use for: vLLM decides how long a row is, and nothing waits.
-_MEANINGLESS = ("chunk_tokens", "fidelity", "lookup_wait_ms")
+_MEANINGLESS = ("chunk_tokens", "fidelity", "lookup_wait_ms", "prefetch_mib")
 
 
 @dataclass(frozen=True)

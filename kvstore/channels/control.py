@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 
 from kvstore import _native, wire
-from kvstore.api import Ack, Description, Fidelity, Found, Offer, Page, Query, Want, in_batches
+from kvstore.api import Ack, Description, Drain, Fidelity, Found, Offer, Page, Query, Want, in_batches
 from kvstore.channels import artefacts
 from kvstore.codecs import Artefact
 from kvstore.decoding import known_forms
@@ -140,6 +140,14 @@ class Control(ABC):
         except ValueError as error:
             raise InvalidArgument(f"the server's counters are not JSON: {error}") from None
         return counters
+
+    def drain(self, tier: str, path: str = "") -> Drain:
+        """Empty a tier or a drive."""
+        return wire.drain_from_message(self.call("Drain", pb.DrainRequest(tier=tier, path=path), pb.DrainResponse))
+
+    def resume(self, tier: str, path: str = "") -> Drain:
+        """Use it again."""
+        return wire.drain_from_message(self.call("Resume", pb.DrainRequest(tier=tier, path=path), pb.DrainResponse))
 
     def with_spec(self, spec: KVSpec, act: Callable[[], T]) -> T:
         """`act` with the spec registered, once more if the server has forgotten it (it was started again)."""

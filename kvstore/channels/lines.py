@@ -37,6 +37,8 @@ NUMBERS: dict[str, int] = {
     "List": pb.METHOD_LIST,
     "Stats": pb.METHOD_STATS,
     "GetArtefact": pb.METHOD_GET_ARTEFACT,
+    "Drain": pb.METHOD_DRAIN,
+    "Resume": pb.METHOD_RESUME,
     "Place": pb.METHOD_PLACE,
     "Stage": pb.METHOD_STAGE,
     "StagedPut": pb.METHOD_PUT_STAGED,

@@ -1,4 +1,4 @@
-"""`kvstore stats`, `kvstore tiers` and `kvstore ls`."""
+"""`kvstore stats`, `kvstore ls` and `kvstore artefacts`."""
 
 from __future__ import annotations
 
@@ -22,19 +22,6 @@ def stats(args: Namespace) -> int:
         print_json(found)
     else:
         print_table(("name", "value"), list(_flat(found)))
-    return 0
-
-
-def tiers(args: Namespace) -> int:
-    """Where chunks lie, from fast to slow: room, speed, use, errors."""
-    with open_client(args) as client:
-        found = client.stats()["tiers"]
-    if args.json:
-        print_json({"tiers": found})
-        return 0
-    columns = ("tier", "kind", "state", "capacity", "used", "%", "read GB/s", "write GB/s", "latency us", "hits",
-               "written", "evicted", "errors")  # fmt: skip
-    print_table(columns, [_tier_row(name, each) for name, each in found.items()])
     return 0
 
 
@@ -108,15 +95,6 @@ def _row(chunk: ChunkInfo) -> tuple[object, ...]:
     return (
         chunk.key.hex(), chunk.spec.hex()[:8], chunk.position, chunk.tokens, parts, tiers, forms, raw, stored,
         chunk.hits, pinned,
-    )  # fmt: skip
-
-
-def _tier_row(name: str, tier: Mapping[str, Any]) -> tuple[object, ...]:
-    full = 100 * tier["used"] / tier["capacity"] if tier["capacity"] else 0.0
-    return (
-        name, tier["kind"], tier["state"], size(tier["capacity"]), size(tier["used"]), f"{full:.0f}",
-        f"{tier['read_bytes_per_s'] / 1e9:.2f}", f"{tier['write_bytes_per_s'] / 1e9:.2f}",
-        f"{tier['latency_s'] * 1e6:.0f}", tier["hits"], tier["written"], tier["evicted"], tier["errors"],
     )  # fmt: skip
 
 

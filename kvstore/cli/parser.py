@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
     _server_commands(commands, common)
     _object_commands(commands, common)
+    _device_commands(commands, common)
     _bench_commands(commands, common)
     return parser
 
@@ -77,7 +78,17 @@ def _server_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
 def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:
     made = _Commands(commands, common, _target())
     made.add("stats", "inspect", "stats", "Print counters and gauges.")
-    made.add("tiers", "inspect", "tiers", "Show where chunks lie: room, measured speed, hits, errors, state.")
+    tiers = made.add(
+        "tiers", "tiers", "tiers", "Show where chunks lie: room, measured speed, hits, errors, state. Or drain a tier.",
+        "`drain NAME` empties a tier of a running server, `drain nvme --path FOLDER` one drive of it, so that it can\n"
+        "be pulled; `resume NAME` takes it back. docs/tiers.md says where the chunks go.",
+    )  # fmt: skip
+    tiers.add_argument("action", nargs="?", choices=("show", "drain", "resume"), default="show", help="(%(default)s)")
+    tiers.add_argument("name", nargs="?", default="", metavar="NAME", help="of the tier, as `kvstore tiers` shows it")
+    tiers.add_argument(
+        "--path", default="", metavar="FOLDER", help="of the drive, as the server's configuration has it"
+    )
+    tiers.add_argument("--wait", action="store_true", help="with drain: until it is done")
     listed = made.add("ls", "inspect", "ls", "List the stored chunks of the namespace.")
     listed.add_argument("--limit", type=positive, metavar="N", help="stop after so many chunks")
     made.add("artefacts", "inspect", "artefacts", "List what codecs have learnt of models, as far as the store has it.")
@@ -97,6 +108,17 @@ def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
     _choice(pin, many=True)
     pin.add_argument("--for", dest="seconds", default="1h", metavar="TIME", help='like "10m" (%(default)s)')
     _choice(made.add("unpin", "objects", "unpin", "End pins."), many=True)
+
+
+def _device_commands(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:
+    cxl = commands.add_parser("cxl", help="Devices of the CXL tier.")
+    names = cxl.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    wipe = _Commands(names, common).add(
+        "wipe", "cxl", "wipe", "Give up what a persistent tier has left on DAX devices, so that they can be used anew.",
+        "Refused while a store has one of them open. Without --yes it only says what they hold.",
+    )  # fmt: skip
+    wipe.add_argument("paths", nargs="+", metavar="PATH", help="a device-DAX or a file, as in [cxl] paths")
+    wipe.add_argument("--yes", action="store_true", help="do it: what lies there cannot be had back")
 
 
 def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from argparse import Namespace
+from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,9 @@ def serve(args: Namespace) -> int:
         server = start(store, config)
         try:
             _ready(args, server, config)
+            logged = 0
             while not stop.wait(1.0):
+                logged = _log(store.notes, logged)
                 if server.wait(0):
                     raise Unavailable(f"the server on {server.address} ended by itself")
         finally:
@@ -46,6 +49,13 @@ def serve(args: Namespace) -> int:
     finally:
         store.close()
     return 0
+
+
+def _log(notes: Sequence[str], logged: int) -> int:
+    """Print on standard error what has been noted of tiers since so many notes; how many there are now."""
+    for note in notes[logged:]:
+        print(f"kvstore: {note}", file=sys.stderr, flush=True)
+    return len(notes)
 
 
 def _stop_on_signals() -> threading.Event:

@@ -44,7 +44,7 @@ class Server:
         self._access = Access(config)
         check_exposure(self._config, self._access, self._config.listen)
         self._credentials = server_credentials(self._config)
-        self._service = Service(store, apart=self._access.guarded and len(config.namespaces) > 1)
+        self._service = Service(store, may_operate=config.may_operate)
         self._channels = Channels(self._config, self._service, self._access)
         self._grace = 0.0
         self._stop: asyncio.Event | None = None

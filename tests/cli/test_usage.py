@@ -15,7 +15,22 @@ from kvstore.cli import main
 
 from .conftest import Run, environment, only_json
 
-COMMANDS = ("serve", "demo", "config", "stats", "tiers", "ls", "get", "put", "rm", "pin", "unpin", "verify", "bench")
+COMMANDS = (
+    "serve",
+    "demo",
+    "config",
+    "stats",
+    "tiers",
+    "ls",
+    "get",
+    "put",
+    "rm",
+    "pin",
+    "unpin",
+    "verify",
+    "cxl",
+    "bench",
+)
 BENCHMARKS = ("local", "remote", "grpc", "lookup", "mix", "nvme", "tier", "outage", "index", "torture", "peers")
 
 

@@ -1,6 +1,6 @@
 """The CXL tier: memory nodes without processors, or device-DAX, with records striped over several devices."""
 
-from kvstore.tiers.cxl.superblock import wipe
+from kvstore.tiers.cxl.superblock import contents, wipe
 from kvstore.tiers.cxl.tier import CxlTier
 
-__all__ = ["CxlTier", "wipe"]
+__all__ = ["CxlTier", "contents", "wipe"]

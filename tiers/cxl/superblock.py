@@ -90,7 +90,7 @@ def _unpack(region: Region, block: bytes) -> Superblock | None:
     if version != VERSION:
         raise StorageError(
             f"{region.name} is of format {version} and this kvstore reads {VERSION}; use the kvstore that made it, or "
-            f"give its content up: kvstore.tiers.cxl.wipe([{region.name!r}])"
+            f"give its content up: kvstore cxl wipe {region.name}"
         )
     set_number, generation, clean, device, devices, capacity, unit, records, data_at, data_bytes = rest
     found = Superblock(
@@ -147,8 +147,8 @@ def find_set(regions: Sequence[Region]) -> list[Superblock] | None:
         for region, each in zip(regions, found, strict=True):
             if each is None and any(region.view(0, CATALOG_AT)):
                 raise ConfigError(
-                    f"[cxl] paths: {region.name} holds something that is no tier; if it may go, fill its first "
-                    f"{CATALOG_AT} bytes with zeros: kvstore.tiers.cxl.wipe([{region.name!r}])"
+                    f"[cxl] paths: {region.name} holds something that is no tier; if it may go: "
+                    f"kvstore cxl wipe {region.name}"
                 )
         return None  # never opened: what there is of a set was not finished
     blocks: list[Superblock] = []
@@ -156,7 +156,7 @@ def find_set(regions: Sequence[Region]) -> list[Superblock] | None:
         if each is None:
             raise StorageError(
                 f"{region.name} has no superblock, and others of the set have one: restore it, or give all up: "
-                f"kvstore.tiers.cxl.wipe({[region.name for region in regions]})"
+                f"kvstore cxl wipe {' '.join(region.name for region in regions)}"
             )
         if each.set_number != (blocks or [each])[0].set_number:
             raise ConfigError(f"[cxl] paths: {region.name} and {regions[0].name} belong to different tiers")
@@ -176,14 +176,46 @@ def _check_generations(regions: Sequence[Region], blocks: Sequence[Superblock]) 
         if each.generation < newest - 1:  # a process may die between two devices
             raise StorageError(
                 f"{region.name} is of generation {each.generation}, the others of {newest}: it is an older copy; "
-                "restore the right one, or give all up with kvstore.tiers.cxl.wipe"
+                "restore the right one, or give all up with kvstore cxl wipe"
             )
+
+
+def contents(paths: Sequence[str | Path]) -> list[str]:
+    """What devices or files hold, in words. Raises as opening a tier does: also while one of them is in use."""
+    regions = map_paths([Path(path) for path in paths], persistent=True)
+    try:
+        return [_content(region) for region in regions]
+    finally:
+        for region in regions:
+            region.close()
 
 
 def wipe(paths: Sequence[str | Path]) -> None:
     """Make devices or files look new: what a persistent tier kept there is given up. Raises as opening a tier does."""
     regions = map_paths([Path(path) for path in paths], persistent=True)
-    for region in regions:
-        region.view(0, CATALOG_AT)[:] = bytes(CATALOG_AT)
-        region.flush(0, CATALOG_AT)
-        region.close()
+    try:
+        for region in regions:
+            nbytes = min(CATALOG_AT, len(region.memory))
+            region.view(0, nbytes)[:] = bytes(nbytes)
+            region.flush(0, nbytes)
+    finally:
+        for region in regions:
+            region.close()
+
+
+def _content(region: Region) -> str:
+    try:
+        found = read(region)
+    except StorageError as error:
+        return f"a persistent tier that cannot be opened here ({str(error).partition(';')[0]})"
+    if found is not None:
+        ended = "closed in order" if found.clean else "not closed in order"
+        return (
+            f"device {found.device} of {found.devices} of a persistent tier of {found.capacity} bytes "
+            f"(set {found.set_number.hex()}, {ended})"
+        )
+    head = bytes(region.view(0, min(CATALOG_AT, len(region.memory))))
+    if not any(head):
+        return "nothing: it looks new"
+    damaged = any(head[at:].startswith(MAGIC) for at in (0, BLOCK))
+    return "a persistent tier whose superblocks are damaged" if damaged else "something that is no tier of kvstore"

@@ -308,7 +308,7 @@ def _refuse_sets(regions: Sequence[Region]) -> None:
         if region.fd >= 0 and superblock.read(region) is not None:
             raise ConfigError(
                 f"[cxl] paths: {region.name} holds a persistent tier; set `persistent = true`, or give its content up: "
-                f"kvstore.tiers.cxl.wipe([{region.name!r}])"
+                f"kvstore cxl wipe {region.name}"
             )
 
 
@@ -316,7 +316,7 @@ def _check_room(regions: Sequence[Region], capacity: int | None, known: Sequence
     if known is not None and capacity is not None and capacity != known[0].capacity:
         raise ConfigError(
             f"[cxl] capacity: the tier on {regions[0].name} was made for {known[0].capacity} bytes, not {capacity}; "
-            "leave it so, or wipe the devices (kvstore.tiers.cxl.wipe) and begin anew"
+            "leave it so, or wipe the devices (kvstore cxl wipe) and begin anew"
         )
     if known is None and capacity is not None and regions[0].node < 0:
         there = sum(len(region.memory) for region in regions)

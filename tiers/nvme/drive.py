@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvstore.errors import ConfigError, Corrupt, KVStoreError, StorageError
+from kvstore.gate import Gate
 from kvstore.record import BLOCK, Record, padded, seal
 from kvstore.tiers.base import Owner, Tier, TierFull
 from kvstore.tiers.flush import GroupFlush
@@ -70,7 +71,11 @@ class Plan:
 
 
 class Drive:
-    """The records in one folder. `clock` says how much it was given to write, in seconds of its own speed."""
+    """The records in one folder. `clock` says how much it was given to write, in seconds of its own speed.
+
+    While `draining` nothing is written to it but what its cleaner moves; once `detached` its files are closed, which
+    whoever works on all of it keeps off by passing its `gate`.
+    """
 
     def __init__(
         self, path: Path, number: int, plan: Plan, tier: Tier, meter: Meter, pool: IoPool, give_way: Callable[[], None]
@@ -79,6 +84,8 @@ class Drive:
         self.path, self.number = path, number
         self.capacity = plan.capacity
         self.out = ""
+        self.draining = self.detached = False
+        self.gate = Gate()
         self.clock = 0.0
         _make_folders(path)
         self._lock = FolderLock(path / "LOCK")
@@ -99,6 +106,11 @@ class Drive:
         self.cleaner = Cleaner(
             tier, self.table, self.log, self.transfer, meter, self._claims, plan.log_budget, self._group_flush, give_way
         )
+
+    @property
+    def condition(self) -> str:
+        """`ok`, `draining`, `drained`, or why it is out of use."""
+        return self.out or ("draining" if self.draining else "ok")
 
     def recover(self, notes: list[str]) -> tuple[Table, bool]:
         """Live rows, and whether the last stop was clean."""
@@ -245,6 +257,14 @@ class Drive:
             with suppress(OSError):
                 self.table.close()
             self._lock.release()
+
+    def detach(self) -> None:
+        """Close it in order, when nothing lies on it and nobody passes its gate; readers of segments are waited for."""
+        self.table.retire_all()
+        try:
+            self.close()
+        finally:
+            self.out, self.detached = "drained", True
 
     def _complete(self, segment: Segment) -> None:
         """Journal that a segment is full. Without that its end is searched after a crash, no more."""

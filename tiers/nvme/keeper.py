@@ -51,8 +51,10 @@ class Keeper:
             try:
                 with self._calls:
                     self._fleet.look_after()
-                    for drive in self._fleet.live:
-                        self._tend(drive)
+                    for drive in self._fleet.writable:
+                        with drive.gate.passing():
+                            if not drive.detached:
+                                self._tend(drive)
             except Closed:
                 return
 

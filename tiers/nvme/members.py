@@ -61,6 +61,14 @@ def read_member(folder: Path) -> Member | None:
         raise StorageError(f"{path} cannot be read ({error}); restore it, or take its folder out of `paths`") from error
 
 
+def check_member(folder: Path, identity: str, number: int) -> None:
+    """Raise `StorageError` unless a folder holds this drive of this set (no identity: of a tier of one drive)."""
+    member = read_member(folder)
+    found = (member.identity, member.number) if member is not None else ("", 0)
+    if found != (identity, number) or not (folder / "segments").is_dir():
+        raise StorageError(f"{folder} does not hold drive {number} of this tier (any more): mount it")
+
+
 def call_roll(paths: Sequence[Path]) -> Roll:
     """Give every path its number without touching any folder. `ConfigError` for folders that do not go together."""
     members, roll = dict[Path, Member](), Roll()

@@ -270,6 +270,12 @@ class SegmentTable:
             while segment.readers:
                 self._changed.wait()
 
+    def retire_all(self) -> None:
+        """`retire` every segment; nothing is appended any more."""
+        for segment in list(self.segments.values()):
+            self.retire(segment)
+        self._active = self._ready = None
+
     def free(self, segment: Segment) -> None:
         """Let a retired segment be used again; one of another size than new ones have is removed."""
         with self._lock:
@@ -310,7 +316,10 @@ class SegmentTable:
         left = (self.limits.total_bytes - taken) // self.limits.segment_bytes
         if left <= 0:
             return 0
-        system = os.statvfs(self.folder)
+        try:
+            system = os.statvfs(self.folder)
+        except OSError as error:  # unmounted under our feet: whoever asked finds out what has become of the drive
+            raise as_storage_error(error, f"cannot tell how much is free in {self.folder}") from error
         spare_bytes = system.f_bavail * system.f_frsize - self.limits.reserve_bytes
         return max(0, min(left, spare_bytes // self.limits.segment_bytes))
 

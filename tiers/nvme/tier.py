@@ -19,6 +19,7 @@ from kvstore.tiers.nvme.calls import Calls
 from kvstore.tiers.nvme.drive import Drive, Plan, record_bytes
 from kvstore.tiers.nvme.fleet import Fleet, paths_of
 from kvstore.tiers.nvme.keeper import Keeper
+from kvstore.tiers.nvme.location import drive_of
 from kvstore.tiers.nvme.precedence import Precedence
 from kvstore.tiers.pool import IoPool
 
@@ -101,7 +102,11 @@ class NvmeTier(Tier):
     @property
     def state(self) -> str:
         """`ok` as long as any drive is in use; what has become of the others is in `stats`."""
-        return "ok" if self._fleet.live else f"no drive is left: {'; '.join(self._fleet.notes)}"
+        if self._fleet.live:
+            return "ok"
+        if all(drive.detached for drive in self._fleet.all):
+            return "drained"
+        return f"no drive is left: {'; '.join(self._fleet.notes)}"
 
     @property
     def max_record(self) -> int:
@@ -143,6 +148,20 @@ class NvmeTier(Tier):
         """Free segments ahead of need from now on, in a thread of the tier's own that asks `owner`."""
         self._keeper.owner = owner
         self._keeper.wake()
+
+    def drain(self, path: str = "") -> Callable[[int], bool]:
+        if not path:
+            return super().drain()
+        number = self._fleet.drain(path)
+        return lambda location: drive_of(location) == number
+
+    def detach(self, path: str = "") -> None:
+        with self._calls:
+            self._fleet.detach(path)
+
+    def resume(self, path: str = "") -> None:
+        with self._calls:
+            self._fleet.resume(path)
 
     def describe(self, namespace: str, spec: KVSpec) -> None:
         with self._calls:
@@ -277,7 +296,9 @@ class NvmeTier(Tier):
             except NotFound:
                 return
             try:
-                drive.delete(location, record_bytes)
+                with drive.gate.passing():
+                    if not drive.detached:
+                        drive.delete(location, record_bytes)
             except StorageError:
                 if not self._fleet.examine(drive):
                     raise
@@ -285,14 +306,15 @@ class NvmeTier(Tier):
     def make_room(self, nbytes: int, owner: Owner) -> bool:
         """Free segments on every drive, so that the next writes are spread over all of them."""
         with self._calls:
-            live = self._fleet.live
-            if nbytes > self._fleet.total(lambda drive: drive.table.limits.total_bytes):
+            live = self._fleet.writable
+            if nbytes > sum(drive.table.limits.total_bytes for drive in live):
                 return False
             share = nbytes if nbytes <= self.max_record else -(-nbytes // len(live))
             made = []
             for drive in live:
                 try:
-                    made.append(drive.make_room(share, owner))
+                    with drive.gate.passing():
+                        made.append(not drive.detached and drive.make_room(share, owner))
                 except StorageError:
                     if not self._fleet.examine(drive):
                         raise
@@ -329,7 +351,7 @@ class NvmeTier(Tier):
         stored = counts["bytes_written"]
         logged = fleet.total(lambda drive: drive.log.written)
         written = stored + counts["moved_bytes"] + logged
-        drives = {f"drive_{drive.number}": f"{drive.path}: {drive.out or 'ok'}" for drive in fleet.all}
+        drives = {f"drive_{drive.number}": f"{drive.path}: {drive.condition}" for drive in fleet.all}
         return {
             **{each: counts[each] for each in _COUNTED},
             "live_bytes": self.used,

@@ -13,7 +13,8 @@ from kvstore.tiers.remote.names import PACKED_BYTES
 _ROW = struct.Struct(f"<{PACKED_BYTES}sQQIB3x")  # name, bytes, next free row + 1, generation, state
 _SEGMENT_ROWS = 1 << 14
 _ROW_BITS = 32
-_GENERATIONS = 1 << 31
+_GENERATIONS = 1 << 30
+_OWN_BIT = 1 << 62
 _FREE, _OTHERS, _OWN = 0, 1, 2
 
 
@@ -25,8 +26,13 @@ class Place(NamedTuple):
     own: bool
 
 
+def is_own(location: int) -> bool:
+    """Whether a location is of a record that this host wrote, or opened the place with."""
+    return bool(location & _OWN_BIT)
+
+
 class LocationTable:
-    """Numbers for packed names. A number is never handed out twice in 2³¹ lives of its row.
+    """Numbers for packed names. A number is never handed out twice in 2³⁰ lives of its row, and says whose it is.
 
     `capacity` bounds the bytes of own records, those that are being written (`reserve`) included, and `most` the rows.
     """
@@ -64,7 +70,7 @@ class LocationTable:
                 self.own += 1
             else:
                 self.others += 1
-            return int(generation) << _ROW_BITS | row
+            return (_OWN_BIT if own else 0) | int(generation) << _ROW_BITS | row
 
     def get(self, location: int) -> Place:
         """What lies at a location; `NotFound` if it was removed."""
@@ -82,7 +88,7 @@ class LocationTable:
                 return None
             row = location & ((1 << _ROW_BITS) - 1)
             segment, at = self._where(row)
-            generation = (location >> _ROW_BITS) + 1
+            generation = _generation(location) + 1
             _ROW.pack_into(segment, at, b"", 0, self._free, generation % _GENERATIONS, _FREE)
             self._free = row + 1
             if place.own:
@@ -98,7 +104,7 @@ class LocationTable:
             return None
         segment, at = self._where(row)
         name, nbytes, _, generation, state = _ROW.unpack_from(segment, at)
-        if state == _FREE or generation != location >> _ROW_BITS:
+        if state == _FREE or generation != _generation(location):
             return None
         return Place(name, nbytes, state == _OWN)
 
@@ -118,3 +124,7 @@ class LocationTable:
     def _where(self, row: int) -> tuple[bytearray, int]:
         number, index = divmod(row, _SEGMENT_ROWS)
         return self._segments[number], index * _ROW.size
+
+
+def _generation(location: int) -> int:
+    return (location & ~_OWN_BIT) >> _ROW_BITS

@@ -25,6 +25,7 @@ from kvstore.record import BLOCK, Record, padded
 from kvstore.spec import KVSpec
 from kvstore.tiers.base import Name, Present, Recovered, Speed, Tier, TierFull
 from kvstore.tiers.pool import IoPool
+from kvstore.tiers.remote.artefacts import SharedArtefacts
 from kvstore.tiers.remote.attempts import Attempts
 from kvstore.tiers.remote.breaker import Breaker, Circuit
 from kvstore.tiers.remote.catalog import Catalog, heads, recover, verified
@@ -33,7 +34,7 @@ from kvstore.tiers.remote.hedge import Hedge
 from kvstore.tiers.remote.meter import Meter
 from kvstore.tiers.remote.misses import RecentMisses
 from kvstore.tiers.remote.names import object_name, pack
-from kvstore.tiers.remote.table import LocationTable
+from kvstore.tiers.remote.table import LocationTable, is_own
 
 MIB = 1 << 20
 PROBE_S = 1.0
@@ -78,6 +79,7 @@ class RemoteTier(Tier):
         self._breaker = Breaker(name, lambda: engine.probe(PROBE_S), self._delete_delayed)
         self._attempts = Attempts(self._breaker, self._meter, tries)
         self._catalog = Catalog(engine, self._attempts, deadline_s)
+        self._artefacts = SharedArtefacts(engine, self._attempts, deadline_s, least_bytes_per_s)
         self._pool = IoPool(io_threads - 1, f"kvstore-{name}")
         self._hedge = Hedge(name, self._meter, 2 * io_threads) if hedge else None
         self._delayed: deque[bytes] = deque()
@@ -113,6 +115,14 @@ class RemoteTier(Tier):
     def describe(self, namespace: str, spec: KVSpec) -> None:
         self._check_open()
         self._catalog.describe(namespace, spec)
+
+    def keep_artefact(self, digest: bytes, data: bytes) -> None:
+        self._check_open()
+        self._artefacts.keep(digest, data)
+
+    def fetch_artefact(self, digest: bytes) -> bytes:
+        self._check_open()
+        return self._artefacts.fetch(digest)
 
     def write(self, header: bytes, payload: memoryview, record: Record) -> int:
         """Keep a record and return its location.
@@ -279,12 +289,11 @@ class RemoteTier(Tier):
         except KVStoreError:
             self._delay(place.name)
 
+    def owns(self, location: int) -> bool:
+        return is_own(location)
+
     def evict(self, location: int, record_bytes: int) -> None:
-        try:
-            own = self._table.get(location).own
-        except NotFound:
-            return
-        if own:
+        if is_own(location):
             self.delete(location, record_bytes)
         else:
             self._table.remove(location)

@@ -43,6 +43,8 @@ class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     METHOD_EXTENTS: _ClassVar[Method]
     METHOD_HAZARDS: _ClassVar[Method]
     METHOD_GET_ARTEFACT: _ClassVar[Method]
+    METHOD_DRAIN: _ClassVar[Method]
+    METHOD_RESUME: _ClassVar[Method]
 FIDELITY_EXACT: Fidelity
 FIDELITY_LOSSY: Fidelity
 ACK_STORED: Ack
@@ -71,6 +73,8 @@ METHOD_INDEX: Method
 METHOD_EXTENTS: Method
 METHOD_HAZARDS: Method
 METHOD_GET_ARTEFACT: Method
+METHOD_DRAIN: Method
+METHOD_RESUME: Method
 
 class KVGroup(_message.Message):
     __slots__ = ("layers", "kv_heads", "head_dim", "window", "latent_dim")
@@ -395,6 +399,34 @@ class GetArtefactResponse(_message.Message):
     data: bytes
     def __init__(self, bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
+class DrainRequest(_message.Message):
+    __slots__ = ("tier", "path")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    path: str
+    def __init__(self, tier: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ("tier", "path", "state", "left_bytes", "moved_parts", "moved_bytes", "dropped_chunks", "dropped_bytes")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LEFT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MOVED_PARTS_FIELD_NUMBER: _ClassVar[int]
+    MOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    path: str
+    state: str
+    left_bytes: int
+    moved_parts: int
+    moved_bytes: int
+    dropped_chunks: int
+    dropped_bytes: int
+    def __init__(self, tier: _Optional[str] = ..., path: _Optional[str] = ..., state: _Optional[str] = ..., left_bytes: _Optional[int] = ..., moved_parts: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., dropped_chunks: _Optional[int] = ..., dropped_bytes: _Optional[int] = ...) -> None: ...
+
 class StatsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -410,20 +442,22 @@ class WatchRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("kind", "key", "spec", "part", "tier", "at_ms")
+    __slots__ = ("kind", "key", "spec", "part", "tier", "at_ms", "note")
     KIND_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     AT_MS_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     kind: str
     key: bytes
     spec: bytes
     part: bytes
     tier: str
     at_ms: int
-    def __init__(self, kind: _Optional[str] = ..., key: _Optional[bytes] = ..., spec: _Optional[bytes] = ..., part: _Optional[bytes] = ..., tier: _Optional[str] = ..., at_ms: _Optional[int] = ...) -> None: ...
+    note: str
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[bytes] = ..., spec: _Optional[bytes] = ..., part: _Optional[bytes] = ..., tier: _Optional[str] = ..., at_ms: _Optional[int] = ..., note: _Optional[str] = ...) -> None: ...
 
 class VerifyRequest(_message.Message):
     __slots__ = ()
