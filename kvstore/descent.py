@@ -154,7 +154,7 @@ class Descent:
     def _lacking(self, row: int, target: int) -> list[tuple[Scope, bytes, Part, Copy]]:
         """A chunk's parts that the next tier lacks, if that is to be used, each with a reader. Needs the lock."""
         core, index = self._core, self._core.index
-        if target + 1 >= len(core.tiers) or core.tiers[target + 1].state != "ok":
+        if target + 1 not in core.down or core.tiers[target + 1].state != "ok":
             return []
         chunk, found = index.chunk(row), []
         for placement in list(core.placements(row, target)):

@@ -120,7 +120,8 @@ class Mover:
         for namespace in list(core.catalog.namespaces.values()):
             drain_marks(core, namespace)
             waiting = namespace.digest in pressed
-            for number, tier in enumerate(core.tiers[:-1]):
+            for number in core.down[:-1]:
+                tier = core.tiers[number]
                 if core.below[number].state != "ok":
                     continue
                 if (waiting and number == DRAM) or self._is_filling(number, namespace):

@@ -20,9 +20,11 @@ from kvstore.codecs import form_name
 from kvstore.coder import Coder
 from kvstore.config import Config, RemoteConfig
 from kvstore.core import ROWS_AT_ONCE, Core
+from kvstore.devices import Devices
 from kvstore.errors import KVStoreError
 from kvstore.finder import Finder
 from kvstore.forms import artefact_files, check_forms
+from kvstore.host_pins import HostPins
 from kvstore.loader import Loader
 from kvstore.mover import Mover
 from kvstore.opening import open_tiers
@@ -59,9 +61,9 @@ class Store:
         check_forms(config)
         folder = None if config.nvme is None else config.nvme.path / ARTEFACTS
         coder = Coder(config, Artefacts(folder, artefact_files(config)))
-        dram, below = open_tiers(config)
+        dram, below, devices = open_tiers(config)
         threads = config.nvme.io_threads if config.nvme else LOADERS
-        self._core = core = Core(config, dram, [*below, *more], coder)
+        self._core = core = Core(config, dram, [*below, *more], coder, devices)
         self._reclaimer = Reclaimer(core)
         self._writer = Writer(core, self._reclaimer)
         self._loader = Loader(core, self._writer, threads)
@@ -87,6 +89,8 @@ class Store:
                 tier.close()
             raise
         self._mover.start()
+        self.devices = Devices(core, self._loader)
+        self._pins = HostPins(dram, devices[0], self._note) if devices else None
         for through in self._through:
             through.start()
         self._scrubber = Scrubber(self, config.verify_bytes_per_s) if config.verify_bytes_per_s else None
@@ -120,9 +124,12 @@ class Store:
         """Who answers, and its limits."""
         core = self._core
         extra = {"simd": _simd()}
+        if self.devices.ids:
+            extra["hbm"] = ",".join(self.devices.ids)
         largest = core.dram.max_record - BLOCK
         chunks = max(len(core.usage.policy(tier, namespace)) for tier in core.order)
-        return Description(__version__, namespace.name, tuple(t.name for t in core.tiers), largest, chunks, extra)
+        names = tuple(core.tiers[number].name for number in core.order)
+        return Description(__version__, namespace.name, names, largest, chunks, extra)
 
     def chunks(self, namespace: Namespace, cursor: int, limit: int) -> Page:
         """Some chunks of a namespace, from a cursor on."""
@@ -166,8 +173,9 @@ class Store:
                 "index_bytes": core.index.resident_bytes(),
                 "loads": core.loads,
                 "through": sum(each.waiting for each in self._through),
+                "promotions": self.devices.promoter.waiting,
             }
-        tiers = {tier.name: tier_stats(tier, counters) for tier in core.tiers}
+        tiers = {core.tiers[n].name: tier_stats(core.tiers[n], counters) for n in core.order}
         return {
             "version": __version__,
             "namespace": {"name": namespace.name, "used": namespace.used, "quota": namespace.quota},
@@ -209,12 +217,15 @@ class Store:
             core.shared.close()
             if self._scrubber is not None:
                 self._scrubber.close()
+            self.devices.close()
             self._loader.close()
             for through in self._through:
                 through.close(THROUGH_PATIENCE_S)
             self._mover.close(flush=core.config.flush_on_close)
             core.sweep()
             core.events.close()
+            if self._pins is not None:
+                self._pins.close()
             try:
                 for tier in core.below:
                     tier.checkpoint()
@@ -225,7 +236,7 @@ class Store:
     def _lost(self, tier: int, note: str, is_lost: Callable[[int], bool]) -> None:
         """A part of a tier has failed: what lay there is a miss from now on, before anybody asks for it."""
         core, cursor, removed = self._core, 0, Removed()
-        self.notes = [*self.notes, note]
+        self._note(note)
         while cursor >= 0:
             with core.lock:
                 rows, cursor = core.index.chunks(cursor, ROWS_AT_ONCE)
@@ -235,6 +246,9 @@ class Store:
                         if is_lost(core.index.placement(placement).loc):
                             core.condemn(scope, placement, removed)
         core.settle(removed)
+
+    def _note(self, words: str) -> None:
+        self.notes = [*self.notes, words]
 
     def _is_kept_by_readers(self, scope: Scope, key: bytes, removed: Removed) -> bool:
         """Drop a chunk; whether nothing but readers is in the way, who are soon done. Needs the lock."""
@@ -298,7 +312,7 @@ def tier_stats(tier: Tier, counters: Mapping[str, int]) -> dict[str, Any]:
         "write_bytes_per_s": speed.write_bytes_per_s,
         "latency_s": speed.latency_s,
         "hits": counters.get(f"hits_{tier.name}", 0) + counters.get(f"loaded_{tier.name}", 0),
-        "written": counters.get(f"demoted_{tier.name}", 0),
+        "written": counters.get(f"demoted_{tier.name}", 0) + counters.get(f"promoted_{tier.name}", 0),
         "evicted": counters.get(f"evicted_{tier.name}", 0),
         "errors": counters.get(f"errors_{tier.name}", 0),
         **tier.stats(),

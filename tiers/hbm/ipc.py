@@ -27,6 +27,7 @@ from kvstore.tiers.hbm.driver import Context
 from kvstore.tiers.hbm.slabs import Slab
 
 VERSION = 1
+_CPU = torch.device("cpu")
 _GRANULE = 2 << 20  # torch allocates device memory in whole ones
 # What torch's `UntypedStorage._share_cuda_` gives and `_new_shared_cuda` takes, behind the device.
 _CUDA_FIELDS = ("memory", "nbytes", "offset", "counter", "counter_offset", "event", "event_needed")
@@ -47,6 +48,19 @@ def device_id(device: torch.device) -> str:
     if device.type != "cuda":
         return device.type
     return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def named_device(device: Any) -> str:
+    """`device_id` of what a caller names: torch's device or its name; None for the current GPU, or else `cpu`."""
+    if device is None:
+        return device_id(torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else _CPU)
+    try:
+        known = torch.device(device)
+    except RuntimeError:
+        raise InvalidArgument(f"{device!r} is no device; use cuda:N, or None for the current one") from None
+    if known.type == "cuda" and not (known.index or 0) < torch.cuda.device_count():
+        raise InvalidArgument(f"{device!r}: this process sees {torch.cuda.device_count()} GPUs")
+    return device_id(known)
 
 
 def check_alone(slab: Slab, context: Context) -> None:
@@ -142,7 +156,8 @@ def _share_cuda(slab: Slab) -> dict[str, Any]:
     # torch would keep the memory until one reader more than none has let go of it; here that is the lease's work.
     told = dict(zip(_CUDA_FIELDS, shared, strict=True))
     torch.UntypedStorage._release_ipc_counter_cuda(told["counter"], told["counter_offset"])
-    return {"device": device_id(slab.memory.device)} | {name: each.hex() if isinstance(each, bytes) else each for name, each in told.items()}
+    fields = {name: each.hex() if isinstance(each, bytes) else each for name, each in told.items()}
+    return {"device": device_id(slab.memory.device)} | fields
 
 
 def _opened(opening: dict[str, Any], nbytes: int, descriptor: int) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 CUDA IPC hands out a whole slab, for reading and for writing; so where that is wanted the owner is a namespace, and what
 an engine has opened is never another tenant's. A slab that was handed out stays its owner's for good, since that cannot
-be taken back. Of the others, one that has become empty goes to whoever needs it, with zeros in it. While a namespace has
-no slab yet, one is left for it: who comes first does not get them all for good.
+be taken back. Of the others, one that has become empty goes to whoever needs it, with zeros in it. While a namespace
+has no slab yet, one is left for it: who comes first does not get them all for good.
 
 A location is `slab number << 40 | offset`.
 """
