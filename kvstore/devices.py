@@ -37,6 +37,11 @@ class Devices:
         """What the devices are called."""
         return tuple(self._numbers)
 
+    def check_any(self) -> None:
+        """Raise `NotFound` where the store has no device."""
+        if not self._numbers:
+            self._number("asked for")
+
     def tier(self, device: str) -> HbmTier:
         """The tier of a device. `NotFound` if there is none."""
         return self._core.devices[self._number(device) - self._core.on_devices.start]

@@ -174,6 +174,7 @@ class Session:
         self, spec: KVSpec, refs: Sequence[ChunkRef], part: Part, *, device: Any = None, lease_s: float = 0.0
     ) -> DeviceViews:
         spec.check_part(part)
+        self._store.devices.check_any()  # where there is none, there need be no torch
         from kvstore.tiers.hbm.ipc import named_device
 
         lease, until = secrets.token_bytes(16), time.monotonic() + lease_s if lease_s else math.inf

@@ -121,7 +121,7 @@ def test_lists_come_in_one_string_from_variables_and_flags() -> None:
     [("nvme.capacity", "a folder"), ("remote.capacity", "a place"), ("hbm.slab", "a capacity")],
 )
 def test_a_tier_without_its_place_is_refused(key: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=f"\\[{key.split('.')[0]}\\] is set up without {words}"):
+    with pytest.raises(ConfigError, match=f"\\[{key.split('.', maxsplit=1)[0]}\\] is set up without {words}"):
         settings.load(None, {}, {key: "1GiB"})
 
 
@@ -225,9 +225,7 @@ def test_what_is_rendered_is_read_back_and_shows_no_token(full: Path) -> None:
 
 
 def test_every_key_has_a_flag_a_variable_and_is_rendered() -> None:
-    config = Config(
-        hbm=HbmConfig(GiB), cxl=CxlConfig(), nvme=NvmeConfig(Path("x")), remote=RemoteConfig("valkey://x")
-    )
+    config = Config(hbm=HbmConfig(GiB), cxl=CxlConfig(), nvme=NvmeConfig(Path("x")), remote=RemoteConfig("valkey://x"))
     data = tomllib.loads(settings.render(config))
     for key in scalar_keys():
         owner = config if key.table == "store" else getattr(config, key.table)

@@ -13,7 +13,7 @@ from kvstore.channels.lines import Lines
 from kvstore.channels.local_life import Life
 from kvstore.channels.stream import Stream
 from kvstore.device_views import DeviceViews
-from kvstore.errors import InvalidArgument, SpecMismatch
+from kvstore.errors import InvalidArgument, NotFound, SpecMismatch
 from kvstore.places import EXTENT_SHIFT, NOWHERE, Place, unpack_places
 from kvstore.record import RAW
 from kvstore.spec import KVSpec
@@ -76,14 +76,16 @@ class LocalDevices:
             life = self._life_of(line)
             return _Answer(life, line, self._lines.exchange(line, pb.METHOD_DEVICE_PLACES, request))
 
-        with closing(self._lines.run(attempt)) as answer:
-            if not answer.slabs:  # nothing lies there, and nothing was leased
-                return DeviceViews([None] * len(answer.places), _nothing, lambda: False)
-            try:
+        try:
+            with closing(self._lines.run(attempt)) as answer:
+                if not answer.slabs:  # nothing lies there, and nothing was leased
+                    return DeviceViews([None] * len(answer.places), _nothing, lambda: False)
                 tensors = _opened(importer_of(answer.life), answer)
-            except BaseException:
-                release()
-                raise
+        except NotFound:
+            raise
+        except BaseException:  # it may be held all the same
+            release()
+            raise
         life, deadline = answer.life, sent + lease_s - _MARGIN_S if lease_s else math.inf
         return DeviceViews(tensors, lambda: None if life.ended else release(), lambda: life.ended, deadline)
 

@@ -38,7 +38,7 @@ def eventually(true: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def running() -> Iterator[Server]:
     with server(32 * MiB, *FLAGS) as made:
         yield made
@@ -46,8 +46,11 @@ def running() -> Iterator[Server]:
 
 @pytest.fixture
 def client(running: Server) -> Iterator[kvstore.Client]:
+    """A client of the one server, which holds nothing when the next test begins."""
     with running.connect("local") as made:
         yield made
+        made.delete(SPEC, [info.key for info in made.list()])
+        eventually(lambda: not list(made.list()) and leases(made) == 0)
 
 
 def fill(client: kvstore.Client, refs: Any) -> None:
@@ -88,9 +91,9 @@ def test_a_client_sees_in_place_what_the_server_keeps(client: kvstore.Client) ->
     assert (told["kind"], told["device"], told["capacity"]) == ("hbm", "cpu", 4 * MiB)
 
 
-def test_the_best_channel_has_it_and_a_network_says_that_it_has_not(running: Server) -> None:
+def test_the_best_channel_has_it_and_a_network_says_that_it_has_not(running: Server, client: kvstore.Client) -> None:
+    bring(client, prompt(2))
     with kvstore.connect(running.ready["address"]) as best:
-        bring(best, prompt(2))
         assert best.describe().extra["hbm"] == "cpu"
         assert is_there(best, prompt(2))
     for channel in ("bulk", "grpc"):
@@ -149,17 +152,18 @@ def test_a_lease_with_a_time_limit_ends_here_and_there(client: kvstore.Client) -
         client.device_views(SPEC, refs, device="cpu", lease_s=1e6)
 
 
-def test_after_the_server_is_gone_the_views_are_over_and_still_memory(running: Server, client: kvstore.Client) -> None:
+def test_after_the_server_is_gone_the_views_are_over_and_still_memory() -> None:
     refs = prompt(2)
-    bring(client, refs)
-    views = client.device_views(SPEC, refs, device="cpu")
-    os.kill(running.pid, 9)
-    with pytest.raises(Unavailable):
-        kvstore.connect(running.url("local"), timeout=0.5, retries=0).describe()
-    client.close()
-    assert views.over
-    assert bytes(views.tensors[1].numpy()) == content(refs[1]).tobytes()
-    views.close()
+    with server(32 * MiB, *FLAGS) as doomed, kvstore.connect(doomed.url("local"), timeout=5, retries=0) as client:
+        bring(client, refs)
+        views = client.device_views(SPEC, refs, device="cpu")
+        os.kill(doomed.pid, 9)
+        with pytest.raises(Unavailable):
+            client.stats()
+        client.close()
+        assert views.over
+        assert bytes(views.tensors[1].numpy()) == content(refs[1]).tobytes()
+        views.close()
 
 
 def test_what_cannot_be_opened_here_is_told_and_nothing_is_left_held(
@@ -186,7 +190,9 @@ def running_client_of(client: kvstore.Client) -> kvstore.Client:
 
 def question(**fields: Any) -> Any:
     items = pack_items([(ref, SPEC.part()) for ref in prompt(2)])
-    return pb.DevicePlacesRequest(**{"spec": SPEC.digest, "items": items, "device": "cpu", "lease": b"L" * 16, **fields})
+    return pb.DevicePlacesRequest(
+        **{"spec": SPEC.digest, "items": items, "device": "cpu", "lease": b"L" * 16, **fields}
+    )
 
 
 def test_a_slab_that_is_given_out_cannot_be_cut_off(running: Server, client: kvstore.Client, frames: Any) -> None:
@@ -232,9 +238,8 @@ def test_a_question_that_is_wrong_is_refused_and_holds_nothing(
 
 
 def test_another_tenant_sees_neither_chunks_nor_slabs(tmp_path: Path, frames: Any) -> None:
-    (tmp_path / "kvstore.toml").write_text(
-        '[hbm]\ncapacity = "4MiB"\ndevices = ["cpu"]\nslab = "2MiB"\n[[namespace]]\nname = "a"\n[[namespace]]\nname = "b"\n'
-    )
+    tenants = "".join(f'[[namespace]]\nname = "{name}"\n' for name in "ab")
+    (tmp_path / "kvstore.toml").write_text(f'[hbm]\ncapacity = "4MiB"\ndevices = ["cpu"]\nslab = "2MiB"\n{tenants}')
     with server(32 * MiB, "--config", str(tmp_path / "kvstore.toml")) as running:
         mine, theirs = (kvstore.connect(running.url("local"), namespace=name) for name in "ab")
         with mine, theirs:
