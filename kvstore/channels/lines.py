@@ -41,7 +41,6 @@ NUMBERS: dict[str, int] = {
     "Stage": pb.METHOD_STAGE,
     "StagedPut": pb.METHOD_PUT_STAGED,
     "Index": pb.METHOD_INDEX,
-    "DevicePlaces": pb.METHOD_DEVICE_PLACES,
 }
 
 

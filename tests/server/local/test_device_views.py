@@ -27,6 +27,7 @@ from kvstore.tiers.hbm import Importer  # noqa: E402 - needs torch
 
 MiB = 1 << 20
 ROOT = Path(__file__).parents[3]
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: not run on hardware here")
 FLAGS = ("--hbm-capacity", "4MiB", "--hbm-devices", "cpu", "--hbm-slab", "2MiB")
 SLAB_CHUNKS = 7  # of 260 KiB each
 
@@ -58,8 +59,8 @@ def fill(client: kvstore.Client, refs: Any) -> None:
         client.put(SPEC, ref, content(ref))
 
 
-def is_there(client: kvstore.Client, refs: Any) -> bool:
-    with client.device_views(SPEC, refs, device="cpu") as views:
+def is_there(client: kvstore.Client, refs: Any, device: str = "cpu") -> bool:
+    with client.device_views(SPEC, refs, device=device) as views:
         return views.found == len(refs)
 
 
@@ -67,9 +68,9 @@ def leases(client: kvstore.Client) -> int:
     return int(client.stats()["gauges"]["leases"])
 
 
-def bring(client: kvstore.Client, refs: Any) -> None:
+def bring(client: kvstore.Client, refs: Any, device: str = "cpu") -> None:
     fill(client, refs)
-    eventually(lambda: is_there(client, refs))
+    eventually(lambda: is_there(client, refs, device))
     eventually(lambda: leases(client) == 0)  # releases are one way
 
 
@@ -108,9 +109,9 @@ def test_a_server_without_one_says_so() -> None:
         assert "hbm" not in client.describe().extra
 
 
-def holder(running: Server, chunks: int) -> subprocess.Popen[str]:
+def holder(running: Server, chunks: int, device: str = "cpu") -> subprocess.Popen[str]:
     program = Path(__file__).with_name("device_holder.py")
-    command = [sys.executable, str(program), running.url("local"), str(chunks)]
+    command = [sys.executable, str(program), running.url("local"), str(chunks), device]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": "."})
 
 
@@ -273,3 +274,36 @@ def test_what_is_wrong_ends_the_server_at_its_start_with_2() -> None:
     ):
         ended = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=100, check=False)
         assert (ended.returncode, words in ended.stderr) == (2, True), ended.stderr
+
+
+@CUDA
+def test_on_a_gpu_clients_see_in_place_what_the_server_keeps() -> None:
+    refs, flags = prompt(20), ("--hbm-capacity", "64MiB", "--hbm-devices", "cuda:0", "--hbm-slab", "32MiB")
+    with server(32 * MiB, *flags) as running, running.connect("local") as client:
+        bring(client, refs, "cuda:0")
+        with client.device_views(SPEC, refs) as views:  # the current device
+            for ref, tensor in zip(refs, views.tensors, strict=True):
+                assert str(tensor.device) == "cuda:0"
+                assert bytes(tensor.cpu().numpy()) == content(ref).tobytes()
+            with client.device_views(SPEC, refs[:2], device="cuda:0") as again:
+                assert [each.data_ptr() for each in again.tensors] == [each.data_ptr() for each in views.tensors[:2]]
+            views.tensors[3][77] ^= 1
+            torch.cuda.synchronize()
+            assert [info.key for info, _, problem in client.verify() if problem] == [refs[3].key]
+        assert np.array_equal(client.get(SPEC, refs[3]), content(refs[3]))
+        eventually(lambda: client.stats()["tiers"]["hbm"]["registered_bytes"] >= 32 * MiB)
+        other = holder(running, 3, "cuda:0")
+        try:
+            assert other.stdout is not None
+            assert int(other.stdout.readline()) == sum(int(content(ref).view(np.uint8).sum()) for ref in refs[:3])
+            assert leases(client) == 1
+        finally:
+            other.kill()
+            other.wait(20)
+            if other.stdout is not None:
+                other.stdout.close()
+        eventually(lambda: leases(client) == 0)
+        with client.device_views(SPEC, refs[:3]) as views:
+            assert [bytes(each.cpu().numpy()) for each in views.tensors] == [content(ref).tobytes() for ref in refs[:3]]
+        with pytest.raises(NotFound, match="it has "):
+            client.device_views(SPEC, refs, device="cpu")
