@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -316,10 +318,46 @@ def test_without_a_gpu_the_start_says_so() -> None:
 
 
 def test_without_torch_the_start_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     for name in [each for each in sys.modules if each.startswith("kvstore.tiers.hbm")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ConfigError, match=r"needs torch.*pip install"):
         kvstore.open(Config(DramConfig(MiB, MiB), HbmConfig(MiB, ("cpu",))))
+
+
+def test_under_a_crowd_whoever_holds_a_lease_sees_the_right_bytes(box: Box) -> None:
+    client, refs = opened(box, MiB, MiB, dram=4 * MiB, extent=4 * MiB), prompt(LARGE, 12).refs
+    due = {ref: content(LARGE, ref, LARGE.part()).tobytes() for ref in refs}
+    box.fill(client, LARGE, refs)
+    stop, wrong, seen = time.monotonic() + 2.0, list[str](), [0] * 4
+
+    def read(number: int) -> None:
+        own, draw = box.another(client), np.random.default_rng(number)
+        while time.monotonic() < stop and not wrong:
+            some = [refs[n] for n in draw.choice(len(refs), 2, replace=False)]
+            with own.device_views(LARGE, some, device="cpu") as views:
+                for ref, tensor in zip(some, views.tensors, strict=True):
+                    if tensor is not None:
+                        seen[number] += 1
+                        if bytes(tensor.numpy()) != due[ref]:
+                            wrong.append(f"{ref}")
+        own.close()
+
+    def disturb() -> None:
+        draw = np.random.default_rng(99)
+        while time.monotonic() < stop and not wrong:
+            ref = refs[int(draw.integers(len(refs)))]
+            client.delete(LARGE, [ref.key])
+            box.put(client, LARGE, ref, LARGE.part())
+
+    threads = [threading.Thread(target=read, args=(n,)) for n in range(4)] + [threading.Thread(target=disturb)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert not wrong
+    assert sum(seen) > 0
+    settle(client)
+    assert client.stats()["tiers"]["hbm"]["evicted"] > 0
+    box.check(client, LARGE, refs)
+    box.settled(client)
