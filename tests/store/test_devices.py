@@ -278,7 +278,7 @@ def test_a_quota_counts_copies_on_devices_and_gives_up_colder_ones_first(box: Bo
     settle(client)
     assert client.stats()["counters"]["not_promoted_quota"] == 1
     box.put(client, LARGE, refs[3], LARGE.part())
-    assert tiers_of(client, refs[3]) == {"dram"}
+    assert [tiers_of(client, ref) for ref in refs] == [{"dram", "hbm"}, {"dram", "hbm"}, set(), {"dram"}]
     assert client.stats()["namespace"]["used"] <= quota[0].quota
     box.settled(client)
 
