@@ -33,7 +33,8 @@ def open_tiers(config: Config) -> Opened:
     try:
         devices: list[HbmTier] = []
         if config.hbm is not None:
-            for number in range(len(_checked(config.hbm, len(config.namespaces)))):
+            _check(config.hbm, len(config.namespaces))
+            for number in range(len(config.hbm.devices)):
                 devices.append(_hbm(config.hbm, number, len(config.namespaces)))
                 opened.append(devices[-1])
         below: list[Tier] = []
@@ -47,11 +48,12 @@ def open_tiers(config: Config) -> Opened:
         raise
 
 
-def _checked(config: HbmConfig, namespaces: int) -> Sequence[str]:
-    """The devices, once it is clear that each can be a tier of a server."""
+def _check(config: HbmConfig, namespaces: int) -> None:
+    """Raise `ConfigError` for what can be no tier of a store."""
     if not config.devices:
         raise ConfigError("[hbm] devices: name one, as cuda:0, or leave the table out")
-    twice = {each for each in config.devices if config.devices.count(each) > 1}
+    known = [_plain(each) for each in config.devices]
+    twice = {each for each in known if known.count(each) > 1}
     if twice:
         raise ConfigError(f"[hbm] devices: {', '.join(sorted(twice))} is there twice")
     slabs = config.capacity // min(config.slab, config.capacity)
@@ -60,7 +62,12 @@ def _checked(config: HbmConfig, namespaces: int) -> Sequence[str]:
             f"[hbm] capacity of {config.capacity} bytes is {slabs} slabs of {config.slab}, for {namespaces} namespaces "
             "that need one each: raise the capacity or lower slab"
         )
-    return config.devices
+
+
+def _plain(device: str) -> str:
+    """`cuda:0`, however that is written."""
+    kind, _, number = device.partition(":")
+    return f"cuda:{int(number or 0)}" if kind == "cuda" and (number or "0").isdecimal() else device
 
 
 def _hbm(config: HbmConfig, number: int, namespaces: int) -> HbmTier:
@@ -72,10 +79,9 @@ def _hbm(config: HbmConfig, number: int, namespaces: int) -> HbmTier:
             "table out"
         ) from None
     name = HbmTier.kind if len(config.devices) == 1 else f"{HbmTier.kind}{number}"
-    device = config.devices[number]
     return HbmTier(
-        config.capacity, device, slab_bytes=config.slab, ipc=True, namespaces=namespaces, name=name
-    )  # fmt: skip
+        config.capacity, config.devices[number], slab_bytes=config.slab, ipc=True, namespaces=namespaces, name=name
+    )
 
 
 def _open(config: CxlConfig | NvmeConfig | RemoteConfig) -> Tier:

@@ -300,6 +300,7 @@ def test_every_device_has_a_tier_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     [
         (HbmConfig(MiB, ()), 1, "name one, as cuda:0"),
         (HbmConfig(MiB, ("cpu", "cpu")), 1, "cpu is there twice"),
+        (HbmConfig(MiB, ("cuda", "cuda:00")), 1, "cuda:0 is there twice"),
         (HbmConfig(MiB, ("gpu",)), 1, "cuda:N or cpu, not 'gpu'"),
         (HbmConfig(2 * MiB, ("cpu",), MiB), 3, "2 slabs of 1048576, for 3 namespaces"),
         (HbmConfig(1000, ("cpu",)), 1, "must be 4096 bytes or more"),

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import threading
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +44,7 @@ class SharedSlab(NamedTuple):
     descriptor: int
 
 
+@cache
 def device_id(device: torch.device) -> str:
     """A device by what it is called in every process of the host: a GPU's UUID, or `cpu`."""
     if device.type != "cuda":
