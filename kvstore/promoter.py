@@ -2,7 +2,7 @@
 
 A part comes at once while there is room. Where there is none it comes when it is asked for a second time, in the place
 of what its namespace has used least there. Slabs are of one namespace each, so nobody else's chunks would make room.
-What goes from a device is dropped, and brought into DRAM first where it lies nowhere else.
+What goes from a device is dropped. Where it lies nowhere else it is brought into DRAM first, or stays.
 """
 
 from __future__ import annotations
@@ -193,10 +193,10 @@ class Promoter:
                 chunk, held = core.index.chunk(row), core.held(namespace)
                 may_go = core.may_go(row, held)
                 last = self._last_copies(row, number) if may_go else []
-            for scope, ref, part in last:
-                self._bring_to_dram(scope, ref, part)
+            may_go = may_go and all(self._is_brought_to_dram(*each) for each in last)
             with core.lock:
                 row = core.index.find(chunk.scope, chunk.key)
+                may_go = may_go and row >= 0 and not self._last_copies(row, number)
                 if row >= 0 and not (may_go and core.drop_from(row, number, removed, held)):
                     after = row
         freed = removed.bytes_in(tier)
@@ -214,13 +214,12 @@ class Promoter:
                 found.append((scope, ref, Part(part.group, part.rank, (part.layer_start, part.layer_end))))
         return found
 
-    def _bring_to_dram(self, scope: Scope, ref: ChunkRef, part: Part) -> None:
-        core = self._core
+    def _is_brought_to_dram(self, scope: Scope, ref: ChunkRef, part: Part) -> bool:
         try:
-            core.let_go([self._loader.hold_in_dram(scope, ref, part, Fidelity.EXACT)])
+            self._core.let_go([self._loader.hold_in_dram(scope, ref, part, Fidelity.EXACT)])
         except KVStoreError:
-            with core.lock:
-                core.counters["dropped_not_writable"] += 1
+            return False
+        return True
 
     def _give_way(self) -> None:
         """Loads come first: wait a moment while some are running."""
