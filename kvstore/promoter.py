@@ -102,6 +102,8 @@ class Promoter:
         core, (number, scope, ref, part) = self._core, ask
         tier, total = core.tiers[number], scope.geometry(part, ref.tokens).total
         again = ask in self._asked
+        if tier.state != "ok":
+            return "not_promoted_device_lost"
         if total > tier.max_record:
             return "not_promoted_too_large"
         if not again and tier.capacity - tier.used < total:

@@ -13,7 +13,7 @@ import pytest
 
 import kvstore
 from kvstore.config import Config, DramConfig, HbmConfig, NamespaceConfig
-from kvstore.errors import ConfigError, InvalidArgument, NotFound
+from kvstore.errors import ConfigError, InvalidArgument, NotFound, StorageError
 from kvstore.opening import open_tiers
 from kvstore.removed import Removed
 from tests.store.conftest import LARGE, MLA, SHARDED, SMALL, Box, content, prompt
@@ -22,6 +22,7 @@ torch = pytest.importorskip("torch")
 
 from kvstore.tiers.base import Tier  # noqa: E402 - beside torch
 from kvstore.tiers.hbm.ipc import device_id  # noqa: E402 - needs torch
+from kvstore.tiers.hbm.lanes import Lane  # noqa: E402 - needs torch
 
 MiB = 1 << 20
 TWO = (NamespaceConfig("default"), NamespaceConfig("other"))
@@ -324,6 +325,37 @@ def test_without_torch_the_start_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ConfigError, match=r"needs torch.*pip install"):
         kvstore.open(Config(DramConfig(MiB, MiB), HbmConfig(MiB, ("cpu",))))
+
+
+def test_a_device_that_fails_is_told_and_the_store_goes_on(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, refs = opened(box), prompt(LARGE, 3).refs
+    box.fill(client, LARGE, refs)
+    bring(client, LARGE, refs)
+    core, removed = box.store(client)._core, Removed()
+    with core.lock:
+        core.drop_from(core.index.find(core.catalog.scopes[0].number, refs[0].key), 0, removed)
+    core.settle(removed)
+
+    def fails(lane: Any, *args: Any) -> None:
+        raise StorageError("copying failed on the GPU: CUDA_ERROR_ILLEGAL_ADDRESS (700)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lane, "read", fails)
+        with pytest.raises(StorageError):  # that copy alone: the device answers
+            client.get(LARGE, refs[0])
+        assert client.stats()["tiers"]["hbm"]["state"] == "ok"
+        patch.setattr(Lane, "wait", fails)
+        with pytest.raises(StorageError):
+            client.get(LARGE, refs[0])
+    told = client.stats()
+    assert told["tiers"]["hbm"]["state"] == "cpu answers no more"
+    assert any("hbm: cpu answers no more" in note for note in told["notes"])
+    eventually(lambda: [tiers_of(client, ref) for ref in refs] == [set(), {"dram"}, {"dram"}])
+    box.check(client, LARGE, refs[1:])
+    assert not any(lies_there(client, LARGE, refs))
+    settle(client)
+    assert client.stats()["counters"]["not_promoted_device_lost"] == 2
+    box.settled(client)
 
 
 def test_under_a_crowd_whoever_holds_a_lease_sees_the_right_bytes(box: Box) -> None:

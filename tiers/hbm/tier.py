@@ -29,11 +29,12 @@ from kvstore.errors import (
     KVStoreError,
     NotFound,
     PermissionDenied,
+    StorageError,
     TooLarge,
     Unavailable,
 )
 from kvstore.record import Record, padded
-from kvstore.tiers.base import Speed, Tier, TierFull
+from kvstore.tiers.base import OnLoss, Speed, Tier, TierFull
 from kvstore.tiers.hbm.ipc import SharedSlab, check_alone, describe, device_id, handle
 from kvstore.tiers.hbm.lanes import Lanes, Move
 from kvstore.tiers.hbm.pinning import Pin
@@ -87,6 +88,8 @@ class HbmTier(Tier):
                 check_alone(slab, self._lanes.context)
         self._reads, self._writes, self._latency_s = _Flow(), _Flow(), 2e-5
         self._errors = 0
+        self._lost = ""
+        self._told: OnLoss = lambda note, is_lost: None
         self._lock = threading.Lock()
         self._closed = False
 
@@ -101,6 +104,10 @@ class HbmTier(Tier):
     @property
     def speed(self) -> Speed:
         return Speed(self._reads.bytes_per_s, self._writes.bytes_per_s, self._latency_s)
+
+    @property
+    def state(self) -> str:
+        return self._lost or "ok"
 
     @property
     def max_record(self) -> int:
@@ -202,6 +209,9 @@ class HbmTier(Tier):
         opening = self._slabs.export(slab, describe)
         return SharedSlab(number, slab.identity, slab.nbytes, opening, os.dup(slab.file) if slab.file >= 0 else -1)
 
+    def watch_losses(self, told: OnLoss) -> None:
+        self._told = told
+
     def delete(self, location: int, record_bytes: int) -> None:
         if not self._closed:
             self._slabs.free(location, record_bytes)
@@ -231,6 +241,8 @@ class HbmTier(Tier):
         stored, total = record.stored, len(header) + padded(record.stored)
         if self._closed:
             raise Closed(f"tier {self.name} is closed")
+        if self._lost:
+            raise StorageError(f"tier {self.name}: {self._lost}")
         if total > self.max_record:
             raise TooLarge(f"a record of {total} bytes; tier {self.name} takes {self.max_record} at most")
         location = self._slabs.alloc(record.namespace if self.ipc else _ANYBODY, total)
@@ -257,8 +269,25 @@ class HbmTier(Tier):
         return location
 
     def _fail(self) -> None:
+        """Count a failed copy, and see whether more than that copy has failed: all that lay there is lost then."""
+        answers = self._answers()
         with self._lock:
             self._errors += 1
+            if answers or self._lost:
+                return
+            self._lost = f"{self.device} answers no more"
+        self._told(
+            f"tier {self.name}: {self._lost}: what lay there is lost until the next start", lambda location: True
+        )
+
+    def _answers(self) -> bool:
+        """Whether the device does anything: after some errors a process can use it no more."""
+        try:
+            with self._lanes.take() as lane:
+                lane.wait()
+        except KVStoreError:
+            return False
+        return True
 
     def _read(self, moves: Sequence[Move], records: int) -> None:
         start = time.perf_counter()
