@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -100,6 +101,17 @@ def test_the_best_channel_has_it_and_a_network_says_that_it_has_not(running: Ser
     for channel in ("bulk", "grpc"):
         with running.connect(channel) as other, pytest.raises(InvalidArgument, match="on this host"):
             other.device_views(SPEC, prompt(2), device="cpu")
+
+
+def test_for_asyncio(running: Server, client: kvstore.Client) -> None:
+    bring(client, prompt(2))
+
+    async def main() -> None:
+        async with kvstore.connect_async(running.url("local")) as other:
+            with await other.device_views(SPEC, prompt(2), device="cpu", lease_s=5) as views:
+                assert [bytes(each.numpy()) for each in views.tensors] == [content(ref).tobytes() for ref in prompt(2)]
+
+    asyncio.run(main())
 
 
 def test_a_server_without_one_says_so() -> None:
