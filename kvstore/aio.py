@@ -33,6 +33,7 @@ from kvstore.api import (
     Want,
 )
 from kvstore.client import Client, Hit
+from kvstore.device_views import DeviceViews
 from kvstore.errors import Closed
 from kvstore.keys import Chain, ChunkRef, Extras, TokenIds
 from kvstore.spec import KVSpec, Part
@@ -168,6 +169,21 @@ class AsyncClient:
         return await self._run(
             lambda: self._client.view(spec, ref, part=part, fidelity=fidelity, encoded=encoded),
             dispose=lambda view: view.close(),
+        )
+
+    async def device_views(
+        self,
+        spec: KVSpec,
+        refs: Sequence[ChunkRef],
+        *,
+        part: Part | None = None,
+        device: Any = None,
+        lease_s: float = 0.0,
+    ) -> DeviceViews:
+        """See `Client.device_views`."""
+        return await self._run(
+            lambda: self._client.device_views(spec, refs, part=part, device=device, lease_s=lease_s),
+            dispose=lambda views: views.close(),
         )
 
     async def reserve(

@@ -12,6 +12,7 @@ from enum import IntEnum, StrEnum
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
+from kvstore.device_views import DeviceViews
 from kvstore.errors import KVStoreError
 from kvstore.keys import ChunkRef
 from kvstore.record import Record
@@ -275,6 +276,16 @@ class Backend(Protocol):
         """A part without a copy. `NotFound` if it is not there; `InvalidArgument` where a way in has no views.
 
         One that is stored encoded comes decoded, in memory of its own, or with `encoded` as it is stored.
+        """
+
+    def device_views(
+        self, spec: KVSpec, refs: Sequence[ChunkRef], part: Part, *, device: Any = None, lease_s: float = 0.0
+    ) -> DeviceViews:
+        """A part of chunks in the store's memory on a device, for those where it lies there.
+
+        `device` is torch's or its name (None: the current GPU, else `cpu`); the lease has no time limit if it is of
+        0 s. `NotFound` where the store has nothing on this device, `Unavailable` where its memory cannot be opened
+        here, `InvalidArgument` where a way in has none.
         """
 
     def artefact(self, digest: bytes) -> bytes:

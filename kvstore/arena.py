@@ -145,6 +145,17 @@ class Arena:
         """The extents that a namespace owns."""
         return frozenset(extent.number for extent in self._owned.get(owner, ()))
 
+    def all_numbers(self) -> frozenset[int]:
+        """All extents that there are, those of nobody too."""
+        with self._change:
+            return frozenset(each.number for each in (*self._extents.values(), *self._spare))
+
+    def memory(self, number: int) -> memoryview | None:
+        """All of an extent, whose pages stay as long as this does; None if there is none of that number."""
+        with self._change:
+            found = (each for each in (*self._extents.values(), *self._spare) if each.number == number)
+            return next((each.view[:] for each in found), None)
+
     def wait(self, owner: bytes, seconds: float) -> bool:
         """Whether there is an extent for `owner` to take, after waiting for the next one if some are being made."""
         with self._change:

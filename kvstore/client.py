@@ -36,6 +36,7 @@ from kvstore.api import (
     View,
     Want,
 )
+from kvstore.device_views import DeviceViews
 from kvstore.errors import InvalidArgument
 from kvstore.keys import KEY_BYTES, Chain, ChunkRef, Extras, TokenIds, check_key, pack_refs
 from kvstore.spec import KVSpec, Part
@@ -264,6 +265,27 @@ class Client:
         One that is stored encoded is decoded into memory of its own; with `encoded` it comes as it is stored.
         """
         return self._backend.view(spec, ref, _part(spec, part), fidelity=fidelity, encoded=encoded)
+
+    def device_views(
+        self,
+        spec: KVSpec,
+        refs: Sequence[ChunkRef],
+        *,
+        part: Part | None = None,
+        device: Any = None,
+        lease_s: float = 0.0,
+    ) -> DeviceViews:
+        """A part of chunks in a GPU's memory, where the store keeps them, without a copy: uint8 tensors, until closed.
+
+        `device` is torch's or its name (None: the current GPU, else `cpu`). Chunks that do not lie there are None, and
+        come with use. Raises `NotFound` where the store has nothing on this device (`[hbm] devices`), `Unavailable`
+        where its memory cannot be opened here, `InvalidArgument` over a network.
+        """
+        if not refs:
+            raise InvalidArgument("no chunks were named")
+        if lease_s < 0:
+            raise InvalidArgument(f"a lease lasts more than 0 seconds, not {lease_s}")
+        return self._backend.device_views(spec, refs, _part(spec, part), device=device, lease_s=lease_s)
 
     def reserve(self, spec: KVSpec, ref: ChunkRef, *, part: Part | None = None, first_valid: int = 0) -> Reservation:
         """Memory of the store to fill in place; `commit` publishes it."""

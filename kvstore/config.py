@@ -59,6 +59,19 @@ class DramConfig:
 
 
 @dataclass(frozen=True)
+class HbmConfig:
+    """Memory of GPUs, for engines on this host: `capacity` bytes of each of `devices` (`cuda:N`).
+
+    It is taken at the start, in slabs of `slab` bytes, each owned by one namespace: no part of a chunk may be larger.
+    """
+
+    table: ClassVar[str] = "hbm"
+    capacity: Size
+    devices: tuple[str, ...] = ("cuda:0",)
+    slab: Size = 1 * GiB
+
+
+@dataclass(frozen=True)
 class CxlConfig:
     """Memory on CXL devices, below DRAM: of NUMA `nodes` without CPUs, or of device-DAX `paths`; one of the two.
 
@@ -174,6 +187,7 @@ class Config:
     """
 
     dram: DramConfig = field(default_factory=DramConfig)
+    hbm: HbmConfig | None = None
     cxl: CxlConfig | None = None
     nvme: NvmeConfig | None = None
     remote: RemoteConfig | None = None

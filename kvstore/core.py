@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -35,7 +35,10 @@ from kvstore.tiers.base import Tier
 from kvstore.tiers.dram import DramTier
 from kvstore.usage import FoundItems, Usage, now_ms
 
-DRAM = 0  # the number of the arena among the tiers; slower ones follow
+if TYPE_CHECKING:
+    from kvstore.tiers.hbm import HbmTier
+
+DRAM = 0  # the number of the arena among the tiers; slower ones follow, and then those of devices
 CHUNK_GONE = 2  # flag of Index.remove_placement
 ROWS_AT_ONCE = 64  # chunks let go when the index is full
 ERASED = ("deleted", "quarantined")  # from shared tiers too, whoever wrote it
@@ -66,14 +69,20 @@ def steady_ms() -> int:
 class Core:
     """Index, tiers, policies, leases, counters. Methods say whether the caller holds `lock`."""
 
-    def __init__(self, config: Config, dram: DramTier, below: Sequence[Tier], coder: Coder) -> None:
-        """`below` are the tiers below DRAM, the fastest first."""
+    def __init__(
+        self, config: Config, dram: DramTier, below: Sequence[Tier], coder: Coder, devices: Sequence[HbmTier] = ()
+    ) -> None:
+        """`below` are the tiers below DRAM, the fastest first; `devices` stand beside it, for readers on them."""
         self.config = config
         self.dram = dram
         self.below = tuple(below)
+        self.devices = tuple(devices)
         self.coder = coder
-        self.tiers: tuple[Tier, ...] = (dram, *below)
-        self.order = bytes(range(len(self.tiers)))  # fastest first
+        self.tiers: tuple[Tier, ...] = (dram, *below, *devices)
+        self.down = range(1 + len(below))  # the way down: nothing is demoted to a device
+        self.on_devices = range(self.down.stop, len(self.tiers))
+        # Fastest first, for a reader on the host: what lies on a device crosses a bus.
+        self.order = bytes([DRAM, *self.on_devices, *self.down[1:]])
         self.drained: set[int] = set()  # tiers that nothing is written to any more; see `kvstore.drains`
         self.lock = _native.Mutex()
         self.room = Room(self.lock)
@@ -107,7 +116,7 @@ class Core:
 
     def next_below(self, tier: int) -> int | None:
         """The tier that what grows cold in this one goes to: the next one that is not being drained."""
-        return next((n for n in self.order[self.order.index(tier) + 1 :] if n not in self.drained), None)
+        return next((n for n in self.down if n > tier and n not in self.drained), None)
 
     def check_open(self) -> None:
         """Raise `Closed` once the store is."""
@@ -199,7 +208,7 @@ class Core:
         here = -1 if row < 0 else self.index.find_placement(row, tier)
         if here < 0 or self.index.placement(here).exact:
             return False
-        if self.index.placement(here).readers or (tier == DRAM and self.index.chunk(chunk).leases):
+        if self.index.placement(here).readers or (self.is_read_in_place(tier) and self.index.chunk(chunk).leases):
             self.counters["shed_leased"] += 1
             raise Shed(f"a lossy copy of chunk {record.key.hex()} is still being read: put it again later", "leased")
         self.withdraw(scope, here, removed, "replaced")
@@ -250,6 +259,10 @@ class Core:
         if not index.chunk_evictable(chunk, now_ms()):
             return False
         return not held or held.isdisjoint(index.placement(each).loc for each in self.placements(chunk, DRAM))
+
+    def is_read_in_place(self, tier: int) -> bool:
+        """Whether who holds a lease may be reading what lies in a tier there, without a reader that says so."""
+        return tier == DRAM or tier in self.on_devices
 
     def withdraw(self, scope: Scope, placement: int, removed: Removed, kind: str = "evicted") -> None:
         """Take a placement without readers out of the index. Needs the lock; `removed` is settled without it."""
@@ -342,10 +355,10 @@ class Core:
     def condemn(self, scope: Scope, placement: int, removed: Removed, kind: str = "quarantined") -> None:
         """Take a bad placement out, at once or when its readers have gone. Needs the lock.
 
-        Whoever holds a lease on the chunk may be reading it in DRAM as well.
+        Whoever holds a lease on the chunk may be reading it in place as well.
         """
         place = self.index.placement(placement)
-        if place.readers or (place.tier == DRAM and self.index.chunk(self.chunk_of(placement)).leases):
+        if place.readers or (self.is_read_in_place(place.tier) and self.index.chunk(self.chunk_of(placement)).leases):
             self.bad.add(placement)
             self._veil(self.chunk_of(placement))
         else:

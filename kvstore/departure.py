@@ -67,12 +67,16 @@ class Departure:
     def move_on(self, row: int) -> Fate:
         """Copy what would not survive elsewhere to the other drives or to the tiers below, which make room."""
         order = self._core.order
-        return self._move(row, order[order.index(self._number) + 1 :], last=False)
+        return self._move(row, self._on_the_way(order[order.index(self._number) + 1 :]), last=False)
 
     def move_up(self, row: int) -> Fate:
         """Copy what would be nowhere else to the tiers above, as far as they have room."""
         order = self._core.order
-        return self._move(row, order[: order.index(self._number)][::-1], last=True)
+        return self._move(row, self._on_the_way(order[: order.index(self._number)][::-1]), last=True)
+
+    def _on_the_way(self, tiers: Iterable[int]) -> Sequence[int]:
+        """Those of some tiers that records are written down to: to a device they come by use alone."""
+        return [tier for tier in tiers if tier in self._core.down]
 
     def leave(self, rows: Iterable[int]) -> None:
         """Flush what was written, and take these chunks out, which are safe; what is being read stays."""

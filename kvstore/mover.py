@@ -121,8 +121,8 @@ class Mover:
         for namespace in list(core.catalog.namespaces.values()):
             drain_marks(core, namespace)
             waiting = namespace.digest in pressed
-            for number, tier in enumerate(core.tiers[:-1]):
-                target = core.next_below(number)
+            for number in core.down[:-1]:
+                tier, target = core.tiers[number], core.next_below(number)
                 if target is None or not core.is_usable(target):
                     continue
                 if (waiting and number == DRAM) or self._is_filling(number, namespace):

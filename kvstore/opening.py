@@ -4,30 +4,84 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from kvstore.config import Config, CxlConfig, DramConfig, NvmeConfig, RemoteConfig
+from kvstore.config import Config, CxlConfig, DramConfig, HbmConfig, NvmeConfig, RemoteConfig
 from kvstore.errors import ConfigError, KVStoreError
 from kvstore.tiers.base import Tier
 from kvstore.tiers.dram import DramTier
 
 if TYPE_CHECKING:
+    from kvstore.tiers.hbm import HbmTier
     from kvstore.tiers.remote.engine import Engine
 
 VALKEY = ("valkey", "valkeys", "redis", "rediss", "unix")
 
 
-def open_tiers(config: Config) -> tuple[DramTier, Sequence[Tier]]:
-    """DRAM, and what is below it, the fastest first. Where one cannot be opened the others are closed again."""
-    below: list[Tier] = []
+class Opened(NamedTuple):
+    """DRAM, what is below it (the fastest first), and the device memory beside it, a tier for each device."""
+
+    dram: DramTier
+    below: Sequence[Tier]
+    devices: Sequence[HbmTier]
+
+
+def open_tiers(config: Config) -> Opened:
+    """All tiers. Where one cannot be opened the others are closed again."""
+    opened: list[Tier] = []
     try:
-        below.extend(map(_open, config.below))
-        return _dram(config.dram), below
+        devices: list[HbmTier] = []
+        if config.hbm is not None:
+            _check(config.hbm, len(config.namespaces))
+            for number in range(len(config.hbm.devices)):
+                devices.append(_hbm(config.hbm, number, len(config.namespaces)))
+                opened.append(devices[-1])
+        below: list[Tier] = []
+        for each in config.below:
+            below.append(_open(each))
+            opened.append(below[-1])
+        return Opened(_dram(config.dram), below, devices)
     except (KVStoreError, OSError):
-        for tier in below:
+        for tier in opened:
             tier.close()
         raise
+
+
+def _check(config: HbmConfig, namespaces: int) -> None:
+    """Raise `ConfigError` for what can be no tier of a store."""
+    if not config.devices:
+        raise ConfigError("[hbm] devices: name one, as cuda:0, or leave the table out")
+    known = [_plain(each) for each in config.devices]
+    twice = {each for each in known if known.count(each) > 1}
+    if twice:
+        raise ConfigError(f"[hbm] devices: {', '.join(sorted(twice))} is there twice")
+    slabs = config.capacity // min(config.slab, config.capacity)
+    if slabs < namespaces:
+        raise ConfigError(
+            f"[hbm] capacity of {config.capacity} bytes is {slabs} slabs of {config.slab}, for {namespaces} namespaces "
+            "that need one each: raise the capacity or lower slab"
+        )
+
+
+def _plain(device: str) -> str:
+    """`cuda:0`, however that is written."""
+    kind, _, number = device.partition(":")
+    return f"cuda:{int(number or 0)}" if kind == "cuda" and (number or "0").isdecimal() else device
+
+
+def _hbm(config: HbmConfig, number: int, namespaces: int) -> HbmTier:
+    try:
+        from kvstore.tiers.hbm import HbmTier
+    except ImportError as error:
+        raise ConfigError(
+            f"[hbm] needs torch, which cannot be imported ({error}): pip install 'tiered-kvstore[gpu]', or leave the "
+            "table out"
+        ) from None
+    name = HbmTier.kind if len(config.devices) == 1 else f"{HbmTier.kind}{number}"
+    return HbmTier(
+        config.capacity, config.devices[number], slab_bytes=config.slab, ipc=True, namespaces=namespaces, name=name
+    )
 
 
 def _open(config: CxlConfig | NvmeConfig | RemoteConfig) -> Tier:

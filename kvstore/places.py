@@ -43,6 +43,13 @@ def pack_items(items: Iterable[tuple[ChunkRef, Part]]) -> bytes:
         raise InvalidArgument(f"a chunk or a part has a number that does not fit its field: {error}") from None
 
 
+def check_items(items: bytes) -> bytes:
+    """Return what may be packed items, or raise `InvalidArgument`."""
+    if len(items) % ITEM_BYTES:
+        raise InvalidArgument(f"items have {ITEM_BYTES} bytes each; {len(items)} is no multiple")
+    return items
+
+
 def unpack_item(items: bytes, index: int) -> tuple[ChunkRef, Part]:
     """One packed item; its reference has no parent."""
     key, position, tokens, group, rank, start, end = _ITEM.unpack_from(items, index * ITEM_BYTES)

@@ -18,6 +18,7 @@ from kvstore.config import (
     Config,
     CxlConfig,
     DramConfig,
+    HbmConfig,
     NamespaceConfig,
     NvmeConfig,
     Quantity,
@@ -30,6 +31,7 @@ from kvstore.errors import ConfigError, InvalidArgument
 TABLES: Mapping[str, type[Any]] = {
     "store": Config,
     "dram": DramConfig,
+    "hbm": HbmConfig,
     "cxl": CxlConfig,
     "nvme": NvmeConfig,
     "remote": RemoteConfig,
@@ -110,10 +112,10 @@ class Key:
 
     def _items(self, value: Any) -> tuple[Any, ...] | None:
         """A list's items; a variable or a flag has them in one string."""
-        if isinstance(value, str) and self.item is not str:
-            value = value.split(os.pathsep if self.item is Path else ",")
+        if isinstance(value, str) and not self.secret:
+            value = value.split(os.pathsep) if self.item is Path else [each.strip() for each in value.split(",")]
             if self.item is int:
-                value = [int(each) if each.strip().isdecimal() else None for each in value]
+                value = [int(each) if each.isdecimal() else None for each in value]
         kind = int if self.item is int else str
         fine = isinstance(value, list) and all(type(each) is kind and each not in ("", None) for each in value)
         return tuple(map(self.item, value)) if fine else None

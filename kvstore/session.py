@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import secrets
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +31,7 @@ from kvstore.api import (
 from kvstore.catalog import Namespace, Scope
 from kvstore.core import DRAM, Core, steady_ms
 from kvstore.decoding import OwnView
+from kvstore.device_views import DeviceViews
 from kvstore.errors import Closed, InvalidArgument, PermissionDenied, StorageError
 from kvstore.events import Watcher
 from kvstore.hazards import open_board
@@ -35,7 +40,7 @@ from kvstore.keys import REF_BYTES, ChunkRef, check_key
 from kvstore.leases import UNTIL_RELEASED, check_lease
 from kvstore.loader import Loader
 from kvstore.placer import Placer
-from kvstore.places import ITEM_BYTES, elsewhere, pack_items
+from kvstore.places import NOWHERE, check_items, elsewhere, pack_items, unpack_places
 from kvstore.policy import Rows
 from kvstore.reader import Reader, StoreView
 from kvstore.reservation import StoreReservation
@@ -47,6 +52,7 @@ from kvstore.writer import Writer
 
 if TYPE_CHECKING:
     from kvstore.store import Store
+    from kvstore.tiers.hbm.ipc import SharedSlab
 
 MAX_PIN_S = 366 * 86400
 
@@ -113,13 +119,13 @@ class Session:
                 self._take_lease(query.lease, until, used)
                 if len(used):
                     core.usage.used(used, self._namespace)
-                if query.places or core.below:
+                if query.places or len(core.tiers) > 1:
                     headers = scope.packed_headers if not query.parts else scope.table(parts)[1]
                     places = core.index.places(used, packed, headers, exact, DRAM, core.bad_rows())
             if len(reach.used):
                 core.counters["hit_tokens"] += reach.tokens
         used_refs = reach.indexes()
-        # Without a tier below DRAM nothing is asked for places, and nothing is cold.
+        # Without a tier beside DRAM nothing is asked for places, and nothing is cold.
         cold = tuple(used_refs[i] for i in elsewhere(places, reach.take(present.T).T)) if places else ()
         told = places if query.places else b""
         return Found(reach.tokens, used_refs, whole.view(np.bool_).tolist(), bool(query.lease), told, cold)
@@ -147,17 +153,37 @@ class Session:
         self, spec: KVSpec, items: bytes, *, fidelity: Fidelity, verify: bool, lease: bytes, lease_s: float
     ) -> Placed:
         """`place` of items that are packed already (`kvstore.places.pack_items`)."""
-        scope = self._scope(spec)
-        check_lease(lease)
-        if len(items) % ITEM_BYTES:
-            raise InvalidArgument(f"items have {ITEM_BYTES} bytes each; {len(items)} is no multiple")
-        if lease_s:
-            self._lease_end(lease_s)
+        hold = self._holder(lease, lease_s)
+        return self._placer.place(self._scope(spec), check_items(items), fidelity, verify, hold)
 
-        def hold(rows: Rows) -> None:
-            self._take_lease(lease, self._lease_end(lease_s) if lease_s else UNTIL_RELEASED, rows)
+    def device_places(self, spec: KVSpec, items: bytes, *, device: str, lease: bytes, lease_s: float) -> bytes:
+        """Where packed items lie on a device (`kvstore.devices`), under a lease if any does; `place` says what one is.
 
-        return self._placer.place(scope, items, fidelity, verify, hold)
+        A location is a slab's number and an offset, as in extents; `share_slab` says how to open the slab.
+        """
+        return self._store.devices.place(self._scope(spec), check_items(items), device, self._holder(lease, lease_s))
+
+    def share_slab(self, device: str, number: int) -> SharedSlab:
+        """How another process opens a slab of the namespace's; the caller closes its descriptor. Raises as `place`.
+
+        `PermissionDenied` for any other number.
+        """
+        self._check_open()
+        return self._store.devices.tier(device).share(number, self._namespace.digest)
+
+    def device_views(
+        self, spec: KVSpec, refs: Sequence[ChunkRef], part: Part, *, device: Any = None, lease_s: float = 0.0
+    ) -> DeviceViews:
+        spec.check_part(part)
+        self._store.devices.check_any()  # where there is none, there need be no torch
+        from kvstore.tiers.hbm.ipc import named_device
+
+        lease, until = secrets.token_bytes(16), time.monotonic() + lease_s if lease_s else math.inf
+        items, known = pack_items([(ref, part) for ref in refs]), named_device(device)
+        places = unpack_places(self.device_places(spec, items, device=known, lease=lease, lease_s=lease_s))
+        tier = self._store.devices.tier(known)
+        tensors = [None if place[0] == NOWHERE else tier.view(place[0], 0, place[1]) for place in places]
+        return DeviceViews(tensors, partial(self.release, [lease]), lambda: self._closed, until)
 
     def open_extent(self, number: int) -> tuple[int, int]:
         """A descriptor of one of the namespace's extents, which the caller closes, and its size in bytes.
@@ -352,6 +378,17 @@ class Session:
         if not 0 < lease_s <= limit:
             raise InvalidArgument(f"a lease lasts up to {limit:g} s here, not {lease_s:g}; renew it instead")
         return steady_ms() + int(lease_s * 1000)
+
+    def _holder(self, lease: bytes, lease_s: float) -> Callable[[Rows], None]:
+        """What puts chunks under a lease, of 0 s until it is released. `InvalidArgument` for one that cannot be."""
+        check_lease(lease)
+        if lease_s:
+            self._lease_end(lease_s)
+
+        def hold(rows: Rows) -> None:
+            self._take_lease(lease, self._lease_end(lease_s) if lease_s else UNTIL_RELEASED, rows)
+
+        return hold
 
     def _take_lease(self, lease: bytes, until_ms: int, used: Rows) -> None:
         """Hold chunks. Needs the lock."""

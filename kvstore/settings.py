@@ -19,6 +19,7 @@ from kvstore.config import (
     Config,
     CxlConfig,
     DramConfig,
+    HbmConfig,
     NamespaceConfig,
     NvmeConfig,
     RemoteConfig,
@@ -38,7 +39,11 @@ CLIENT_VARIABLES = (
 )  # fmt: skip
 MASK = "********"
 # What a tier cannot do without: its table, the key, what that is, the flag.
-_NEEDED = (("nvme", "path", "a folder", "--nvme"), ("remote", "url", "a place", "--remote"))
+_NEEDED = (
+    ("hbm", "capacity", "a capacity", "--hbm-capacity"),
+    ("nvme", "path", "a folder", "--nvme"),
+    ("remote", "url", "a place", "--remote"),
+)
 TomlPath = tuple[str | int, ...]
 
 
@@ -101,6 +106,7 @@ def load(
         raise ConfigError("server.tls_cert and server.tls_key belong together; only one of them is set")
     return Config(
         dram=DramConfig(**values.get("dram", {})),
+        hbm=HbmConfig(**values["hbm"]) if "hbm" in values else None,
         cxl=CxlConfig(**values["cxl"]) if "cxl" in values else None,
         nvme=NvmeConfig(**values["nvme"]) if "nvme" in values else None,
         remote=RemoteConfig(**values["remote"]) if "remote" in values else None,
@@ -114,7 +120,8 @@ def load(
 def render(config: Config) -> str:
     """The configuration as TOML that `load` takes back, tokens masked, every key written out."""
     parts: list[tuple[str, str, Any]] = [("[store]", "store", config), ("[dram]", "dram", config.dram)]
-    parts += [(f"[{each.table}]", each.table, each) for each in config.below]
+    beside = () if config.hbm is None else (config.hbm,)
+    parts += [(f"[{each.table}]", each.table, each) for each in (*beside, *config.below)]
     parts += [("[codecs]", "codecs", config.codecs), ("[server]", "server", config.server)]
     parts += [("[[namespace]]", "namespace", each) for each in config.namespaces]
     blocks = [

@@ -21,10 +21,12 @@ from kvstore.codecs import form_name
 from kvstore.coder import Coder
 from kvstore.config import Config, RemoteConfig
 from kvstore.core import ROWS_AT_ONCE, Core
+from kvstore.devices import Devices
 from kvstore.drains import Drains
 from kvstore.errors import KVStoreError
 from kvstore.finder import Finder
 from kvstore.forms import artefact_files, check_forms
+from kvstore.host_pins import HostPins
 from kvstore.loader import Loader
 from kvstore.mover import Mover
 from kvstore.opening import open_tiers
@@ -61,9 +63,9 @@ class Store:
         check_forms(config)
         folder = None if config.nvme is None else config.nvme.path / ARTEFACTS
         coder = Coder(config, Artefacts(folder, artefact_files(config)))
-        dram, below = open_tiers(config)
+        dram, below, devices = open_tiers(config)
         threads = config.nvme.io_threads if config.nvme else LOADERS
-        self._core = core = Core(config, dram, [*below, *more], coder)
+        self._core = core = Core(config, dram, [*below, *more], coder, devices)
         self._reclaimer = Reclaimer(core)
         self._writer = Writer(core, self._reclaimer)
         self._loader = Loader(core, self._writer, threads)
@@ -89,6 +91,8 @@ class Store:
                 tier.close()
             raise
         self._mover.start()
+        self.devices = Devices(core, self._loader)
+        self._pins = HostPins(dram, devices[0], partial(core.events.announce, tier=dram.name)) if devices else None
         for through in self._through:
             through.start()
         self._scrubber = Scrubber(self, config.verify_bytes_per_s) if config.verify_bytes_per_s else None
@@ -127,9 +131,12 @@ class Store:
         """Who answers, and its limits."""
         core = self._core
         extra = {"simd": _simd()}
+        if self.devices.ids:
+            extra["hbm"] = ",".join(self.devices.ids)
         largest = core.dram.max_record - BLOCK
         chunks = max(len(core.usage.policy(tier, namespace)) for tier in core.order)
-        return Description(__version__, namespace.name, tuple(t.name for t in core.tiers), largest, chunks, extra)
+        names = tuple(core.tiers[number].name for number in core.order)
+        return Description(__version__, namespace.name, names, largest, chunks, extra)
 
     def chunks(self, namespace: Namespace, cursor: int, limit: int) -> Page:
         """Some chunks of a namespace, from a cursor on."""
@@ -173,10 +180,9 @@ class Store:
                 "index_bytes": core.index.resident_bytes(),
                 "loads": core.loads,
                 "through": sum(each.waiting for each in self._through),
+                "promotions": self.devices.promoter.waiting,
             }
-        tiers = {
-            tier.name: tier_stats(tier, counters, self.drains.of(number)) for number, tier in enumerate(core.tiers)
-        }
+        tiers = {core.tiers[n].name: tier_stats(core.tiers[n], counters, self.drains.of(n)) for n in core.order}
         return {
             "version": __version__,
             "namespace": {"name": namespace.name, "used": namespace.used, "quota": namespace.quota},
@@ -218,6 +224,7 @@ class Store:
             core.shared.close()
             if self._scrubber is not None:
                 self._scrubber.close()
+            self.devices.close()
             core.fetcher.close()
             self._loader.close()
             self.drains.close()
@@ -226,6 +233,8 @@ class Store:
             self._mover.close(flush=core.config.flush_on_close)
             core.sweep()
             core.events.close()
+            if self._pins is not None:
+                self._pins.close()
             try:
                 for tier in core.below:
                     tier.checkpoint()
@@ -309,7 +318,7 @@ def tier_stats(tier: Tier, counters: Mapping[str, int], drains: Sequence[Drain] 
         "write_bytes_per_s": speed.write_bytes_per_s,
         "latency_s": speed.latency_s,
         "hits": counters.get(f"hits_{tier.name}", 0) + counters.get(f"loaded_{tier.name}", 0),
-        "written": counters.get(f"demoted_{tier.name}", 0),
+        "written": counters.get(f"demoted_{tier.name}", 0) + counters.get(f"promoted_{tier.name}", 0),
         "evicted": counters.get(f"evicted_{tier.name}", 0),
         "errors": counters.get(f"errors_{tier.name}", 0),
         **tier.stats(),

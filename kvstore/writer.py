@@ -307,7 +307,7 @@ class Writer:
             raise TooLarge(f"{nbytes} bytes are more than the quota of {quota} of namespace {namespace.name!r}")
         held = core.held(namespace)
         with core.lock:
-            for tier in reversed(range(len(core.tiers))):
+            for tier in (*reversed(core.down), *core.on_devices):
                 for row in core.usage.policy(tier, namespace).victims():
                     if namespace.taken + nbytes <= quota:
                         break

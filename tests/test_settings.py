@@ -14,6 +14,7 @@ from kvstore.config import (
     CxlConfig,
     DramConfig,
     GiB,
+    HbmConfig,
     MiB,
     NamespaceConfig,
     NvmeConfig,
@@ -107,14 +108,21 @@ def test_lists_come_in_one_string_from_variables_and_flags() -> None:
     config = settings.load(None, env, {"cxl.capacity": "1GiB"})
     assert config.cxl == CxlConfig(paths=(Path("/dev/dax0.0"), Path("/dev/dax1.0")), capacity=GiB)
     assert settings.load(None, {}, {"cxl.nodes": "1, 2"}).cxl == CxlConfig((1, 2))
+    env = {"KVSTORE_HBM_DEVICES": "cuda:0, cuda:1", "KVSTORE_HBM_CAPACITY": "8GiB"}
+    assert settings.load(None, env, {"hbm.slab": "512MiB"}).hbm == HbmConfig(8 * GiB, ("cuda:0", "cuda:1"), 512 * MiB)
+    with pytest.raises(ConfigError, match=r"KVSTORE_HBM_DEVICES.*a list of strings"):
+        settings.load(None, {"KVSTORE_HBM_DEVICES": "cuda:0,,cuda:1"})
     with pytest.raises(ConfigError, match=r"KVSTORE_CXL_NODES.*a list of numbers"):
         settings.load(None, {"KVSTORE_CXL_NODES": "one"})
 
 
-@pytest.mark.parametrize(("table", "words"), [("nvme", "a folder"), ("remote", "a place")])
-def test_a_tier_without_its_place_is_refused(table: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=f"\\[{table}\\] is set up without {words}"):
-        settings.load(None, {}, {f"{table}.capacity": "1GiB"})
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [("nvme.capacity", "a folder"), ("remote.capacity", "a place"), ("hbm.slab", "a capacity")],
+)
+def test_a_tier_without_its_place_is_refused(key: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"\\[{key.split('.', maxsplit=1)[0]}\\] is set up without {words}"):
+        settings.load(None, {}, {key: "1GiB"})
 
 
 def test_the_command_lines_own_variables_are_none_of_ours() -> None:
@@ -141,6 +149,8 @@ def test_the_command_lines_own_variables_are_none_of_ours() -> None:
         ("[cxl]\nnodes = ['1']\n", 2, ["a list of numbers"]),
         ("[cxl]\nnodes = [true]\n", 2, ["a list of numbers"]),
         ("[remote]\nurl = ''\n", 2, ["a string"]),
+        ("[hbm]\ncapacity = '1GiB'\ndevices = [0]\n", 3, ["[0]", "a list of strings"]),
+        ("[hbm]\ndevice = 'cuda:0'\n", 2, ["did you mean 'devices'"]),
         ("dram = 4\n", 1, ["write [dram]"]),
         ("[namespace]\nname = 'a'\n", 1, ["[[namespace]]"]),
         ("[[namespace]]\nquota = 1\n", 1, ["needs a name"]),
@@ -215,12 +225,12 @@ def test_what_is_rendered_is_read_back_and_shows_no_token(full: Path) -> None:
 
 
 def test_every_key_has_a_flag_a_variable_and_is_rendered() -> None:
-    config = Config(cxl=CxlConfig(), nvme=NvmeConfig(Path("x")), remote=RemoteConfig("valkey://x"))
+    config = Config(hbm=HbmConfig(GiB), cxl=CxlConfig(), nvme=NvmeConfig(Path("x")), remote=RemoteConfig("valkey://x"))
     data = tomllib.loads(settings.render(config))
     for key in scalar_keys():
         owner = config if key.table == "store" else getattr(config, key.table)
         assert (key.name in data[key.table]) == (getattr(owner, key.name) is not None), key
-    assert len({key.variable for key in scalar_keys()}) == len({key.flag for key in scalar_keys()}) == 47
+    assert len({key.variable for key in scalar_keys()}) == len({key.flag for key in scalar_keys()}) == 50
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("60", 60.0), ("500ms", 0.5), ("5m", 300.0), ("1.5 h", 5400.0)])
@@ -231,6 +241,7 @@ def test_times(text: str, seconds: float) -> None:
 def test_the_documentation_lists_every_key_with_its_default() -> None:
     text = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text()
     shown = Config(
+        hbm=HbmConfig(8 * GiB),
         cxl=CxlConfig((1,), capacity=64 * GiB),
         nvme=NvmeConfig(Path("/var/lib/kvstore")),
         remote=RemoteConfig("valkey://cache.example:6379"),

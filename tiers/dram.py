@@ -90,6 +90,16 @@ class DramTier(Tier):
         with self._lock:
             return self._arena.numbers(namespace)
 
+    def all_extents(self) -> frozenset[int]:
+        """Numbers of all extents that there are."""
+        with self._lock:
+            return self._arena.all_numbers()
+
+    def extent_memory(self, number: int) -> memoryview | None:
+        """An extent's memory, which is given back when nothing stands on it any more; None if it is gone."""
+        with self._lock:
+            return self._arena.memory(number)
+
     @property
     def extents_epoch(self) -> int:
         """Grows whenever an extent was handed out or destroyed."""

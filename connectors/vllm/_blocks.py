@@ -25,9 +25,12 @@ class Layers(Protocol):
 
     @property
     def pins(self) -> Pins | None: ...
+    @property
+    def device(self) -> Any: ...
     def fence(self) -> Any: ...
     def read(self, table: Sequence[int], first: int, part: Bytes) -> Callable[[], None]: ...
     def write(self, table: Sequence[int], first: int, part: Bytes, after: Any = None) -> None: ...
+    def write_from(self, table: Sequence[int], first: int, part: Any, after: Any = None) -> None: ...
 
 
 class HostLayers:
@@ -35,7 +38,7 @@ class HostLayers:
 
     def __init__(self, paged: _native.PagedLayers) -> None:
         self._paged = paged
-        self.pins = None
+        self.pins = self.device = None
 
     def fence(self) -> None:
         """Nothing is queued."""
@@ -48,6 +51,10 @@ class HostLayers:
     def write(self, table: Sequence[int], first: int, part: Bytes, after: Any = None) -> None:
         """Copy a part's blocks into those of `table`."""
         self._paged.write(table, first, part)
+
+    def write_from(self, table: Sequence[int], first: int, part: Any, after: Any = None) -> None:
+        """As `write`, of a tensor."""
+        self._paged.write(table, first, part.numpy())
 
 
 class Blocks:
@@ -87,6 +94,11 @@ class Blocks:
         """Where host memory is registered that the layers' device copies from and to; None for layers on the host."""
         return self._groups[0].pins
 
+    @property
+    def device(self) -> Any:
+        """The device, torch's, that the layers lie on; None for layers on the host."""
+        return self._groups[0].device
+
     def fence(self) -> Any:
         """What a load that begins now has to wait for before it writes; for `write`."""
         return self._groups[0].fence()
@@ -94,6 +106,10 @@ class Blocks:
     def write(self, group: int, source: Bytes, first: int, table: Sequence[int], after: Any) -> None:
         """Copy a part's blocks from block `first` of the chunk on into the blocks of `table`."""
         self._groups[group].write(table, first, source, after)
+
+    def write_from(self, group: int, source: Any, first: int, table: Sequence[int], after: Any) -> None:
+        """As `write`, from a part that lies on the layers' device, as a uint8 tensor."""
+        self._groups[group].write_from(table, first, source, after)
 
     def read(self, group: int, table: Sequence[int], out: Bytes) -> Callable[[], None]:
         """Copy the blocks of `table` into a part; zeros for those that have left the window.

@@ -37,6 +37,11 @@ class DeviceLayers:
         self.lanes = Lanes(self._device)
 
     @property
+    def device(self) -> torch.device:
+        """Where the blocks are."""
+        return self._device
+
+    @property
     def pins(self) -> Pins:
         """Where host memory is registered that the device is to reach by itself."""
         return self.lanes.pins
@@ -86,6 +91,20 @@ class DeviceLayers:
             bus.wait()
             lane.wait()
 
+    def write_from(self, table: Sequence[int], first: int, part: torch.Tensor, after: Any = None) -> None:
+        """`write` of a part, uint8, that lies in this device's memory: nothing crosses the bus."""
+        blocks, count = self._blocks, len(table)
+        block, plane = self._check(part.nbytes, first, count, contiguous=part.is_contiguous())
+        with self.lanes.take() as lane:
+            lane.after(after)
+            with lane.current():
+                chunk = part
+                if count * block != plane:
+                    rows = part.view(blocks.plane_count, plane)
+                    chunk = rows[:, first * block : (first + count) * block].contiguous().view(-1)
+                blocks.scatter(blocks.table(table), chunk)
+            lane.wait()
+
     def _finish(self, lane: Lane, later: Sequence[tuple[Any, list[Move]]], chunk: torch.Tensor) -> None:
         """The rest of a `read`, for which `chunk` is kept."""
         del chunk
@@ -106,14 +125,7 @@ class DeviceLayers:
     def _moves(self, chunk: torch.Tensor, count: int, first: int, part: Bytes, layers: range) -> list[Move]:
         """Some layers, between a chunk of `count` blocks and a part in host memory; a last cut block is left out."""
         blocks = self._blocks
-        block = blocks.tokens * blocks.row_bytes
-        plane, rest = divmod(part.nbytes, blocks.plane_count)
-        if rest or plane % blocks.row_bytes or not part.flags.c_contiguous:
-            raise InvalidArgument(
-                f"a part of {part.nbytes} bytes is not {blocks.plane_count} planes of tokens of {blocks.row_bytes}"
-            )
-        if first < 0 or first + count > plane // block:
-            raise IndexError(f"blocks {first} to {first + count} of a part that has {plane // block}")
+        block, plane = self._check(part.nbytes, first, count, contiguous=part.flags.c_contiguous)
         inside, outside = chunk.data_ptr(), part.ctypes.data
         start, end = layers.start * blocks.planes, layers.stop * blocks.planes
         if count * block == plane:
@@ -121,3 +133,16 @@ class DeviceLayers:
         return [
             (inside + n * count * block, outside + n * plane + first * block, count * block) for n in range(start, end)
         ]
+
+    def _check(self, nbytes: int, first: int, count: int, *, contiguous: bool) -> tuple[int, int]:
+        """The bytes of a block and of a plane, of a part that has blocks `first` to `first + count`."""
+        blocks = self._blocks
+        block = blocks.tokens * blocks.row_bytes
+        plane, rest = divmod(nbytes, blocks.plane_count)
+        if rest or plane % blocks.row_bytes or not contiguous:
+            raise InvalidArgument(
+                f"a part of {nbytes} bytes is not {blocks.plane_count} planes of tokens of {blocks.row_bytes}"
+            )
+        if first < 0 or first + count > plane // block:
+            raise IndexError(f"blocks {first} to {first + count} of a part that has {plane // block}")
+        return block, plane

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +14,12 @@ import numpy as np
 from kvstore.api import ChunkInfo, Fidelity
 from kvstore.client import Client
 from kvstore.connectors.vllm._blocks import Blocks, Bytes
+from kvstore.connectors.vllm._counts import Counts
+from kvstore.connectors.vllm._in_place import InPlace, InPlaceParts
 from kvstore.connectors.vllm._plan import NULL_BLOCK, LoadJob
 from kvstore.errors import DeadlineExceeded, InvalidArgument, KVStoreError, NotFound, Shed, Unavailable
 from kvstore.keys import ChunkRef
-from kvstore.spec import KVSpec
+from kvstore.spec import KVSpec, Part
 
 # The store as a whole is not to be reached: what else was asked of it is not waited for.
 GONE = (Unavailable, DeadlineExceeded)
@@ -46,6 +48,7 @@ class _Running:
     failed_at: int | None = None
     gone: bool = False
     reason: str = ""
+    in_place: InPlaceParts = field(default_factory=InPlaceParts)
 
 
 class Loads:
@@ -54,7 +57,13 @@ class Loads:
     Nothing is reported before every thread is done with the job's blocks, since vLLM may give them to others then.
     """
 
-    def __init__(self, client: Client, spec: KVSpec, rank: int, blocks: Blocks, readers: int) -> None:
+    def __init__(
+        self, client: Client, spec: KVSpec, rank: int, blocks: Blocks, readers: int, counts: Counts | None = None
+    ) -> None:
+        self._counts = Counts() if counts is None else counts
+        self._in_place = None
+        if blocks.device is not None:
+            self._in_place = InPlace(client, spec, rank, blocks.device, self._counts)
         self._client, self._spec, self._rank, self._blocks = client, spec, rank, blocks
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="kvstore-load")
         self._changed = threading.Condition()
@@ -72,8 +81,10 @@ class Loads:
             if not pieces:
                 running.failed_at, running.reason = job.start, "nothing to load"
                 self._end(running)
-        for ref, group in pieces:
-            self._pool.submit(self._piece, running, ref, group)
+        if pieces and self._in_place is not None:
+            self._pool.submit(self._begin, self._in_place, running, pieces)
+        else:
+            self._submit(running, pieces)
 
     def wait(self, at_most_s: float) -> None:
         """While loads run and none has ended, wait for one."""
@@ -94,7 +105,7 @@ class Loads:
 
     def _prepare(self) -> None:
         """Map the memory in which the store keeps chunks of this spec, which takes tens of milliseconds per GiB."""
-        part = self._spec.part(0, 0 if self._spec.groups[0].latent_dim else self._rank)
+        part = self._part(0)
         for _ in range(PATIENCE):
             try:
                 page = self._client.page(limit=1000)
@@ -110,6 +121,17 @@ class Loads:
                 return  # it was worth a try
             else:
                 return
+
+    def _begin(self, in_place: InPlace, running: _Running, pieces: Sequence[tuple[ChunkRef, int]]) -> None:
+        """See what of a load lies on the device, and begin with its pieces."""
+        try:
+            running.in_place = in_place.open(running.job)
+        finally:
+            self._submit(running, pieces)
+
+    def _submit(self, running: _Running, pieces: Sequence[tuple[ChunkRef, int]]) -> None:
+        for ref, group in pieces:
+            self._pool.submit(self._piece, running, ref, group)
 
     def _piece(self, running: _Running, ref: ChunkRef, group: int) -> None:
         failure: Exception | None = None
@@ -129,7 +151,11 @@ class Loads:
                 running.gone |= isinstance(failure, GONE)
                 running.reason = running.reason or f"{type(failure).__name__}: {failure}"
             running.left -= 1
-            if not running.left:
+            left = running.left
+        if not left:
+            if self._in_place is not None:
+                self._in_place.close(running.in_place)
+            with self._changed:
                 self._end(running)
 
     def _end(self, running: _Running) -> None:
@@ -150,12 +176,31 @@ class Loads:
         if len(table) != (end - first) // size or NULL_BLOCK in table:
             raise InvalidArgument(f"no blocks for tokens {first} to {end} of KV group {group}")
         at = (first - ref.position) // size
+        if self._copied_in_place(running, ref, group, at, table):
+            return self._spec.part_bytes(self._part(group), ref.tokens)
         fidelity = Fidelity.EXACT if ref.end <= job.exact else Fidelity.LOSSY
         return self._copy(ref, group, fidelity, lambda source: self._blocks.write(group, source, at, table, after))
 
+    def _copied_in_place(self, running: _Running, ref: ChunkRef, group: int, at: int, table: Sequence[int]) -> bool:
+        """Scatter a part from where it lies on the device; False where it has to be loaded."""
+        found = running.in_place.find(ref, group)
+        if found is None or self._in_place is None:
+            return False
+        try:
+            self._blocks.write_from(group, found, at, table, running.after)
+        except (KVStoreError, RuntimeError) as error:  # torch raises the latter
+            self._in_place.failed(error)
+            return False
+        if running.in_place.is_over(ref, group):
+            return False
+        self._counts.add(in_place=1)
+        return True
+
+    def _part(self, group: int) -> Part:
+        return self._spec.part(group, 0 if self._spec.groups[group].latent_dim else self._rank)
+
     def _copy(self, ref: ChunkRef, group: int, fidelity: Fidelity, use: Callable[[Bytes], None]) -> int:
-        rank = 0 if self._spec.groups[group].latent_dim else self._rank
-        part = self._spec.part(group, rank)
+        part = self._part(group)
         nbytes = self._spec.part_bytes(part, ref.tokens)
         try:
             view = self._client.view(self._spec, ref, part=part, fidelity=fidelity)

@@ -17,6 +17,8 @@ COUNTERS = {
     "loads": "loads that ended",
     "loads_failed": "loads that ended early and were recomputed",
     "loaded_bytes": "bytes loaded",
+    "in_place": "parts scattered from where the store keeps them in the GPU's memory",
+    "in_place_failed": "times that this memory could not be used, and parts were loaded over the bus",
     "load_s": "seconds from the start to the end of loads, summed",
     "saved": "parts stored",
     "saved_bytes": "bytes stored",

@@ -46,7 +46,7 @@ class Worker:
         blocks = Blocks(caches, self._groups, self._spec, self._block, self._orders)
         if blocks.pins is not None:
             self._pinned = Pinned(blocks.pins)
-        self._loads = Loads(self._client, self._spec, self._rank, blocks, self._options.readers)
+        self._loads = Loads(self._client, self._spec, self._rank, blocks, self._options.readers, self.counts)
         self._saves = Saves(self._client, self._spec, self._rank, blocks, self._options, self.counts)
 
     def before(self, plan: Plan) -> None:

@@ -19,6 +19,7 @@ from kvstore.api import Ack, Description, Drain, Fidelity, Found, Offer, Page, Q
 from kvstore.channels import artefacts
 from kvstore.codecs import Artefact
 from kvstore.decoding import known_forms
+from kvstore.device_views import DeviceViews
 from kvstore.errors import Corrupt, InvalidArgument, SpecMismatch
 from kvstore.keys import REF_BYTES, ChunkRef, pack_keys
 from kvstore.record import group_table
@@ -97,6 +98,13 @@ class Control(ABC):
     def reserve(self, spec: KVSpec, ref: ChunkRef, part: Part, *, first_valid: int = 0) -> OwnReservation:
         """Memory of this process; `commit` sends it."""
         return OwnReservation(self, spec, ref, part, first_valid)
+
+    def device_views(
+        self, spec: KVSpec, refs: Sequence[ChunkRef], part: Part, *, device: Any = None, lease_s: float = 0.0
+    ) -> DeviceViews:
+        """Not over a network."""
+        del spec, refs, part, device, lease_s
+        raise InvalidArgument("device memory is shared by an embedded store, or a server on this host by local:PATH")
 
     def delete(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
         """Forget chunks."""

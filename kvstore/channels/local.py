@@ -21,6 +21,7 @@ from kvstore.api import Ack, ChunkInfo, Event, Fidelity, Found, Offer, Placement
 from kvstore.channels import local_unasked
 from kvstore.channels.bulk import BulkBackend
 from kvstore.channels.control import Control, OwnReservation, found_from, lookup_request
+from kvstore.channels.local_device import LocalDevices
 from kvstore.channels.local_leases import Lease
 from kvstore.channels.local_life import Life
 from kvstore.channels.local_put import LocalPuts
@@ -31,6 +32,7 @@ from kvstore.channels.local_view import LocalView
 from kvstore.channels.options import Options
 from kvstore.channels.stream import Frame, Stream
 from kvstore.decoding import FindArtefact, OwnView, known_forms, raw_record
+from kvstore.device_views import DeviceViews
 from kvstore.errors import (
     Corrupt,
     DeadlineExceeded,
@@ -82,6 +84,7 @@ class LocalBackend(Control):
         self._numbers = itertools.count()
         self._releases = Releases(self._lines)
         self._puts = LocalPuts(self._lines, self._life_of, self._releases.over)
+        self._devices = LocalDevices(self._lines, self._life_of)
         self._lingering: deque[tuple[LocalView, Callable[[], None]]] = deque()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         _backends.add(self)
@@ -205,6 +208,15 @@ class LocalBackend(Control):
             self._releases.send([lease])
             raise
         return LocalView(memory, header, partial(self._end_view, partial(self._end_lease, placed.life, lease)))
+
+    def device_views(
+        self, spec: KVSpec, refs: Sequence[ChunkRef], part: Part, *, device: Any = None, lease_s: float = 0.0
+    ) -> DeviceViews:
+        """Parts in the server's memory on a device, under a lease of their own."""
+        spec.check_part(part)
+        items, lease = pack_items([(ref, part) for ref in refs]), self._new_lease()
+        release = partial(self._releases.send, [lease])
+        return self.with_spec(spec, lambda: self._devices.views(spec, items, device, lease, lease_s, release))
 
     def _decoded_view(self, placed: _Placed, spec: KVSpec, ref: ChunkRef, part: Part, header: memoryview) -> OwnView:
         """What is placed, decoded into memory of its own."""

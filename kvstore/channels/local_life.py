@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 from kvstore.channels.extents import Extents
 from kvstore.channels.local_hazards import HazardLeases
 from kvstore.channels.local_leases import LeasedPlaces
 from kvstore.channels.stream import Stream
 from kvstore.shared_index import SharedIndex
+
+if TYPE_CHECKING:
+    from kvstore.tiers.hbm import Importer
 
 
 class Life:
@@ -24,10 +28,11 @@ class Life:
         self.leases = LeasedPlaces()
         self.staged: set[int] = set()
         self.index: SharedIndex | None = None
+        self.slabs: Importer | None = None  # of the server's device memory
         self.hazards: HazardLeases | None = None
         self.index_asked = False
         self.ended = False
-        self.lock = threading.Lock()  # of `staged`, `index`, `hazards`; held while the server is told
+        self.lock = threading.Lock()  # of `staged`, `index`, `hazards`, `slabs`; held while the server is told
         self._anchor = anchor
 
     @property
@@ -41,6 +46,9 @@ class Life:
         self.leases.drop_all()
         if self.hazards is not None:
             self.hazards.end()  # before the descriptor that it watches may be another file's
+        slabs, self.slabs = self.slabs, None
+        if slabs is not None:
+            slabs.close()
         self._anchor.close()
 
     def leave_to_parent(self) -> None:

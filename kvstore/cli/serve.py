@@ -74,6 +74,8 @@ def _stop_on_signals() -> threading.Event:
 
 def _ready(args: Namespace, server: Server, config: Config) -> None:
     tiers = {"dram": size_text(config.dram.capacity)}
+    if config.hbm is not None:
+        tiers["hbm"] = f"{size_text(config.hbm.capacity)} on {', '.join(config.hbm.devices)}"
     if config.nvme is not None:
         tiers["nvme"] = f"{size_text(config.nvme.capacity)} in {config.nvme.path}"
     if args.json:

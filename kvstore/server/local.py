@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from kvstore import wire
 from kvstore.api import Ack, Offer
 from kvstore.channels.stream import MAX_DESCRIPTORS, BadFrame, Frame
-from kvstore.errors import Closed, KVStoreError, PermissionDenied
+from kvstore.errors import Closed, InvalidArgument, KVStoreError, PermissionDenied
 from kvstore.keys import ChunkRef
+from kvstore.places import EXTENT_SHIFT, NOWHERE, unpack_places
 from kvstore.server.local_staging import KNOWN, STORED, StagingArea, check_sealed
 from kvstore.server.streams import Connection, Handler
 from kvstore.session import Session
 from kvstore.transfer import check_first_valid
 from kvstore.v1 import kvstore_pb2 as pb
+
+if TYPE_CHECKING:
+    from kvstore.tiers.hbm.ipc import SharedSlab
 
 
 def handlers() -> Mapping[int, Handler]:
@@ -28,6 +33,7 @@ def handlers() -> Mapping[int, Handler]:
         pb.METHOD_PUT_STAGED: calls.put_staged,
         pb.METHOD_INDEX: calls.index,
         pb.METHOD_HAZARDS: calls.hazards,
+        pb.METHOD_DEVICE_PLACES: calls.device_places,
     }
     return found
 
@@ -75,6 +81,39 @@ class LocalCalls:
         except KVStoreError:  # a lease that nobody knows of would never be released
             _store(connection).release([request.lease])
             raise
+
+    def device_places(self, connection: Connection, frame: Frame) -> None:
+        """Say what lies on a device, lease it, and say how to open the slabs that it lies in."""
+        request = wire.parse(pb.DevicePlacesRequest, _alone(frame))
+        store = _store(connection)
+        places = store.device_places(
+            connection.session.spec(request.spec),
+            request.items,
+            device=request.device,
+            lease=request.lease,
+            lease_s=request.lease_ms / 1000,
+        )
+        shared: list[SharedSlab] = []
+        try:
+            for number in sorted({place[0] >> EXTENT_SHIFT for place in unpack_places(places) if place[0] != NOWHERE}):
+                shared.append(store.share_slab(request.device, number))
+            descriptors = [each.descriptor for each in shared if each.descriptor >= 0]
+            if len(descriptors) > MAX_DESCRIPTORS:
+                raise InvalidArgument(f"what was asked for lies in {len(descriptors)} files; ask for less at once")
+            answer = pb.DevicePlacesResponse(places=places)
+            for each in shared:
+                answer.slabs.add(
+                    number=each.number, identity=each.identity, bytes=each.nbytes, opening=each.opening,
+                    descriptor=each.descriptor >= 0,
+                )  # fmt: skip
+            connection.stream.send(frame.method, answer.SerializeToString(), descriptors=descriptors)
+        except KVStoreError:  # a lease that nobody knows of would never be released
+            store.release([request.lease])
+            raise
+        finally:
+            for each in shared:
+                if each.descriptor >= 0:
+                    os.close(each.descriptor)
 
     def stage(self, connection: Connection, frame: Frame) -> None:
         """Map memory of the client."""

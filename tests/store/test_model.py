@@ -21,7 +21,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 import kvstore
 from kvstore.client import Hit
-from kvstore.config import Config, DramConfig, NvmeConfig
+from kvstore.config import Config, DramConfig, HbmConfig, NvmeConfig
 from kvstore.errors import Corrupt, NotFound, Shed
 from kvstore.keys import ChunkRef
 from kvstore.places import unpack_places
@@ -57,6 +57,7 @@ class StoreMachine(RuleBasedStateMachine):
     placed = Bundle("placed")
 
     codec = "raw"  # of what lies on disk
+    hbm: HbmConfig | None = None
     kept_bits = 0xFFFF  # of every element: the fewer, the more there is to encode
 
     def __init__(self) -> None:
@@ -80,6 +81,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.client = kvstore.open(
             Config(
                 dram=DramConfig(self.dram, self.dram),
+                hbm=self.hbm,
                 nvme=NvmeConfig(self.folder / str(self.homes), 64 * MiB, MiB, 0, 2, self.codec),
                 put_wait_s=0.05,
             )

@@ -1,8 +1,9 @@
 """Device memory from one process to another on the host.
 
 A handle names a range of a slab and says how to open the slab: by CUDA IPC, or, for the CPU twin, as a file in memory
-that the other process opens through /proc (for tests: `kvstore serve` lets nobody in there). A slab is opened once in
-a process, so that every further handle costs a look-up. What is opened is the tier's own memory: a handle is good as
+that the other process opens through /proc. `kvstore serve` lets nobody in there, and hands out slabs one by one: what
+says how to open each, and of the twin's the descriptor. A slab is opened once in a process, so that every further
+handle costs a look-up. What is opened is the tier's own memory: a handle is good as
 long as the lease under which the range was handed out, and a reader has finished (on the device, too) before it lets
 go of that lease.
 
@@ -16,7 +17,8 @@ import json
 import os
 import re
 import threading
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,9 +28,41 @@ from kvstore.tiers.hbm.driver import Context
 from kvstore.tiers.hbm.slabs import Slab
 
 VERSION = 1
+_CPU = torch.device("cpu")
 _GRANULE = 2 << 20  # torch allocates device memory in whole ones
 # What torch's `UntypedStorage._share_cuda_` gives and `_new_shared_cuda` takes, behind the device.
 _CUDA_FIELDS = ("memory", "nbytes", "offset", "counter", "counter_offset", "event", "event_needed")
+
+
+class SharedSlab(NamedTuple):
+    """What another process needs to open a slab: `opening` is JSON, `descriptor` -1 for device memory."""
+
+    number: int
+    identity: str
+    nbytes: int
+    opening: str
+    descriptor: int
+
+
+@cache
+def device_id(device: torch.device) -> str:
+    """A device by what it is called in every process of the host: a GPU's UUID, or `cpu`."""
+    if device.type != "cuda":
+        return device.type
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def named_device(device: Any) -> str:
+    """`device_id` of what a caller names: torch's device or its name; None for the current GPU, or else `cpu`."""
+    if device is None:
+        return device_id(torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else _CPU)
+    try:
+        known = torch.device(device)
+    except RuntimeError:
+        raise InvalidArgument(f"{device!r} is no device; use cuda:N, or None for the current one") from None
+    if known.type == "cuda" and not (known.index or 0) < torch.cuda.device_count():
+        raise InvalidArgument(f"{device!r}: this process sees {torch.cuda.device_count()} GPUs")
+    return device_id(known)
 
 
 def check_alone(slab: Slab, context: Context) -> None:
@@ -41,7 +75,7 @@ def check_alone(slab: Slab, context: Context) -> None:
     if start != slab.address or nbytes > slab.nbytes + _GRANULE:
         raise ConfigError(
             f"[hbm] ipc: a slab of {slab.nbytes} bytes lies in an allocation of {nbytes} with other tensors, which "
-            "other processes would see: set slab_bytes to 10 MiB or more, unset PYTORCH_CUDA_ALLOC_CONF, and open the "
+            "other processes would see: set slab to 10 MiB or more, unset PYTORCH_CUDA_ALLOC_CONF, and open the "
             "tier before other device memory is used"
         )
 
@@ -74,16 +108,28 @@ class Importer:
         `HbmTier.view`: CUDA opens no memory of its own process.
         """
         asked = _parsed(handle)
-        with self._lock:
-            slab = self._slabs.get(asked["slab"])
-            if slab is None:
-                slab = self._slabs[asked["slab"]] = _opened(asked["open"], asked["slab_bytes"])
+        slab = self._slab(asked["slab"], asked["slab_bytes"], asked["open"], -1)
         return slab[asked["start"] : asked["start"] + asked["nbytes"]]
+
+    def open_slab(self, identity: str, nbytes: int, opening: str, descriptor: int = -1) -> torch.Tensor:
+        """All of a slab, by what `HbmTier.share` gave; the caller closes the `descriptor`. Raises as `open`."""
+        try:
+            parsed = json.loads(opening)
+        except ValueError:
+            raise InvalidArgument(f"this says not how to open a slab: {opening[:60]!r}") from None
+        return self._slab(identity, nbytes, parsed, descriptor)
 
     def close(self) -> None:
         """Let go of all slabs; each is unmapped when no tensor stands on it any more."""
         with self._lock:
             self._slabs.clear()
+
+    def _slab(self, identity: str, nbytes: int, opening: dict[str, Any], descriptor: int) -> torch.Tensor:
+        with self._lock:
+            slab = self._slabs.get(identity)
+            if slab is None:
+                slab = self._slabs[identity] = _opened(opening, nbytes, descriptor)
+            return slab
 
 
 def _parsed(handle: bytes) -> dict[str, Any]:
@@ -112,14 +158,14 @@ def _share_cuda(slab: Slab) -> dict[str, Any]:
     # torch would keep the memory until one reader more than none has let go of it; here that is the lease's work.
     told = dict(zip(_CUDA_FIELDS, shared, strict=True))
     torch.UntypedStorage._release_ipc_counter_cuda(told["counter"], told["counter_offset"])
-    device = str(torch.cuda.get_device_properties(slab.memory.device).uuid)
-    return {"device": device} | {name: each.hex() if isinstance(each, bytes) else each for name, each in told.items()}
+    fields = {name: each.hex() if isinstance(each, bytes) else each for name, each in told.items()}
+    return {"device": device_id(slab.memory.device)} | fields
 
 
-def _opened(opening: dict[str, Any], nbytes: int) -> torch.Tensor:
+def _opened(opening: dict[str, Any], nbytes: int, descriptor: int) -> torch.Tensor:
     try:
         if opening["device"] == "cpu":
-            return _open_file(opening["file"], nbytes)
+            return _open_file(opening["file"], nbytes) if descriptor < 0 else _map(descriptor, nbytes)
         return _open_cuda(opening, nbytes)
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidArgument(f"a handle of the hbm tier that does not say how to open its slab: {error!r}") from None
@@ -133,11 +179,18 @@ def _open_file(path: str, nbytes: int) -> torch.Tensor:
     except OSError as error:
         raise Unavailable(f"the memory of the hbm tier cannot be opened ({path}: {error.strerror})") from None
     try:
-        if os.fstat(file).st_size != nbytes:
-            raise Unavailable(f"{path} is not the slab of {nbytes} bytes that was handed out: its tier is closed")
-        return torch.from_numpy(_native.map_file(file, nbytes, writable=True))
+        return _map(file, nbytes)
     finally:
         os.close(file)
+
+
+def _map(file: int, nbytes: int) -> torch.Tensor:
+    if os.fstat(file).st_size != nbytes:
+        raise Unavailable(f"this is not the slab of {nbytes} bytes that was handed out: its tier is closed")
+    try:
+        return torch.from_numpy(_native.map_file(file, nbytes, writable=True))
+    except OSError as error:
+        raise Unavailable(f"a slab of {nbytes} bytes cannot be mapped: {error.strerror}") from None
 
 
 def _open_cuda(opening: dict[str, Any], nbytes: int) -> torch.Tensor:
@@ -159,7 +212,7 @@ def _device_number(wanted: str) -> int:
     if not torch.cuda.is_available():
         raise Unavailable(f"the memory is on GPU {wanted}; this process sees no GPU")
     torch.cuda.init()  # type: ignore[no-untyped-call]
-    seen = [str(torch.cuda.get_device_properties(n).uuid) for n in range(torch.cuda.device_count())]
+    seen = [device_id(torch.device("cuda", n)) for n in range(torch.cuda.device_count())]
     if wanted not in seen:
         raise Unavailable(f"the memory is on GPU {wanted}; this process sees {', '.join(seen)}")
     return seen.index(wanted)

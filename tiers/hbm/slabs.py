@@ -2,13 +2,15 @@
 
 CUDA IPC hands out a whole slab, for reading and for writing; so where that is wanted the owner is a namespace, and what
 an engine has opened is never another tenant's. A slab that was handed out stays its owner's for good, since that cannot
-be taken back. Of the others, one that has become empty goes to whoever needs it, with zeros in it.
+be taken back. Of the others, one that has become empty goes to whoever needs it, with zeros in it. While a namespace
+has no slab yet, one is left for it: who comes first does not get them all for good.
 
 A location is `slab number << 40 | offset`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import uuid
@@ -23,6 +25,8 @@ from kvstore.places import EXTENT_SHIFT
 from kvstore.record import BLOCK
 
 _OFFSET = (1 << EXTENT_SHIFT) - 1
+# A file that is cut off under its owner kills it.
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Slab:
@@ -44,9 +48,10 @@ class Slab:
             if device.type == "cuda":
                 return cls(number, torch.empty(nbytes, dtype=torch.uint8, device=device))
             # A file in memory, so that another process can open it as it would open device memory.
-            file = os.memfd_create(f"kvstore-hbm-{number}", os.MFD_CLOEXEC)
+            file = os.memfd_create(f"kvstore-hbm-{number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             try:
                 os.ftruncate(file, nbytes)
+                fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
                 memory = _native.map_file(file, nbytes, writable=True)
                 _native.populate(memory)
             except OSError:
@@ -66,16 +71,21 @@ class Slab:
 class Slabs:
     """All slabs of a tier, allocated up front."""
 
-    def __init__(self, capacity: int, slab_bytes: int, device: torch.device, clear: Callable[[Slab], None]) -> None:
-        """`clear` fills a slab with zeros. Raises `ConfigError` for sizes that cannot work, `StorageError`."""
+    def __init__(
+        self, capacity: int, slab_bytes: int, device: torch.device, clear: Callable[[Slab], None], owners: int = 1
+    ) -> None:
+        """`clear` fills a slab with zeros; each of so many `owners` is left one slab.
+
+        Raises `ConfigError` for sizes that cannot work, `StorageError`.
+        """
         self.slab_bytes = min(slab_bytes, capacity) // BLOCK * BLOCK
         if self.slab_bytes < BLOCK or self.slab_bytes > _OFFSET:
             raise ConfigError(
-                f"[hbm] capacity and slab_bytes must be {BLOCK} bytes or more (slabs {_OFFSET} at most), not "
+                f"[hbm] capacity and slab must be {BLOCK} bytes or more (slabs {_OFFSET} at most), not "
                 f"{capacity} and {slab_bytes}"
             )
         self.capacity = capacity // self.slab_bytes * self.slab_bytes
-        self._clear = clear
+        self._clear, self._owners = clear, owners
         self._lock = threading.Lock()
         self._all: list[Slab] = []
         try:
@@ -146,6 +156,11 @@ class Slabs:
             return None
         return self._all[number], location & _OFFSET
 
+    def owned(self, number: int, owner: bytes) -> Slab | None:
+        """The slab of a number, if it is an owner's."""
+        found = self.at(number << EXTENT_SHIFT)
+        return None if found is None or found[0].owner != owner else found[0]
+
     def export(self, slab: Slab, describe: Callable[[Slab], str]) -> str:
         """What another process opens a slab with; `describe` is asked once."""
         with self._lock:
@@ -161,8 +176,13 @@ class Slabs:
             self._all, self._spare, self._owned = [], [], {}
 
     def _take(self, owner: bytes) -> Slab | None:
-        """A spare slab: one that the owner had before, else one that nobody had, else any."""
-        if not self._spare:
+        """A spare slab: one that the owner had before, else one that nobody had, else any.
+
+        None where those that are left are for owners who have none yet.
+        """
+        having = {each for each, slabs in self._owned.items() if slabs}
+        left_for_others = max(0, self._owners - len(having)) if owner in having else 0
+        if len(self._spare) <= left_for_others:
             return None
         taken = min(self._spare, key=lambda slab: (slab.last_owner != owner, slab.last_owner is not None))
         self._spare.remove(taken)

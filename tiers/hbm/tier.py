@@ -10,6 +10,7 @@ A call has a lane of its own, with a stream; what returns is done on the device.
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -20,10 +21,21 @@ from typing import Any, ClassVar
 import torch
 
 from kvstore import _native
-from kvstore.errors import Closed, ConfigError, Corrupt, InvalidArgument, KVStoreError, NotFound, TooLarge, Unavailable
+from kvstore.errors import (
+    Closed,
+    ConfigError,
+    Corrupt,
+    InvalidArgument,
+    KVStoreError,
+    NotFound,
+    PermissionDenied,
+    StorageError,
+    TooLarge,
+    Unavailable,
+)
 from kvstore.record import Record, padded
-from kvstore.tiers.base import Speed, Tier, TierFull
-from kvstore.tiers.hbm.ipc import check_alone, describe, handle
+from kvstore.tiers.base import OnLoss, Speed, Tier, TierFull
+from kvstore.tiers.hbm.ipc import SharedSlab, check_alone, describe, device_id, handle
 from kvstore.tiers.hbm.lanes import Lanes, Move
 from kvstore.tiers.hbm.pinning import Pin
 from kvstore.tiers.hbm.slabs import Slab, Slabs
@@ -48,7 +60,8 @@ class HbmTier(Tier):
 
     `capacity` bytes are allocated now, in slabs of `slab_bytes` (the longest record). `device` is `cuda:N`, or `cpu`
     for the same in host memory. With `ipc` records may be handed to other processes; each slab is of one namespace
-    then, and a namespace that finds none left is told `TierFull` until one becomes empty.
+    then, one is left for each of so many `namespaces`, and who finds none left is told `TierFull` until one becomes
+    empty.
 
     Raises `ConfigError` for a device that is not there, or has less free memory, and with `ipc` for slabs that cannot
     be handed out alone; `StorageError` where no memory is given.
@@ -58,15 +71,16 @@ class HbmTier(Tier):
     persistent: bool = False
 
     def __init__(
-        self, capacity: int, device: str = "cuda:0", *, slab_bytes: int = 1 << 30, ipc: bool = False, name: str = "hbm"
-    ) -> None:
+        self, capacity: int, device: str = "cuda:0", *, slab_bytes: int = 1 << 30, ipc: bool = False,
+        namespaces: int = 1, name: str = "hbm",
+    ) -> None:  # fmt: skip
         self.name, self.ipc = name, ipc
         self.device = _device(device)
         _check_free(self.device, capacity)
         self._lanes = Lanes(self.device)
         if self.device.type == "cuda" and ipc:
             torch.cuda.empty_cache()  # slabs are to be allocations of their own
-        self._slabs = Slabs(capacity, slab_bytes, self.device, self._clear)
+        self._slabs = Slabs(capacity, slab_bytes, self.device, self._clear, namespaces)
         if self._lanes.context is not None:
             # Memory that torch has used before is ready in the order of its stream, and ours is another.
             torch.cuda.current_stream(self.device).synchronize()
@@ -74,6 +88,8 @@ class HbmTier(Tier):
                 check_alone(slab, self._lanes.context)
         self._reads, self._writes, self._latency_s = _Flow(), _Flow(), 2e-5
         self._errors = 0
+        self._lost = ""
+        self._told: OnLoss = lambda note, is_lost: None
         self._lock = threading.Lock()
         self._closed = False
 
@@ -88,6 +104,10 @@ class HbmTier(Tier):
     @property
     def speed(self) -> Speed:
         return Speed(self._reads.bytes_per_s, self._writes.bytes_per_s, self._latency_s)
+
+    @property
+    def state(self) -> str:
+        return self._lost or "ok"
 
     @property
     def max_record(self) -> int:
@@ -171,6 +191,27 @@ class HbmTier(Tier):
         slab, at = self._range(location, offset, nbytes)
         return handle(slab, self._slabs.export(slab, describe), at, nbytes)
 
+    @property
+    def device_id(self) -> str:
+        """What the device is called in every process of the host: a GPU's UUID, or `cpu`."""
+        return device_id(self.device)
+
+    def share(self, number: int, namespace: bytes) -> SharedSlab:
+        """How another process opens a slab of a namespace's, as `export`; the caller closes its descriptor.
+
+        `PermissionDenied` for any other number, whether there is such a slab or not.
+        """
+        if not self.ipc:
+            raise Unavailable(f"tier {self.name} shares its memory with no other process: open it with ipc")
+        slab = self._slabs.owned(number, namespace)
+        if slab is None:
+            raise PermissionDenied(f"this namespace has no slab {number} in {self.name}")
+        opening = self._slabs.export(slab, describe)
+        return SharedSlab(number, slab.identity, slab.nbytes, opening, os.dup(slab.file) if slab.file >= 0 else -1)
+
+    def watch_losses(self, told: OnLoss) -> None:
+        self._told = told
+
     def delete(self, location: int, record_bytes: int) -> None:
         if not self._closed:
             self._slabs.free(location, record_bytes)
@@ -200,6 +241,8 @@ class HbmTier(Tier):
         stored, total = record.stored, len(header) + padded(record.stored)
         if self._closed:
             raise Closed(f"tier {self.name} is closed")
+        if self._lost:
+            raise StorageError(f"tier {self.name}: {self._lost}")
         if total > self.max_record:
             raise TooLarge(f"a record of {total} bytes; tier {self.name} takes {self.max_record} at most")
         location = self._slabs.alloc(record.namespace if self.ipc else _ANYBODY, total)
@@ -226,8 +269,25 @@ class HbmTier(Tier):
         return location
 
     def _fail(self) -> None:
+        """Count a failed copy, and see whether more than that copy has failed: all that lay there is lost then."""
+        answers = self._answers()
         with self._lock:
             self._errors += 1
+            if answers or self._lost:
+                return
+            self._lost = f"{self.device} answers no more"
+        self._told(
+            f"tier {self.name}: {self._lost}: what lay there is lost until the next start", lambda location: True
+        )
+
+    def _answers(self) -> bool:
+        """Whether the device does anything: after some errors a process can use it no more."""
+        try:
+            with self._lanes.take() as lane:
+                lane.wait()
+        except KVStoreError:
+            return False
+        return True
 
     def _read(self, moves: Sequence[Move], records: int) -> None:
         start = time.perf_counter()

@@ -43,6 +43,7 @@ class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     METHOD_EXTENTS: _ClassVar[Method]
     METHOD_HAZARDS: _ClassVar[Method]
     METHOD_GET_ARTEFACT: _ClassVar[Method]
+    METHOD_DEVICE_PLACES: _ClassVar[Method]
     METHOD_DRAIN: _ClassVar[Method]
     METHOD_RESUME: _ClassVar[Method]
 FIDELITY_EXACT: Fidelity
@@ -73,6 +74,7 @@ METHOD_INDEX: Method
 METHOD_EXTENTS: Method
 METHOD_HAZARDS: Method
 METHOD_GET_ARTEFACT: Method
+METHOD_DEVICE_PLACES: Method
 METHOD_DRAIN: Method
 METHOD_RESUME: Method
 
@@ -547,6 +549,41 @@ class PlaceResponse(_message.Message):
     places: bytes
     failed: _containers.RepeatedCompositeFieldContainer[PlaceResponse.Failed]
     def __init__(self, places: _Optional[bytes] = ..., failed: _Optional[_Iterable[_Union[PlaceResponse.Failed, _Mapping]]] = ...) -> None: ...
+
+class DevicePlacesRequest(_message.Message):
+    __slots__ = ("spec", "items", "device", "lease", "lease_ms")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    spec: bytes
+    items: bytes
+    device: str
+    lease: bytes
+    lease_ms: int
+    def __init__(self, spec: _Optional[bytes] = ..., items: _Optional[bytes] = ..., device: _Optional[str] = ..., lease: _Optional[bytes] = ..., lease_ms: _Optional[int] = ...) -> None: ...
+
+class DevicePlacesResponse(_message.Message):
+    __slots__ = ("places", "slabs")
+    class Slab(_message.Message):
+        __slots__ = ("number", "identity", "bytes", "opening", "descriptor")
+        NUMBER_FIELD_NUMBER: _ClassVar[int]
+        IDENTITY_FIELD_NUMBER: _ClassVar[int]
+        BYTES_FIELD_NUMBER: _ClassVar[int]
+        OPENING_FIELD_NUMBER: _ClassVar[int]
+        DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+        number: int
+        identity: str
+        bytes: int
+        opening: str
+        descriptor: bool
+        def __init__(self, number: _Optional[int] = ..., identity: _Optional[str] = ..., bytes: _Optional[int] = ..., opening: _Optional[str] = ..., descriptor: _Optional[bool] = ...) -> None: ...
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    SLABS_FIELD_NUMBER: _ClassVar[int]
+    places: bytes
+    slabs: _containers.RepeatedCompositeFieldContainer[DevicePlacesResponse.Slab]
+    def __init__(self, places: _Optional[bytes] = ..., slabs: _Optional[_Iterable[_Union[DevicePlacesResponse.Slab, _Mapping]]] = ...) -> None: ...
 
 class StageRequest(_message.Message):
     __slots__ = ("number", "bytes")

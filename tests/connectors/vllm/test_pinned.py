@@ -204,7 +204,7 @@ def test_a_worker_registers_for_caches_on_a_device_only(
 ) -> None:
     """Caches on no device of this machine stand for those on a GPU; nothing is copied."""
     pins, client = Pins(MadeUpDevice()), kvstore.connect(server, timeout=5)
-    monkeypatch.setattr(_blocks, "_on_device", lambda *caches: SimpleNamespace(pins=pins))
+    monkeypatch.setattr(_blocks, "_on_device", lambda *caches: SimpleNamespace(pins=pins, device="meta"))
     worker = Worker(client, SPEC, TOKENS, Options.of({"server": server, "staging_mib": 64}), 0, [GROUP], None)
     worker.register(
         {name: torch.zeros(3, HEADS, TOKENS, 2 * DIM, dtype=torch.bfloat16, device=device) for name in NAMES}

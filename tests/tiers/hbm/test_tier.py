@@ -190,7 +190,7 @@ def test_a_device_is_refused_by_how_many_there_are(number: int, monkeypatch: pyt
 
 def test_sizes_that_cannot_work_are_refused_at_the_start() -> None:
     for capacity, slab in ((4095, 1 << 30), (MIB, 100), (2 << 40, 2 << 40)):
-        with pytest.raises(ConfigError, match="slab_bytes must be"):
+        with pytest.raises(ConfigError, match="slab must be"):
             HbmTier(capacity, "cpu", slab_bytes=slab)
 
 
