@@ -85,7 +85,7 @@ class Drains:
         with self._lock:
             for (number, path), job in self._jobs.items():
                 job.stop()
-                if not path and not job.is_over:
+                if not path and not job.is_done:
                     with self._core.lock:
                         self._core.drained.discard(number)
 
@@ -119,11 +119,18 @@ class _Job:
         """End after what is being moved just now."""
         self._stop.set()
         self._thread.join()
+        if self._state == "draining":
+            self._state = "drain failed: it was stopped"
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to be done."""
+        """Whether nothing more is done."""
         return self._state != "draining"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to be done."""
+        return self._state == "drained"
 
     @property
     def has_failed(self) -> bool:

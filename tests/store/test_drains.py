@@ -324,6 +324,23 @@ def test_what_cannot_be_drained_is_refused(hosts: list[Host], tmp_path: Path) ->
     assert min(host.on(0), host.on(1)) > 0
 
 
+def test_a_drain_that_was_stopped_by_a_resume_that_failed_is_begun_again(hosts: list[Host], tmp_path: Path) -> None:
+    host, refs = Host(tmp_path, dram=MiB, drives=3), refs_of(30)
+    hosts.append(host)
+    host.fill(refs)
+    host.client.drain("nvme", str(host.paths[0]))
+    host.drained(path=host.paths[0])
+    away = host.paths[0].rename(tmp_path / "pulled")
+    host.client.drain("nvme", str(host.paths[1]))
+    with pytest.raises(StorageError, match="does not hold drive 0"):
+        host.client.resume("nvme")
+    assert host.drained(path=host.paths[1]).state == "drained"
+    assert host.on(1) == 0
+    away.rename(host.paths[0])
+    assert host.client.resume("nvme").state == "ok"
+    host.check(refs)
+
+
 def test_tenants_cannot_drain_what_is_everybodys_but_an_operator_can(hosts: list[Host], tmp_path: Path) -> None:
     tenants = (
         NamespaceConfig("default", tokens=("one",)), NamespaceConfig("ops", tokens=("two",), operator=True),
