@@ -87,7 +87,7 @@ class LocalDevices:
             release()
             raise
         life, deadline = answer.life, sent + lease_s - _MARGIN_S if lease_s else math.inf
-        return DeviceViews(tensors, lambda: None if life.ended else release(), lambda: life.ended, deadline)
+        return DeviceViews(tensors, lambda: None if life.ended else release(), lambda: life.is_over, deadline)
 
 
 def _opened(importer: Importer, answer: _Answer) -> list[Any]:

@@ -40,6 +40,11 @@ class Life:
         """The descriptor of the connection that the session lasts with."""
         return self._anchor.fileno()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the server has ended the session by now, asked or not: it ends that before it gives memory back."""
+        return self.ended or self._anchor.ended()
+
     def end(self) -> None:
         """Nothing of it counts any more. Memory that somebody still looks at stays mapped."""
         self.ended = True

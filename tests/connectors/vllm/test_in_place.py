@@ -17,6 +17,7 @@ from kvstore.config import Config, DramConfig, HbmConfig
 from kvstore.connectors.vllm._counts import Counts
 from kvstore.connectors.vllm._loads import Loads
 from kvstore.connectors.vllm._plan import LoadJob
+from kvstore.device_views import DeviceViews
 from kvstore.errors import Unavailable
 from kvstore.keys import Chain, ChunkRef
 from kvstore.spec import KVSpec
@@ -200,4 +201,14 @@ def test_a_scatter_that_fails_is_done_over_the_bus(client: kvstore.Client, error
     told, outcome = again(client, blocks, counts)
     assert (outcome.failed_at, blocks.loaded) == (None, 3)
     assert told["in_place_failed"] >= 1
+    assert holds(blocks.tensors, 0, 192)
+
+
+def test_what_was_read_when_the_server_had_ended_does_not_count(
+    client: kvstore.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring(client)
+    monkeypatch.setattr(DeviceViews, "over", property(lambda views: True))
+    blocks, counts, outcome = load(client)
+    assert (outcome.failed_at, counts, blocks.in_place, blocks.loaded) == (None, {}, 3, 3)
     assert holds(blocks.tensors, 0, 192)

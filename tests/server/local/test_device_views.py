@@ -170,7 +170,9 @@ def test_after_the_server_is_gone_the_views_are_over_and_still_memory() -> None:
     with server(32 * MiB, *FLAGS) as doomed, kvstore.connect(doomed.url("local"), timeout=5, retries=0) as client:
         bring(client, refs)
         views = client.device_views(SPEC, refs, device="cpu")
+        assert not views.over
         os.kill(doomed.pid, 9)
+        eventually(lambda: views.over)  # nobody has asked the server for anything
         with pytest.raises(Unavailable):
             client.stats()
         client.close()
