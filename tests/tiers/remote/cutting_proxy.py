@@ -14,7 +14,7 @@ HOST = "127.0.0.1"
 class CuttingProxy:
     """Forwards to a port of this host.
 
-    While `hang` lasts, connections are accepted and nothing is forwarded; `holds` says whether something has come since.
+    While `hang` lasts, connections are accepted and nothing is forwarded; `holds` says whether anything came since.
     `cut_requests` and `cut_answers` are how many more bytes go that way before every connection that carries some is
     reset; None: no limit.
     """
