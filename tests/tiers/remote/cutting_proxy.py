@@ -14,8 +14,9 @@ HOST = "127.0.0.1"
 class CuttingProxy:
     """Forwards to a port of this host.
 
-    While `hang` lasts, connections are accepted and nothing is forwarded. `cut_requests` and `cut_answers` are how
-    many more bytes go that way before every connection that carries some is reset; None: no limit.
+    While `hang` lasts, connections are accepted and nothing is forwarded; `holds` says whether anything came since.
+    `cut_requests` and `cut_answers` are how many more bytes go that way before every connection that carries some is
+    reset; None: no limit.
     """
 
     def __init__(self, port: int) -> None:
@@ -25,7 +26,7 @@ class CuttingProxy:
         self._ended = False
         self.cut_requests: int | None = None
         self.cut_answers: int | None = None
-        self.connections = 0
+        self.holds = False
         self._listener = socket.create_server((HOST, 0))
         self.port = int(self._listener.getsockname()[1])
         self._open: list[socket.socket] = []
@@ -33,6 +34,7 @@ class CuttingProxy:
 
     @contextmanager
     def hang(self) -> Iterator[None]:
+        self.holds = False
         self._flows.clear()
         try:
             yield
@@ -53,7 +55,6 @@ class CuttingProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            self.connections += 1
             try:
                 server = socket.create_connection((HOST, self._target))
             except OSError:
@@ -66,6 +67,8 @@ class CuttingProxy:
     def _pump(self, source: socket.socket, target: socket.socket, limit: str) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
+                if not self._flows.is_set():
+                    self.holds = True
                 self._flows.wait()
                 left: int | None = getattr(self, limit)
                 if left is not None:

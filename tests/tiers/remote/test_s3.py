@@ -208,11 +208,10 @@ def test_closing_ends_calls_of_several_requests(proxy: CuttingProxy, place: S3Pl
         except Exception as error:  # noqa: BLE001 - looked at below
             raised.append(error)
 
-    before = proxy.connections
     with proxy.hang():
         thread = threading.Thread(target=look)
         thread.start()
-        wait_until(lambda: proxy.connections > before)
+        wait_until(lambda: proxy.holds)
         engine.close()
         thread.join(10)
     assert not thread.is_alive()
