@@ -73,6 +73,7 @@ class Core:
         self.coder = coder
         self.tiers: tuple[Tier, ...] = (dram, *below)
         self.order = bytes(range(len(self.tiers)))  # fastest first
+        self.peers = next((n for n, tier in enumerate(self.tiers) if not tier.writable), None)
         # Where what is acknowledged as persisted goes.
         self.persistent = next((n for n, tier in enumerate(self.tiers) if tier.persistent), None)
         self.lock = _native.Mutex()
@@ -92,6 +93,14 @@ class Core:
         self.gates = [Gate() for _ in self.tiers]
         self.closed = False
         self._lingering: list[tuple[Loan, Callable[[], None]]] = []
+
+    def below_of(self, number: int) -> int | None:
+        """The tier that what goes from this one is written to; None for the last."""
+        return next((n for n in range(number + 1, len(self.tiers)) if self.tiers[n].writable), None)
+
+    def is_usable(self, number: int | None) -> bool:
+        """Whether there is such a tier and it is well."""
+        return number is not None and self.tiers[number].state == "ok"
 
     def check_open(self) -> None:
         """Raise `Closed` once the store is."""
@@ -163,7 +172,8 @@ class Core:
             chunk, placement = self._insert(scope, record, tier, location)
         if placement >= 0:
             self.usage.policy(tier, scope.namespace).admit(chunk)
-            scope.namespace.used += record.total_bytes
+            if self.tiers[tier].writable:
+                scope.namespace.used += record.total_bytes
         return placement
 
     def _make_way(self, scope: Scope, record: Record | Entry, tier: int, removed: Removed) -> bool:
@@ -227,6 +237,12 @@ class Core:
             return False
         return not held or held.isdisjoint(index.placement(each).loc for each in self.placements(chunk, DRAM))
 
+    def cold_in_dram(self, namespace: Namespace) -> Iterator[int]:
+        """A namespace's chunks in DRAM in the order in which they go; some may come twice. Needs the lock."""
+        if self.peers is not None:
+            yield from self.usage.spares(namespace).victims()
+        yield from self.usage.policy(DRAM, namespace).victims()
+
     def withdraw(self, scope: Scope, placement: int, removed: Removed, kind: str = "evicted") -> None:
         """Take a placement without readers out of the index. Needs the lock; `removed` is settled without it."""
         index = self.index
@@ -237,11 +253,14 @@ class Core:
         total = scope.header_bytes(part) + padded(place.stored)
         gone = index.remove_placement(placement)
         self.bad.discard(placement)
-        scope.namespace.used -= total
         tier = self.tiers[place.tier]
+        if tier.writable:
+            scope.namespace.used -= total
         (removed.evicted if tier.shared and kind not in ERASED else removed.places).append((tier, place.loc, total))
         if gone & CHUNK_GONE or not self.chunk_in_tier(part_row.chunk, place.tier):
             self.usage.policy(place.tier, scope.namespace).remove(part_row.chunk)
+            if self.peers is not None and place.tier in (DRAM, self.peers):
+                self.usage.spares(scope.namespace).remove(part_row.chunk)
         if gone & CHUNK_GONE or not self.index.chunk_parts(part_row.chunk):
             self.doomed.discard(part_row.chunk)
         if chunk.flags and not gone & CHUNK_GONE:
@@ -384,6 +403,10 @@ class Core:
         """Whether a tier has what all of these hold; see `has`. Needs the lock."""
         places = map(self.index.placement, placements)
         return all(self.has(tier, place.part, exact=place.exact) for place in places)
+
+    def at_peers(self, placements: Iterable[int]) -> bool:
+        """Whether another host has what all of these hold, so that they are the first to go. Needs the lock."""
+        return self.peers is not None and self.all_in(self.peers, placements)
 
     def is_kept(self, part_row: int, *, exact: bool) -> bool:
         """Whether a tier that survives the process has a part; see `has`. Needs the lock."""

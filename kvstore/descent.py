@@ -13,7 +13,7 @@ from kvstore.checked import verify_record
 from kvstore.coder import Coded
 from kvstore.core import DRAM, Copy, Core
 from kvstore.errors import KVStoreError, Shed, StorageError
-from kvstore.record import Record, padded, unpack
+from kvstore.record import Entry, Record, padded, unpack
 from kvstore.removed import Removed
 from kvstore.spec import Part
 from kvstore.tiers.base import Name, Owner, Present, Tier, TierFull
@@ -67,7 +67,7 @@ class Descent:
     def _write(self, target: int, scope: Scope, record: Record, header: bytes, payload: memoryview) -> None:
         core, tier, removed, placed = self._core, self._core.tiers[target], Removed(), -1
         try:
-            record, location = self._keep(tier, scope, record, header, payload)
+            kept, location = self._keep(tier, scope, record, header, payload)
         except TierFull:
             raise
         except KVStoreError:
@@ -76,17 +76,19 @@ class Descent:
             raise
         try:
             with core.lock:
-                placed = core.publish(scope, record, target, location, removed)
+                placed = core.publish(scope, kept, target, location, removed)
                 if placed >= 0:
-                    core.counters["demoted_bytes"] += record.stored
+                    core.counters["demoted_bytes"] += kept.stored
                     core.counters[f"demoted_{tier.name}"] += 1
                     core.events.emit("moved", scope.namespace.name, record.key, record.spec, record.part, tier.name)
         finally:
             if placed < 0:
-                removed.places.append((tier, location, record.total_bytes))
+                removed.places.append((tier, location, kept.total_bytes))
             core.settle(removed)
 
-    def _keep(self, tier: Tier, scope: Scope, record: Record, header: bytes, payload: memoryview) -> tuple[Record, int]:
+    def _keep(
+        self, tier: Tier, scope: Scope, record: Record, header: bytes, payload: memoryview
+    ) -> tuple[Record | Entry, int]:
         """Write a record; or take another host's, in another form, that lies there and is as good."""
         try:
             return record, tier.write(header, payload, record)
@@ -135,6 +137,7 @@ class Descent:
     def _evict_of(self, namespace: Namespace, target: int, nbytes: int, removed: Removed) -> None:
         """Let the coldest chunks of a namespace go; what the next tier lacks is written there first."""
         core, tier, after = self._core, self._core.tiers[target], -1
+        below = core.below_of(target)
         for _ in range(LOOKED_AT):
             if removed.bytes_in(tier) >= nbytes:
                 return
@@ -144,22 +147,23 @@ class Descent:
                     return
                 chunk = core.index.chunk(row)
                 may_go = core.may_go(row, core.held(namespace))
-                lacking = self._lacking(row, target) if may_go else []
-            self._write_further(lacking, target + 1)
+                lacking = self._lacking(row, target, below) if may_go and below is not None else []
+            if below is not None:
+                self._write_further(lacking, below)
             with core.lock:
                 row = core.index.find(chunk.scope, chunk.key)
                 if row >= 0 and not (may_go and core.drop_from(row, target, removed, core.held(namespace))):
                     after = row
 
-    def _lacking(self, row: int, target: int) -> list[tuple[Scope, bytes, Part, Copy]]:
-        """A chunk's parts that the next tier lacks, if that is to be used, each with a reader. Needs the lock."""
+    def _lacking(self, row: int, target: int, below: int) -> list[tuple[Scope, bytes, Part, Copy]]:
+        """A chunk's parts that the tier `below` lacks, if that is to be used, each with a reader. Needs the lock."""
         core, index = self._core, self._core.index
-        if target + 1 >= len(core.tiers) or core.tiers[target + 1].state != "ok":
+        if not core.is_usable(below):
             return []
         chunk, found = index.chunk(row), []
         for placement in list(core.placements(row, target)):
             place = index.placement(placement)
-            if placement not in core.bad and not core.has(target + 1, place.part, exact=place.exact):
+            if placement not in core.bad and not core.has(below, place.part, exact=place.exact):
                 found.append(core.hold_part(chunk, placement))
         return found
 

@@ -92,7 +92,7 @@ class Mover:
             core.leases.end_all()
         self._expire()
         if flush and core.persistent is not None:
-            volatile = [n for n, tier in enumerate(core.tiers) if not tier.persistent]
+            volatile = [n for n, tier in enumerate(core.tiers) if tier.writable and not tier.persistent]
             for tier, namespace in itertools.product(volatile, list(core.catalog.namespaces.values())):
                 self._demote(namespace, _Sweep(tier, core.persistent, math.inf, flush=True))
         self._pool.shutdown(wait=True)
@@ -120,11 +120,12 @@ class Mover:
         for namespace in list(core.catalog.namespaces.values()):
             drain_marks(core, namespace)
             waiting = namespace.digest in pressed
-            for number, tier in enumerate(core.tiers[:-1]):
-                if core.below[number].state != "ok":
+            for number, tier in enumerate(core.tiers):
+                below = core.below_of(number)
+                if not tier.writable or below is None or not core.is_usable(below):
                     continue
                 if (waiting and number == DRAM) or self._is_filling(number, namespace):
-                    self._demote(namespace, _Sweep(number, number + 1, CLEAN_SHARE * tier.capacity))
+                    self._demote(namespace, _Sweep(number, below, CLEAN_SHARE * tier.capacity))
             if waiting and not core.dram.owned(namespace.digest):
                 self._give_extent(namespace)
         for tier in core.below:
@@ -176,7 +177,7 @@ class Mover:
                 there = core.is_kept(place.part, exact=place.exact)
             else:
                 there = core.has(sweep.target, place.part, exact=place.exact)
-            if not there:
+            if not there and not core.at_peers([placement]):
                 yield core.hold_part(chunk, placement)
 
     def _write_all(self, dirty: list[_Dirty], target: int) -> None:
@@ -238,7 +239,8 @@ class Mover:
         extent = core.dram.donor(namespace.digest)
         if extent is None:
             return
-        start = 0 if core.below else -1
+        below = core.below_of(DRAM)
+        start = -1 if below is None else 0
         while start >= 0:
             with core.lock:
                 rows, start = core.index.chunks(start, ROWS_AT_ONCE)
@@ -248,7 +250,8 @@ class Mover:
                     for row, each in inside
                     if core.only_here(each) and each not in core.bad
                 ]
-            self._write_all(dirty, 1)
+            if below is not None:
+                self._write_all(dirty, below)
         start = 0
         while start >= 0:
             with core.lock:

@@ -18,7 +18,7 @@ from kvstore.artefacts import Artefacts
 from kvstore.catalog import Namespace, Scope
 from kvstore.codecs import form_name
 from kvstore.coder import Coder
-from kvstore.config import Config, RemoteConfig
+from kvstore.config import Config, PeersConfig, RemoteConfig
 from kvstore.core import ROWS_AT_ONCE, Core
 from kvstore.errors import KVStoreError
 from kvstore.finder import Finder
@@ -26,13 +26,16 @@ from kvstore.forms import artefact_files, check_forms
 from kvstore.loader import Loader
 from kvstore.mover import Mover
 from kvstore.opening import open_tiers
+from kvstore.peering import address_for_peers
 from kvstore.reader import Reader
 from kvstore.reclaim import Reclaimer
 from kvstore.record import BLOCK
+from kvstore.records import Records
 from kvstore.recovery import index_recovered
 from kvstore.removed import Removed
 from kvstore.scrubber import Scrubber
 from kvstore.session import OwnedSession, Session
+from kvstore.sharing import Sharing
 from kvstore.spec import KVSpec, Part
 from kvstore.sweep import sweep, sweep_quietly
 from kvstore.through import Through
@@ -70,8 +73,12 @@ class Store:
         self._writer.wake_mover = self._mover.wake
         shared = [number for number, tier in enumerate(core.tiers) if tier.shared]
         wait_s = config.remote.lookup_wait_s if config.remote else RemoteConfig.lookup_wait_s
-        self.finder = Finder(core, wait_s) if shared else None
-        self._through = [Through(core, self._writer.descent, number, threads) for number in shared]
+        peers_wait_s = config.peers.lookup_wait_s if config.peers else PeersConfig.lookup_wait_s
+        self.finder = Finder(core, wait_s, peers_wait_s) if shared else None
+        written = [number for number in shared if core.tiers[number].writable]
+        self._through = [Through(core, self._writer.descent, number, threads) for number in written]
+        self.records = Records(core, self._loader)
+        self._sharing = Sharing(core) if core.peers is not None else None
         self._sessions = itertools.count(1)
         self._closing = threading.Lock()
         for each in config.namespaces:
@@ -89,6 +96,8 @@ class Store:
         self._mover.start()
         for through in self._through:
             through.start()
+        if self._sharing is not None:
+            self._sharing.start()
         self._scrubber = Scrubber(self, config.verify_bytes_per_s) if config.verify_bytes_per_s else None
         if self._scrubber is not None:
             self._scrubber.start()
@@ -167,6 +176,8 @@ class Store:
                 "loads": core.loads,
                 "through": sum(each.waiting for each in self._through),
             }
+            if self._sharing is not None:
+                gauges["unpublished"] = self._sharing.waiting
         tiers = {tier.name: tier_stats(tier, counters) for tier in core.tiers}
         return {
             "version": __version__,
@@ -210,6 +221,8 @@ class Store:
             if self._scrubber is not None:
                 self._scrubber.close()
             self._loader.close()
+            if self._sharing is not None:
+                self._sharing.close()
             for through in self._through:
                 through.close(THROUGH_PATIENCE_S)
             self._mover.close(flush=core.config.flush_on_close)
@@ -221,6 +234,15 @@ class Store:
             finally:
                 for tier in reversed(core.tiers):
                     tier.close()
+
+    def advertise(self, bulk: str, *, tls: bool) -> None:
+        """Tell other hosts of this one, whose bulk channel listens there; does nothing without a directory of peers.
+
+        `ConfigError` where others cannot reach it.
+        """
+        config = self._core.config.peers
+        if self._sharing is not None and config is not None:
+            self._sharing.advertise(address_for_peers(config, bulk, tls=tls))
 
     def _lost(self, tier: int, note: str, is_lost: Callable[[int], bool]) -> None:
         """A part of a tier has failed: what lay there is a miss from now on, before anybody asks for it."""

@@ -332,20 +332,22 @@ class Writer:
         Bytes freed, and bytes passed over that could go once they are written down.
         """
         core, removed, freed, passed = self._core, Removed(), 0, 0
-        next_ok = bool(core.below) and core.below[0].state == "ok"
-        others_ok = any(tier.state == "ok" for tier in core.below[1:])
+        below = core.below_of(DRAM)
+        next_ok = core.is_usable(below)
+        others_ok = any(tier.writable and tier.state == "ok" and n != below for n, tier in enumerate(core.tiers) if n)
         drain_marks(core, namespace)
         held = core.held(namespace)
         with core.lock:
             index = core.index
-            for row in core.usage.policy(DRAM, namespace).victims():
+            for row in core.cold_in_dram(namespace):
                 if freed >= nbytes or passed > core.dram.capacity // 8:
                     break
                 if not core.may_go(row, held):
                     continue
                 copies = list(core.placements(row, DRAM))
-                if (next_ok and not core.all_in(DRAM + 1, copies)) or (
-                    others_ok and not next_ok and any(core.only_here(each) for each in copies)
+                if not core.at_peers(copies) and (
+                    (below is not None and next_ok and not core.all_in(below, copies))
+                    or (others_ok and not next_ok and any(core.only_here(each) for each in copies))
                 ):
                     passed += sum(index.placement(each).stored for each in copies)
                     continue

@@ -17,6 +17,7 @@ from kvstore.config import (
     MiB,
     NamespaceConfig,
     NvmeConfig,
+    PeersConfig,
     RemoteConfig,
     ServerConfig,
 )
@@ -215,7 +216,7 @@ def test_what_is_rendered_is_read_back_and_shows_no_token(full: Path) -> None:
 
 
 def test_every_key_has_a_flag_a_variable_and_is_rendered() -> None:
-    config = Config(cxl=CxlConfig(), nvme=NvmeConfig(Path("x")), remote=RemoteConfig("valkey://x"))
+    config = Config(cxl=CxlConfig(), nvme=NvmeConfig(Path("x")), peers=PeersConfig(), remote=RemoteConfig("valkey://x"))
     data = tomllib.loads(settings.render(config))
     for key in scalar_keys():
         owner = config if key.table == "store" else getattr(config, key.table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -113,6 +113,11 @@ class Meter:
         start = time.perf_counter()
         yield
         self._took["find"].add(time.perf_counter() - start)
+
+    def counts(self, names: Sequence[str]) -> dict[str, int]:
+        """Some counters; one that was never raised is 0."""
+        with self._lock:
+            return {name: self._counts[name] for name in names}
 
     def stats(self) -> dict[str, float | int | str]:
         """All of it; a counter that was never raised is 0."""
