@@ -50,7 +50,7 @@ class Sharing:
         self._uses: deque[Rows] = deque(maxlen=USES)
         self._changed = threading.Condition()
         self._stop = threading.Event()
-        self._anew = False
+        self._anew = self._telling_all = False
         self._threads = [
             threading.Thread(target=self._publish_all, name="kvstore-peers-publish", daemon=True),
             threading.Thread(target=self._tell_all, name="kvstore-peers-uses", daemon=True),
@@ -69,8 +69,8 @@ class Sharing:
 
     @property
     def waiting(self) -> int:
-        """Parts of which the directory is to be told."""
-        return len(self._touched) + len(self._batch)
+        """Parts of which the directory is to be told; 1 more while it is told of everything."""
+        return len(self._touched) + len(self._batch) + (self._anew or self._telling_all)
 
     def close(self) -> None:
         """Stop. What the directory says of this host ends with its lease."""
@@ -116,7 +116,7 @@ class Sharing:
     def _publish_index(self) -> None:
         """Tell of everything, as when a life has begun."""
         core, cursor = self._core, 0
-        self._anew = False
+        self._telling_all, self._anew = True, False
         self._touched.clear()
         self._batch = []
         try:
@@ -131,6 +131,8 @@ class Sharing:
         except KVStoreError:
             self._anew = True
             raise
+        finally:
+            self._telling_all = False
 
     def _own_parts(self, row: int) -> list[bytes]:
         """Packed names of what is this host's of a chunk. Needs the lock."""

@@ -199,10 +199,10 @@ class StreamServer:
 
     def _serve_peer(self, stream: Stream, hello: Any) -> None:
         """Raises what keeps a peer from coming in, and nothing after that."""
-        if self._peers is None:
-            raise PermissionDenied(f"the {self._name} channel is not for peers: use the bulk channel")
-        handlers = self._peers
         self._access.check_peer(hello.token)
+        handlers = self._peers
+        if handlers is None:
+            raise PermissionDenied(f"the {self._name} channel is not for other servers: use the bulk channel")
         self._greet_back(stream, __version__, "")
         self._answer_all(
             stream,
