@@ -123,10 +123,17 @@ def _engine(config: RemoteConfig) -> Engine:
                 access_key_id=config.username or "", secret_access_key=config.password or "",
             )
         )  # fmt: skip
+    if place.scheme in ("kvstore", "kvstores"):
+        from kvstore.channels.options import Options, tls_context
+        from kvstore.tiers.remote.peer import PeerEngine
+
+        tls = Options(ca=config.ca, cert=config.cert, key=config.key)
+        return PeerEngine(config.url, token=config.password or "", context=lambda: tls_context(tls))
     if place.scheme == "file" and not place.netloc:
         from kvstore.tiers.remote.posix import PosixEngine
 
         return PosixEngine(Path(unquote(place.path)))
     raise ConfigError(
-        f"remote.url = {config.url!r} names no place: valkey://HOST:PORT, s3://BUCKET/PREFIX or file:///FOLDER"
+        f"remote.url = {config.url!r} names no place: valkey://HOST:PORT, s3://BUCKET/PREFIX, "
+        "file:///FOLDER or kvstore://HOST:PORT"
     )

@@ -10,6 +10,7 @@ from kvstore.record import BLOCK, Entry
 from kvstore.spec import Part
 
 MOST_NAMES = 2048  # in one call
+MOST_HEAD_BYTES = 16 << 20
 _ROW = struct.Struct("<32sIIIHHBxH4xQQ")  # parent, position, tokens, first valid, form, level, exact, header, lengths
 ROW_BYTES = _ROW.size
 NO_ROW = bytes(ROW_BYTES)

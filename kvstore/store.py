@@ -25,6 +25,8 @@ from kvstore.finder import Finder
 from kvstore.forms import artefact_files, check_forms
 from kvstore.loader import Loader
 from kvstore.mover import Mover
+from kvstore.objects import NAMESPACE as OBJECTS
+from kvstore.objects import Objects, check_namespaces
 from kvstore.opening import open_tiers
 from kvstore.peering import address_for_peers
 from kvstore.reader import Reader
@@ -60,6 +62,7 @@ class Store:
         Raises `ConfigError`, `StorageError`.
         """
         check_forms(config)
+        check_namespaces(config)
         folder = None if config.nvme is None else config.nvme.path / ARTEFACTS
         coder = Coder(config, Artefacts(folder, artefact_files(config)))
         dram, below = open_tiers(config)
@@ -83,6 +86,8 @@ class Store:
         self._closing = threading.Lock()
         for each in config.namespaces:
             core.catalog.add_namespace(Namespace(each.name, each.quota, each.ttl_s, each.codec, each.lossy))
+        if config.peers is not None:
+            core.catalog.add_namespace(Namespace(OBJECTS))
         self.notes: Sequence[str] = ()
         try:
             for number in range(1, len(core.tiers)):
@@ -112,6 +117,10 @@ class Store:
     def session(self, namespace: str = "default") -> Session:
         """A way in for one client. `UnknownNamespace` unless the namespace is configured."""
         return self._session(namespace, Session)
+
+    def objects(self) -> Objects:
+        """What other hosts keep here by name; of a store that takes peers."""
+        return Objects(self._core, self._session(OBJECTS, Session))
 
     def own_session(self, namespace: str = "default") -> OwnedSession:
         """A session whose end is the store's end too."""

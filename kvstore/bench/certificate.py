@@ -1,4 +1,4 @@
-"""A self-signed certificate for 127.0.0.1 (and other addresses), made with the `openssl` program for as long as a benchmark runs."""
+"""A self-signed certificate for 127.0.0.1, and other addresses, made with the `openssl` program for a benchmark."""
 
 from __future__ import annotations
 

@@ -64,22 +64,25 @@ class FleetHost:
     def kill(self) -> None:
         """kill -9."""
         assert self._process is not None
-        self.signal(signal.SIGKILL)
-        self._process.wait()
+        self._process.kill()
+        self._wait(self._process)
 
     def stop(self) -> None:
         """End it, whatever has become of it."""
         if self._process is None:
             return
-        if self._process.poll() is None:
-            self.signal(signal.SIGCONT)
-            self.signal(signal.SIGTERM)
+        self._process.send_signal(signal.SIGCONT)
+        self._process.terminate()
         try:
-            self._process.wait(STOP_S)
+            self._wait(self._process, STOP_S)
         except subprocess.TimeoutExpired:
             self.kill()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+
+    @staticmethod
+    def _wait(process: subprocess.Popen[str], seconds: float | None = None) -> None:
+        process.wait(seconds)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 class Fleet:
@@ -97,7 +100,7 @@ class Fleet:
         self.redis: RedisServer | None = None
         self.network = network
         if share and not directory:
-            self.redis = RedisServer(folder / "redis", "--bind", "0.0.0.0", "--protected-mode", "no")  # noqa: S104
+            self.redis = RedisServer(folder / "redis", "--bind", "0.0.0.0", "--protected-mode", "no")
             directory = f"valkey://{network.gateway if network else '127.0.0.1'}:{self.redis.port}"
         peers = ["[peers]", f'directory = "{directory}"', f'token = "{PEERS_TOKEN}"', *more] if share else []
         if network is not None:

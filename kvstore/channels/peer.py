@@ -15,7 +15,7 @@ from kvstore import wire
 from kvstore.channels.bulk import dial_tcp
 from kvstore.channels.lines import Lines, hello_message
 from kvstore.channels.stream import BadFrame, Stream
-from kvstore.peer_wire import NO_ROW, ROW_BYTES
+from kvstore.peer_wire import MOST_HEAD_BYTES, NO_ROW, ROW_BYTES
 from kvstore.v1 import kvstore_pb2 as pb
 
 _SESSION_BYTES = 16
@@ -56,6 +56,33 @@ class PeerLines:
         data = request.SerializeToString()
         answer = self._lines.once(lambda line: self._lines.ask(line, method, data), time.monotonic() + timeout_s)
         return wire.parse(response, answer)
+
+    def send(self, method: int, message: bytes, payload: Sequence[memoryview], timeout_s: float) -> bytes:
+        """One encoded message with a payload, and the answer's."""
+
+        def attempt(line: Stream) -> bytes:
+            return self._lines.ask(line, method, message, payload)
+
+        return self._lines.once(attempt, time.monotonic() + timeout_s)
+
+    def collect(self, method: int, request: Any, timeout_s: float) -> tuple[bytes, memoryview]:
+        """One message; the answer's and its payload, of `MOST_HEAD_BYTES` at most."""
+        data = request.SerializeToString()
+
+        def attempt(line: Stream) -> tuple[bytes, memoryview]:
+            line.in_step = False
+            line.send(method, data)
+            frame = self._lines.answer(line)
+            if frame.payload > MOST_HEAD_BYTES:
+                line.in_step = False
+                raise BadFrame(f"{self._lines.name} sends {frame.payload} bytes of payload, more than was asked for")
+            out = memoryview(bytearray(frame.payload))
+            if out.nbytes:
+                line.read_into(out)
+            line.in_step = True
+            return frame.message, out
+
+        return self._lines.once(attempt, time.monotonic() + timeout_s)
 
     def receive(self, method: int, request: Any, out: memoryview, timeout_s: float) -> None:
         """One message, and an answer whose payload fills `out`."""

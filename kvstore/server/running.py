@@ -47,7 +47,9 @@ class Server:
         check_exposure(self._config, self._access, self._config.listen)
         self._credentials = server_credentials(self._config)
         self._service = Service(store, apart=self._access.guarded and len(config.namespaces) > 1)
-        peers = peer_calls.handlers(store.records) if isinstance(store, Store) and config.peers is not None else None
+        peers = None
+        if isinstance(store, Store) and config.peers is not None:
+            peers = peer_calls.handlers(store.records, store.objects())
         self._channels = Channels(self._config, self._service, self._access, peers)
         self._grace = 0.0
         self._stop: asyncio.Event | None = None

@@ -141,17 +141,18 @@ def test_entries_of_the_dead_are_swept(fleet: Starter, kit: Any, monkeypatch: py
 
 
 def test_encoded_records_travel_as_they_lie_and_a_disk_is_read_for_others(fleet: Starter, kit: Any) -> None:
-    made, chain = fleet(1, dram=8 * MiB), kit.prompt(chunks=90)  # one and a half times the first one's DRAM
+    made, chain = fleet(1), kit.prompt(chunks=90)
     assert made.redis is not None
     folder = made.redis.socket.parent
     disk = ["[nvme]", f'path = "{folder / "nvme"}"', 'capacity = "64MiB"', 'segment = "4MiB"', 'reserve = "0"']
     url = f"valkey://127.0.0.1:{made.redis.port}"
-    keeper = fleet(1, dram=8 * MiB, directory=url, more=["lookup_wait_s = 2.0", *disk, 'codec = "lossless"'])
+    more = ["lookup_wait_s = 2.0", *disk, 'codec = "lossless"']
+    keeper = fleet(1, dram=8 * MiB, directory=url, more=more)  # room for two thirds of it
     with closing(keeper.hosts[0].connect()) as one, closing(made.hosts[0].connect()) as two:
         kit.fill(one, chain)
         kit.published(one)
         assert one.stats()["tiers"]["nvme"]["used"] > 0
-        tokens = kit.read(two, kit.prompt(chunks=90))
+        tokens = kit.read(two, chain)
         assert tokens == one.lookup(kit.spec, chain).tokens == len(chain.ids)
 
 
