@@ -90,8 +90,6 @@ class Records:
             if place is None:
                 raise NotFound(f"no record of key {name.key.hex()} is here")
             scope, chunk = place.scope, core.index.chunk(place.chunk)
-            ref = ChunkRef(name.key, chunk.parent, chunk.position, chunk.tokens)
-            exact = core.index.placement(place.placement).exact
             copy = core.hold(place.placement, scope, name.part)
             if chunk.last_use < now_ms() - RECENT_MS:
                 core.usage.used_unleased(np.array([place.chunk], np.int64), scope.namespace)
@@ -100,7 +98,10 @@ class Records:
         self._check_same(copy, form, total)
         if copy.tier == DRAM:
             return self._held(copy, offset, nbytes)
+        with core.lock:
+            exact = core.index.placement(copy.placement).exact
         core.let_go([copy])
+        ref = ChunkRef(name.key, chunk.parent, chunk.position, chunk.tokens)
         try:
             copy = self._loader.hold_in_dram(scope, ref, name.part, Fidelity.EXACT if exact else Fidelity.LOSSY)
         except Shed:

@@ -70,17 +70,15 @@ class PeerLines:
         data = request.SerializeToString()
 
         def attempt(line: Stream) -> tuple[bytes, memoryview]:
-            line.in_step = False
-            line.send(method, data)
-            frame = self._lines.answer(line)
-            if frame.payload > MOST_HEAD_BYTES:
+            message = self._lines.exchange(line, method, data)
+            if line.unread > MOST_HEAD_BYTES:
                 line.in_step = False
-                raise BadFrame(f"{self._lines.name} sends {frame.payload} bytes of payload, more than was asked for")
-            out = memoryview(bytearray(frame.payload))
+                raise BadFrame(f"{self._lines.name} sends {line.unread} bytes of payload, more than was asked for")
+            out = memoryview(bytearray(line.unread))
             if out.nbytes:
                 line.read_into(out)
             line.in_step = True
-            return frame.message, out
+            return message, out
 
         return self._lines.once(attempt, time.monotonic() + timeout_s)
 
@@ -89,12 +87,10 @@ class PeerLines:
         data = request.SerializeToString()
 
         def attempt(line: Stream) -> None:
-            line.in_step = False
-            line.send(method, data)
-            frame = self._lines.answer(line)
-            if frame.payload != out.nbytes:
+            self._lines.exchange(line, method, data)
+            if line.unread != out.nbytes:
                 line.in_step = False
-                raise BadFrame(f"{self._lines.name} sends {frame.payload} bytes where {out.nbytes} were asked for")
+                raise BadFrame(f"{self._lines.name} sends {line.unread} bytes where {out.nbytes} were asked for")
             if out.nbytes:
                 line.read_into(out)
             line.in_step = True
