@@ -135,10 +135,9 @@ class Finder:
     ) -> None:
         """What other hosts had, as far as this one knew, and have no more, or nobody can say."""
         core, removed = self._core, Removed()
-        if not len(left) or not len(core.usage.policy(number, scope.namespace)):
-            return
         with core.lock:
-            for ref, part in left.tolist():
+            known = len(core.usage.policy(number, scope.namespace)) > 0
+            for ref, part in left.tolist() if known else ():
                 self._withdraw(scope, number, refs[ref]["key"].tobytes(), parts[part], removed)
         core.settle(removed)
 

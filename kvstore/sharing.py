@@ -10,17 +10,20 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvstore.core import Core
 from kvstore.errors import KVStoreError
 from kvstore.namespace import namespace_digest
+from kvstore.objects import NAMESPACE as OBJECTS
 from kvstore.policy import Rows
 from kvstore.removed import Removed
 from kvstore.spec import Part
 from kvstore.tiers.base import Name
-from kvstore.tiers.peers import PeersTier
 from kvstore.tiers.remote.names import pack
+
+if TYPE_CHECKING:
+    from kvstore.tiers.peers import PeersTier
 
 BACKLOG = 100_000  # parts of which others are to be told; with more of them all is told anew
 AT_ONCE = 512
@@ -37,14 +40,21 @@ class _Touched(NamedTuple):
     part: Part
 
 
+def sharing_of(core: Core) -> Sharing | None:
+    """The sharing of a store, if a directory of hosts is among its tiers."""
+    if core.peers is None:
+        return None
+    from kvstore.tiers.peers import PeersTier
+
+    tier = core.tiers[core.peers]
+    return Sharing(core, core.peers, tier) if isinstance(tier, PeersTier) else None
+
+
 class Sharing:
     """Keeps the directory up with the index, in a thread of its own, and tells owners of uses in another."""
 
-    def __init__(self, core: Core) -> None:
-        assert core.peers is not None
-        tier = core.tiers[core.peers]
-        assert isinstance(tier, PeersTier)
-        self._core, self._number, self._tier = core, core.peers, tier
+    def __init__(self, core: Core, number: int, tier: PeersTier) -> None:
+        self._core, self._number, self._tier = core, number, tier
         self._touched: deque[_Touched] = deque()
         self._batch: list[_Touched] = []
         self._uses: deque[Rows] = deque(maxlen=USES)
@@ -84,6 +94,8 @@ class Sharing:
     def _hear(self, kind: str, namespace: str, key: bytes, spec: bytes, part: Part) -> None:
         """Something became of a part; what, the publishing thread sees for itself. Called under the store's lock."""
         del kind
+        if namespace == OBJECTS:  # they are other hosts' already
+            return
         if len(self._touched) >= BACKLOG:
             self._anew = True
             return
@@ -137,8 +149,8 @@ class Sharing:
     def _own_parts(self, row: int) -> list[bytes]:
         """Packed names of what is this host's of a chunk. Needs the lock."""
         core, index = self._core, self._core.index
-        chunk, scope, found = index.chunk(row), core.catalog.scopes[index.chunk(row).scope], []
-        for part_row in index.chunk_parts(row):
+        chunk, scope, found = index.chunk(row), core.catalog.scopes[index.chunk(row).scope], list[bytes]()
+        for part_row in index.chunk_parts(row) if scope.namespace.name != OBJECTS else ():
             if self._is_own(part_row):
                 part = index.part(part_row)
                 which = Part(part.group, part.rank, (part.layer_start, part.layer_end))

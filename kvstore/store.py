@@ -37,7 +37,7 @@ from kvstore.recovery import index_recovered
 from kvstore.removed import Removed
 from kvstore.scrubber import Scrubber
 from kvstore.session import OwnedSession, Session
-from kvstore.sharing import Sharing
+from kvstore.sharing import sharing_of
 from kvstore.spec import KVSpec, Part
 from kvstore.sweep import sweep, sweep_quietly
 from kvstore.through import Through
@@ -81,7 +81,7 @@ class Store:
         written = [number for number in shared if core.tiers[number].writable]
         self._through = [Through(core, self._writer.descent, number, threads) for number in written]
         self.records = Records(core, self._loader)
-        self._sharing = Sharing(core) if core.peers is not None else None
+        self._sharing = sharing_of(core)
         self._sessions = itertools.count(1)
         self._closing = threading.Lock()
         for each in config.namespaces:
@@ -283,6 +283,8 @@ class Store:
         """Verify one copy: what is wrong with it, or nothing; None if it went away before it was looked at."""
         core = self._core
         tier = [each.name for each in core.tiers].index(place.tier)
+        if not core.tiers[tier].writable:  # another host's, who sees to it
+            return None
         with core.lock:
             scope = core.catalog.find(namespace.digest, info.spec)
             if scope is None:

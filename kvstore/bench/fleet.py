@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,16 @@ class FleetHost:
         """A client on the same host."""
         return kvstore.connect(f"local:{self.ready['local']}", token=TOKEN, **{"timeout": TIMEOUT_S, **options})
 
-    def signal(self, number: int) -> None:
-        """Send the server a signal."""
-        os.kill(self.pid, number)
+    def pause(self) -> None:
+        """It hangs: connections are taken, nothing is answered."""
+        os.kill(self.pid, signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.pid}/task")
+        while any(_state(task) not in "Tt" for task in tasks.iterdir()):  # a thread may still run for a moment
+            time.sleep(0.001)
+
+    def resume(self) -> None:
+        """It goes on."""
+        os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """kill -9."""
@@ -83,6 +91,10 @@ class FleetHost:
         process.wait(seconds)
         if process.stdout is not None:
             process.stdout.close()
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
 
 
 class Fleet:

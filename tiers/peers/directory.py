@@ -61,6 +61,7 @@ class Directory:
         self._breaker = Breaker("directory", self._probe, lambda: None)
         self._attempts = Attempts(self._breaker, self._meter, _TRIES)
         self._lock = threading.Lock()
+        self._renewing = threading.Lock()
         self._alive: Mapping[bytes, str] = {}
         self._dead: dict[bytes, None] = {}
         self._asked_lives = 0.0
@@ -169,6 +170,14 @@ class Directory:
 
     def _renew(self) -> None:
         """Renew the lease, or begin another life where there is none to renew."""
+        with self._renewing:
+            began = self._keep_lease()
+        self._timed(self._learn)
+        if began:
+            self._begun()
+
+    def _keep_lease(self) -> bool:
+        """Whether a life has begun."""
         with self._lock:
             address, life = self._advertised, self._life
         lease_ms, began = b"%d" % int(self._lease_s * 1000), False
@@ -178,9 +187,7 @@ class Directory:
                 self._ask_one(command(b"SET", self._layout.lease(life), address.encode(), b"PX", lease_ms))
             self._ask_one(command(b"SADD", self._layout.lives, life))
             self._life = life
-        self._timed(self._learn)
-        if began:
-            self._begun()
+        return began
 
     def _ask(self, slots: Sequence[Slot], left: float) -> list[bytes | None]:
         """The life that each slot's entry names, and in the same round trip which of the known ones live."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -94,7 +93,7 @@ def test_a_host_that_hangs_holds_nobody_longer_than_its_time(fleet: Starter, kit
         kit.fill(one, chain)
         kit.published(one)
         assert two.lookup(kit.spec, chain).tokens == len(chain.ids)
-        made.hosts[0].signal(signal.SIGSTOP)
+        made.hosts[0].pause()
         try:
             start = time.monotonic()
             assert kit.read(two, chain) == 0
@@ -102,7 +101,7 @@ def test_a_host_that_hangs_holds_nobody_longer_than_its_time(fleet: Starter, kit
             assert kit.read(two, chain) == 0
             kit.until(lambda: kit.peers(two)["peers"] == 0)  # its lease is over
         finally:
-            made.hosts[0].signal(signal.SIGCONT)
+            made.hosts[0].resume()
         kit.until(lambda: kit.read(two, chain) == len(chain.ids))  # in another life, all is told anew
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -55,11 +54,11 @@ class Place(FleetHost):
 
     @contextmanager
     def hung(self) -> Iterator[None]:
-        self.signal(signal.SIGSTOP)
+        self.pause()
         try:
             yield
         finally:
-            self.signal(signal.SIGCONT)
+            self.resume()
 
 
 @pytest.fixture(scope="module")
