@@ -136,7 +136,7 @@ class PeersConfig:
     group: str = "default"
     token: str | None = field(default=None, repr=False)
     token_file: Path | None = None
-    lease_s: SomeSeconds = 5.0
+    lease_s: Annotated[float, Quantity("seconds", least=1)] = 5.0
     lookup_wait_s: Seconds = 0.02
     deadline_s: SomeSeconds = 2.0
     io_threads: Count = 4

@@ -126,7 +126,7 @@ def test_a_directory_that_dies_costs_one_look_up_and_is_told_all_when_it_is_back
 
 
 def test_entries_of_the_dead_are_swept(fleet: Starter, kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, chain = fleet(2, more=["lookup_wait_s = 2.0", "lease_s = 0.6"]), kit.prompt()
+    made, chain = fleet(2, more=["lookup_wait_s = 2.0", "lease_s = 1.0"]), kit.prompt()
     with closing(made.hosts[0].connect()) as one:
         kit.fill(one, chain)
         kit.published(one)
