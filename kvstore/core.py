@@ -237,12 +237,6 @@ class Core:
             return False
         return not held or held.isdisjoint(index.placement(each).loc for each in self.placements(chunk, DRAM))
 
-    def cold_in_dram(self, namespace: Namespace) -> Iterator[int]:
-        """A namespace's chunks in DRAM in the order in which they go; some may come twice. Needs the lock."""
-        if self.peers is not None:
-            yield from self.usage.spares(namespace).victims()
-        yield from self.usage.policy(DRAM, namespace).victims()
-
     def withdraw(self, scope: Scope, placement: int, removed: Removed, kind: str = "evicted") -> None:
         """Take a placement without readers out of the index. Needs the lock; `removed` is settled without it."""
         index = self.index

@@ -74,10 +74,10 @@ class Loader:
                 continue
             try:
                 loaded = self._load_for_all(scope, ref.key, part, source, row.part, mine)
-            except NotFound:
+            except (NotFound, Corrupt, SpecMismatch):
                 if core.tiers[source.tier].writable:
                     raise
-                continue  # another host has lost it; maybe another tier has it
+                continue  # another host has lost it, or it came damaged, and is taken out; maybe another tier has it
             if loaded is not None:
                 return loaded
 

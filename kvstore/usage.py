@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +69,13 @@ class Usage:
         if found is None:
             found = self._spares.setdefault(namespace.digest, Lru(self._max_chunks))
         return found
+
+    def coldest(self, dram: int, namespace: Namespace) -> Iterator[int]:
+        """A namespace's chunks in DRAM in the order in which they go: spares, then all. Some may come twice."""
+        spares = self._spares.get(namespace.digest)
+        if spares is not None:
+            yield from spares.victims()
+        yield from self.policy(dram, namespace).victims()
 
     def largest(self) -> Policy | None:
         """The policy with most chunks."""

@@ -339,7 +339,7 @@ class Writer:
         held = core.held(namespace)
         with core.lock:
             index = core.index
-            for row in core.cold_in_dram(namespace):
+            for row in core.usage.coldest(DRAM, namespace):
                 if freed >= nbytes or passed > core.dram.capacity // 8:
                     break
                 if not core.may_go(row, held):

@@ -35,6 +35,9 @@ def tiers(args: Namespace) -> int:
     columns = ("tier", "kind", "state", "capacity", "used", "%", "read GB/s", "write GB/s", "latency us", "hits",
                "written", "evicted", "errors")  # fmt: skip
     print_table(columns, [_tier_row(name, each) for name, each in found.items()])
+    for each in found.values():
+        if each["kind"] == "peers":
+            print(_peers_text(each))
     return 0
 
 
@@ -118,6 +121,14 @@ def _tier_row(name: str, tier: Mapping[str, Any]) -> tuple[object, ...]:
         f"{tier['read_bytes_per_s'] / 1e9:.2f}", f"{tier['write_bytes_per_s'] / 1e9:.2f}",
         f"{tier['latency_s'] * 1e6:.0f}", tier["hits"], tier["written"], tier["evicted"], tier["errors"],
     )  # fmt: skip
+
+
+def _peers_text(tier: Mapping[str, Any]) -> str:
+    """What a table has no columns for: the other hosts, and what passed between them and this one."""
+    told = f"{tier['peers']} other hosts, {tier['peers_down']} of them down; {tier['published']} entries published, "
+    lines = [f"{told}{tier['found']} found, {tier['records_read']} read from others, {tier['lost']} lost there"]
+    lines += [f"{name}: {state}" for name, state in tier.items() if name.startswith("peer ") and state != "ok"]
+    return "\n".join(lines)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -154,3 +154,19 @@ def test_of_hosts_and_a_shared_place_whoever_has_it_serves(tmp_path: Path) -> No
         assert client.stats()["counters"]["loaded_remote"] == 3
     finally:
         store.close()
+
+
+def test_what_comes_damaged_is_a_miss_and_is_taken_out() -> None:
+    theirs = prompt(LARGE, 3).refs
+    host = Host(elsewhere(theirs))
+    try:
+        assert host.client.lookup(LARGE, list(theirs)).tokens == 3 * LARGE.chunk_tokens
+        for name, record in host.others.place.records.items():
+            if name.key == theirs[1].key:
+                host.others.place.records[name] = record[:9000] + bytes([record[9000] ^ 4]) + record[9001:]
+        with pytest.raises(NotFound):
+            host.client.get(LARGE, theirs[1])
+        assert host.client.stats()["counters"]["quarantined_peers"] == 1
+        host.read([theirs[0], theirs[2]])
+    finally:
+        host.store.close()

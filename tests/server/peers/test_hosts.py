@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -9,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kvstore.bench.fleet import Fleet
+from kvstore.bench.fleet import TOKEN, Fleet
 from kvstore.bench.redis_server import RedisCluster
 
 MiB = 1 << 20
@@ -31,6 +34,11 @@ def test_what_one_host_stores_the_others_find_and_read(fleet: Starter, kit: Any)
     assert (told["found"], told["records_read"], told["published"]) == (11, 11, 0)
     assert kit.peers(clients[0])["published"] == 8
     assert clients[0].stats()["counters"]["peer_reads"] == 16  # once by either of the others
+    command = [sys.executable, "-m", "kvstore", "tiers", "--url", f"local:{made.hosts[2].ready['local']}"]
+    shown = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "KVSTORE_TOKEN": TOKEN}
+    )
+    assert "2 other hosts, 0 of them down; 0 entries published, 11 found, 11 read from others" in shown.stdout
     asked = kit.peers(clients[2])["asked"]
     kit.check(clients[2], chain)  # it is in this host's own DRAM now
     assert clients[2].lookup(kit.spec, chain).tokens == len(chain.ids)
