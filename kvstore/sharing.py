@@ -83,13 +83,14 @@ class Sharing:
         return len(self._touched) + len(self._batch) + (self._anew or self._telling_all)
 
     def close(self) -> None:
-        """Stop. What the directory says of this host ends with its lease."""
+        """Stop, and give the lease up: what the directory says of this host counts for nothing from now on."""
         with self._changed:
             self._stop.set()
             self._changed.notify_all()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
+        self._tier.directory.close()
 
     def _hear(self, kind: str, namespace: str, key: bytes, spec: bytes, part: Part) -> None:
         """Something became of a part; what, the publishing thread sees for itself. Called under the store's lock."""

@@ -105,16 +105,16 @@ class Fleet:
 
     def __init__(
         self, folder: Path, hosts: int, dram: int, *, network: Network | None = None, directory: str = "",
-        more: Sequence[str] = (), share: bool = True,
+        more: Sequence[str] = (), share: bool = True, token: str = PEERS_TOKEN,
     ) -> None:  # fmt: skip
-        """`more` are lines of configuration; with `share` of false each is alone."""
+        """`more` are lines of configuration; with `share` of false each is alone. `token` is that of peers."""
         self.hosts: list[FleetHost] = []
         self.redis: RedisServer | None = None
         self.network = network
         if share and not directory:
             self.redis = RedisServer(folder / "redis", "--bind", "0.0.0.0", "--protected-mode", "no")
             directory = f"valkey://{network.gateway if network else '127.0.0.1'}:{self.redis.port}"
-        peers = ["[peers]", f'directory = "{directory}"', f'token = "{PEERS_TOKEN}"', *more] if share else []
+        peers = ["[peers]", f'directory = "{directory}"', f'token = "{token}"', *more] if share else []
         if network is not None:
             cert, key = make_certificate(folder, network.addresses)
             peers += [f'ca = "{cert}"'] if share else []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
@@ -85,6 +86,10 @@ class _Contest:
             engine = PeerEngine(f"kvstore://{address}", token=_TOKEN)
             self._tier = stack.enter_context(closing(RemoteTier(engine, capacity=1 << 40, io_threads=threads)))
             self._stack = stack.pop_all()
+        while self._client.stats()["tiers"]["dram"][
+            "to_populate_bytes"
+        ]:  # or one namespace's extent is given to another
+            time.sleep(0.01)
         nbytes = self._count * size
         self._source, self._target = (memoryview(mmap.mmap(-1, nbytes)) for _ in range(2))
         words = np.frombuffer(self._source, np.uint64)

@@ -147,6 +147,20 @@ def test_entries_of_the_dead_are_swept(fleet: Starter, kit: Any, monkeypatch: py
         assert int(made.redis.ask("DBSIZE")[1:]) in (held - 1, held)  # its lease; the entries go by and by
 
 
+def test_a_host_with_another_token_is_told_nothing(fleet: Starter, kit: Any) -> None:
+    made, chain = fleet(1), kit.prompt()
+    assert made.redis is not None
+    strange = fleet(1, directory=f"valkey://127.0.0.1:{made.redis.port}", token="another")
+    with closing(made.hosts[0].connect()) as one, closing(strange.hosts[0].connect()) as two:
+        kit.fill(one, chain)
+        kit.published(one)
+        assert two.lookup(kit.spec, chain).tokens == 0
+        states = [value for name, value in kit.peers(two).items() if name.startswith("peer ")]
+        assert len(states) == 1
+        assert "not the token of peers" in states[0]
+        assert kit.peers(two)["peers_down"] == 1
+
+
 def test_encoded_records_travel_as_they_lie_and_a_disk_is_read_for_others(fleet: Starter, kit: Any) -> None:
     made, chain = fleet(1), kit.prompt(chunks=90)
     assert made.redis is not None
