@@ -16,7 +16,7 @@ from kvstore.errors import NotFound, StorageError
 from kvstore.record import Record
 from kvstore.store import Store
 from kvstore.tiers.base import Name
-from tests.store.conftest import LARGE, MiB, content, prompt
+from tests.store.conftest import LARGE, MLA, SHARDED, SLIDING, MiB, content, prompt
 from tests.store.shared_tier import Place, SharedTier, until
 
 
@@ -69,13 +69,14 @@ class Host:
         )
 
 
-def elsewhere(refs: Sequence[kvstore.ChunkRef]) -> Place:
+def elsewhere(refs: Sequence[kvstore.ChunkRef], spec: kvstore.KVSpec = LARGE) -> Place:
     """What other hosts hold, made by a store that writes through."""
     place = Place()
     writer = Store(Config(dram=DramConfig(64 * MiB, 64 * MiB)), [SharedTier(place)])
     client = kvstore.Client(writer.session("default"))
     for ref in refs:
-        client.put(LARGE, ref, content(LARGE, ref, LARGE.part()))
+        for part in spec.parts():
+            client.put(spec, ref, content(spec, ref, part), part=part)
     until(lambda: client.stats()["gauges"]["through"] == 0)
     writer.close()
     return place
@@ -168,5 +169,25 @@ def test_what_comes_damaged_is_a_miss_and_is_taken_out() -> None:
             host.client.get(LARGE, theirs[1])
         assert host.client.stats()["counters"]["quarantined_peers"] == 1
         host.read([theirs[0], theirs[2]])
+    finally:
+        host.store.close()
+
+
+@pytest.mark.parametrize("spec", [SHARDED, SLIDING, MLA], ids=lambda spec: spec.model)
+def test_all_parts_are_asked_for_or_those_that_a_reader_wants(spec: kvstore.KVSpec) -> None:
+    refs, parts = prompt(spec, 6, tail=7).refs, list(spec.parts())
+    place = elsewhere(refs, spec)
+    host = Host(place)
+    try:
+        for part in parts:
+            assert host.client.lookup(spec, list(refs), parts=[part]).tokens == refs[-1].end
+        assert host.client.stats()["counters"]["found_peers"] == len(refs) * len(parts)
+        gone = next(name for name in place.records if (name.key, name.part) == (refs[3].key, parts[-1]))
+        del place.records[gone]
+        reached = refs[-1].end if spec is SLIDING else refs[3].position  # the window has passed it
+        assert host.client.lookup(spec, list(refs)).tokens == reached
+        for ref in refs[:3]:
+            for part in parts:
+                assert (host.client.get(spec, ref, part=part) == content(spec, ref, part)).all()
     finally:
         host.store.close()
