@@ -95,6 +95,28 @@ def test_a_host_that_was_killed_is_a_miss_and_its_next_life_is_another(fleet: St
     clients[1].close()
 
 
+def test_what_was_read_from_a_host_is_the_readers_own_once_that_has_lost_it(fleet: Starter, kit: Any) -> None:
+    made, chain, more = fleet(3), kit.prompt(), kit.prompt(1)
+    clients = [host.connect() for host in made.hosts]
+    kit.fill(clients[0], chain)
+    kit.fill(clients[0], more)
+    kit.published(clients[0])
+    for prompt in (chain, more):
+        assert kit.read(clients[1], prompt) == len(prompt.ids)
+    kit.published(clients[1])
+    assert kit.peers(clients[1])["published"] == 0
+    clients[0].delete(kit.spec, [ref.key for ref in chain.refs])
+    kit.published(clients[0])
+    assert kit.read(clients[1], chain) == len(chain.ids)  # a use, of which the owner is told
+    kit.until(lambda: kit.read(clients[2], chain) == len(chain.ids))
+    made.hosts[0].kill()
+    kit.until(lambda: kit.peers(clients[1])["peers"] == 1)
+    assert kit.read(clients[1], more) == len(more.ids)
+    kit.until(lambda: kit.read(clients[2], more) == len(more.ids))
+    for client in clients:
+        client.close()
+
+
 def test_a_host_that_hangs_holds_nobody_longer_than_its_time(fleet: Starter, kit: Any) -> None:
     made, chain = fleet(2, more=["lookup_wait_s = 2.0", "deadline_s = 1.0"]), kit.prompt()
     with closing(made.hosts[0].connect()) as one, closing(made.hosts[1].connect()) as two:
