@@ -60,6 +60,7 @@ class Sharing:
         self._uses: deque[Rows] = deque(maxlen=USES)
         self._changed = threading.Condition()
         self._stop = threading.Event()
+        self._gone = threading.Event()
         self._anew = self._telling_all = False
         self._threads = [
             threading.Thread(target=self._publish_all, name="kvstore-peers-publish", daemon=True),
@@ -69,6 +70,7 @@ class Sharing:
     def start(self) -> None:
         """Begin to tell of uses."""
         self._core.usage.told = self._uses.append
+        self._tier.watch_hosts(self._gone.set)
         self._threads[1].start()
 
     def advertise(self, where: str) -> None:
@@ -195,6 +197,18 @@ class Sharing:
                     copies.setdefault(location, placement)
             if copies:
                 self._take_over(copies, self._tier.tell_used(list(copies)))
+            if self._gone.is_set():
+                self._gone.clear()
+                self._take_over_gone()
+
+    def _take_over_gone(self) -> None:
+        """What hosts had that are gone is known no more, and what this one has of it is its own."""
+        core, cursor = self._core, 0
+        while cursor >= 0 and not self._stop.is_set():
+            with core.lock:
+                rows, cursor = core.index.chunks(cursor, ROWS_AT_ONCE)
+                copies = dict(each for row in rows.tolist() for each in self._copies_of(row))
+            self._take_over(copies, [location for location in copies if self._tier.is_gone(location)])
 
     def _copies(self, rows: Rows) -> list[tuple[int, int]]:
         """Locations and placements of what other hosts have of chunks of one prefix, root first."""
@@ -213,6 +227,8 @@ class Sharing:
     def _take_over(self, copies: Mapping[int, int], lost: Sequence[int]) -> None:
         """What another host has let go of is this one's from now on, if it has a copy."""
         core, removed = self._core, Removed()
+        if not lost:
+            return
         with core.lock:
             for location in lost:
                 placement = copies[location]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from kvstore.errors import Closed, InvalidArgument, KVStoreError, NotFound, StorageError
@@ -51,6 +51,7 @@ class PeersTier(Tier):
         self._numbered: dict[int, Peer] = {}
         self._next = 0
         self._closed = False
+        self._told: Callable[[], None] = _nothing
         directory.listen(self._forget_the_gone)
 
     @property
@@ -135,6 +136,15 @@ class PeersTier(Tier):
                 return
             self._meter.count("found")
 
+    def watch_hosts(self, told: Callable[[], None]) -> None:
+        """Call `told` when hosts have gone, so that what `is_gone` says of some locations has changed."""
+        self._told = told
+
+    def is_gone(self, location: int) -> bool:
+        """Whether the host that held a record has no lease any more."""
+        place = self._place(location)
+        return place is None or place.tag >> _FORM_BITS not in self._numbered
+
     def tell_used(self, locations: Sequence[int]) -> Sequence[int]:
         """Tell the hosts of records, of a prefix root first, that these were used here; those that are lost there."""
         shares: dict[int, list[tuple[int, bytes]]] = {}
@@ -151,7 +161,7 @@ class PeersTier(Tier):
         return lost
 
     def _lost_at(self, peer: Peer | None, batch: Sequence[tuple[int, bytes]]) -> list[int]:
-        if peer is None:
+        if peer is None or peer.life not in self.directory.alive:
             return [location for location, _ in batch]
         try:
             rows = peer.find([name for _, name in batch], self._deadline_s, used=True)
@@ -262,9 +272,15 @@ class PeersTier(Tier):
         with self._lock:
             gone = [life for life in self._peers if life not in alive]
             peers = [self._numbered.pop(self._peers.pop(life)) for life in gone]
+        if peers:
+            self._told()
         for peer in peers:
             peer.close()
 
     def _check_open(self) -> None:
         if self._closed:
             raise Closed(f"tier {self.name} is closed")
+
+
+def _nothing() -> None:
+    """Where nobody wants to know."""
