@@ -73,6 +73,7 @@ class Core:
         self.coder = coder
         self.tiers: tuple[Tier, ...] = (dram, *below)
         self.order = bytes(range(len(self.tiers)))  # fastest first
+        self.writable = bytes(n for n, tier in enumerate(self.tiers) if tier.writable)
         self.peers = next((n for n, tier in enumerate(self.tiers) if not tier.writable), None)
         # Where what is acknowledged as persisted goes.
         self.persistent = next((n for n, tier in enumerate(self.tiers) if tier.persistent), None)

@@ -149,6 +149,7 @@ class Writer:
                     self._replace_shorter(slot, removed)
                 slot.placed = core.publish(scope, entry, DRAM, slot.location, removed) >= 0
                 if slot.placed:
+                    self._own(slot, removed)
                     core.counters["stored"] += 1
                     core.counters["stored_bytes"] += geometry.nbytes
                     core.events.emit(
@@ -160,6 +161,16 @@ class Writer:
             if removed:
                 core.settle(removed)
         return copy
+
+    def _own(self, slot: Slot, removed: Removed) -> None:
+        """What is stored here is this host's own, whether another has it or not. Needs the lock."""
+        core = self._core
+        if core.peers is None:
+            return
+        _, row = core.find_part(slot.scope, slot.ref.key, slot.part)
+        there = core.index.find_placement(row, core.peers)
+        if there >= 0 and not core.index.placement(there).readers:
+            core.withdraw(slot.scope, there, removed)
 
     def give_up(self, slot: Slot) -> None:
         """Give back the memory of a part that was not published."""
@@ -251,13 +262,14 @@ class Writer:
         if core.bad and not core.bad.isdisjoint(core.index.part_placements(row)):
             core.counters["shed_leased"] += 1
             raise Shed(f"a damaged copy of chunk {ref.key.hex()} is still being read; put it again later", "leased")
-        exact = core.index.best_placement(row, True, core.order) >= 0
-        if not exact and not self._lossy_will_do(scope):
+        # What another host has it may let go of any time.
+        exact = core.index.best_placement(row, True, core.writable) >= 0
+        if not exact and not (self._lossy_will_do(scope) and core.index.best_placement(row, False, core.writable) >= 0):
             return False, None
         core.spare(chunk)
         if ack is Ack.STORED or core.is_kept(row, exact=exact):
             return True, None
-        return True, core.hold(core.index.best_placement(row, exact, core.order), scope, part)
+        return True, core.hold(core.index.best_placement(row, exact, core.writable), scope, part)
 
     def _lossy_will_do(self, scope: Scope) -> bool:
         """Whether a put would become lossy at once, so that a lossy copy is as good."""

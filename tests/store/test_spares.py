@@ -136,6 +136,23 @@ def test_what_others_have_lost_is_asked_for_anew_in_every_look_up(host: Host) ->
     assert counted == 2 * (LARGE.part_bytes(LARGE.part(), LARGE.chunk_tokens) + 4096)  # theirs is not this host's
 
 
+def test_a_put_is_stored_here_whatever_others_have(host: Host) -> None:
+    refs = prompt(LARGE, 4).refs
+    host.read(refs[:2])  # spares
+    assert host.client.lookup(LARGE, list(refs)).tokens == 4 * LARGE.chunk_tokens
+    host.others.place.records.clear()
+    ack = "persisted" if len(host.store.core.tiers) == 3 else "stored"
+    for ref in refs[2:]:
+        assert host.client.put(LARGE, ref, content(LARGE, ref, LARGE.part()), ack=ack)
+    for ref in refs:
+        assert not host.client.put(LARGE, ref, content(LARGE, ref, LARGE.part()), ack=ack)
+    host.read(refs)
+    placed = {info.key: [each.tier for each in info.placements] for info in host.client.list()}
+    assert all("peers" not in placed[ref.key] for ref in refs[2:])
+    if ack == "persisted":
+        assert all("nvme" in placed[ref.key] for ref in refs)
+
+
 def test_of_hosts_and_a_shared_place_whoever_has_it_serves(tmp_path: Path) -> None:
     """A record that the host has lost between the look-up and the get comes from the place below, at once."""
     theirs = prompt(LARGE, 3).refs
