@@ -132,6 +132,35 @@ class RemoteConfig:
 
 
 @dataclass(frozen=True)
+class PeersConfig:
+    """Other hosts: those that a `directory` in Valkey (`valkey://HOST:PORT`) tells of are read from.
+
+    `token` (or the one in `token_file`) is what servers show each other; it opens every namespace. `advertise` is
+    where they reach this host's bulk channel, HOST:PORT (none: where it listens). `group` parts hosts that share a
+    Valkey and nothing else. A host that has not renewed its lease for `lease_s` is gone. A look-up waits
+    `lookup_wait_s` at most; a read may take `deadline_s` and the time that its bytes need. `username` and `password`
+    are Valkey's; `ca`, `cert` and `key` are for TLS with it and with other servers.
+    """
+
+    table: ClassVar[str] = "peers"
+    codec: ClassVar[str] = "raw"  # nothing is written to other hosts
+    directory: str | None = None
+    advertise: str | None = None
+    group: str = "default"
+    token: str | None = field(default=None, repr=False)
+    token_file: Path | None = None
+    lease_s: Annotated[float, Quantity("seconds", least=1)] = 5.0
+    lookup_wait_s: Seconds = 0.02
+    deadline_s: SomeSeconds = 2.0
+    io_threads: Count = 4
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True)
 class NamespaceConfig:
     """A tenant. `quota` bounds its bytes over all tiers (0: no bound), `ttl_s` the time since last use (0: none).
 
@@ -190,6 +219,7 @@ class Config:
     hbm: HbmConfig | None = None
     cxl: CxlConfig | None = None
     nvme: NvmeConfig | None = None
+    peers: PeersConfig | None = None
     remote: RemoteConfig | None = None
     namespaces: tuple[NamespaceConfig, ...] = (NamespaceConfig("default"),)
     server: ServerConfig = field(default_factory=ServerConfig)
@@ -202,9 +232,10 @@ class Config:
     verify_bytes_per_s: SizeOrNone = 0
 
     @property
-    def below(self) -> tuple[CxlConfig | NvmeConfig | RemoteConfig, ...]:
-        """The tiers below DRAM that are set up, the fastest first."""
-        return tuple(each for each in (self.cxl, self.nvme, self.remote) if each is not None)
+    def below(self) -> tuple[CxlConfig | NvmeConfig | PeersConfig | RemoteConfig, ...]:
+        """The tiers below DRAM that are set up, the fastest first. Peers are one where there is a directory of them."""
+        peers = self.peers if self.peers is not None and self.peers.directory else None
+        return tuple(each for each in (self.cxl, self.nvme, peers, self.remote) if each is not None)
 
     def may_operate(self, namespace: str) -> bool:
         """Whether callers of a namespace may do and see what concerns the whole store.

@@ -83,7 +83,9 @@ class Core:
         self.on_devices = range(self.down.stop, len(self.tiers))
         # Fastest first, for a reader on the host: what lies on a device crosses a bus.
         self.order = bytes([DRAM, *self.on_devices, *self.down[1:]])
+        self.writable = bytes(n for n in self.order if self.tiers[n].writable)
         self.drained: set[int] = set()  # tiers that nothing is written to any more; see `kvstore.drains`
+        self.peers = next((n for n, tier in enumerate(self.tiers) if not tier.writable), None)
         self.lock = _native.Mutex()
         self.room = Room(self.lock)
         self.index = _native.Index(config.max_chunks, secrets.randbits(64))
@@ -116,7 +118,8 @@ class Core:
 
     def next_below(self, tier: int) -> int | None:
         """The tier that what grows cold in this one goes to: the next one that is not being drained."""
-        return next((n for n in self.down if n > tier and n not in self.drained), None)
+        left = (n for n in self.down if n > tier and n not in self.drained)
+        return next((n for n in left if self.tiers[n].writable), None)
 
     def check_open(self) -> None:
         """Raise `Closed` once the store is."""
@@ -280,6 +283,9 @@ class Core:
         (removed.evicted if tier.shared and kind not in ERASED else removed.places).append((tier, place.loc, total))
         if gone & CHUNK_GONE or not self._is_ordered(part_row.chunk, place.tier, own):
             self.usage.policy(place.tier if own else self.found, scope.namespace).remove(part_row.chunk)
+        shared_no_more = gone & CHUNK_GONE or not self.chunk_in_tier(part_row.chunk, place.tier)
+        if self.peers is not None and place.tier in (DRAM, self.peers) and shared_no_more:
+            self.usage.spares(scope.namespace).remove(part_row.chunk)
         if gone & CHUNK_GONE or not self.index.chunk_parts(part_row.chunk):
             self.doomed.discard(part_row.chunk)
         if chunk.flags and not gone & CHUNK_GONE:
@@ -446,6 +452,10 @@ class Core:
         """Whether a tier has what all of these hold; see `has`. Needs the lock."""
         places = map(self.index.placement, placements)
         return all(self.has(tier, place.part, exact=place.exact) for place in places)
+
+    def at_peers(self, placements: Iterable[int]) -> bool:
+        """Whether another host has what all of these hold, so that they are the first to go. Needs the lock."""
+        return self.peers is not None and self.all_in(self.peers, placements)
 
     def is_kept(self, part_row: int, *, exact: bool) -> bool:
         """Whether a tier that survives the process has a part; see `has`. Needs the lock."""

@@ -13,7 +13,7 @@ from kvstore.checked import verify_record
 from kvstore.coder import Coded
 from kvstore.core import DRAM, Copy, Core
 from kvstore.errors import KVStoreError, Shed, StorageError
-from kvstore.record import NO_ARTEFACT, Record, padded, unpack
+from kvstore.record import NO_ARTEFACT, Entry, Record, padded, unpack
 from kvstore.removed import Removed
 from kvstore.spec import Part
 from kvstore.tiers.base import Name, Owner, Present, Tier, TierFull
@@ -91,7 +91,7 @@ class Descent:
     def _write(self, target: int, scope: Scope, record: Record, header: bytes, payload: memoryview) -> None:
         core, tier, removed, placed = self._core, self._core.tiers[target], Removed(), -1
         try:
-            record, location = self._keep(tier, scope, record, header, payload)
+            kept, location = self._keep(tier, scope, record, header, payload)
         except TierFull:
             raise
         except KVStoreError:
@@ -100,17 +100,19 @@ class Descent:
             raise
         try:
             with core.lock:
-                placed = core.publish(scope, record, target, location, removed)
+                placed = core.publish(scope, kept, target, location, removed)
                 if placed >= 0:
-                    core.counters["demoted_bytes"] += record.stored
+                    core.counters["demoted_bytes"] += kept.stored
                     core.counters[f"demoted_{tier.name}"] += 1
                     core.events.emit("moved", scope.namespace.name, record.key, record.spec, record.part, tier.name)
         finally:
             if placed < 0:
-                removed.places.append((tier, location, record.total_bytes))
+                removed.places.append((tier, location, kept.total_bytes))
             core.settle(removed)
 
-    def _keep(self, tier: Tier, scope: Scope, record: Record, header: bytes, payload: memoryview) -> tuple[Record, int]:
+    def _keep(
+        self, tier: Tier, scope: Scope, record: Record, header: bytes, payload: memoryview
+    ) -> tuple[Record | Entry, int]:
         """Write a record; or take another host's, in another form, that lies there and is as good."""
         try:
             return record, tier.write(header, payload, record)

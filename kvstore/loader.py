@@ -72,7 +72,12 @@ class Loader:
             if joined is not None:
                 joined.result()  # Shed for all who wait; any other end is the loader's to tell: look again
                 continue
-            loaded = self._load_for_all(scope, ref.key, part, source, row.part, mine)
+            try:
+                loaded = self._load_for_all(scope, ref.key, part, source, row.part, mine)
+            except (NotFound, Corrupt, SpecMismatch):
+                if core.tiers[source.tier].writable:
+                    raise
+                continue  # another host has lost it, or it came damaged, and is taken out; maybe another tier has it
             if loaded is not None:
                 return loaded
 
@@ -105,6 +110,10 @@ class Loader:
         except StorageError as error:
             return str(error)
         return ""
+
+    def read_whole(self, scope: Scope, key: bytes, part: Part, copy: Copy, memory: memoryview) -> None:
+        """Read a whole record (with a reader on it) from a slower tier, verified, as it lies in memory."""
+        memory[: copy.header] = self._fetch(scope, key, part, copy, memory).pack()
 
     def header(self, copy: Copy) -> Record:
         """The header of a copy (with a reader on it), wherever it lies."""
@@ -250,6 +259,8 @@ class Loader:
                 placed = core.publish(scope, record, DRAM, location, removed)
                 if placed < 0:
                     return None
+                if not tier.writable:
+                    core.usage.spares(scope.namespace).admit(core.chunk_of(placed))
                 core.events.emit("moved", scope.namespace.name, key, scope.spec.digest, part, core.dram.name)
                 return core.hold(placed, scope, part)
         finally:

@@ -93,7 +93,7 @@ class Mover:
             core.leases.end_all()
         self._expire()
         if flush and core.persistent is not None:
-            volatile = [n for n, tier in enumerate(core.tiers) if not tier.persistent]
+            volatile = [n for n, tier in enumerate(core.tiers) if tier.writable and not tier.persistent]
             for tier, namespace in itertools.product(volatile, list(core.catalog.namespaces.values())):
                 self._demote(namespace, _Sweep(tier, core.persistent, math.inf, flush=True))
         self._pool.shutdown(wait=True)
@@ -123,7 +123,7 @@ class Mover:
             waiting = namespace.digest in pressed
             for number in core.down[:-1]:
                 tier, target = core.tiers[number], core.next_below(number)
-                if target is None or not core.is_usable(target):
+                if not tier.writable or target is None or not core.is_usable(target):
                     continue
                 if (waiting and number == DRAM) or self._is_filling(number, namespace):
                     self._demote(namespace, _Sweep(number, target, CLEAN_SHARE * tier.capacity))
@@ -178,7 +178,7 @@ class Mover:
                 there = core.is_kept(place.part, exact=place.exact)
             else:
                 there = core.has(sweep.target, place.part, exact=place.exact)
-            if not there:
+            if not there and not core.at_peers([placement]):
                 yield core.hold_part(chunk, placement)
 
     def _write_all(self, dirty: list[_Dirty], target: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from kvstore.config import Config, CxlConfig, DramConfig, HbmConfig, NvmeConfig, RemoteConfig
+from kvstore.config import Config, CxlConfig, DramConfig, HbmConfig, NvmeConfig, PeersConfig, RemoteConfig
 from kvstore.errors import ConfigError, KVStoreError
 from kvstore.tiers.base import Tier
 from kvstore.tiers.dram import DramTier
@@ -84,7 +84,9 @@ def _hbm(config: HbmConfig, number: int, namespaces: int) -> HbmTier:
     )
 
 
-def _open(config: CxlConfig | NvmeConfig | RemoteConfig) -> Tier:
+def _open(config: CxlConfig | NvmeConfig | PeersConfig | RemoteConfig) -> Tier:
+    if isinstance(config, PeersConfig):
+        return _peers(config)
     if isinstance(config, RemoteConfig):
         return _remote(config)
     return _nvme(config) if isinstance(config, NvmeConfig) else _cxl(config)
@@ -132,6 +134,28 @@ def _remote(config: RemoteConfig) -> Tier:
         raise
 
 
+def _peers(config: PeersConfig) -> Tier:
+    from kvstore.channels.options import Options, tls_context
+    from kvstore.tiers.peers import Directory, PeersTier
+    from kvstore.tiers.peers.peer import Dialer
+
+    place = urlsplit(config.directory or "")
+    if place.scheme not in VALKEY:
+        raise ConfigError(f"peers.directory = {config.directory!r} is no Valkey: valkey://HOST:PORT")
+    if place.password:
+        raise ConfigError("peers.directory must not hold a password: set peers.username and peers.password")
+    tls = Options(ca=config.ca, cert=config.cert, key=config.key)
+    if tls.secure:
+        tls_context(tls)  # a file that cannot be used is an error now
+    dial = Dialer(config.token or "", lambda: tls_context(tls), secure=tls.secure)
+    directory = Directory(
+        str(config.directory), group=config.group, username=config.username or "", password=config.password or "",
+        ca_file=str(config.ca or ""), cert_file=str(config.cert or ""), key_file=str(config.key or ""),
+        lease_s=config.lease_s,
+    )  # fmt: skip
+    return PeersTier(directory, dial, deadline_s=config.deadline_s, io_threads=config.io_threads)
+
+
 def _engine(config: RemoteConfig) -> Engine:
     place = urlsplit(config.url)
     if place.password:
@@ -153,10 +177,17 @@ def _engine(config: RemoteConfig) -> Engine:
                 access_key_id=config.username or "", secret_access_key=config.password or "",
             )
         )  # fmt: skip
+    if place.scheme in ("kvstore", "kvstores"):
+        from kvstore.channels.options import Options, tls_context
+        from kvstore.tiers.remote.peer import PeerEngine
+
+        tls = Options(ca=config.ca, cert=config.cert, key=config.key)
+        return PeerEngine(config.url, token=config.password or "", context=lambda: tls_context(tls))
     if place.scheme == "file" and not place.netloc:
         from kvstore.tiers.remote.posix import PosixEngine
 
         return PosixEngine(Path(unquote(place.path)))
     raise ConfigError(
-        f"remote.url = {config.url!r} names no place: valkey://HOST:PORT, s3://BUCKET/PREFIX or file:///FOLDER"
+        f"remote.url = {config.url!r} names no place: valkey://HOST:PORT, s3://BUCKET/PREFIX, "
+        "file:///FOLDER or kvstore://HOST:PORT"
     )

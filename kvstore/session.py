@@ -91,6 +91,10 @@ class Session:
     def register(self, spec: KVSpec) -> None:
         self._scope(spec)
 
+    def scope(self, spec: KVSpec) -> Scope:
+        """What the index calls a spec in this session's namespace by."""
+        return self._scope(spec)
+
     def lookup(self, query: Query) -> Found:
         scope, core = self._scope(query.spec), self._core
         if len(query.refs) % REF_BYTES:

@@ -22,6 +22,7 @@ from kvstore.config import (
     HbmConfig,
     NamespaceConfig,
     NvmeConfig,
+    PeersConfig,
     RemoteConfig,
     ServerConfig,
 )
@@ -29,6 +30,7 @@ from kvstore.errors import ConfigError, InvalidArgument
 from kvstore.forms import check_opt_in
 from kvstore.namespace import check_name
 from kvstore.nearest import nearest
+from kvstore.peering import check_peers
 from kvstore.schema import TABLES, Key, keys, scalar_keys
 
 PREFIX = "KVSTORE_"
@@ -109,6 +111,7 @@ def load(
         hbm=HbmConfig(**values["hbm"]) if "hbm" in values else None,
         cxl=CxlConfig(**values["cxl"]) if "cxl" in values else None,
         nvme=NvmeConfig(**values["nvme"]) if "nvme" in values else None,
+        peers=_peers(values["peers"]) if "peers" in values else None,
         remote=RemoteConfig(**values["remote"]) if "remote" in values else None,
         namespaces=tuple(namespaces) or Config.namespaces,
         server=server,
@@ -120,8 +123,8 @@ def load(
 def render(config: Config) -> str:
     """The configuration as TOML that `load` takes back, tokens masked, every key written out."""
     parts: list[tuple[str, str, Any]] = [("[store]", "store", config), ("[dram]", "dram", config.dram)]
-    beside = () if config.hbm is None else (config.hbm,)
-    parts += [(f"[{each.table}]", each.table, each) for each in (*beside, *config.below)]
+    tables = (config.hbm, config.cxl, config.nvme, config.peers, config.remote)
+    parts += [(f"[{each.table}]", each.table, each) for each in tables if each is not None]
     parts += [("[codecs]", "codecs", config.codecs), ("[server]", "server", config.server)]
     parts += [("[[namespace]]", "namespace", each) for each in config.namespaces]
     blocks = [
@@ -134,6 +137,20 @@ def to_dict(config: Config) -> dict[str, Any]:
     """The same as plain data, for `--json`."""
     data = tomllib.loads(render(config))
     return {**{table: data.get(table) for table in TABLES if table != "namespace"}, "namespace": data["namespace"]}
+
+
+def _peers(values: dict[str, Any]) -> PeersConfig:
+    """The table of peers, its tokens read. `ConfigError` for what cannot work."""
+    peers = PeersConfig(**values)
+    if peers.token_file is not None:
+        if peers.token is not None:
+            raise ConfigError("peers.token and peers.token_file are two places for one token; set one of them")
+        tokens = read_tokens(peers.token_file)
+        if len(tokens) > 1:
+            raise ConfigError(f"peers.token_file: {peers.token_file} holds {len(tokens)} tokens; servers show one")
+        peers = replace(peers, token=tokens[0])
+    check_peers(peers)
+    return peers
 
 
 def size_text(nbytes: int) -> str:

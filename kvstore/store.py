@@ -19,7 +19,7 @@ from kvstore.artefacts import Artefacts
 from kvstore.catalog import Namespace, Scope
 from kvstore.codecs import form_name
 from kvstore.coder import Coder
-from kvstore.config import Config, RemoteConfig
+from kvstore.config import Config, PeersConfig, RemoteConfig
 from kvstore.core import ROWS_AT_ONCE, Core
 from kvstore.devices import Devices
 from kvstore.drains import Drains
@@ -29,14 +29,19 @@ from kvstore.forms import artefact_files, check_forms
 from kvstore.host_pins import HostPins
 from kvstore.loader import Loader
 from kvstore.mover import Mover
+from kvstore.objects import NAMESPACE as OBJECTS
+from kvstore.objects import Objects, check_namespaces
 from kvstore.opening import open_tiers
+from kvstore.peering import address_for_peers
 from kvstore.reader import Reader
 from kvstore.reclaim import Reclaimer
 from kvstore.record import BLOCK
+from kvstore.records import Records
 from kvstore.recovery import index_recovered
 from kvstore.removed import Removed
 from kvstore.scrubber import Scrubber
 from kvstore.session import OwnedSession, Session
+from kvstore.sharing import sharing_of
 from kvstore.spec import KVSpec, Part
 from kvstore.sweep import sweep, sweep_quietly
 from kvstore.through import Through
@@ -61,6 +66,7 @@ class Store:
         Raises `ConfigError`, `StorageError`.
         """
         check_forms(config)
+        check_namespaces(config)
         folder = None if config.nvme is None else config.nvme.path / ARTEFACTS
         coder = Coder(config, Artefacts(folder, artefact_files(config)))
         dram, below, devices = open_tiers(config)
@@ -74,13 +80,19 @@ class Store:
         self._writer.wake_mover = self._mover.wake
         shared = [number for number, tier in enumerate(core.tiers) if tier.shared]
         wait_s = config.remote.lookup_wait_s if config.remote else RemoteConfig.lookup_wait_s
-        self.finder = Finder(core, wait_s) if shared else None
-        self._through = [Through(core, self._writer.descent, number, threads) for number in shared]
+        peers_wait_s = config.peers.lookup_wait_s if config.peers else PeersConfig.lookup_wait_s
+        self.finder = Finder(core, wait_s, peers_wait_s) if shared else None
+        written = [number for number in shared if core.tiers[number].writable]
+        self._through = [Through(core, self._writer.descent, number, threads) for number in written]
+        self.records = Records(core, self._loader)
+        self._sharing = sharing_of(core)
         self.drains = Drains(core, self._writer.descent, self._reclaimer)
         self._sessions = itertools.count(1)
         self._closing = threading.Lock()
         for each in config.namespaces:
             core.catalog.add_namespace(Namespace(each.name, each.quota, each.ttl_s, each.codec, each.lossy))
+        if config.peers is not None:
+            core.catalog.add_namespace(Namespace(OBJECTS))
         try:
             for number in range(1, len(core.tiers)):
                 core.events.notes = [*core.events.notes, *index_recovered(core, number)]
@@ -95,6 +107,8 @@ class Store:
         self._pins = HostPins(dram, devices[0], partial(core.events.announce, tier=dram.name)) if devices else None
         for through in self._through:
             through.start()
+        if self._sharing is not None:
+            self._sharing.start()
         self._scrubber = Scrubber(self, config.verify_bytes_per_s) if config.verify_bytes_per_s else None
         if self._scrubber is not None:
             self._scrubber.start()
@@ -114,6 +128,10 @@ class Store:
     def session(self, namespace: str = "default") -> Session:
         """A way in for one client. `UnknownNamespace` unless the namespace is configured."""
         return self._session(namespace, Session)
+
+    def objects(self) -> Objects:
+        """What other hosts keep here by name; of a store that takes peers."""
+        return Objects(self._core, self._session(OBJECTS, Session))
 
     def own_session(self, namespace: str = "default") -> OwnedSession:
         """A session whose end is the store's end too."""
@@ -182,6 +200,8 @@ class Store:
                 "through": sum(each.waiting for each in self._through),
                 "promotions": self.devices.promoter.waiting,
             }
+            if self._sharing is not None:
+                gauges["unpublished"] = self._sharing.waiting
         tiers = {core.tiers[n].name: tier_stats(core.tiers[n], counters, self.drains.of(n)) for n in core.order}
         return {
             "version": __version__,
@@ -228,6 +248,8 @@ class Store:
             core.fetcher.close()
             self._loader.close()
             self.drains.close()
+            if self._sharing is not None:
+                self._sharing.close()
             for through in self._through:
                 through.close(THROUGH_PATIENCE_S)
             self._mover.close(flush=core.config.flush_on_close)
@@ -241,6 +263,15 @@ class Store:
             finally:
                 for tier in reversed(core.tiers):
                     tier.close()
+
+    def advertise(self, bulk: str, *, tls: bool) -> None:
+        """Tell other hosts of this one, whose bulk channel listens there; does nothing without a directory of peers.
+
+        `ConfigError` where others cannot reach it.
+        """
+        config = self._core.config.peers
+        if self._sharing is not None and config is not None:
+            self._sharing.advertise(address_for_peers(config, bulk, tls=tls))
 
     def _lost(self, tier: int, note: str, is_lost: Callable[[int], bool]) -> None:
         """A part of a tier has failed: what lay there is a miss from now on, before anybody asks for it."""
@@ -272,6 +303,8 @@ class Store:
         """Verify one copy: what is wrong with it, or nothing; None if it went away before it was looked at."""
         core = self._core
         tier = [each.name for each in core.tiers].index(place.tier)
+        if not core.tiers[tier].writable:  # another host's, who sees to it
+            return None
         with core.lock:
             scope = core.catalog.find(namespace.digest, info.spec)
             if scope is None:

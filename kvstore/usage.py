@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,8 @@ class Usage:
         self.counters: Counter[str] = Counter()
         self._index, self._catalog = index, catalog
         self._tiers, self._max_chunks = tiers, max_chunks
+        self._spares: dict[bytes, Lru] = {}
+        self.told: Callable[[Rows], None] = _nobody  # of rows that were used, root first
         self._policies: dict[tuple[int, bytes], Policy] = {}
         self._orders: dict[bytes, list[_native.LruList] | None] = {}
 
@@ -56,6 +59,23 @@ class Usage:
         if found is None:
             found = self._policies.setdefault((tier, namespace.digest), Lru(self._max_chunks))
         return found
+
+    def spares(self, namespace: Namespace) -> Lru:
+        """One namespace's chunks in DRAM that another host has as well, those first that came first.
+
+        They are in the policy of DRAM too, but go before all others: two hosts that share are to hold twice as much.
+        """
+        found = self._spares.get(namespace.digest)
+        if found is None:
+            found = self._spares.setdefault(namespace.digest, Lru(self._max_chunks))
+        return found
+
+    def coldest(self, dram: int, namespace: Namespace) -> Iterator[int]:
+        """A namespace's chunks in DRAM in the order in which they go: spares, then all. Some may come twice."""
+        spares = self._spares.get(namespace.digest)
+        if spares is not None:
+            yield from spares.victims()
+        yield from self.policy(dram, namespace).victims()
 
     def largest(self) -> Policy | None:
         """The policy with most chunks."""
@@ -104,5 +124,11 @@ class Usage:
             _native.use_unleased(self._index, orders, chunk, now_ms())
 
     def _tell(self, rows: Rows, namespace: Namespace) -> None:
+        self.told(rows)
         for tier in range(self._tiers):
             self.policy(tier, namespace).hit(rows)
+
+
+def _nobody(rows: Rows) -> None:
+    """Where no other host wants to know."""
+    del rows

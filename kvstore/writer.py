@@ -149,6 +149,7 @@ class Writer:
                     self._replace_shorter(slot, removed)
                 slot.placed = core.publish(scope, entry, DRAM, slot.location, removed) >= 0
                 if slot.placed:
+                    self._own(slot, removed)
                     core.counters["stored"] += 1
                     core.counters["stored_bytes"] += geometry.nbytes
                     core.events.emit(
@@ -160,6 +161,16 @@ class Writer:
             if removed:
                 core.settle(removed)
         return copy
+
+    def _own(self, slot: Slot, removed: Removed) -> None:
+        """What is stored here is this host's own, whether another has it or not. Needs the lock."""
+        core = self._core
+        if core.peers is None:
+            return
+        _, row = core.find_part(slot.scope, slot.ref.key, slot.part)
+        there = core.index.find_placement(row, core.peers)
+        if there >= 0 and not core.index.placement(there).readers:
+            core.withdraw(slot.scope, there, removed)
 
     def give_up(self, slot: Slot) -> None:
         """Give back the memory of a part that was not published."""
@@ -254,13 +265,14 @@ class Writer:
         if core.bad and not core.bad.isdisjoint(core.index.part_placements(row)):
             core.counters["shed_leased"] += 1
             raise Shed(f"a damaged copy of chunk {ref.key.hex()} is still being read; put it again later", "leased")
-        exact = core.index.best_placement(row, True, core.order) >= 0
-        if not exact and not self._lossy_will_do(scope):
+        # What another host has it may let go of any time.
+        exact = core.index.best_placement(row, True, core.writable) >= 0
+        if not exact and not (self._lossy_will_do(scope) and core.index.best_placement(row, False, core.writable) >= 0):
             return False, None
         core.spare(chunk)
         if ack is Ack.STORED or core.is_kept(row, exact=exact):
             return True, None
-        return True, core.hold(core.index.best_placement(row, exact, core.order), scope, part)
+        return True, core.hold(core.index.best_placement(row, exact, core.writable), scope, part)
 
     def _lossy_will_do(self, scope: Scope) -> bool:
         """Whether a put would become lossy at once, so that a lossy copy is as good."""
@@ -339,19 +351,21 @@ class Writer:
         core, removed, freed, passed = self._core, Removed(), 0, 0
         following = core.next_below(DRAM)
         next_ok = following is not None and core.is_usable(following)
-        others_ok = any(core.is_usable(number) for number in range(DRAM + 1, len(core.tiers)) if number != following)
+        others = (number for number in core.down[1:] if core.tiers[number].writable and number != following)
+        others_ok = any(map(core.is_usable, others))
         drain_marks(core, namespace)
         held = core.held(namespace)
         with core.lock:
             index = core.index
-            for row in core.usage.policy(DRAM, namespace).victims():
+            for row in core.usage.coldest(DRAM, namespace):
                 if freed >= nbytes or passed > core.dram.capacity // 8:
                     break
                 if not core.may_go(row, held):
                     continue
                 copies = list(core.placements(row, DRAM))
-                if (following is not None and next_ok and not core.all_in(following, copies)) or (
-                    others_ok and not next_ok and any(core.only_here(each) for each in copies)
+                if not core.at_peers(copies) and (
+                    (following is not None and next_ok and not core.all_in(following, copies))
+                    or (others_ok and not next_ok and any(core.only_here(each) for each in copies))
                 ):
                     passed += sum(index.placement(each).stored for each in copies)
                     continue

@@ -18,6 +18,7 @@ from kvstore.config import (
     MiB,
     NamespaceConfig,
     NvmeConfig,
+    PeersConfig,
     RemoteConfig,
     ServerConfig,
 )
@@ -225,12 +226,15 @@ def test_what_is_rendered_is_read_back_and_shows_no_token(full: Path) -> None:
 
 
 def test_every_key_has_a_flag_a_variable_and_is_rendered() -> None:
-    config = Config(hbm=HbmConfig(GiB), cxl=CxlConfig(), nvme=NvmeConfig(Path("x")), remote=RemoteConfig("valkey://x"))
+    config = Config(
+        hbm=HbmConfig(GiB), cxl=CxlConfig(), nvme=NvmeConfig(Path("x")), peers=PeersConfig(),
+        remote=RemoteConfig("valkey://x"),
+    )  # fmt: skip
     data = tomllib.loads(settings.render(config))
     for key in scalar_keys():
         owner = config if key.table == "store" else getattr(config, key.table)
         assert (key.name in data[key.table]) == (getattr(owner, key.name) is not None), key
-    assert len({key.variable for key in scalar_keys()}) == len({key.flag for key in scalar_keys()}) == 50
+    assert len({key.variable for key in scalar_keys()}) == len({key.flag for key in scalar_keys()}) == 64
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("60", 60.0), ("500ms", 0.5), ("5m", 300.0), ("1.5 h", 5400.0)])
@@ -244,6 +248,7 @@ def test_the_documentation_lists_every_key_with_its_default() -> None:
         hbm=HbmConfig(8 * GiB),
         cxl=CxlConfig((1,), capacity=64 * GiB),
         nvme=NvmeConfig(Path("/var/lib/kvstore")),
+        peers=PeersConfig("valkey://cache.example:6379", token="secret"),
         remote=RemoteConfig("valkey://cache.example:6379"),
     )
     assert settings.render(shown) in text

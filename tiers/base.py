@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.errors import InvalidArgument, KVStoreError, NotFound
-from kvstore.record import Record
+from kvstore.record import Entry, Record
 from kvstore.spec import KVSpec, Part
 
 # One row per record that a persistent tier brings back when it is opened. The record's whole length is
@@ -117,13 +117,15 @@ class Tier(ABC):
     """A place for records.
 
     `persistent` says whether its records are there after kill -9, `shared` whether other hosts write to the place as
-    well (then `find` tells what they wrote, and a record may vanish), `evicts` whether it chooses by itself what goes
+    well (then `find` tells what they wrote, and a record may vanish), `writable` whether this host may (`write` raises
+    `StorageError` otherwise, and nothing is moved there), `evicts` whether it chooses by itself what goes
     (`make_room`, which asks its owner); where it does not, the store deletes the coldest until a write fits.
     """
 
     kind: ClassVar[str]
     persistent: bool
     shared: ClassVar[bool] = False
+    writable: ClassVar[bool] = True
     evicts: ClassVar[bool] = False
     name: str
 
@@ -239,10 +241,11 @@ class Tier(ABC):
         """From now on the tier may make room ahead of need, asking `owner`, in a thread of its own."""
         del owner
 
-    def find(self, names: Sequence[Name], timeout_s: float) -> Sequence[tuple[Record, int] | None]:
+    def find(self, names: Sequence[Name], timeout_s: float) -> Sequence[tuple[Record | Entry, int] | None]:
         """Of a shared tier: the record and location of each name that is there, whoever wrote it; None for the rest.
 
-        What cannot be told within `timeout_s` is None too. Never raises for a place that is down.
+        An `Entry` where the header itself is not at hand: whether what it is encoded with is known here turns out when
+        it is loaded. What cannot be told within `timeout_s` is None too. Never raises for a place that is down.
         """
         del timeout_s
         return [None] * len(names)

@@ -73,7 +73,15 @@ class Replayer:
         del do, until
         self._tally = _Tally()
         for blocks in self._requests:
-            self._request(chain_of(blocks))
+            self.serve(blocks)
+        return self.tally()
+
+    def serve(self, blocks: Blocks) -> None:
+        """One request."""
+        self._request(chain_of(blocks))
+
+    def tally(self) -> Answer:
+        """What became of the requests so far."""
         return vars(self._tally)
 
     def check(self) -> None:

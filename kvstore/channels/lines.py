@@ -151,18 +151,19 @@ class Lines:
         """`attempt` on a line that no other thread uses; again on a new one while the server is unavailable."""
         deadline = time.monotonic() + self.timeout
         try:
-            return self._once(attempt, deadline)
+            return self.once(attempt, deadline)
         except Unavailable as error:
             failed = error
         patience = Patience(self.timeout, self._retries, self._is_closed, deadline)
         while True:
             patience.after(failed)
             try:
-                return self._once(attempt, deadline)
+                return self.once(attempt, deadline)
             except Unavailable as error:
                 failed = error
 
-    def _once(self, attempt: Callable[[Stream], T], deadline: float) -> T:
+    def once(self, attempt: Callable[[Stream], T], deadline: float) -> T:
+        """`run` without a second try."""
         if self._closed:
             raise Closed("this client is closed")
         line = self._take(deadline)
@@ -357,6 +358,6 @@ class LineWatch(Iterator[Event]):
             self._lines.end(self._line)
 
 
-def hello_message(session: bytes, token: str, namespace: str) -> Any:
+def hello_message(session: bytes, token: str, namespace: str, *, peer: bool = False) -> Any:
     """What a connection begins with."""
-    return pb.HelloRequest(protocol=PROTOCOL, session=session, token=token, namespace=namespace)
+    return pb.HelloRequest(protocol=PROTOCOL, session=session, token=token, namespace=namespace, peer=peer)

@@ -104,6 +104,22 @@ def mix(args: Namespace) -> int:
     return _show(args, "mix", rows, bench.FACTS)
 
 
+def hosts(args: Namespace) -> int:
+    """`bench hosts`."""
+    from kvstore.bench import hosts as bench
+
+    _prepare(args)
+    if args.hosts < 2 or not 0 < args.share <= 1:
+        raise InvalidArgument(f"--hosts is 2 or more, --share above 0 and at most 1; not {args.hosts} and {args.share}")
+    plan = bench.Plan(
+        Path(args.trace) if args.trace else None, args.requests, args.hosts, args.share, args.rate, args.pause_s,
+        args.seed,
+    )  # fmt: skip
+    with progress("bench hosts", 3 * args.requests) as advance:
+        rows = bench.run(plan, advance=advance)
+    return _show(args, "hosts", rows, bench.FACTS)
+
+
 def nvme(args: Namespace) -> int:
     """`bench nvme`."""
     from kvstore.bench import nvme as bench

@@ -142,10 +142,11 @@ def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Pars
     lookup.add_argument("--clients", type=positives, metavar="N,…", help="how many ask at once (1,2,4,8)")
     lookup.add_argument("--modes", type=words, metavar="MODE,…", help="of embedded,local,bulk,grpc (all but bulk)")
     _mix(shaped.add("mix", "bench", "mix", "Requests as engines make them, over a store too small for all of it."))
+    _hosts(told.add("hosts", "bench", "hosts", "Hosts that read from each other against one store of their size."))
     nvme = told.add("nvme", "bench", "nvme", "The NVMe tier against raw O_DIRECT on the same files.")
     nvme.add_argument("--path", metavar="FOLDER", help="a folder on the disk to measure (a temporary one)")
     tier = told.add("tier", "bench", "tier", "One tier against the plainest way to move the same bytes.")
-    tier.add_argument("name", choices=("cxl", "hbm", "nvme", "posix", "s3", "valkey"))
+    tier.add_argument("name", choices=("cxl", "hbm", "nvme", "peer", "posix", "s3", "valkey"))
     tier.add_argument("--path", metavar="FOLDER", help="nvme, posix: a folder on what is to be measured (here)")
     tier.add_argument("--sizes", type=sizes, metavar="SIZE,…", help="of records, like 256KiB,1MiB,16MiB")
     tier.add_argument("--server", choices=("moto", "ceph"), help="s3: whose server is started beside it (moto)")
@@ -180,6 +181,19 @@ def _codec(parser: _Parser) -> None:
                         help="more artefacts of the model, like a joint transform for the level small")  # fmt: skip
     parser.add_argument("--plot", nargs="?", const="bench-codec.png", metavar="FILE",
                         help="with --quality: draw size against KL (bench-codec.png)")  # fmt: skip
+
+
+def _hosts(parser: _Parser) -> None:
+    """The flags of `bench hosts`."""
+    parser.add_argument("--trace", metavar="FILE", help="requests of a trace (JSON lines with hash_ids or segments)")
+    parser.add_argument("--requests", type=positive, default=1000, metavar="N", help="(%(default)s)")
+    parser.add_argument("--hosts", type=positive, default=2, metavar="N", help="(%(default)s)")
+    parser.add_argument("--share", type=number, default=0.25, metavar="X",
+                        help="of the distinct chunks fit the hosts together (%(default)s)")  # fmt: skip
+    parser.add_argument("--rate", default="1gbit", metavar="RATE", help="of a host's link, as tc has it (%(default)s)")
+    parser.add_argument("--pause", dest="pause_s", type=number, default=0.002, metavar="S",
+                        help="seconds between requests (%(default)s)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the documents (%(default)s)")
 
 
 def _mix(parser: _Parser) -> None:

@@ -31,10 +31,21 @@ def tiers(args: Namespace) -> int:
     columns = ("tier", "kind", "state", "capacity", "used", "%", "read GB/s", "write GB/s", "latency us", "hits",
                "written", "evicted", "errors")  # fmt: skip
     print_table(columns, [_row(name, each) for name, each in found.items()])
+    for each in found.values():
+        if each["kind"] == "peers":
+            print(_peers_text(each))
     drains = [each for tier in found.values() for each in tier.get("drains", {}).values()]
     if drains:
         print_table(("drain", "state", "left", "moved", "parts", "dropped", "chunks"), list(map(_drain_row, drains)))
     return 0
+
+
+def _peers_text(tier: Mapping[str, Any]) -> str:
+    """What a table has no columns for: the other hosts, and what passed between them and this one."""
+    told = f"{tier['peers']} other hosts, {tier['peers_down']} of them down; {tier['published']} entries published, "
+    lines = [f"{told}{tier['found']} found, {tier['records_read']} read from others, {tier['lost']} lost there"]
+    lines += [f"{name}: {state}" for name, state in tier.items() if name.startswith("peer ") and state != "ok"]
+    return "\n".join(lines)
 
 
 def _move(args: Namespace) -> int:

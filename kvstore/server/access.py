@@ -42,6 +42,11 @@ class Access:
                         "every token opens one namespace"
                     )
 
+        peers = config.peers.token if config.peers is not None else None
+        if peers and _digest(peers) in self._tokens:
+            raise ConfigError("peers.token is a namespace's token too; other servers need one of their own")
+        self._peer = _digest(peers) if peers else b""
+
     @property
     def guarded(self) -> bool:
         """Whether callers need a token."""
@@ -59,6 +64,13 @@ class Access:
         if namespace not in self._names:
             raise UnknownNamespace(f"there is no namespace {namespace!r} here; add it to the server's configuration")
         return namespace
+
+    def check_peer(self, token: str) -> None:
+        """Raise `PermissionDenied` unless this is the token of peers, which opens every namespace to other servers."""
+        if not self._peer:
+            raise PermissionDenied("this server takes no peers: give it a token in [peers]")
+        if not hmac.compare_digest(self._peer, _digest(token)):
+            raise PermissionDenied("this is not the token of peers here; a tenant's opens no other way")
 
     def _by_token(self, token: str, asked: str) -> str:
         if not token:

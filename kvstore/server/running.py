@@ -16,11 +16,13 @@ from grpc_reflection.v1alpha import reflection
 from kvstore.config import Config
 from kvstore.errors import ConfigError
 from kvstore.pieces import PIECE_BYTES, keep_freed_memory
+from kvstore.server import peers as peer_calls
 from kvstore.server.access import Access, check_exposure, server_credentials
 from kvstore.server.calls import Workers
 from kvstore.server.channels import Channels
 from kvstore.server.front import SERVICE_NAME, Front
 from kvstore.service import Service, SessionSource
+from kvstore.store import Store
 
 MAX_MESSAGE_BYTES = 4 * PIECE_BYTES + 65536
 _HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -45,7 +47,10 @@ class Server:
         check_exposure(self._config, self._access, self._config.listen)
         self._credentials = server_credentials(self._config)
         self._service = Service(store, may_operate=config.may_operate)
-        self._channels = Channels(self._config, self._service, self._access)
+        peers = None
+        if isinstance(store, Store) and config.peers is not None:
+            peers = peer_calls.handlers(store.records, store.objects())
+        self._channels = Channels(self._config, self._service, self._access, peers)
         self._grace = 0.0
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -56,6 +61,8 @@ class Server:
         self.address = started.result()
         try:
             self._channels.start(self.address)
+            if isinstance(store, Store):
+                store.advertise(self._channels.bulk, tls=self._config.tls_cert is not None)
         except BaseException:
             self.stop(0.0)
             raise

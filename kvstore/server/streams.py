@@ -11,11 +11,11 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvstore import _native, wire
+from kvstore import __version__, _native, wire
 from kvstore.channels.lines import NUMBERS
 from kvstore.channels.stream import (
     FAILED,
@@ -43,6 +43,7 @@ MAX_SKIP = 256 << 20
 _ACCEPT_PAUSE_S = 0.05
 _TLS_HANDSHAKE = b"\x16"
 Handler = Callable[["Connection", Frame], None]
+PeerHandler = Callable[[Stream, Frame], None]
 Greet = Callable[[socket.socket], socket.socket]
 
 
@@ -83,7 +84,9 @@ class StreamServer:
         name: str,
         limit: int,
         greet: Greet | None = None,
+        peers: Mapping[int, PeerHandler] | None = None,
     ) -> None:
+        """`peers` answer other servers; where there are none these are refused."""
         self._listener = listener
         self._service = service
         self._access = access
@@ -91,6 +94,7 @@ class StreamServer:
         self._name = name
         self._limit = limit
         self._greet = greet
+        self._peers = peers
         self._handlers = {**_plain_calls(service), pb.METHOD_WATCH: watch, pb.METHOD_VERIFY: verify, **handlers}
         self._open: dict[socket.socket, threading.Thread] = {}
         self._admitted = 0
@@ -164,27 +168,50 @@ class StreamServer:
     def _serve(self, stream: Stream) -> None:
         stream.deadline = time.monotonic() + HELLO_S
         try:
-            session_id, session = self._hello(stream)
+            hello = self._hear_hello(stream)
+            with self._admitted_one():
+                if hello.peer:
+                    self._serve_peer(stream, hello)
+                else:
+                    self._serve_client(stream, hello)
         except KVStoreError as error:
             stream.deadline = None
             fail(stream, pb.METHOD_HELLO, error)
-            return
+
+    def _serve_client(self, stream: Stream, hello: Any) -> None:
+        """Raises what keeps a client from coming in, and nothing after that."""
+        session = self._service.join_session(self._access.namespace(hello.token, hello.namespace), hello.session)
         connection = Connection(stream, session, self._service)
-        stream.deadline, stream.patience = None, STALL_S
         try:
-            while True:
-                frame = stream.next_question(connection.puts, connection.gets)
-                if frame is None or not self._handle(connection, frame):
-                    break
-        except (BadFrame, DamagedFrame) as error:
-            fail(stream, pb.METHOD_NONE, error)
+            told = session.backend.describe()
+            self._greet_back(stream, told.version, told.namespace)
+            self._answer_all(
+                stream,
+                lambda: stream.next_question(connection.puts, connection.gets),
+                lambda frame: self._handlers[frame.method](connection, frame),
+                self._handlers,
+            )
         finally:
             for end in reversed(connection.ending):
                 end()
             stream.drop_descriptors()
-            self._leave(session_id, session)
+            self._service.leave_session(hello.session, session)
 
-    def _hello(self, stream: Stream) -> tuple[bytes, Session]:
+    def _serve_peer(self, stream: Stream, hello: Any) -> None:
+        """Raises what keeps a peer from coming in, and nothing after that."""
+        self._access.check_peer(hello.token)
+        handlers = self._peers
+        if handlers is None:
+            raise PermissionDenied(f"the {self._name} channel is not for other servers: use the bulk channel")
+        self._greet_back(stream, __version__, "")
+        self._answer_all(
+            stream,
+            lambda: stream.receive(idle=True),
+            lambda frame: handlers[frame.method](stream, frame),
+            handlers,
+        )
+
+    def _hear_hello(self, stream: Stream) -> Any:
         frame = stream.receive(longest=HELLO_BYTES)
         check_peer(stream)
         if frame is None or frame.method != pb.METHOD_HELLO or frame.payload:
@@ -194,41 +221,48 @@ class StreamServer:
             raise InvalidArgument(f"this server speaks protocol {PROTOCOL}, not {hello.protocol}: use one version")
         if len(hello.session) != SESSION_BYTES:
             raise InvalidArgument(f"a session id is {SESSION_BYTES} bytes, not {len(hello.session)}")
-        session = self._join(self._access.namespace(hello.token, hello.namespace), hello.session)
-        try:
-            told = session.backend.describe()
-            answer = pb.HelloResponse(instance=self._instance, version=told.version, namespace=told.namespace)
-            stream.send(pb.METHOD_HELLO, answer.SerializeToString())
-        except BaseException:
-            self._leave(hello.session, session)
-            raise
-        return hello.session, session
+        return hello
 
-    def _join(self, namespace: str, session_id: bytes) -> Session:
+    def _greet_back(self, stream: Stream, version: str, namespace: str) -> None:
+        answer = pb.HelloResponse(instance=self._instance, version=version, namespace=namespace)
+        stream.send(pb.METHOD_HELLO, answer.SerializeToString())
+        stream.deadline, stream.patience = None, STALL_S
+
+    @contextlib.contextmanager
+    def _admitted_one(self) -> Iterator[None]:
         with self._lock:
             if self._admitted >= self._limit:
                 raise Shed(f"{self._limit} connections are open already; raise server.max_connections", "connections")
             self._admitted += 1
         try:
-            return self._service.join_session(namespace, session_id)
-        except BaseException:
+            yield
+        finally:
             with self._lock:
                 self._admitted -= 1
-            raise
 
-    def _leave(self, session_id: bytes, session: Session) -> None:
-        with self._lock:
-            self._admitted -= 1
-        self._service.leave_session(session_id, session)
+    def _answer_all(
+        self,
+        stream: Stream,
+        ask: Callable[[], Frame | None],
+        answer: Callable[[Frame], None],
+        known: Container[int],
+    ) -> None:
+        """Answer frames until the other side ends or makes no sense; raises nothing of ours."""
+        with contextlib.suppress(KVStoreError):  # the connection is broken: there is nobody to tell
+            try:
+                while True:
+                    frame = ask()
+                    if frame is None or not self._handle(stream, frame, answer, known):
+                        break
+            except (BadFrame, DamagedFrame) as error:
+                fail(stream, pb.METHOD_NONE, error)
 
-    def _handle(self, connection: Connection, frame: Frame) -> bool:
+    def _handle(self, stream: Stream, frame: Frame, answer: Callable[[Frame], None], known: Container[int]) -> bool:
         """Answer one frame; whether the connection goes on. A failure of the call is its answer."""
-        stream = connection.stream
         try:
-            handler = self._handlers.get(frame.method)
-            if handler is None:
+            if frame.method not in known:
                 raise InvalidArgument(f"there is no method {frame.method} on the {self._name} channel")
-            handler(connection, frame)
+            answer(frame)
         except BadFrame:
             raise
         except KVStoreError as error:

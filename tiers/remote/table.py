@@ -10,7 +10,7 @@ from kvstore.errors import NotFound
 from kvstore.tiers.base import TierFull
 from kvstore.tiers.remote.names import PACKED_BYTES
 
-_ROW = struct.Struct(f"<{PACKED_BYTES}sQQIB3x")  # name, bytes, next free row + 1, generation, state
+_ROW = struct.Struct(f"<{PACKED_BYTES}sQQIB3x")  # name, bytes, tag (if free: next free row + 1), generation, state
 _SEGMENT_ROWS = 1 << 14
 _ROW_BITS = 32
 _GENERATIONS = 1 << 30
@@ -19,11 +19,15 @@ _FREE, _OTHERS, _OWN = 0, 1, 2
 
 
 class Place(NamedTuple):
-    """What is known of a location. `own`: this host wrote it, or opened the place with it, so it counts as used."""
+    """What is known of a location. `own`: this host wrote it, or opened the place with it, so it counts as used.
+
+    `tag` is the tier's own.
+    """
 
     name: bytes
     nbytes: int
     own: bool
+    tag: int = 0
 
 
 def is_own(location: int) -> bool:
@@ -57,14 +61,14 @@ class LocationTable:
         with self._lock:
             self._reserved -= nbytes
 
-    def add(self, name: bytes, nbytes: int, *, own: bool, reserved: int = 0) -> int:
+    def add(self, name: bytes, nbytes: int, *, own: bool, reserved: int = 0, tag: int = 0) -> int:
         """A location for a record, for which so many bytes were set aside. `TierFull` if no row is left."""
         with self._lock:
             row = self._take_row()
             self._reserved -= reserved
             segment, at = self._where(row)
             _, _, _, generation, _ = _ROW.unpack_from(segment, at)
-            _ROW.pack_into(segment, at, name, nbytes, 0, generation, _OWN if own else _OTHERS)
+            _ROW.pack_into(segment, at, name, nbytes, tag, generation, _OWN if own else _OTHERS)
             if own:
                 self.used += nbytes
                 self.own += 1
@@ -103,10 +107,10 @@ class LocationTable:
         if location < 0 or row >= self._rows:
             return None
         segment, at = self._where(row)
-        name, nbytes, _, generation, state = _ROW.unpack_from(segment, at)
+        name, nbytes, tag, generation, state = _ROW.unpack_from(segment, at)
         if state == _FREE or generation != _generation(location):
             return None
-        return Place(name, nbytes, state == _OWN)
+        return Place(name, nbytes, state == _OWN, tag)
 
     def _take_row(self) -> int:
         if self._free:

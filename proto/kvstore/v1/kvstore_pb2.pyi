@@ -46,6 +46,13 @@ class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     METHOD_DEVICE_PLACES: _ClassVar[Method]
     METHOD_DRAIN: _ClassVar[Method]
     METHOD_RESUME: _ClassVar[Method]
+    METHOD_FIND: _ClassVar[Method]
+    METHOD_RECORD: _ClassVar[Method]
+    METHOD_PUT_OBJECT: _ClassVar[Method]
+    METHOD_READ_OBJECT: _ClassVar[Method]
+    METHOD_OBJECT_HEADS: _ClassVar[Method]
+    METHOD_DELETE_OBJECTS: _ClassVar[Method]
+    METHOD_LIST_OBJECTS: _ClassVar[Method]
 FIDELITY_EXACT: Fidelity
 FIDELITY_LOSSY: Fidelity
 ACK_STORED: Ack
@@ -77,6 +84,13 @@ METHOD_GET_ARTEFACT: Method
 METHOD_DEVICE_PLACES: Method
 METHOD_DRAIN: Method
 METHOD_RESUME: Method
+METHOD_FIND: Method
+METHOD_RECORD: Method
+METHOD_PUT_OBJECT: Method
+METHOD_READ_OBJECT: Method
+METHOD_OBJECT_HEADS: Method
+METHOD_DELETE_OBJECTS: Method
+METHOD_LIST_OBJECTS: Method
 
 class KVGroup(_message.Message):
     __slots__ = ("layers", "kv_heads", "head_dim", "window", "latent_dim")
@@ -486,16 +500,18 @@ class SessionEvent(_message.Message):
     def __init__(self, opened: _Optional[bool] = ...) -> None: ...
 
 class HelloRequest(_message.Message):
-    __slots__ = ("protocol", "session", "token", "namespace")
+    __slots__ = ("protocol", "session", "token", "namespace", "peer")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     session: bytes
     token: str
     namespace: str
-    def __init__(self, protocol: _Optional[int] = ..., session: _Optional[bytes] = ..., token: _Optional[str] = ..., namespace: _Optional[str] = ...) -> None: ...
+    peer: bool
+    def __init__(self, protocol: _Optional[int] = ..., session: _Optional[bytes] = ..., token: _Optional[str] = ..., namespace: _Optional[str] = ..., peer: _Optional[bool] = ...) -> None: ...
 
 class HelloResponse(_message.Message):
     __slots__ = ("instance", "version", "namespace")
@@ -639,3 +655,103 @@ class Extents(_message.Message):
     given: _containers.RepeatedCompositeFieldContainer[Extents.Extent]
     gone: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, given: _Optional[_Iterable[_Union[Extents.Extent, _Mapping]]] = ..., gone: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class FindRequest(_message.Message):
+    __slots__ = ("names", "used")
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    names: bytes
+    used: bool
+    def __init__(self, names: _Optional[bytes] = ..., used: _Optional[bool] = ...) -> None: ...
+
+class FindResponse(_message.Message):
+    __slots__ = ("rows",)
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    rows: bytes
+    def __init__(self, rows: _Optional[bytes] = ...) -> None: ...
+
+class RecordRequest(_message.Message):
+    __slots__ = ("name", "offset", "bytes", "form", "total")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    name: bytes
+    offset: int
+    bytes: int
+    form: int
+    total: int
+    def __init__(self, name: _Optional[bytes] = ..., offset: _Optional[int] = ..., bytes: _Optional[int] = ..., form: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
+
+class RecordResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PutObjectRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class PutObjectResponse(_message.Message):
+    __slots__ = ("stored",)
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    stored: bool
+    def __init__(self, stored: _Optional[bool] = ...) -> None: ...
+
+class ReadObjectRequest(_message.Message):
+    __slots__ = ("name", "offset", "bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    offset: int
+    bytes: int
+    def __init__(self, name: _Optional[str] = ..., offset: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class ReadObjectResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ObjectHeadsRequest(_message.Message):
+    __slots__ = ("names", "bytes")
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    bytes: int
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class ObjectHeadsResponse(_message.Message):
+    __slots__ = ("lengths",)
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    lengths: bytes
+    def __init__(self, lengths: _Optional[bytes] = ...) -> None: ...
+
+class DeleteObjectsRequest(_message.Message):
+    __slots__ = ("names",)
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DeleteObjectsResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListObjectsRequest(_message.Message):
+    __slots__ = ("prefix", "cursor")
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    prefix: str
+    cursor: int
+    def __init__(self, prefix: _Optional[str] = ..., cursor: _Optional[int] = ...) -> None: ...
+
+class ListObjectsResponse(_message.Message):
+    __slots__ = ("names", "bytes", "cursor")
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    bytes: _containers.RepeatedScalarFieldContainer[int]
+    cursor: int
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., bytes: _Optional[_Iterable[int]] = ..., cursor: _Optional[int] = ...) -> None: ...

@@ -48,18 +48,18 @@ class TestNames:
 class TestLocationTable:
     def test_gives_back_what_was_entered(self) -> None:
         table = LocationTable(1 << 40, 1 << 20)
-        places = {table.add(name(i), i, own=bool(i % 2)): i for i in range(40_000)}
+        places = {table.add(name(i), i, own=bool(i % 2), tag=i << 30): i for i in range(40_000)}
         assert len(places) == 40_000
         assert all(0 <= location < 1 << 63 for location in places)
         for location, i in places.items():
-            assert table.get(location) == (name(i), i, bool(i % 2))
+            assert table.get(location) == (name(i), i, bool(i % 2), i << 30)
         assert table.used == sum(i for i in range(40_000) if i % 2)
         assert (table.own, table.others) == (20_000, 20_000)
 
     def test_an_old_location_is_not_taken_for_a_new_one(self) -> None:
         table = LocationTable(1 << 40, 10)
         old = table.add(name(1), 5, own=True)
-        assert table.remove(old) == (name(1), 5, True)
+        assert table.remove(old) == (name(1), 5, True, 0)
         new = table.add(name(2), 6, own=True)
         assert new != old
         assert new & 0xFFFFFFFF == old & 0xFFFFFFFF  # the row is used again

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from typing import ClassVar, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 from kvstore.errors import (
     ConfigError,
@@ -32,12 +31,10 @@ from kvstore.tiers.base import TierFull
 from kvstore.tiers.remote.engine import Engine
 from kvstore.tiers.remote.object_names import check_name
 from kvstore.tiers.remote.valkey.connect import Connector, parse
-from kvstore.tiers.remote.valkey.nodes import Node, Nodes
+from kvstore.tiers.remote.valkey.nodes import Nodes
 from kvstore.tiers.remote.valkey.objects import (
     PREAMBLE_BYTES,
     Preamble,
-    Redirect,
-    Request,
     batches,
     checked,
     cut,
@@ -46,7 +43,8 @@ from kvstore.tiers.remote.valkey.objects import (
     scan,
     set_new,
 )
-from kvstore.tiers.remote.valkey.wire import Answer, Refusal, Wire, command, gathered
+from kvstore.tiers.remote.valkey.requests import Requests
+from kvstore.tiers.remote.valkey.wire import Wire, command, gathered
 
 MIB = 1 << 20
 PIECE_BYTES = 64 * MIB
@@ -54,9 +52,7 @@ LEFTOVER_S = 60
 LIST_TIMEOUT_S = 10.0
 _LEAST_PIECE = 64 << 10
 _LOOK_FIRST = 2 * MIB  # a longer object is not sent before it is known not to be there
-_REDIRECTS = 5
 _DEFAULT_LIMIT = 512 * MIB
-Result = TypeVar("Result")
 
 
 class ValkeyEngine(Engine):
@@ -96,6 +92,7 @@ class ValkeyEngine(Engine):
         addresses = [place.address for place in places]
         try:
             self._nodes = Nodes(addresses, connect, connections, cluster=cluster, timeout_s=connect_s)
+            self._requests = Requests(self._nodes)
             self._piece = min(piece_bytes, self._server_limit(connect_s) - PREAMBLE_BYTES)
             self.probe(connect_s)
         except PermissionDenied as error:
@@ -111,7 +108,7 @@ class ValkeyEngine(Engine):
         if total > _LOOK_FIRST and self._is_there(key, deadline):
             return False
         preamble = Preamble(total, total, bytes(8))
-        return self._at(key, deadline, lambda wire: set_new(wire, key, preamble, pieces, self._ttl_ms))
+        return self._requests.at(key, deadline, lambda wire: set_new(wire, key, preamble, pieces, self._ttl_ms))
 
     def _put_split(self, key: bytes, pieces: Sequence[memoryview], total: int, deadline: float) -> bool:
         preamble = Preamble(total, self._piece, secrets.token_hex(4).encode())
@@ -136,10 +133,10 @@ class ValkeyEngine(Engine):
 
         there = self._first_bytes([key], 0, deadline)[0]
         if there is None:
-            return self._at(key, deadline, write)
+            return self._requests.at(key, deadline, write)
         found = Preamble.unpack(there, repr(key))
         # Its writer may have died before it lifted the expiry; once more does no harm.
-        self._at(key, deadline, lambda wire: self._lift(wire, [*found.further(key), key]))
+        self._requests.at(key, deadline, lambda wire: self._lift(wire, [*found.further(key), key]))
         return False
 
     def _lift(self, wire: Wire, keys: Sequence[bytes]) -> None:
@@ -175,12 +172,12 @@ class ValkeyEngine(Engine):
             if got < len(part):
                 if got:
                     raise Corrupt(f"{name} is cut off")
-                self._exchange(key, deadline, command(b"UNLINK", *keys))  # so that it can be written again
+                self._requests.exchange(key, deadline, command(b"UNLINK", *keys))  # so that it can be written again
                 raise NotFound(f"the server has let go of a piece of {name}")
             done += len(part)
 
     def _read_part(self, key: bytes, where: bytes, at: int, out: memoryview, deadline: float) -> int:
-        return self._at(key, deadline, lambda wire: read_value(wire, where, at, out))
+        return self._requests.at(key, deadline, lambda wire: read_value(wire, where, at, out))
 
     def heads(self, names: Sequence[str], nbytes: int, timeout_s: float) -> Sequence[bytes | None]:
         found = self._first_bytes([self._key(name) for name in names], nbytes, time.monotonic() + timeout_s)
@@ -200,7 +197,7 @@ class ValkeyEngine(Engine):
             except Corrupt:
                 further = []
             requests.append(command(b"UNLINK", key, *further))
-        for answer in self._each([key for key, _ in there], requests, deadline):
+        for answer in self._requests.each([key for key, _ in there], requests, deadline):
             checked(answer)
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
@@ -253,7 +250,7 @@ class ValkeyEngine(Engine):
         return int(told) if isinstance(told, bytes) else _DEFAULT_LIMIT
 
     def _is_there(self, key: bytes, deadline: float) -> bool:
-        return bool(self._exchange(key, deadline, command(b"EXISTS", key)))
+        return bool(self._requests.exchange(key, deadline, command(b"EXISTS", key)))
 
     def _first_bytes(self, keys: Sequence[bytes], nbytes: int, deadline: float) -> Sequence[bytes | None]:
         """The preamble of each object and `nbytes` bytes behind it; None for one that is not there."""
@@ -261,43 +258,7 @@ class ValkeyEngine(Engine):
         found: list[bytes | None] = []
         for batch in batches(keys):
             requests = [command(b"GETRANGE", key, b"0", end) for key in batch]
-            for answer in self._each(batch, requests, deadline):
+            for answer in self._requests.each(batch, requests, deadline):
                 value = checked(answer)
                 found.append(value if isinstance(value, bytes) and value else None)
         return found
-
-    def _each(self, keys: Sequence[bytes], requests: Sequence[Request], deadline: float) -> Sequence[Answer]:
-        """The answer to each request, asked of the server that has its key, all servers at the same time."""
-        answers: list[Answer] = [None] * len(keys)
-        shares: dict[Node, list[int]] = {}
-        for index, key in enumerate(keys):
-            shares.setdefault(self._nodes.of(key), []).append(index)
-        moved = []
-        with ExitStack() as stack:
-            wires = []
-            for node in sorted(shares, key=lambda node: node.address):  # in one order, or two could wait for each other
-                wire = stack.enter_context(node.wire(deadline))
-                wire.send(*(requests[index] for index in shares[node]))
-                wires.append((wire, shares[node]))
-            for wire, indices in wires:
-                for index in indices:
-                    answers[index] = answer = wire.answer()
-                    if isinstance(answer, Refusal) and answer.code in {"MOVED", "ASK"}:
-                        moved.append(index)
-        for index in moved:
-            answers[index] = self._exchange(keys[index], deadline, requests[index])
-        return answers
-
-    def _exchange(self, key: bytes, deadline: float, request: Request) -> Answer:
-        return self._at(key, deadline, lambda wire: exchange(wire, request))
-
-    def _at(self, key: bytes, deadline: float, work: Callable[[Wire], Result]) -> Result:
-        """Do something on a connection to the server that has a key, wherever the cluster sends us for that."""
-        node, asking = self._nodes.of(key), False
-        for _ in range(_REDIRECTS):
-            try:
-                with node.wire(deadline, asking=asking) as wire:
-                    return work(wire)
-            except Redirect as redirect:
-                node, asking = self._nodes.redirected(redirect.refusal, deadline)
-        raise Unavailable("the cluster sends a request from server to server")
