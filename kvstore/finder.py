@@ -138,7 +138,7 @@ class Finder:
         """What other hosts had, as far as this one knew, and have no more, or nobody can say."""
         core, removed = self._core, Removed()
         with core.lock:
-            known = len(core.usage.policy(number, scope.namespace)) > 0
+            known = len(core.usage.policy(core.found, scope.namespace)) > 0
             for ref, part in left.tolist() if known else ():
                 self._withdraw(scope, number, refs[ref]["key"].tobytes(), parts[part], removed)
         core.settle(removed)

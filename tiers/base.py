@@ -235,7 +235,7 @@ class Tier(ABC):
     def owns(self, location: int) -> bool:
         """Of a shared tier: whether this host wrote what lies there; told by the number alone, so at any time."""
         del location
-        return True
+        return self.writable
 
     def tend(self, owner: Owner) -> None:
         """From now on the tier may make room ahead of need, asking `owner`, in a thread of its own."""

@@ -208,10 +208,6 @@ class PeersTier(Tier):
             self._meter.count("lost")
             raise NotFound(f"{peer.where} did not give its record: {error}") from error
 
-    def owns(self, location: int) -> bool:
-        del location
-        return False
-
     def delete(self, location: int, record_bytes: int) -> None:
         """Forget a location: the record stays where it is, its host's own."""
         del record_bytes
