@@ -13,7 +13,7 @@ from kvstore.appraisal import appraise
 from kvstore.config import Config, NamespaceConfig
 from kvstore.errors import ConfigError, NotFound, Shed
 from kvstore.policy import POLICIES, victims
-from tests.store.conftest import SHARDED, SMALL, Box, MiB, check_policies, prompt
+from tests.store.conftest import SHARDED, SMALL, Box, MiB, check_policies, prompt, record_bytes
 
 EVERY = pytest.mark.parametrize("policy", POLICIES)
 
@@ -159,3 +159,30 @@ def test_the_tail_of_a_prompt_goes_before_its_head(box: Box, policy: str) -> Non
         assert order == [ref.key for ref in [*first.refs[::-1], *second.refs[::-1]]]
     else:
         assert order.index(second.refs[5].key) < order.index(second.refs[4].key)
+
+
+@pytest.mark.parametrize(("policy", "stays"), [("lfu", True), ("mq", True), ("lru", False)])
+def test_a_log_keeps_what_its_policy_does_not_let_go(box: Box, policy: str, stays: bool) -> None:
+    """Chunks used often before their segment was full, and never since, while many others are written."""
+    client = box.open(dram=MiB, extent=MiB, nvme=4 * MiB, segment=MiB // 4, policy=policy)
+    often = [prompt(SMALL, 1, seed).refs[0] for seed in range(1000, 1004)]
+    box.fill(client, SMALL, often, "persisted")
+    for _ in range(6):
+        box.check(client, SMALL, often)
+    for seed in range(600):
+        box.fill(client, SMALL, prompt(SMALL, 1, seed).refs, "persisted")
+    there = {info.key for info in client.list() if any(place.tier == "nvme" for place in info.placements)}
+    assert [ref.key in there for ref in often] == [stays] * 4
+    assert len(there) > 100
+    check_policies(box.store(client)._core)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not is_counted_once(client):  # a segment may be on its way out
+        time.sleep(0.05)
+    assert is_counted_once(client)
+
+
+def is_counted_once(client: kvstore.Client) -> bool:
+    """Whether the disk has what the list shows."""
+    stats = client.stats()
+    listed = sum(record_bytes(place) for info in client.list() for place in info.placements if place.tier == "nvme")
+    return bool(stats["tiers"]["nvme"]["used"] == listed)
