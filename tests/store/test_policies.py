@@ -14,6 +14,7 @@ from kvstore.config import Config, NamespaceConfig
 from kvstore.errors import ConfigError, NotFound, Shed
 from kvstore.policy import POLICIES, victims
 from tests.store.conftest import SHARDED, SMALL, Box, MiB, check_policies, prompt, record_bytes
+from tests.store.test_leases import until
 
 EVERY = pytest.mark.parametrize("policy", POLICIES)
 
@@ -175,10 +176,7 @@ def test_a_log_keeps_what_its_policy_does_not_let_go(box: Box, policy: str, stay
     assert [ref.key in there for ref in often] == [stays] * 4
     assert len(there) > 100
     check_policies(box.store(client)._core)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and not is_counted_once(client):  # a segment may be on its way out
-        time.sleep(0.05)
-    assert is_counted_once(client)
+    assert until(lambda: is_counted_once(client))  # a segment may be on its way out
 
 
 def is_counted_once(client: kvstore.Client) -> bool:
