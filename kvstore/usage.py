@@ -58,6 +58,10 @@ class Usage:
             self._policies[tier, namespace.digest] = found
         return found
 
+    def in_tier(self, tier: int) -> dict[bytes, Policy]:
+        """The policies that a tier has so far, by the digests of their namespaces."""
+        return {digest: policy for (number, digest), policy in self._policies.items() if number == tier}
+
     def policy_name(self, namespace: Namespace) -> str:
         """What a namespace's chunks are ordered by."""
         return namespace.policy or self._policy

@@ -124,8 +124,8 @@ def test_policies_are_told_of_shares_and_costs(box: Box, monkeypatch: pytest.Mon
     tenants = [NamespaceConfig("default"), NamespaceConfig("other"), NamespaceConfig("small", quota=1000)]
     client = box.open(dram=MiB, extent=MiB, namespaces=tenants, prefill_tokens_per_s=5000.0)
     core, chunks = box.store(client)._core, {"default": 8, "other": 1, "small": 0}
-    policies = {name: Listening(count) for name, count in chunks.items()}
-    monkeypatch.setattr(core.usage, "policy", lambda tier, namespace: policies[namespace.name])
+    policies = {core.catalog.namespace(name).digest: Listening(count) for name, count in chunks.items()}
+    monkeypatch.setattr(core.usage, "in_tier", lambda tier: policies)
     appraise(core)
     assert [nbytes for kind, nbytes in told if kind == "capacity"] == [MiB * 9 // 12, MiB * 2 // 12, 1000]
     costs = [costs for kind, costs in told if kind == "costs"]
