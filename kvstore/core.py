@@ -25,7 +25,7 @@ from kvstore.fetching import Fetcher
 from kvstore.gate import Gate
 from kvstore.leases import Leases
 from kvstore.loan import Loan
-from kvstore.policy import Rows
+from kvstore.policy import Rows, victims
 from kvstore.record import Entry, Record, padded
 from kvstore.removed import Removed
 from kvstore.room import Room
@@ -97,7 +97,7 @@ class Core:
         self.events = EventHub(lambda watched: setattr(self.intake, "watched", watched), config.may_operate)
         # What others wrote to shared tiers has an order of its own, since letting go of it makes no room in them.
         self.found = len(self.tiers)
-        self.usage = Usage(self.index, self.catalog, len(self.tiers) + 1, config.max_chunks)
+        self.usage = Usage(self.index, self.catalog, len(self.tiers) + 1, config.max_chunks, config.policy)
         self.counters = self.usage.counters
         self.fetcher = Fetcher(self.tiers, coder.artefacts, self.count)
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have
@@ -196,10 +196,10 @@ class Core:
             chunk, placement = self._insert(scope, record, tier, location)
         if placement >= 0:
             if self.tiers[tier].owns(location):
-                self.usage.policy(tier, scope.namespace).admit(chunk)
+                self.usage.came(tier, scope.namespace, chunk)
                 scope.namespace.used += record.total_bytes
             else:
-                self.usage.policy(self.found, scope.namespace).admit(chunk)
+                self.usage.came(self.found, scope.namespace, chunk)
         return placement
 
     def _make_way(self, scope: Scope, record: Record | Entry, tier: int, removed: Removed) -> bool:
@@ -241,7 +241,7 @@ class Core:
         """Let go of some of the coldest chunks of whoever has most of them. Needs the lock."""
         policy, dropped = self.usage.largest(), 0
         held: frozenset[int] | None = None
-        for row in () if policy is None else policy.victims():
+        for row in () if policy is None else victims(policy):
             if dropped >= ROWS_AT_ONCE:
                 break
             if held is None:  # all of one policy are of one namespace
@@ -282,10 +282,11 @@ class Core:
         scope.namespace.used -= total if own else 0
         (removed.evicted if tier.shared and kind not in ERASED else removed.places).append((tier, place.loc, total))
         if gone & CHUNK_GONE or not self._is_ordered(part_row.chunk, place.tier, own):
-            self.usage.policy(place.tier if own else self.found, scope.namespace).remove(part_row.chunk)
+            order = place.tier if own else self.found
+            self.usage.left(order, scope.namespace, part_row.chunk, evicted=kind == "evicted")
         shared_no_more = gone & CHUNK_GONE or not self.chunk_in_tier(part_row.chunk, place.tier)
         if self.peers is not None and place.tier in (DRAM, self.peers) and shared_no_more:
-            self.usage.spares(scope.namespace).remove(part_row.chunk)
+            self.usage.no_spare(scope.namespace, part_row.chunk)
         if gone & CHUNK_GONE or not self.index.chunk_parts(part_row.chunk):
             self.doomed.discard(part_row.chunk)
         if chunk.flags and not gone & CHUNK_GONE:

@@ -260,7 +260,7 @@ class Loader:
                 if placed < 0:
                     return None
                 if not tier.writable:
-                    core.usage.spares(scope.namespace).admit(core.chunk_of(placed))
+                    core.usage.spare(scope.namespace, core.chunk_of(placed))
                 core.events.emit("moved", scope.namespace.name, key, scope.spec.digest, part, core.dram.name)
                 return core.hold(placed, scope, part)
         finally:

@@ -2,12 +2,11 @@
 
 A policy sees chunk rows of the index, admissions and hits; it never touches bytes. One instance serves one
 namespace in one tier, since memory freed for one tenant is of no use to another. The simulator and the store run
-the same classes.
+the same native classes (`codecs/native/policy.hpp`).
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TypeAlias
 
@@ -15,70 +14,38 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore import _native
+from kvstore.config import Config
+from kvstore.errors import ConfigError
+from kvstore.nearest import nearest
 
 Rows: TypeAlias = npt.NDArray[np.uint32] | npt.NDArray[np.int64]
+Policy: TypeAlias = _native.Policy
+LRU = "lru"
+POLICIES = tuple(_native.policy_names())
 
 
-class Policy(ABC):
-    """An order of chunk rows by what should go first."""
-
-    @abstractmethod
-    def admit(self, row: int) -> None:
-        """A chunk has come, or has been written again."""
-
-    @abstractmethod
-    def hit(self, rows: Rows) -> None:
-        """Chunks of one prefix were used, root first.
-
-        They are touched leaf to root, so that the tail of a prefix goes before its head: a chunk without its
-        parent is worthless.
-        """
-
-    @abstractmethod
-    def remove(self, row: int) -> None:
-        """A chunk is gone. One that is not here is ignored."""
-
-    @abstractmethod
-    def victims(self, after: int = -1) -> Iterator[int]:
-        """Rows from the one that should go first, or from the one that follows `after` if that is still here.
-
-        The current row may be removed while iterating.
-        """
-
-    @property
-    def order(self) -> _native.LruList | None:
-        """The list that `admit` pushes to, if it does nothing else: then native code may do it."""
-        return None
-
-    @abstractmethod
-    def __len__(self) -> int: ...
+def check_policy(name: str, key: str) -> str:
+    """The name of a policy as it stands in a configuration; `ConfigError` for one that this build does not have."""
+    if name not in POLICIES:
+        raise ConfigError(f"{key} = {name!r}: there is no such policy{nearest(name, POLICIES)}")
+    return name
 
 
-class Lru(Policy):
-    """Least recently used first."""
+def check_policies(config: Config) -> None:
+    """`ConfigError` where a store or a namespace names a policy that this build does not have."""
+    check_policy(config.policy, "store.policy")
+    for each in config.namespaces:
+        if each.policy is not None:
+            check_policy(each.policy, f"policy of namespace {each.name!r}")
 
-    def __init__(self, max_rows: int) -> None:
-        self._list = _native.LruList(max_rows)
 
-    @property
-    def order(self) -> _native.LruList:
-        return self._list
+def victims(policy: Policy, after: int = -1) -> Iterator[int]:
+    """Rows from the one that should go first, or from the one that follows `after` if that is still here.
 
-    def admit(self, row: int) -> None:
-        self._list.push(row)
-
-    def hit(self, rows: Rows) -> None:
-        self._list.touch_many(rows, True)
-
-    def remove(self, row: int) -> None:
-        self._list.remove(row)
-
-    def victims(self, after: int = -1) -> Iterator[int]:
-        row = self._list.newer(after) if after >= 0 and after in self._list else self._list.oldest()
-        while row >= 0:
-            following = self._list.newer(row)
-            yield row
-            row = following
-
-    def __len__(self) -> int:
-        return len(self._list)
+    The current row may be removed while iterating.
+    """
+    row = policy.victim(after)
+    while row >= 0:
+        following = policy.victim(row)
+        yield row
+        row = following

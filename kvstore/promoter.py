@@ -189,7 +189,7 @@ class Promoter:
             if removed.bytes_in(tier) >= nbytes:
                 break
             with core.lock:
-                row = next(core.usage.policy(number, namespace).victims(after), -1)
+                row = core.usage.policy(number, namespace).victim(after)
                 if row < 0:
                     break
                 chunk, held = core.index.chunk(row), core.held(namespace)

@@ -33,6 +33,7 @@ from kvstore.objects import NAMESPACE as OBJECTS
 from kvstore.objects import Objects, check_namespaces
 from kvstore.opening import open_tiers
 from kvstore.peering import address_for_peers
+from kvstore.policy import check_policies
 from kvstore.reader import Reader
 from kvstore.reclaim import Reclaimer
 from kvstore.record import BLOCK
@@ -67,6 +68,7 @@ class Store:
         """
         check_forms(config)
         check_namespaces(config)
+        check_policies(config)
         folder = None if config.nvme is None else config.nvme.path / ARTEFACTS
         coder = Coder(config, Artefacts(folder, artefact_files(config)))
         dram, below, devices = open_tiers(config)
@@ -90,7 +92,9 @@ class Store:
         self._sessions = itertools.count(1)
         self._closing = threading.Lock()
         for each in config.namespaces:
-            core.catalog.add_namespace(Namespace(each.name, each.quota, each.ttl_s, each.codec, each.lossy))
+            core.catalog.add_namespace(
+                Namespace(each.name, each.quota, each.ttl_s, each.codec, each.lossy, each.policy)
+            )
         if config.peers is not None:
             core.catalog.add_namespace(Namespace(OBJECTS))
         try:

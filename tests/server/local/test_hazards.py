@@ -24,6 +24,7 @@ from kvstore import Client, Config, DramConfig, NamespaceConfig, ServerConfig
 from kvstore._native import HAZARD_TABLE_BYTES, MAX_HAZARDS
 from kvstore.channels.lines import hello_message
 from kvstore.channels.stream import FAILED, Stream
+from kvstore.policy import victims
 from kvstore.server import Server, serve
 from kvstore.store import Store
 from kvstore.v1 import kvstore_pb2 as pb
@@ -255,14 +256,15 @@ def test_what_is_used_without_a_call_is_used(small: tuple[Store, Server], kit: A
         kit.eventually(lambda: client.stats()["counters"].get("hit_tokens") == 20 * 64)
         core = store._core
         with core.lock:
-            rows = list(core.usage.policy(0, core.catalog.namespace("default")).victims())
+            rows = list(victims(core.usage.policy(0, core.catalog.namespace("default"))))
             order = [core.index.chunk(row).key for row in rows]
         position = {ref.key: number for number, ref in enumerate(chain.refs)}
         assert [position[key] for key in order[-21:]] == [*range(19, -1, -1), 50]
         assert client.stats()["counters"]["hits_dram"] == 1
-        for number, ref in enumerate(chain.refs[100:300], 100):
+        for number, ref in enumerate(client.chain(kit.small, range(1, 1 + 64 * 200)).refs):
             client.put(kit.small, ref, block_of(kit, number))
-        assert client.contains(kit.small, chain.refs[:51]) == [*[True] * 20, *[False] * 30, True]
+        assert client.contains(kit.small, [*chain.refs[:20], chain.refs[50]]) == [True] * 21
+        assert client.contains(kit.small, chain.refs[70:100]) == [False] * 30
 
 
 def test_a_lease_that_is_too_long_is_refused_all_the_same(local: Client, kit: Any) -> None:
