@@ -1140,7 +1140,7 @@ class StagedPuts:
         tokens: int,
         intake: Intake,
         holdings: Holdings,
-        order: LruList,
+        order: Policy,
         tally: Tally,
         scope: int,
         fixed: bytes,
@@ -1188,7 +1188,7 @@ class PlainGets:
         intake: Intake,
         holdings: Holdings,
         tally: Tally,
-        orders: list[LruList],
+        orders: list[Policy],
         scope: int,
         namespace: bytes,
         parts: bytes,
@@ -1221,31 +1221,85 @@ class Arrival:
     @property
     def damaged(self) -> list[int]: ...
 
-def use_unleased(index: Index, orders: list[LruList], chunk: int, now_ms: int) -> None:
-    """Note that a chunk (its row) was used, in the index and in orders of use, unless it is under a lease."""
+def policy_names() -> list[str]:
+    """The policies that `Policy` knows."""
 
 @final
-class LruList:
-    """Handles (small numbers, such as rows) in the order of their last use.
+class PolicyCache:
+    """A tier without bytes: an empty policy's chunks, `capacity` bytes at most, `max_rows` of them.
 
-    IndexError for a handle of `max_handles` or more, except in `touch_many` and `in`.
+    A whole trace is run over it in one call. ValueError without a capacity or for a policy that is not empty.
     """
 
-    def __init__(self, max_handles: int) -> None: ...
-    def push(self, handle: int) -> None:
-        """Make a handle the most recent, adding it if it is not there."""
+    def __init__(self, policy: Policy, capacity: int, max_rows: int) -> None: ...
+    def replay(
+        self,
+        keys: NDArray[np.uint64],
+        parents: NDArray[np.uint64],
+        positions: NDArray[np.uint64],
+        tokens: NDArray[np.uint64],
+        bytes: NDArray[np.uint64],
+        lengths: NDArray[np.uint64],
+        times: NDArray[np.uint64],
+        forward: bool = False,
+    ) -> NDArray[np.uint8]:
+        """Whether each chunk was there when its request came.
 
-    def touch_many(self, rows: Buffer, reverse: bool = False) -> None:
-        """Make those of these handles that are there the most recent, the last one (the first) most of all."""
+        Columns have one item a chunk, those of a request root first; `lengths` and `times` (ms) one a request. After
+        that look all chunks of the request are gone through, leaf to root or `forward`: what is there is hit, what is
+        not is demanded and admitted after victims have made room.
+        """
 
-    def remove(self, handle: int) -> bool:
-        """False if it was not there."""
+    @property
+    def used(self) -> int: ...
+    @property
+    def evictions(self) -> int: ...
+    def keys(self) -> list[int]:
+        """What is there now."""
 
-    def oldest(self) -> int:
-        """The least recent handle, -1 when the list is empty."""
+def admit_chunk(index: Index, policy: Policy, chunk: int, tier: int, now_ms: int) -> None:
+    """Tell a policy that a chunk (its row), or more of it, has come to its tier."""
 
-    def newer(self, handle: int) -> int:
-        """The next more recent handle, -1 at the end. ValueError if the handle is not in the list."""
+def use_unleased(index: Index, orders: list[Policy], chunk: int, now_ms: int) -> None:
+    """Note that a chunk (its row) was used, in the index and in policies, unless it is under a lease."""
+
+class Policy:
+    """The order in which chunks leave a tier; codecs/native/policy.hpp says what each event means.
+
+    `name` is one of `policy_names()`, ValueError otherwise. A row is the number of a chunk while it is here, less than
+    `max_rows`: IndexError for another in `admit` and `remove`.
+    """
+
+    def __init__(self, name: str, max_rows: int) -> None: ...
+    def admit(self, row: int, key: int, parent: int, position: int, tokens: int, bytes: int, now_ms: int) -> None:
+        """A chunk has come, or more of it; `bytes` is what it has here now."""
+
+    def hit(self, rows: Buffer, now_ms: int, forward: bool = False) -> None:
+        """Chunks of one prefix were used, root first; touched leaf to root, or `forward`. Others are skipped."""
+
+    def demand(self, keys: NDArray[np.uint64], now_ms: int) -> None:
+        """Chunks were asked for that are not here."""
+
+    def remove(self, row: int, evicted: bool, now_ms: int) -> None:
+        """A chunk is gone: evicted to make room, or for another reason. One that is not here is ignored."""
+
+    def victim(self, after: int = -1) -> int:
+        """The row that should go first, or the one that follows `after` if that is still here; -1: none."""
+
+    def set_capacity(self, bytes: int) -> None:
+        """The bytes that this order may fill."""
+
+    def set_costs(
+        self,
+        *,
+        flops_per_token: float,
+        flops_per_token2: float,
+        prefill_flops_per_s: float,
+        load_bytes_per_s: float,
+        load_latency_s: float,
+        decode_bytes_per_s: float,
+    ) -> None:
+        """What recomputing and loading cost: FLOPs of tokens a to b are per_token·(b−a) + per_token2·(b²−a²)/2."""
 
     def __len__(self) -> int: ...
-    def __contains__(self, handle: int) -> bool: ...
+    def __contains__(self, row: int) -> bool: ...

@@ -24,7 +24,7 @@ from kvstore.events import EventHub
 from kvstore.gate import Gate
 from kvstore.leases import Leases
 from kvstore.loan import Loan
-from kvstore.policy import Rows
+from kvstore.policy import Rows, victims
 from kvstore.record import Entry, Record, padded
 from kvstore.removed import Removed
 from kvstore.room import Room
@@ -84,7 +84,7 @@ class Core:
         self.hazards = dram.hazards
         self.intake = _native.Intake(self.index, self.lock)
         self.events = EventHub(lambda watched: setattr(self.intake, "watched", watched))
-        self.usage = Usage(self.index, self.catalog, len(self.tiers), config.max_chunks)
+        self.usage = Usage(self.index, self.catalog, len(self.tiers), config.max_chunks, "lru")
         self.counters = self.usage.counters
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have
         self.bad: set[int] = set()  # placements that go when readers and leases have, and that nobody is given
@@ -162,7 +162,7 @@ class Core:
         if placement < 0 and record.exact and self._make_way(scope, record, tier, removed):
             chunk, placement = self._insert(scope, record, tier, location)
         if placement >= 0:
-            self.usage.policy(tier, scope.namespace).admit(chunk)
+            self.usage.came(tier, scope.namespace, chunk)
             scope.namespace.used += record.total_bytes
         return placement
 
@@ -205,7 +205,7 @@ class Core:
         """Let go of some of the coldest chunks of whoever has most of them. Needs the lock."""
         policy, dropped = self.usage.largest(), 0
         held: frozenset[int] | None = None
-        for row in () if policy is None else policy.victims():
+        for row in () if policy is None else victims(policy):
             if dropped >= ROWS_AT_ONCE:
                 break
             if held is None:  # all of one policy are of one namespace
@@ -241,7 +241,7 @@ class Core:
         tier = self.tiers[place.tier]
         (removed.evicted if tier.shared and kind not in ERASED else removed.places).append((tier, place.loc, total))
         if gone & CHUNK_GONE or not self.chunk_in_tier(part_row.chunk, place.tier):
-            self.usage.policy(place.tier, scope.namespace).remove(part_row.chunk)
+            self.usage.left(place.tier, scope.namespace, part_row.chunk, evicted=kind == "evicted")
         if gone & CHUNK_GONE or not self.index.chunk_parts(part_row.chunk):
             self.doomed.discard(part_row.chunk)
         if chunk.flags and not gone & CHUNK_GONE:

@@ -139,7 +139,7 @@ class Descent:
             if removed.bytes_in(tier) >= nbytes:
                 return
             with core.lock:
-                row = next(core.usage.policy(target, namespace).victims(after), -1)
+                row = core.usage.policy(target, namespace).victim(after)
                 if row < 0:
                     return
                 chunk = core.index.chunk(row)

@@ -20,8 +20,8 @@ def teach(core: Core, scope: Scope, puts: _native.StagedPuts, part: Part, tokens
     """Have puts of such a part taken natively, if there is nothing special about it."""
     namespace, geometry = scope.namespace, scope.geometry(part, tokens)
     with core.lock:
-        order = core.usage.policy(DRAM, namespace).order
-    if namespace.quota or scope.windowed or order is None or core.coder.put_form(scope) is not None:
+        order = core.usage.policy(DRAM, namespace)
+    if namespace.quota or scope.windowed or core.coder.put_form(scope) is not None:
         return
     entry = Entry(_NO_KEY, _NO_KEY, part, 0, tokens, geometry.nbytes, geometry.nbytes, geometry.total, 0)
     puts.add_shape(
@@ -33,12 +33,11 @@ def teach(core: Core, scope: Scope, puts: _native.StagedPuts, part: Part, tokens
 
 
 def teach_gets(core: Core, scope: Scope, gets: _native.PlainGets) -> None:
-    """Have gets of a spec's parts answered natively, if the order of use is kept natively, too."""
+    """Have gets of a spec's parts answered natively."""
     namespace = scope.namespace
     with core.lock:
         orders = core.usage.orders(namespace)
-    if orders is not None:
-        gets.add_scope(
-            scope.spec.digest, core.intake, core.dram.holdings(namespace.digest), namespace.tally, orders,
-            scope.number, namespace.digest, scope.packed_parts, scope.packed_headers,
-        )  # fmt: skip
+    gets.add_scope(
+        scope.spec.digest, core.intake, core.dram.holdings(namespace.digest), namespace.tally, orders,
+        scope.number, namespace.digest, scope.packed_parts, scope.packed_headers,
+    )  # fmt: skip

@@ -21,6 +21,7 @@ from kvstore.core import DRAM, Copy, Core, steady_ms
 from kvstore.descent import Descent
 from kvstore.errors import Corrupt, DeadlineExceeded, KVStoreError, Shed, StorageError, Unavailable
 from kvstore.marks import drain_marks
+from kvstore.policy import victims
 from kvstore.removed import Removed
 from kvstore.spec import Part
 from kvstore.usage import now_ms
@@ -152,7 +153,7 @@ class Mover:
         """
         core, found = self._core, list[_Dirty]()
         with core.lock:
-            rows = core.usage.policy(sweep.tier, namespace).victims(sweep.after)
+            rows = victims(core.usage.policy(sweep.tier, namespace), sweep.after)
             for row in itertools.islice(rows, ROWS_AT_ONCE):
                 if len(found) >= BATCH or sweep.passed > sweep.limit:
                     break
@@ -295,7 +296,7 @@ class Mover:
     def _expire_chunks(self, namespace: Namespace, before_ms: int, removed: Removed) -> None:
         core, held = self._core, self._core.held(namespace)
         for tier in range(len(core.tiers)):
-            for n, row in enumerate(core.usage.policy(tier, namespace).victims()):
+            for n, row in enumerate(victims(core.usage.policy(tier, namespace))):
                 if core.index.chunk(row).last_use >= before_ms:
                     break
                 if n >= ROWS_AT_ONCE:

@@ -76,9 +76,8 @@ def _admit(
     for number in np.unique(scopes[good]):
         scope = core.catalog.scopes[int(number)]
         mine = rows[good & (scopes == number)]
-        policy = core.usage.policy(tier, scope.namespace)
         for chunk in core.index.find_many(scope.number, np.ascontiguousarray(mine["key"])).tolist():
-            policy.admit(chunk)
+            core.usage.came(tier, scope.namespace, chunk)
         scope.namespace.used += int(_record_bytes(mine).sum())
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from kvstore import _native
 from kvstore.catalog import Catalog, Namespace, Scope
-from kvstore.policy import Lru, Policy, Rows
+from kvstore.policy import Policy, Rows
 
 
 def now_ms() -> int:
@@ -34,12 +34,12 @@ class FoundItems(NamedTuple):
 class Usage:
     """Hits, misses and orders of use. `counters` are the store's, by name."""
 
-    def __init__(self, index: _native.Index, catalog: Catalog, tiers: int, max_chunks: int) -> None:
+    def __init__(self, index: _native.Index, catalog: Catalog, tiers: int, max_chunks: int, policy: str) -> None:
         self.counters: Counter[str] = Counter()
         self._index, self._catalog = index, catalog
-        self._tiers, self._max_chunks = tiers, max_chunks
+        self._tiers, self._max_chunks, self._policy = tiers, max_chunks, policy
         self._policies: dict[tuple[int, bytes], Policy] = {}
-        self._orders: dict[bytes, list[_native.LruList] | None] = {}
+        self._orders: dict[bytes, list[Policy]] = {}
 
     def counted(self) -> dict[str, int]:
         """The counters, with what was put and read natively."""
@@ -54,31 +54,40 @@ class Usage:
         """The order of one namespace's chunks in one tier."""
         found = self._policies.get((tier, namespace.digest))
         if found is None:
-            found = self._policies.setdefault((tier, namespace.digest), Lru(self._max_chunks))
+            found = self._policies[tier, namespace.digest] = Policy(self._policy, self._max_chunks)
         return found
+
+    def came(self, tier: int, namespace: Namespace, chunk: int) -> None:
+        """A part of a chunk has come to a tier."""
+        _native.admit_chunk(self._index, self.policy(tier, namespace), chunk, tier, now_ms())
+
+    def left(self, tier: int, namespace: Namespace, chunk: int, *, evicted: bool) -> None:
+        """Nothing of a chunk is in a tier any more: it was evicted to make room, or went for another reason."""
+        self.policy(tier, namespace).remove(chunk, evicted, now_ms())
 
     def largest(self) -> Policy | None:
         """The policy with most chunks."""
         return max(self._policies.values(), key=len, default=None)
 
-    def orders(self, namespace: Namespace) -> list[_native.LruList] | None:
-        """What native code may touch when a chunk is used, of every tier; None where a policy does more."""
-        if namespace.digest not in self._orders:
-            found = [self.policy(tier, namespace).order for tier in range(self._tiers)]
-            known = [order for order in found if order is not None]
-            self._orders[namespace.digest] = known if len(known) == len(found) else None
-        return self._orders[namespace.digest]
+    def orders(self, namespace: Namespace) -> list[Policy]:
+        """The policies of every tier, for native code to tell when a chunk is used."""
+        found = self._orders.get(namespace.digest)
+        if found is None:
+            found = self._orders[namespace.digest] = [self.policy(tier, namespace) for tier in range(self._tiers)]
+        return found
 
     def used(self, rows: Rows, namespace: Namespace) -> None:
         """Chunks of one prefix, root first, were used."""
-        self._index.touch(rows, now_ms())
-        self._tell(rows, namespace)
+        now = now_ms()
+        self._index.touch(rows, now)
+        self._tell(rows, namespace, now)
 
     def used_unleased(self, rows: Rows, namespace: Namespace) -> None:
         """`used`, but for chunks under a lease: its look-up has told of these."""
-        touched = self._index.touch_unleased(rows, now_ms())
+        now = now_ms()
+        touched = self._index.touch_unleased(rows, now)
         if len(touched):
-            self._tell(touched, namespace)
+            self._tell(touched, namespace, now)
 
     def found(self, scope: Scope, found: FoundItems) -> None:
         """Count hits and misses of items that a reader asked for, and tell of their use."""
@@ -97,12 +106,8 @@ class Usage:
         """`found` of one item that is there, in the chunk of this row. Native code does the same where it answers."""
         if in_dram:
             self.counters["hits_dram"] += 1
-        orders = self.orders(scope.namespace)
-        if orders is None:
-            self.used_unleased(np.array([chunk], np.int64), scope.namespace)
-        else:
-            _native.use_unleased(self._index, orders, chunk, now_ms())
+        _native.use_unleased(self._index, self.orders(scope.namespace), chunk, now_ms())
 
-    def _tell(self, rows: Rows, namespace: Namespace) -> None:
-        for tier in range(self._tiers):
-            self.policy(tier, namespace).hit(rows)
+    def _tell(self, rows: Rows, namespace: Namespace, now: int) -> None:
+        for policy in self.orders(namespace):
+            policy.hit(rows, now)

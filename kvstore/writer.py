@@ -20,6 +20,7 @@ from kvstore.descent import Descent, record_in_dram
 from kvstore.errors import InvalidArgument, KVStoreError, Shed, TooLarge
 from kvstore.keys import ChunkRef, check_key
 from kvstore.marks import drain_marks
+from kvstore.policy import victims
 from kvstore.record import RAW, Entry, Record, write_header, write_record
 from kvstore.removed import Removed
 from kvstore.reservation import StoreReservation
@@ -303,7 +304,7 @@ class Writer:
         held = core.held(namespace)
         with core.lock:
             for tier in reversed(range(len(core.tiers))):
-                for row in core.usage.policy(tier, namespace).victims():
+                for row in victims(core.usage.policy(tier, namespace)):
                     if namespace.taken + nbytes <= quota:
                         break
                     if core.may_go(row, held):
@@ -338,7 +339,7 @@ class Writer:
         held = core.held(namespace)
         with core.lock:
             index = core.index
-            for row in core.usage.policy(DRAM, namespace).victims():
+            for row in victims(core.usage.policy(DRAM, namespace)):
                 if freed >= nbytes or passed > core.dram.capacity // 8:
                     break
                 if not core.may_go(row, held):

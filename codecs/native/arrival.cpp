@@ -29,7 +29,7 @@ std::optional<Digests> RawPart::digests(std::span<const std::uint8_t> message, c
     return digests;
 }
 
-void Arrival::take(std::span<const std::uint8_t> bytes) {
+void PartArrival::take(std::span<const std::uint8_t> bytes) {
     while (!bytes.empty() && group_ < groups_.size()) {
         const std::size_t length = groups_[group_].length;
         const std::size_t now = std::min(length - taken_, bytes.size());
@@ -45,7 +45,7 @@ void Arrival::take(std::span<const std::uint8_t> bytes) {
     }
 }
 
-void Arrival::compare(const Hash128& found) {
+void PartArrival::compare(const Hash128& found) {
     std::array<std::uint8_t, kDigestBytes> digest;
     found.write_canonical(digest.data());
     if (digest != expected_[group_]) damaged_.push_back(static_cast<std::uint32_t>(group_));

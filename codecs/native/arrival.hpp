@@ -30,9 +30,9 @@ private:
 };
 
 // Bytes of a part that come in any pieces, in order, hashed while they are warm.
-class Arrival {
+class PartArrival {
 public:
-    Arrival(std::span<const Range> groups, Digests expected) : groups_(groups), expected_(std::move(expected)) {}
+    PartArrival(std::span<const Range> groups, Digests expected) : groups_(groups), expected_(std::move(expected)) {}
 
     void take(std::span<const std::uint8_t> bytes);
     // The numbers of the layer groups that are not what was announced, of those that have come.

@@ -242,7 +242,7 @@ private:
         if (head.method != method || head.flags != 0 || head.payload != out.size()) return FrameOutcome::done;
         std::optional<Digests> digests = part.digests(socket_.buffer().message, asked);
         if (!digests) return FrameOutcome::done;
-        Arrival arrival(part.groups(), std::move(*digests));
+        PartArrival arrival(part.groups(), std::move(*digests));
         while (!out.empty()) {
             std::size_t read = 0;
             const FrameOutcome outcome = socket_.read_some(out, limit, read);

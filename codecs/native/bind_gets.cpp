@@ -73,7 +73,7 @@ std::vector<Record> records_of(const nb::bytes& packed, const char* name) {
 }
 
 bool add_scope(PlainGetsObject& self, const nb::bytes& spec, Intake& intake, Holdings& holdings, Tally& tally,
-               const std::vector<LruList*>& orders, std::uint32_t scope, const nb::bytes& ns, const nb::bytes& parts,
+               const std::vector<Policy*>& orders, std::uint32_t scope, const nb::bytes& ns, const nb::bytes& parts,
                const nb::bytes& headers) {
     PartTable table{records_of<PartId>(parts, "parts"), records_of<std::uint32_t>(headers, "headers")};
     if (table.parts.size() != table.headers.size()) throw nb::value_error("every part has a length of its header");
@@ -97,7 +97,7 @@ public:
     std::vector<std::uint32_t> damaged() const { return arrival_.damaged(); }
 
 private:
-    Arrival arrival_;
+    PartArrival arrival_;
 };
 
 nb::object digests(const RawPart& part, nb::handle message_object, const nb::bytes& item) {

@@ -26,7 +26,7 @@ void add_extent(Holdings& holdings, std::uint64_t number, nb::handle memory, All
     holdings.add(number, BufferView(memory, "memory", true).data(), allocator);
 }
 
-PutShape shape_of(Intake& intake, Holdings& holdings, LruList& order, Tally& tally, std::uint32_t scope,
+PutShape shape_of(Intake& intake, Holdings& holdings, Policy& order, Tally& tally, std::uint32_t scope,
                   const nb::bytes& fixed, std::uint64_t header, std::uint64_t payload, std::uint64_t total,
                   nb::handle offsets, nb::handle lengths) {
     const Ranges ranges(offsets, lengths, payload);
@@ -84,7 +84,7 @@ void bind_puts(nb::module_& m) {
                 return self.add_memory(number, memory);
             }, "number"_a, "memory"_a)
         .def("add_shape", [](StagedPutsObject& self, const nb::bytes& spec, const nb::bytes& part,
-                             std::uint32_t tokens, Intake& intake, Holdings& holdings, LruList& order, Tally& tally,
+                             std::uint32_t tokens, Intake& intake, Holdings& holdings, Policy& order, Tally& tally,
                              std::uint32_t scope, const nb::bytes& fixed, std::uint64_t header, std::uint64_t payload,
                              std::uint64_t total, nb::handle offsets, nb::handle lengths) {
                 const auto packed = fixed_bytes<std::array<std::uint8_t, sizeof(PartId)>>(part, "part");

@@ -1,6 +1,10 @@
 // The index, one row at a time.
 #include "index.hpp"
 
+#include "mixed_key.hpp"
+
+#include <cstring>
+
 namespace kvstore {
 
 namespace {
@@ -228,6 +232,21 @@ bool Index::evictable(std::uint64_t chunk_row, std::int64_t now_ms) const {
         for (std::uint32_t at = parts_[part].first_placement; at != kNone; at = placements_[at].next)
             if (placements_[at].readers > 0) return false;
     return true;
+}
+
+Arrival Index::arrival(std::uint32_t row, std::uint8_t tier) const {
+    const ChunkRow& chunk = chunks_[row];
+    const auto name = [&](const Key& key) {
+        std::uint64_t head;
+        std::memcpy(&head, key.data(), sizeof head);
+        return head == 0 ? 0 : head ^ mixed_key(chunk.scope);  // one policy sees the chunks of several specs
+    };
+    std::uint64_t bytes = 0;
+    for (std::uint32_t part = chunk.first_part; part != kNone; part = parts_[part].next) {
+        const std::uint32_t placement = placement_in(parts_[part], tier);
+        if (placement != kNone) bytes += placements_[placement].stored;
+    }
+    return {name(chunk.key), name(chunk.parent), chunk.position, chunk.tokens, bytes};
 }
 
 std::size_t Index::resident_bytes() const {

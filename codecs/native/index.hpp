@@ -3,6 +3,7 @@
 #pragma once
 
 #include "key_table.hpp"
+#include "policy.hpp"
 #include "row_table.hpp"
 #include "siphash.hpp"
 
@@ -206,6 +207,8 @@ public:
     void touch(std::uint32_t chunk, std::int64_t now_ms);
     bool is_leased(std::uint32_t chunk) const { return chunks_[chunk].leases > 0; }
     bool evictable(std::uint64_t chunk, std::int64_t now_ms) const;
+    // What the policy of a tier is told of a chunk with placements there.
+    Arrival arrival(std::uint32_t chunk, std::uint8_t tier) const;
     bool is_live_chunk(std::uint32_t row) const { return chunks_.is_live(row); }
     std::uint32_t checked_chunk(std::uint64_t row) const { return chunks_.checked(row); }
 

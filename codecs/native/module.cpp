@@ -14,10 +14,10 @@ NB_MODULE(_native, m) {
     kvstore::bind_hazards(m);
     kvstore::bind_index(m);
     kvstore::bind_lossless(m);
-    kvstore::bind_lru(m);
     kvstore::bind_mapping(m);
     kvstore::bind_memory(m);
     kvstore::bind_paged(m);
+    kvstore::bind_policy(m);
     kvstore::bind_populate(m);
     kvstore::bind_puts(m);
     kvstore::bind_quantize(m);

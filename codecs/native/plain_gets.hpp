@@ -21,7 +21,7 @@ struct GetScope {
     Intake* intake;
     Holdings* holdings;
     Tally* tally;
-    std::vector<LruList*> orders;  // of every tier
+    std::vector<Policy*> orders;  // of every tier
     std::uint32_t scope;
     SpecDigest ns;
     PartTable table;

@@ -1,6 +1,7 @@
 #include "staged_puts.hpp"
 
 #include "frames.hpp"
+#include "use.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -57,7 +58,7 @@ bool publish(const PutShape& shape, const StagedPut& put, std::uint64_t location
                                                           put.part, 0, 0, 0, 1, kDram, 0, shape.payload, location,
                                                           shape.payload, now_ms, 0});
         if (done.placement < 0) return false;
-        shape.order->push(done.chunk);
+        admit_chunk(intake.index, *shape.order, done.chunk, kDram, now_ms);
     } catch (const std::exception&) {  // the index is full: Python makes room
         return false;
     }

@@ -3,8 +3,8 @@
 
 #include "holdings.hpp"
 #include "index.hpp"
-#include "lru.hpp"
 #include "mutex.hpp"
+#include "policy.hpp"
 #include "record_header.hpp"
 
 #include <array>
@@ -37,7 +37,7 @@ struct Tally {
 struct PutShape {
     Intake* intake;
     Holdings* holdings;
-    LruList* order;
+    Policy* order;
     Tally* tally;
     std::uint32_t scope;
     std::uint64_t payload;

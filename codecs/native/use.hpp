@@ -1,19 +1,25 @@
-// What the use of a chunk means to the index and to the orders of use.
+// What the coming and the use of a chunk means to the index and to policies.
 #pragma once
 
 #include "index.hpp"
-#include "lru.hpp"
+#include "policy.hpp"
 
 #include <cstdint>
 #include <vector>
 
 namespace kvstore {
 
+// Tells a policy that a chunk, or more of it, has come to its tier. Needs the store's lock.
+inline void admit_chunk(const Index& index, Policy& policy, std::uint32_t chunk, std::uint8_t tier,
+                        std::int64_t now_ms) {
+    policy.admit(chunk, index.arrival(chunk, tier), now_ms);
+}
+
 // Notes that a chunk was used, unless it is under a lease: its look-up has told. Needs the store's lock.
-inline void use_unleased(Index& index, const std::vector<LruList*>& orders, std::uint32_t chunk, std::int64_t now_ms) {
+inline void use_unleased(Index& index, const std::vector<Policy*>& orders, std::uint32_t chunk, std::int64_t now_ms) {
     if (index.is_leased(chunk)) return;
     index.touch(chunk, now_ms);
-    for (LruList* const order : orders) order->touch(chunk);
+    for (Policy* const order : orders) order->hit(&chunk, 1, now_ms);
 }
 
 }  // namespace kvstore

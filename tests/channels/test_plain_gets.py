@@ -17,6 +17,7 @@ from kvstore.channels.control import get_request, plain_request
 from kvstore.channels.stream import Stream
 from kvstore.keys import ChunkRef
 from kvstore.places import pack_items
+from kvstore.policy import victims
 from kvstore.server import streams
 from kvstore.v1 import kvstore_pb2 as pb
 
@@ -139,7 +140,7 @@ def test_a_get_counts_as_a_use_whoever_answers(running: Any, kit: Any, stored: l
 
     def order() -> list[bytes]:
         with core.lock:
-            rows = core.usage.policy(0, core.catalog.namespaces["default"]).victims()
+            rows = victims(core.usage.policy(0, core.catalog.namespaces["default"]))
             return [core.index.chunk(row).key for row in rows]
 
     stream = taught(running, kit, request(kit, stored[1]))

@@ -1,0 +1,132 @@
+// Policies for Python, and a cache without bytes that runs one over a whole trace.
+#include "bind.hpp"
+#include "buffer.hpp"
+#include "policy.hpp"
+#include "policy_cache.hpp"
+#include "use.hpp"
+
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+
+namespace kvstore {
+
+namespace {
+
+constexpr std::uint32_t kNoRow = 0xFFFFFFFFU;  // no policy has it
+
+std::uint32_t small_row(std::uint64_t row) { return row < kNoRow ? static_cast<std::uint32_t>(row) : kNoRow; }
+
+// For rows that must be some policy's.
+std::uint32_t checked_row(std::int64_t row) {
+    if (row < 0 || row >= kNoRow) throw nb::index_error(("no policy has row " + std::to_string(row)).c_str());
+    return static_cast<std::uint32_t>(row);
+}
+
+std::vector<std::uint32_t> rows_of(nb::handle object) {
+    const Rows given(object, "rows");
+    std::vector<std::uint32_t> rows(given.size());
+    for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = small_row(given[i]);
+    return rows;
+}
+
+void hit(Policy& policy, nb::handle object, std::int64_t now_ms, bool forward) {
+    std::vector<std::uint32_t> rows = rows_of(object);
+    if (forward) std::reverse(rows.begin(), rows.end());
+    policy.hit(rows.data(), rows.size(), now_ms);
+}
+
+void demand(Policy& policy, nb::handle object, std::int64_t now_ms) {
+    const Words given(object, "keys");
+    std::vector<std::uint64_t> keys(given.size());
+    for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = given[i];
+    policy.demand(keys.data(), keys.size(), now_ms);
+}
+
+// Columns of the chunks of a trace; each must have as many items as the keys.
+struct Columns {
+    Columns(nb::handle keys, nb::handle parents, nb::handle positions, nb::handle tokens, nb::handle bytes)
+        : keys(keys, "keys"), parents(parents, "parents"), positions(positions, "positions"), tokens(tokens, "tokens"),
+          bytes(bytes, "bytes") {
+        for (const std::size_t size : {this->parents.size(), this->positions.size(), this->tokens.size(),
+                                       this->bytes.size()})
+            if (size != this->keys.size()) throw nb::value_error("the columns of chunks must be of one length");
+    }
+    Arrival operator[](std::size_t i) const {
+        return {keys[i], parents[i], static_cast<std::uint32_t>(positions[i]), static_cast<std::uint32_t>(tokens[i]),
+                bytes[i]};
+    }
+
+    Words keys, parents, positions, tokens, bytes;
+};
+
+nb::object replay(PolicyCache& cache, nb::handle keys, nb::handle parents, nb::handle positions, nb::handle tokens,
+                  nb::handle bytes, nb::handle lengths_object, nb::handle times_object, bool forward) {
+    const Columns columns(keys, parents, positions, tokens, bytes);
+    const Words lengths(lengths_object, "lengths"), times(times_object, "times");
+    if (lengths.size() != times.size()) throw nb::value_error("every request has a length and a time");
+    NewArray found("u1", columns.keys.size());
+    std::vector<Arrival> chunks;
+    std::size_t begin = 0;
+    for (std::size_t i = 0; i < lengths.size(); ++i) {
+        if (lengths[i] > columns.keys.size() - begin) throw nb::value_error("requests are longer than the columns");
+        chunks.clear();
+        for (std::size_t j = 0; j < lengths[i]; ++j) chunks.push_back(columns[begin + j]);
+        cache.serve(chunks, static_cast<std::int64_t>(times[i]), forward, found.data<std::uint8_t>() + begin);
+        begin += chunks.size();
+    }
+    if (begin != columns.keys.size()) throw nb::value_error("requests are shorter than the columns");
+    return found.release();
+}
+
+}  // namespace
+
+void bind_policy(nb::module_& m) {
+    using namespace nb::literals;
+    nb::class_<Policy>(m, "Policy")
+        .def(nb::new_([](std::string_view name, std::uint32_t max_rows) { return make_policy(name, max_rows); }),
+             "name"_a, "max_rows"_a)
+        .def("admit", [](Policy& policy, std::int64_t row, std::uint64_t key, std::uint64_t parent,
+                         std::uint32_t position, std::uint32_t tokens, std::uint64_t bytes, std::int64_t now_ms) {
+                policy.admit(checked_row(row), {key, parent, position, tokens, bytes}, now_ms);
+            }, "row"_a, "key"_a, "parent"_a, "position"_a, "tokens"_a, "bytes"_a, "now_ms"_a)
+        .def("hit", hit, "rows"_a, "now_ms"_a, "forward"_a = false)
+        .def("demand", demand, "keys"_a, "now_ms"_a)
+        .def("remove", [](Policy& policy, std::int64_t row, bool evicted, std::int64_t now_ms) {
+                policy.remove(checked_row(row), evicted, now_ms);
+            }, "row"_a, "evicted"_a, "now_ms"_a)
+        .def("victim", &Policy::victim, "after"_a = -1)
+        .def("set_capacity", &Policy::set_capacity, "bytes"_a)
+        .def("set_costs", [](Policy& policy, double flops_per_token, double flops_per_token2,
+                             double prefill_flops_per_s, double load_bytes_per_s, double load_latency_s,
+                             double decode_bytes_per_s) {
+                policy.set_costs({flops_per_token, flops_per_token2, prefill_flops_per_s, load_bytes_per_s,
+                                  load_latency_s, decode_bytes_per_s});
+            }, nb::kw_only(), "flops_per_token"_a, "flops_per_token2"_a, "prefill_flops_per_s"_a,
+            "load_bytes_per_s"_a, "load_latency_s"_a, "decode_bytes_per_s"_a)
+        .def("__len__", &Policy::size)
+        .def("__contains__", [](const Policy& policy, std::int64_t row) {
+                return row >= 0 && row < kNoRow && policy.contains(static_cast<std::uint32_t>(row));
+            }, "row"_a);
+    m.def("policy_names", [] {
+        std::vector<std::string> names(policy_names().begin(), policy_names().end());
+        return names;
+    });
+    nb::class_<PolicyCache>(m, "PolicyCache")
+        .def(nb::init<Policy&, std::uint64_t, std::uint32_t>(), "policy"_a, "capacity"_a, "max_rows"_a,
+             nb::keep_alive<1, 2>())
+        .def("replay", replay, "keys"_a, "parents"_a, "positions"_a, "tokens"_a, "bytes"_a, "lengths"_a, "times"_a,
+             "forward"_a = false)
+        .def_prop_ro("used", &PolicyCache::used)
+        .def_prop_ro("evictions", &PolicyCache::evictions)
+        .def("keys", &PolicyCache::keys);
+    m.def("admit_chunk", [](const Index& index, Policy& policy, std::int64_t chunk, std::uint8_t tier,
+                            std::int64_t now_ms) {
+        admit_chunk(index, policy, index.checked_chunk(static_cast<std::uint64_t>(chunk)), tier, now_ms);
+    }, "index"_a, "policy"_a, "chunk"_a, "tier"_a, "now_ms"_a);
+    m.def("use_unleased", &use_unleased, "index"_a, "orders"_a, "chunk"_a, "now_ms"_a);
+}
+
+}  // namespace kvstore

@@ -1,0 +1,116 @@
+"""What holds for every policy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kvstore._native import Policy, PolicyCache
+from kvstore.policy import POLICIES, victims
+
+EVERY = pytest.mark.parametrize("name", POLICIES)
+
+
+def fill(policy: Policy, count: int, nbytes: int = 1) -> None:
+    for row in range(count):
+        policy.admit(row, row + 1, row, row * 16, 16, nbytes, row)
+
+
+@EVERY
+def test_an_empty_policy(name: str) -> None:
+    policy = Policy(name, 10)
+    assert policy.victim() == -1
+    assert policy.victim(3) == -1
+    assert len(policy) == 0
+    assert 3 not in policy
+    policy.remove(3, True, 0)
+    policy.hit(np.array([3, 12, -1, 1 << 40]), 0)
+    policy.demand(np.array([7], np.uint64), 0)
+    assert len(policy) == 0
+
+
+@EVERY
+def test_wrong_rows_and_names(name: str) -> None:
+    policy = Policy(name, 10)
+    for row in (10, -1, 0xFFFFFFFF, 1 << 40):
+        with pytest.raises(IndexError, match="row"):
+            policy.admit(row, 1, 0, 0, 16, 1, 0)
+        assert row not in policy
+    with pytest.raises(IndexError, match="row -1"):
+        policy.remove(-1, True, 0)
+    with pytest.raises(TypeError, match="rows must be an array"):
+        policy.hit(np.zeros(2, np.float64), 0)
+    with pytest.raises(ValueError, match="max_rows"):
+        Policy(name, 0xFFFFFFFF)
+    with pytest.raises(ValueError, match="no policy 'clock'"):
+        Policy("clock", 10)
+
+
+@EVERY
+def test_a_walk_names_every_row_once(name: str) -> None:
+    policy = Policy(name, 100)
+    policy.set_capacity(50)
+    fill(policy, 50)
+    policy.hit(np.arange(10, 30, dtype=np.uint32), 60)
+    policy.hit(np.arange(20, 40, dtype=np.uint32), 61)
+    assert sorted(victims(policy)) == list(range(50))
+    gone = []
+    for row in victims(policy):  # every second one may go
+        if len(gone) < 20 and row % 2:
+            policy.remove(row, True, 62)
+            gone.append(row)
+    assert sorted([*victims(policy), *gone]) == list(range(50))
+
+
+@EVERY
+def test_without_a_capacity(name: str) -> None:
+    policy = Policy(name, 100)
+    fill(policy, 60, 3)
+    for row in range(30):
+        victim = policy.victim()
+        policy.remove(victim, True, 100)
+        policy.admit(60 + row, 60 + row, 0, 0, 16, 3, 100)
+    assert len(policy) == 60
+    assert len(set(victims(policy))) == 60
+
+
+@EVERY
+def test_a_cache_of_bytes(name: str) -> None:
+    rng = np.random.default_rng(5)
+    keys = rng.zipf(1.2, 20_000).astype(np.uint64) % 2000
+    sizes = (keys * 37 % 9 + 1).astype(np.uint64)
+    zeros, ones = np.zeros(len(keys), np.uint64), np.ones(len(keys), np.uint64)
+    cache = PolicyCache(Policy(name, 500), 1000, 500)
+    found = cache.replay(keys, zeros, zeros, ones, sizes, ones, np.arange(len(keys), dtype=np.uint64))
+    held = np.array(cache.keys(), np.uint64)
+    assert cache.used == int((held * 37 % 9 + 1).sum()) <= 1000
+    assert len(set(held.tolist())) == len(held)
+    assert len(keys) - int(found.sum()) == cache.evictions + len(held)
+    assert found.mean() > 0.3
+
+
+@EVERY
+def test_what_a_request_finds_is_what_was_there_before_it(name: str) -> None:
+    cache = PolicyCache(Policy(name, 10), 3, 10)
+    keys = np.array([1, 2, 3, 4, 5, 1, 2, 3, 4, 5], np.uint64)
+    zeros, ones = np.zeros(10, np.uint64), np.ones(10, np.uint64)
+    found = cache.replay(keys, zeros, zeros, ones, ones, np.array([5, 5], np.uint64), np.array([1, 2], np.uint64))
+    assert found[:5].sum() == 0
+    assert found[5:].sum() == 3
+    with pytest.raises(ValueError, match="longer than the columns"):
+        cache.replay(keys, zeros, zeros, ones, ones, np.array([11], np.uint64), np.array([1], np.uint64))
+    with pytest.raises(ValueError, match="shorter than the columns"):
+        cache.replay(keys, zeros, zeros, ones, ones, np.array([9], np.uint64), np.array([1], np.uint64))
+    with pytest.raises(ValueError, match="of one length"):
+        cache.replay(keys, zeros[:3], zeros, ones, ones, np.array([10], np.uint64), np.array([1], np.uint64))
+    with pytest.raises(ValueError, match="needs a capacity"):
+        PolicyCache(Policy(name, 10), 0, 10)
+
+
+def test_lru_touches_a_prefix_leaf_to_root() -> None:
+    policy = Policy("lru", 10)
+    fill(policy, 5)
+    policy.hit(np.array([0, 1, 2], np.uint32), 10)
+    assert list(victims(policy)) == [3, 4, 2, 1, 0]
+    policy.hit(np.array([2, 3], np.uint32), 11, forward=True)
+    assert list(victims(policy)) == [4, 1, 0, 2, 3]
