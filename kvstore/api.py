@@ -132,7 +132,10 @@ class ChunkInfo:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a part: `stored`, `moved` (to another tier), `evicted`, `quarantined`."""
+    """Something that happened to a part: `stored`, `moved` (to another tier), `evicted`, `quarantined`.
+
+    Or a `lookup`, of the packed references `refs`: of no part, key and tier.
+    """
 
     kind: str
     key: bytes
@@ -140,6 +143,7 @@ class Event:
     part: Part
     tier: str
     at_ms: int
+    refs: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +279,11 @@ class Backend(Protocol):
 
     def stats(self) -> dict[str, Any]: ...
 
-    def watch(self) -> Iterator[Event]:
-        """Events from now on. Closing the iterator ends it; a reader too slow loses events, told by `lost`."""
+    def watch(self, *, lookups: bool = False) -> Iterator[Event]:
+        """Events from now on. Closing the iterator ends it; a reader too slow loses events, told by `lost`.
+
+        With `lookups` look-ups alone, each with what was asked for; while they are watched every one is a call.
+        """
 
     def verify(self) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
         """Read everything back against its checksums; the last item is empty or says what is wrong."""

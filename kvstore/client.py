@@ -305,9 +305,13 @@ class Client:
         """Counters and gauges as plain data."""
         return self._backend.stats()
 
-    def watch(self) -> Iterator[Event]:
-        """Events from now on: stored, moved, evicted, quarantined."""
-        return self._backend.watch()
+    def watch(self, *, lookups: bool = False) -> Iterator[Event]:
+        """Events from now on: stored, moved, evicted, quarantined.
+
+        With `lookups` the look-ups of the namespace alone, each with the references asked for. While anybody watches
+        them, clients on the server's host ask it too, instead of reading the shared index.
+        """
+        return self._backend.watch(lookups=lookups)
 
     def verify(self) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
         """Read everything back against its checksums."""

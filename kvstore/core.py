@@ -83,7 +83,7 @@ class Core:
         self.leases = Leases(self.index)
         self.hazards = dram.hazards
         self.intake = _native.Intake(self.index, self.lock)
-        self.events = EventHub(lambda watched: setattr(self.intake, "watched", watched))
+        self.events = EventHub(lambda watched: setattr(self.intake, "watched", watched), self.shared.withhold)
         self.usage = Usage(self.index, self.catalog, len(self.tiers), config.max_chunks, "lru")
         self.counters = self.usage.counters
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have

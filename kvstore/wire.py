@@ -372,12 +372,14 @@ def event_to_message(event: Event) -> Any:
         part=event.part.pack(),
         tier=event.tier,
         at_ms=event.at_ms,
+        refs=event.refs,
     )
 
 
 def event_from_message(message: Any) -> Event:
     """The inverse of `event_to_message`."""
-    return Event(message.kind, message.key, message.spec, Part.unpack(message.part), message.tier, message.at_ms)
+    part = Part.unpack(message.part)
+    return Event(message.kind, message.key, message.spec, part, message.tier, message.at_ms, message.refs)
 
 
 def verified_to_message(chunk: ChunkInfo, placement: PlacementInfo, problem: str) -> Any:

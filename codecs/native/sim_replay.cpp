@@ -1,5 +1,7 @@
 #include "sim_replay.hpp"
 
+#include "mixed_key.hpp"
+
 #include <algorithm>
 #include <bit>
 #include <chrono>
@@ -11,14 +13,6 @@ namespace kvstore {
 namespace {
 
 constexpr NextUse kNever = ~NextUse{0};
-
-// A key as the store's are: nothing follows from its order.
-std::uint64_t mixed(std::uint64_t number) {
-    number += 0x9E3779B97F4A7C15ULL;
-    number = (number ^ (number >> 30)) * 0xBF58476D1CE4E5B9ULL;
-    number = (number ^ (number >> 27)) * 0x94D049BB133111EBULL;
-    return number ^ (number >> 31);
-}
 
 Costs costs_of(const Prefill& prefill, const TierSpeed& speed) {
     return {prefill.flops_per_token, prefill.flops_per_token2, prefill.flops_per_s,
@@ -85,7 +79,8 @@ void SimReplay::look_up(std::size_t request) {
     for (std::size_t i = trace_.starts[request]; i < end; ++i) {
         const std::uint32_t chunk = trace_.chunk[i];
         if (arrival_[chunk].key == 0) {
-            arrival_[chunk] = {mixed(chunk), linked ? parent : 0, static_cast<std::uint32_t>(at),
+            // As scattered as the store's keys, and never 0.
+            arrival_[chunk] = {mixed_key(chunk + std::uint64_t{1}), linked ? parent : 0, static_cast<std::uint32_t>(at),
                                trace_.chunk_tokens[chunk], 0};
             tenant_[chunk] = trace_.tenants[request];
         }

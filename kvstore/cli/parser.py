@@ -7,6 +7,7 @@ import sys
 from typing import NoReturn
 
 from kvstore import __version__
+from kvstore.cli import sim_flags
 from kvstore.cli.values import natural, number, positive, positives, size, sizes, words
 from kvstore.schema import scalar_keys
 
@@ -36,6 +37,11 @@ def build_parser() -> argparse.ArgumentParser:
     _server_commands(commands, common)
     _object_commands(commands, common)
     _bench_commands(commands, common)
+    sim_flags.add_flags(
+        _Commands(commands, common, _access()).add(
+            "sim", "sim", "sim", "Replay request traces against policies and tiers; or record one.", sim_flags.EPILOG
+        )
+    )
     return parser
 
 
@@ -208,16 +214,23 @@ def _settings() -> _Parser:
 
 def _target() -> _Parser:
     """Which store: a server's address, or a folder opened here."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = _Parser(add_help=False, allow_abbrev=False, parents=[_access()])
     group = parser.add_argument_group("which store", "a server (--url), or a folder that no server has open")
     group.add_argument("--url", help="HOST:PORT of a server (KVSTORE_URL)")
+    group.add_argument("--config", metavar="FILE", help="open the store of this kvstore.toml here (KVSTORE_CONFIG)")
+    group.add_argument("--nvme", dest=SETTING + "nvme.path", metavar="FOLDER", help="open the store in this folder")
+    group.add_argument("--dram", dest=SETTING + "dram.capacity", metavar="SIZE", help="its DRAM while it is open")
+    return parser
+
+
+def _access() -> _Parser:
+    """What a server wants to know of its caller."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    group = parser.add_argument_group("access", "of a server")
     group.add_argument("--token", help="(KVSTORE_TOKEN; better --token-file, which no process list shows)")
     group.add_argument("--token-file", metavar="FILE", help="a file that holds the token (KVSTORE_TOKEN_FILE)")
     group.add_argument("--ca", metavar="FILE", help="the certificate that signed the server's (KVSTORE_CA)")
     group.add_argument("--namespace", metavar="NAME", help="(KVSTORE_NAMESPACE, default)")
-    group.add_argument("--config", metavar="FILE", help="open the store of this kvstore.toml here (KVSTORE_CONFIG)")
-    group.add_argument("--nvme", dest=SETTING + "nvme.path", metavar="FOLDER", help="open the store in this folder")
-    group.add_argument("--dram", dest=SETTING + "dram.capacity", metavar="SIZE", help="its DRAM while it is open")
     return parser
 
 

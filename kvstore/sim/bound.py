@@ -4,8 +4,8 @@ Keeping a chunk from one use to the next gains what the later use would cost, an
 between; at no moment do the bytes exceed the capacity. Give every moment k a price p_k ≥ 0 a byte. Whatever is kept,
 what it gains beyond its price is at most the sum of max(0, gain − bytes · price of its interval), and what all of it
 pays is at most capacity · Σ p_k. So the sum of both is an upper bound for *any* prices: of every policy, with any
-foresight, whole chunks or pieces, and with the condition dropped that a prefix counts only behind its head. One price for
-all moments is the bound of PFOO-U (Berger, Beckmann, Harchol-Balter, SIGMETRICS 2018); prices that rise where the cache
+foresight, whole chunks or pieces, without the condition that a prefix counts only behind its head. One price for all
+moments is the bound of PFOO-U (Berger, Beckmann, Harchol-Balter, SIGMETRICS 2018); prices that rise where the cache
 is short come near the programme's optimum. They are found by subgradient descent, and the best bound seen counts.
 """
 

@@ -1,9 +1,9 @@
 """The two formats of request traces, as JSON lines, gzipped or not.
 
 `hash_ids` (Mooncake's, FAST'25): `timestamp` in milliseconds, `input_length` and `output_length` in tokens, and a list
-of numbers, each standing for a block of equal length and all before it; the last may be a partial one. `segments`
-(RAGPulse's): `timestamp` in seconds, and `[id, tokens, kind]` in the order of the prompt; an id stands for a text,
-wherever it is.
+of numbers, each standing for a block of equal length and all before it; the last may be a partial one. What
+`kvstore sim --record` has taken says the length as `block_tokens`. `segments` (RAGPulse's): `timestamp` in seconds, and
+`[id, tokens, kind]` in the order of the prompt; an id stands for a text, wherever it is.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def parse(path: Path, *, block: int = 0, most: int = 0) -> Parsed:
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
     first = lines[0][1]
     if "hash_ids" in first:
-        block = block or _unit(path, lines)
+        block = block or (
+            max(1, _count(path, 1, first, "block_tokens")) if "block_tokens" in first else _unit(path, lines)
+        )
         return Parsed(name, True, block, _in_order(_hashed(path, number, line, block) for number, line in lines))
     if "segments" in first:
         if block:
@@ -88,8 +90,8 @@ def _hashed(path: Path, number: int, line: Mapping[str, Any], block: int) -> Req
     length, ids = _count(path, number, line, "input_length"), _ids(path, number, line)
     if len(ids) > -(-length // block):
         raise InvalidArgument(
-            f"{path}:{number}: {len(ids)} hash_ids are too many for {length} tokens in blocks of {block}; say the right "
-            "block length with --block"
+            f"{path}:{number}: {len(ids)} hash_ids are too many for {length} tokens in blocks of {block}; say the "
+            "right block length with --block"
         )
     tokens = [block] * len(ids)
     if len(ids) * block > length:
@@ -144,9 +146,9 @@ def _list(path: Path, number: int, line: Mapping[str, Any], name: str) -> list[A
 
 def _count(path: Path, number: int, line: Mapping[str, Any], name: str) -> int:
     value = line.get(name)
-    if not _whole(value) or not 0 <= value < MOST_TOKENS:
+    if type(value) is not int or not 0 <= value < MOST_TOKENS:
         raise InvalidArgument(f"{path}:{number}: {name} is a number of tokens, not {json.dumps(value)[:80]}")
-    return int(value)
+    return value
 
 
 def _number(path: Path, number: int, line: Mapping[str, Any], name: str) -> float:

@@ -54,9 +54,14 @@ class Trace:
         """Distinct ones."""
         return len(self.chunk_tokens)
 
+    @property
+    def counts(self) -> Column:
+        """Events of every request, int64 [n]."""
+        return np.diff(self.starts.astype(np.int64)).astype(np.int64)
+
     def request_of(self) -> Column:
         """The number of the request that each event belongs to, int64."""
-        return np.repeat(np.arange(self.requests), np.diff(self.starts.astype(np.int64)))
+        return np.repeat(np.arange(self.requests), self.counts)
 
 
 def read(path: Path, *, block: int = 0, most: int = 0) -> Trace:
@@ -74,10 +79,10 @@ def from_parsed(parsed: Parsed) -> Trace:
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
     ids = np.fromiter(chain.from_iterable(each.ids for each in requests), np.int64, int(starts[-1]))
     tokens = np.fromiter(chain.from_iterable(each.tokens for each in requests), np.int64, len(ids))
-    known, first, chunk = np.unique(ids, return_index=True, return_inverse=True)
+    known, first, places = np.unique(ids, return_index=True, return_inverse=True)
     number = np.empty(len(known), np.uint32)
     number[np.argsort(first, kind="stable")] = np.arange(len(known), dtype=np.uint32)
-    chunk = number[chunk]
+    chunk = number[places]
     # An id that is once the last, partial block of a prompt and once a whole one is as long as the longest.
     chunk_tokens = np.zeros(len(known), np.uint32)
     np.maximum.at(chunk_tokens, chunk, tokens.astype(np.uint32))
@@ -109,14 +114,16 @@ def _joined(traces: Sequence[Trace], shifts: Sequence[int], tenants: Sequence[in
     name = sign.join(trace.name for trace in traces)
     times = np.concatenate([trace.times_ms + shift for trace, shift in zip(traces, shifts, strict=True)])
     order = np.argsort(times, kind="stable")
-    counts = np.concatenate([np.diff(trace.starts.astype(np.int64)) for trace in traces])
+    counts = np.concatenate([trace.counts for trace in traces])
     chunk_shift = np.cumsum([0, *(trace.chunks for trace in traces)])
     event_shift = np.cumsum([0, *(trace.events for trace in traces)])
-    begins = np.concatenate([trace.starts[:-1].astype(np.int64) + by for trace, by in zip(traces, event_shift)])
+    begins = np.concatenate(
+        [trace.starts[:-1].astype(np.int64) + by for trace, by in zip(traces, event_shift, strict=False)]
+    )
     starts = np.concatenate([[0], np.cumsum(counts[order])])
     # Where each event of the joined trace stood among all events.
     events = np.arange(starts[-1]) + np.repeat(begins[order] - starts[:-1], counts[order])
-    chunk = np.concatenate([trace.chunk + np.uint32(by) for trace, by in zip(traces, chunk_shift)])
+    chunk = np.concatenate([trace.chunk + np.uint32(by) for trace, by in zip(traces, chunk_shift, strict=False)])
     tenant = np.concatenate([np.full(each.requests, n, np.uint16) for each, n in zip(traces, tenants, strict=True)])
     blocks = {trace.block for trace in traces}
     return Trace(

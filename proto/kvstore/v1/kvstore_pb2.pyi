@@ -406,24 +406,28 @@ class StatsResponse(_message.Message):
     def __init__(self, json: _Optional[str] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("lookups",)
+    LOOKUPS_FIELD_NUMBER: _ClassVar[int]
+    lookups: bool
+    def __init__(self, lookups: _Optional[bool] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("kind", "key", "spec", "part", "tier", "at_ms")
+    __slots__ = ("kind", "key", "spec", "part", "tier", "at_ms", "refs")
     KIND_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     AT_MS_FIELD_NUMBER: _ClassVar[int]
+    REFS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     key: bytes
     spec: bytes
     part: bytes
     tier: str
     at_ms: int
-    def __init__(self, kind: _Optional[str] = ..., key: _Optional[bytes] = ..., spec: _Optional[bytes] = ..., part: _Optional[bytes] = ..., tier: _Optional[str] = ..., at_ms: _Optional[int] = ...) -> None: ...
+    refs: bytes
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[bytes] = ..., spec: _Optional[bytes] = ..., part: _Optional[bytes] = ..., tier: _Optional[str] = ..., at_ms: _Optional[int] = ..., refs: _Optional[bytes] = ...) -> None: ...
 
 class VerifyRequest(_message.Message):
     __slots__ = ()
