@@ -1,6 +1,11 @@
 #include "policy.hpp"
 
+#include "policy_arc.hpp"
+#include "policy_fifo.hpp"
+#include "policy_frequency.hpp"
 #include "policy_lru.hpp"
+#include "policy_mq.hpp"
+#include "policy_s3fifo.hpp"
 
 #include <array>
 #include <stdexcept>
@@ -20,6 +25,12 @@ std::unique_ptr<Policy> make(std::uint32_t max_rows) {
 
 constexpr std::array kMakers = std::to_array<std::pair<std::string_view, Maker>>({
     {"lru", make<LruPolicy>},
+    {"fifo", make<FifoPolicy>},
+    {"lfu", make<LfuPolicy>},
+    {"s3fifo", make<S3FifoPolicy>},
+    {"arc", make<ArcPolicy>},
+    {"gdsf", make<GdsfPolicy>},
+    {"mq", make<MqPolicy>},
 });
 
 }  // namespace

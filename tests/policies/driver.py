@@ -53,7 +53,7 @@ class Driver:
 
     def admit(self, key: int, nbytes: int) -> None:
         self.held[key] = nbytes
-        self.policy.admit(self.rows[key], key + 1, 0, 0, nbytes, nbytes, 0)
+        self.policy.admit(self.rows[key], key + 1, 0, 0, key % 3 + 1, nbytes, 0)
         self.reference.admit(key, nbytes)
 
     def delete(self, key: int) -> None:
