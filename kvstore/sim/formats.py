@@ -111,7 +111,7 @@ def _segments(path: Path, lines: Sequence[tuple[int, Mapping[str, Any]]]) -> Ite
             if segment[1] < 1 or lengths.setdefault(segment[0], segment[1]) != segment[1]:
                 raise InvalidArgument(
                     f"{path}:{number}: segment {segment[0]} has {segment[1]} tokens here, and "
-                    f"{lengths[segment[0]]} elsewhere: a segment has one length, of 1 or more"
+                    f"{lengths.get(segment[0], 'more')} elsewhere: a segment has one length, of 1 or more"
                 )
         whole = max(sum(tokens), int(line.get("input_length", 0)) if _whole(line.get("input_length", 0)) else 0)
         if whole >= MOST_TOKENS:

@@ -137,7 +137,8 @@ def test_a_tenant_gives_way_when_it_has_more_than_its_share() -> None:
     told = replay.play("lru", tiers(6))
     of = replay.trace.tenants
     assert told.hit_tokens[of == 1].sum() == 99 * 2 * BLOCK  # a scan next door cost it nothing
-    assert Replay(replay.trace, replace(PLAIN, shares=(9.0, 1.0))).play("lru", tiers(6)).hit_tokens[of == 1].sum() == 0
+    less = Replay(replay.trace, replace(PLAIN, shares=(9.0, 1.0))).play("lru", tiers(6)).hit_tokens[of == 1].sum()
+    assert 0 < less < 99 * 2 * BLOCK  # a tenth of six blocks is not even one of its two
 
 
 def test_hits_save_their_prefill() -> None:
