@@ -49,7 +49,7 @@ void MqPolicy::remove(std::uint32_t row, bool evicted, std::int64_t) {
 
 std::int64_t MqPolicy::victim(std::int64_t after) { return rows_.walk(after, kOrder); }
 
-std::int64_t MqPolicy::life() const { return static_cast<std::int64_t>(2 * (rows_.all() + 1)); }
+std::int64_t MqPolicy::life() const { return std::max(kLeastLife, static_cast<std::int64_t>(rows_.all() + 1)); }
 
 // The oldest of each queue goes down one if its time is over.
 void MqPolicy::adjust() {

@@ -7,8 +7,9 @@
 namespace kvstore {
 
 // Eight LRU queues by the logarithm of how often a chunk was used, the least used goes first. Whatever was not used for
-// `life` accesses goes down a queue. Ghosts, four times the capacity of them, keep how often. O(queues) an event,
-// 96 bytes a row at most.
+// `life` accesses goes down a queue: as many as there are chunks, or 10,000. (The paper wants the distance at which most
+// reuse happens, which has to be measured beforehand.) Ghosts, four times the capacity of them, keep how often.
+// O(queues) an event, 96 bytes a row at most.
 class MqPolicy final : public Policy {
 public:
     explicit MqPolicy(std::uint32_t max_rows) : rows_(max_rows), ghosts_(max_rows) {}
@@ -25,6 +26,7 @@ private:
     static constexpr std::size_t kQueues = 8;
     static constexpr std::array<std::uint8_t, kQueues> kOrder{0, 1, 2, 3, 4, 5, 6, 7};
     static constexpr std::uint64_t kGhostShare = 4;
+    static constexpr std::int64_t kLeastLife = 10'000;
 
     std::uint64_t capacity() const { return capacity_ != 0 ? capacity_ : rows_.all_bytes(); }
     std::int64_t life() const;

@@ -30,7 +30,7 @@ private:
 
     std::uint64_t capacity() const { return capacity_ != 0 ? capacity_ : rows_.all_bytes(); }
     std::uint64_t small_most() const { return capacity() / 10; }
-    std::uint64_t ghosts_most() const { return capacity() - small_most(); }
+    std::uint64_t ghosts_most() const { return capacity() - (capacity() + 9) / 10; }
     void settle_small();
     void settle_main();
 

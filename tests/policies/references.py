@@ -108,7 +108,8 @@ class Gdsf(Lfu):
 class S3Fifo:
     def __init__(self, capacity: int) -> None:
         self.small_most = capacity // 10
-        self.main_most = self.ghosts_most = capacity - self.small_most
+        self.main_most = capacity - self.small_most
+        self.ghosts_most = capacity * 9 // 10
         self.small, self.main, self.ghosts = Queue(), Queue(), Queue()
         self.uses: dict[int, int] = {}
         self.asked: set[int] = set()
@@ -213,16 +214,18 @@ class Arc:
 
 
 class Mq:
+    least_life = 10_000
+
     def __init__(self, capacity: int) -> None:
         self.ghosts_most = 4 * capacity
         self.queues = [Queue() for _ in range(8)]
         self.uses: dict[int, int] = {}
         self.expires: dict[int, int] = {}
         self.ghosts: OrderedDict[int, tuple[int, int]] = OrderedDict()  # bytes and uses
-        self.now = 0
+        self.now = self.descents = 0
 
     def life(self) -> int:
-        return 2 * (sum(map(len, self.queues)) + 1)
+        return max(self.least_life, sum(map(len, self.queues)) + 1)
 
     def use(self, key: int, nbytes: int) -> None:
         self.now += 1
@@ -234,6 +237,7 @@ class Mq:
             key = next(iter(self.queues[k]), None)
             if key is not None and self.expires[key] < self.now:
                 self.queues[k - 1][key] = self.queues[k].pop(key)
+                self.descents += 1
                 self.expires[key] = self.now + self.life()
 
     def admit(self, key: int, nbytes: int) -> None:

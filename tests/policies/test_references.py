@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore._native import Policy
 from tests.policies.driver import Driver
-from tests.policies.references import REFERENCES
+from tests.policies.references import REFERENCES, Mq
 
 KEYS = 20
 requests = st.tuples(st.just("request"), st.integers(0, KEYS - 1), st.integers(1, 4))
@@ -28,3 +29,14 @@ def test_like_its_reference(name: str, events: list[tuple[str, int, int]], capac
             driver.delete(key)
         elif not unit:
             driver.grow(key)
+
+
+def test_mq_forgets_what_was_used_long_ago() -> None:
+    """Over many lives: what was popular goes down queue by queue while others are used."""
+    rng, reference = np.random.default_rng(3), Mq(12)
+    driver = Driver(Policy("mq", KEYS), reference, 12, KEYS)
+    for at in range(45_000):
+        favourite = at // 15_000 * 6
+        key = favourite + int(rng.integers(6)) if rng.random() < 0.7 else int(rng.integers(18, KEYS))
+        driver.request(key, 1, compare=at % 100 == 0)
+    assert reference.descents > 5
