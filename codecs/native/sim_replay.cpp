@@ -222,7 +222,10 @@ void SimReplay::step_forward(std::size_t request) {
             leased_[row] = 0;
             for (Tier& tier : tiers_) tier.policies[tenant_[chunk]]->hit(&row, 1, now_ms_);
         }
-        if (!here(chunk, 0)) admit(chunk, 0, false);
+        if (here(chunk, 0)) continue;
+        for (std::size_t tier = 0; tier < tiers_.size(); ++tier)
+            if (!here(chunk, tier)) tiers_[tier].policies[tenant_[chunk]]->demand(&arrival_[chunk].key, 1, now_ms_);
+        admit(chunk, 0, false);
     }
 }
 

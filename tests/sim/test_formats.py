@@ -97,7 +97,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_traces_side_by_side_are_tenants() -> None:
     one, two = linked([[1, 2], [1, 2, 3]], tail=4), linked([[1], [5], [1, 6]])
     both = mix([one, two])
-    assert (both.requests, both.chunks, both.names) == (5, 3 + 3, ("by-hand", "by-hand"))
+    assert (both.requests, both.chunks, both.names) == (5, 3 + 3, ("by-hand", "by-hand 2"))
     assert both.tenants.tolist() == [0, 1, 0, 1, 1]
     assert both.times_ms.tolist() == [0, 0, 1000, 1000, 2000]
     assert both.chunk.tolist() == [0, 1, 3, 0, 1, 2, 4, 3, 5]

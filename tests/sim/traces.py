@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ def real(name: str) -> Trace:
     path = TRACES / f"{name}.jsonl.gz"
     if not path.is_file():
         pytest.skip(f"there is no {path}: KVSTORE_TRACES names the folder of the real traces")
+    return _kept(path)
+
+
+@cache
+def _kept(path: Path) -> Trace:
     return read(path)
 
 
