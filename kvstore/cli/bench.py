@@ -156,6 +156,16 @@ def index(args: Namespace) -> int:
     return _show(args, "index", rows, facts)
 
 
+def sim(args: Namespace) -> int:
+    """`bench sim`."""
+    from kvstore.bench import sim as bench
+
+    _prepare(args)
+    with progress("bench sim", None) as advance:
+        rows = bench.run(events=args.events, rounds=args.rounds, advance=advance)
+    return _show(args, "sim", rows, bench.FACTS)
+
+
 def codec(args: Namespace) -> int:
     """`bench codec`."""
     from kvstore.bench import codec as bench

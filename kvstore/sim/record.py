@@ -102,32 +102,36 @@ class Recorder:
             with self._told_of():
                 self._file.write(json.dumps(line) + "\n")
             self.told.requests += 1
+        if self._path.suffix != ".gz":  # flushing would cost the compression
+            with self._told_of():
+                self._file.flush()
 
     def _hashed(self, key: bytes) -> int:
         return int.from_bytes(hashlib.blake2b(key, digest_size=8, key=self._salt).digest(), "little") >> 1
 
 
-def record(client: Client, path: Path, *, seconds: float = 0.0, ready: Callable[[], None] = lambda: None) -> Recorded:
-    """Record the look-ups of a client's namespace, for some seconds or (0) until KeyboardInterrupt.
+def record(
+    client: Client, path: Path, *, ready: Callable[[Callable[[], None]], None], seconds: float = 0.0
+) -> Recorded:
+    """Record the look-ups of a client's namespace, for some seconds (0: without end) or until it is stopped.
 
-    `ready` is called when every look-up from now on is seen. A trace that was interrupted is whole.
+    `ready` is called when every look-up from now on is seen, with what stops the recording from any thread.
     """
     recorder = Recorder(path)
-    events = client.watch(lookups=True)
-    close: Callable[[], None] = events.close  # type: ignore[attr-defined]
-    timer = threading.Timer(seconds, close) if seconds else None
     try:
-        ready()
-        if timer is not None:
-            timer.start()
-        for event in events:
-            recorder.take(event)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        if timer is not None:
+        events = client.watch(lookups=True)
+        stop: Callable[[], None] = events.close  # type: ignore[attr-defined]
+        timer = threading.Timer(seconds, stop)
+        try:
+            ready(stop)
+            if seconds:
+                timer.start()
+            for event in events:
+                recorder.take(event)
+        finally:
             timer.cancel()
-        close()
+            stop()
+    finally:
         recorder.close()
     return recorder.told
 

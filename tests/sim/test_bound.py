@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def best_possible(trace: Trace, capacity: int) -> int:
     for request in range(trace.requests):
         for chunk in set(trace.chunk[int(trace.starts[request]) : int(trace.starts[request + 1])].tolist()):
             uses.setdefault(chunk, []).append(request)
-    kept = [(a, b, int(trace.chunk_tokens[c])) for c, at in uses.items() for a, b in zip(at[:-1], at[1:], strict=True)]
+    kept = [(a, b, int(trace.chunk_tokens[c])) for c, at in uses.items() for a, b in pairwise(at)]
     best = 0
     for count in range(len(kept) + 1):
         for some in combinations(kept, count):

@@ -1,13 +1,14 @@
 """The simulator beside libcachesim 0.3.5, an independent one: ids touched forward, one size for all, default settings.
 
-Both are asked before every request how far its ids reach, and given them one after the other. They agree in every single
+Both are asked before every request how far its ids reach, and given them one after the other. They agree in every
 request. Capacities are multiples of ten objects, since libcachesim counts objects and rounds the tenth that S3-FIFO's
-small queue has to whole ones, where we count bytes. Its S3-FIFO differs from the paper in one thing, which we follow: while
-the cache fills for the first time, the main queue takes what the small one has no room for.
+small queue has to whole ones, where we count bytes. Its S3-FIFO differs from the paper in one thing, which we follow:
+while the cache fills for the first time, the main queue takes what the small one has no room for.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def reached(trace: Trace, name: str, capacity: int) -> Column:
         later[event] = last.get(ids[event], NEVER)
         last[ids[event]] = event + 1
     found = []
-    for begin, end in zip(starts[:-1], starts[1:], strict=True):
+    for begin, end in pairwise(starts):
         hit = begin
         while hit < end and _there(cache, request, ids[hit]):
             hit += 1

@@ -26,9 +26,7 @@ SPEED = TierSpeed(0.0, 25e9)
 
 def tiers(*blocks: int) -> tuple[Tier, ...]:
     """Tiers of so many blocks each."""
-    return tuple(
-        Tier(f"t{n}", Capacity("", nbytes=blocks * BLOCK * BYTES), SPEED) for n, blocks in enumerate(blocks)
-    )
+    return tuple(Tier(f"t{n}", Capacity("", nbytes=blocks * BLOCK * BYTES), SPEED) for n, blocks in enumerate(blocks))
 
 
 def played(trace: Trace, policy: str, *blocks: int, **options: object) -> Outcome:

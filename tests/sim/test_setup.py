@@ -15,8 +15,10 @@ def test_capacities(text: str, nbytes: int) -> None:
     assert capacity_of(text).of(1000) == nbytes
 
 
-@pytest.mark.parametrize(("text", "words"), [("0%", "more than 0%"), ("101%", "at most 100%"), ("-5%", "no capacity"),
-                                             ("much", "no capacity"), ("0", "no capacity"), ("", "no capacity")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("0%", "more than 0%"), ("101%", "at most 100%"), *((text, "no capacity") for text in ("-5%", "much", "0", ""))],
+)
 def test_what_is_no_capacity(text: str, words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):
         capacity_of(text)

@@ -37,7 +37,9 @@ def _kept(path: Path) -> Trace:
 def linked(prompts: Sequence[Sequence[int]], *, tail: int = BLOCK) -> Trace:
     """Prompts of blocks of 16 tokens, one a second, whose last block has `tail` tokens."""
     requests = [
-        Request(1000 * n, BLOCK * (len(ids) - 1) + tail if ids else 0, ids, [BLOCK] * (len(ids) - 1) + [tail] * bool(ids))
+        Request(
+            1000 * n, BLOCK * (len(ids) - 1) + tail if ids else 0, ids, [BLOCK] * (len(ids) - 1) + [tail] * bool(ids)
+        )
         for n, ids in enumerate(prompts)
     ]
     return from_parsed(Parsed("by-hand", True, BLOCK, requests))

@@ -91,9 +91,7 @@ def test_nothing_stored() -> None:
     more=st.integers(0, 3000),
     overlap=st.booleans(),
 )
-def test_no_other_cut_is_quicker(
-    chunks: list[tuple[int, int, int]], start: int, more: int, overlap: bool
-) -> None:
+def test_no_other_cut_is_quicker(chunks: list[tuple[int, int, int]], start: int, more: int, overlap: bool) -> None:
     speeds = (FAST, SLOW, TierSpeed(0.0, 2e9, 3e9, 0.005))
     prompt = start + sum(tokens for tokens, _, _ in chunks) + more
 
@@ -125,6 +123,15 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="1 to 8 tiers"):
         planned([0], 256, ())
     with pytest.raises(ValueError, match="different lengths"):
-        plan(np.ones(2, np.uint32), np.ones(1, np.uint64), np.ones(2, np.uint8), prefill=PREFILL, speeds=(FAST,), prompt=9)
+        plan(
+            np.ones(2, np.uint32),
+            np.ones(1, np.uint64),
+            np.ones(2, np.uint8),
+            prefill=PREFILL,
+            speeds=(FAST,),
+            prompt=9,
+        )
     with pytest.raises(TypeError, match="items of another size"):
-        plan(np.ones(1, np.int64), np.ones(1, np.uint64), np.ones(1, np.uint8), prefill=PREFILL, speeds=(FAST,), prompt=9)
+        plan(
+            np.ones(1, np.int64), np.ones(1, np.uint64), np.ones(1, np.uint8), prefill=PREFILL, speeds=(FAST,), prompt=9
+        )
