@@ -891,6 +891,14 @@ class Index:
     def chunks(self, start_row: int, limit: int) -> tuple[NDArray[np.uint32], int]:
         """At most `limit` live chunk rows from `start_row` on, and the row to go on from (-1 at the end)."""
 
+    def idle_chunks(
+        self, start_row: int, count: int, limit: int, before_ms: Sequence[int]
+    ) -> tuple[NDArray[np.uint32], int]:
+        """Chunks used last before the time that `before_ms` has for their scope (0: never), of `count` rows.
+
+        At most `limit` from `start_row` on, and the row to go on from (-1 at the end).
+        """
+
     def resident_bytes(self) -> int:
         """Bytes of the tables in use: rows up to the highest ever used, and the hash table."""
 

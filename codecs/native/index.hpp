@@ -236,6 +236,11 @@ public:
     void places(std::uint32_t chunk, const PartTable& table, const Acceptable& acceptable, std::uint8_t tier,
                 Place* places) const;
 
+    // Chunks of a scope with a time in `before_ms` (by scope; 0: never) that were used last before it, of `count` rows
+    // from `start` on, `limit` at most; the row to go on from, -1 at the end.
+    std::vector<std::uint32_t> idle_chunks(std::uint32_t start, std::size_t count, std::size_t limit,
+                                           const std::vector<std::int64_t>& before_ms, std::int64_t& next) const;
+
     std::size_t count_in_tier(std::uint8_t tier) const;
     void export_tier(std::uint8_t tier, ExportRecord* records) const;
     void bulk_insert(const std::uint8_t* records, std::size_t count, std::uint8_t tier, std::uint32_t* placements);

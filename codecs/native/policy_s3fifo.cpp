@@ -47,7 +47,9 @@ void S3FifoPolicy::remove(std::uint32_t row, bool evicted, std::int64_t) {
 std::int64_t S3FifoPolicy::victim(std::int64_t after) {
     if (after < 0 || !rows_.contains(static_cast<std::uint64_t>(after))) {
         after = -1;
-        main_first_ = rows_.size(kSmall) == 0 || rows_.bytes(kMain) > capacity() - small_most();
+        // A tier is full before its last byte: the share of the main queue is one of what is here.
+        const std::uint64_t full = std::min(capacity(), rows_.all_bytes());
+        main_first_ = rows_.size(kSmall) == 0 || rows_.bytes(kMain) > full - full / 10;
         if (!main_first_) {
             settle_small();
             main_first_ = rows_.size(kSmall) == 0;

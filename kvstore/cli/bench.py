@@ -97,7 +97,7 @@ def mix(args: Namespace) -> int:
     plan = bench.Plan(
         exponent=args.exponent, trace_path=Path(args.trace) if args.trace else None, requests=args.requests or 0,
         dram=args.dram, working_set=args.working_set, nvme=Path(args.nvme) if args.nvme else None,
-        nvme_capacity=args.nvme_capacity, seed=args.seed,
+        nvme_capacity=args.nvme_capacity, policy=args.policy, seed=args.seed,
     )  # fmt: skip
     with progress("bench mix", None):
         rows = bench.run(plan, model=_model(args), clients=args.clients, mode=args.mode)

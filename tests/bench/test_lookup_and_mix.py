@@ -114,12 +114,13 @@ def test_traces_of_both_formats(tmp_path: Path) -> None:
     ("lines", "words"),
     [
         ([], "no requests"),
-        ([[1]], "line 1 is no JSON object"),
+        ([[1]], ":1: no JSON object"),
         ([{"x": 1}], "neither hash_ids nor segments"),
-        ([{"hash_ids": [1]}], "input_length"),
+        ([{"hash_ids": [1]}], ":1: input_length"),
         ([{"input_length": 10, "hash_ids": [1, 2, 3]}, {"input_length": 9999, "hash_ids": [1]}], "no block length"),
-        ([{"segments": [[1, 2]]}], "no trace"),
-        ([{"segments": [[1, 0, "x"]]}], "without tokens"),
+        ([{"segments": [[1]]}], ":1: a segment is"),
+        ([{"segments": [[1, 0, "x"]]}], ":1: segment 1 has 0 tokens"),
+        ([{"segments": []}], "without tokens"),
     ],
 )
 def test_a_file_that_is_no_trace_is_told(tmp_path: Path, lines: list[Any], words: str) -> None:
@@ -134,7 +135,7 @@ def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="cannot be read"):
         workloads.trace(tmp_path / "torn.jsonl.gz", 1 << 20)
     (tmp_path / "text.jsonl").write_text("hello\n")
-    with pytest.raises(InvalidArgument, match="line 1 is no JSON"):
+    with pytest.raises(InvalidArgument, match=":1: no JSON"):
         workloads.trace(tmp_path / "text.jsonl", 10)
 
 
