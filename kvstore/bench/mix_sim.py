@@ -63,4 +63,4 @@ def slower_share(loads: Sequence[tuple[int, float]], prefill: Prefill | None) ->
     """Of loads (tokens from the head of a prompt, seconds) those that took longer than computing would have."""
     if prefill is None or not loads:
         return None
-    return sum(seconds > prefill.seconds(0, tokens) for tokens, seconds in loads) / len(loads)
+    return share_of(sum(seconds > prefill.seconds(0, tokens) for tokens, seconds in loads), len(loads))

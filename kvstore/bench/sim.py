@@ -6,7 +6,6 @@ prompts, and of one-time prompts; a fifth of what is distinct fits. Every policy
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from statistics import median
 
@@ -16,7 +15,7 @@ from kvstore.bench.measure import Bar, Row, percentile
 from kvstore.errors import Corrupt
 from kvstore.policy import POLICIES
 from kvstore.sim.formats import Parsed, Request
-from kvstore.sim.replay import Replay
+from kvstore.sim.replay import Outcome, Replay
 from kvstore.sim.report import policy_p50, share_of
 from kvstore.sim.setup import BELADY, Setup, single_tiers
 from kvstore.sim.trace import Trace, from_parsed
@@ -36,33 +35,33 @@ def run(*, events: int = EVENTS, rounds: int = ROUNDS, advance: Callable[[], Non
     replay, stack = Replay(trace, Setup((), warm=0.5)), single_tiers([CAPACITY])[0]
     names = (*POLICIES, BELADY)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    last = {}
+    last: dict[str, Outcome] = {}
     for number in range(rounds):
         for offset in range(len(names)):
             name = names[(number + offset) % len(names)]
-            start = time.perf_counter()
             told = replay.play(name, stack)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(told.elapsed_s)
             if name in last and not np.array_equal(last[name].hit_tokens, told.hit_tokens):
                 raise Corrupt(f"{name} hit something else when it played the same trace again")
             last[name] = told
             advance()
-    rows = []
-    for name in names:
-        p50, told = median(seconds[name]), last[name]
-        bar = Bar(p50_s=trace.events / (LEAST_OF_VALUE if name == "value" else LEAST)) if name != BELADY else None
-        row: Row = {
-            "case": name, "mode": "replay", "bytes": 0, "p50_s": p50, "p99_s": percentile(seconds[name], 0.99),
-            "gbps": None, "baseline": None, "ratio": None, "p99_ratio": None, "bar": None, "met": None,
-            "events": trace.events, "events_per_s": trace.events / p50, "policy_p50_s": policy_p50(trace, told),
-            "hit_ratio": share_of(told.hit_tokens[replay.first :].sum(dtype=np.int64), replay.counted.sum()),
-            "rounds": rounds, "note": "p50: the whole trace on one core; policy_p50_s: an event, by request",
-        }  # fmt: skip
-        if bar is not None:
-            bar.judge(row)
-            row["bar"] = f"≥ {trace.events / bar.p50_s:,.0f} events/s"
-        rows.append(row)
-    return rows
+    return [_row(replay, name, seconds[name], last[name]) for name in names]
+
+
+def _row(replay: Replay, name: str, seconds: list[float], told: Outcome) -> Row:
+    events, p50 = replay.trace.events, median(seconds)
+    row: Row = {
+        "case": name, "mode": "replay", "bytes": 0, "p50_s": p50, "p99_s": percentile(seconds, 0.99),
+        "gbps": None, "baseline": None, "ratio": None, "p99_ratio": None, "bar": None, "met": None,
+        "events": events, "events_per_s": events / p50, "policy_p50_s": policy_p50(replay.trace, told),
+        "hit_ratio": share_of(told.hit_tokens[replay.first :].sum(dtype=np.int64), replay.counted.sum()),
+        "rounds": len(seconds), "note": "p50: the whole trace on one core; policy_p50_s: of an event",
+    }  # fmt: skip
+    if name != BELADY:
+        least = LEAST_OF_VALUE if name == "value" else LEAST
+        Bar(p50_s=events / least).judge(row)
+        row["bar"] = f"≥ {least:,} events/s"
+    return row
 
 
 def load(events: int, seed: int = 0) -> Trace:
@@ -71,7 +70,7 @@ def load(events: int, seed: int = 0) -> Trace:
     systems = [list(range(number * 100, number * 100 + 3 + 2 * number)) for number in range(_SYSTEMS)]
     fresh, made = _SYSTEMS * 100, 0
     talks: dict[int, list[int]] = {}
-    requests = []
+    requests: list[Request] = []
     while made < events:
         user, anew, grown = int(dice.zipf(1.3)) % _USERS, dice.random(), int(dice.integers(1, 8))
         if user not in talks or anew < 0.05 or len(talks[user]) > _LONGEST:

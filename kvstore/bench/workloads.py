@@ -1,6 +1,6 @@
 """Streams of requests for `kvstore bench mix`: prompts of documents with a Zipf popularity, or a trace of real ones.
 
-A trace is a file as `kvstore.sim.formats` reads it. Its times are ignored: requests are made as fast as they are served.
+A trace is a file as `kvstore.sim.formats` reads it. Its times are ignored: requests come as fast as they are served.
 """
 
 from __future__ import annotations

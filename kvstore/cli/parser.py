@@ -139,7 +139,9 @@ def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Pars
     index.add_argument("--soak", type=positive, default=1_000_000, metavar="N",
                        help="insertions and evictions of the soak (%(default)s)")  # fmt: skip
     simulated = told.add("sim", "bench", "sim", "How many events a second the simulator replays, policy by policy.")
-    simulated.add_argument("--events", type=positive, default=500_000, metavar="N", help="ids of requests (%(default)s)")
+    simulated.add_argument(
+        "--events", type=positive, default=500_000, metavar="N", help="ids of requests (%(default)s)"
+    )
     simulated.add_argument("--rounds", type=positive, default=5, metavar="N", help="timed rounds (%(default)s)")
     _codec(told.add("codec", "bench", "codec", "Size and speed of every codec; with --quality what it costs a model."))
     torture = made.add("torture", "bench", "torture", "kill -9 at random moments under load, then check everything.")

@@ -17,6 +17,7 @@ from kvstore.bench.corpus import chunk_bytes
 from kvstore.bench.models import model_spec
 from kvstore.config import Config, DramConfig
 from kvstore.errors import Corrupt, InvalidArgument
+from kvstore.policy import POLICIES
 from kvstore.spec import KVSpec
 
 from .conftest import FIELDS, assert_rows, lying
@@ -200,3 +201,21 @@ def test_mix_refuses(tmp_path: Path) -> None:
         mix.run(mix.Plan(), mode="pigeon")
     with pytest.raises(InvalidArgument, match="too little for chunks"):
         mix.run(mix.Plan(dram=1 << 20), mode="embedded")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_simulator_has_the_same_hit_ratio(policy: str) -> None:
+    spec = KVSpec.dense("m", layers=2, kv_heads=1, head_dim=32, chunk_tokens=64)
+    plan = mix.Plan(requests=600, dram=8 * MiB, working_set=4.0, policy=policy)
+    (row,) = mix.run(plan, model=spec, clients=(1,), mode="embedded")
+    assert (row["policy"], row["sheds"]) == (policy, {})
+    assert 0.2 < row["hit_ratio"] < 0.9
+    assert row["sim_hit_ratio"] == pytest.approx(row["hit_ratio"], abs=0.02)  # by chance: 600 requests are few
+    if policy == "lru":
+        assert row["sim_hit_ratio"] == row["hit_ratio"]
+    assert row["slower_share"] is None  # no model is known, so no prefill
+
+
+def test_mix_knows_its_policies() -> None:
+    with pytest.raises(InvalidArgument, match="--policy = 'lry': there is no such policy"):
+        mix.run(mix.Plan(policy="lry"), mode="embedded")
