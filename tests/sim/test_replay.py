@@ -46,7 +46,7 @@ class ModelLru:
             hit += 1
         held = set(ids[:hit])
         if touch == "put":
-            for each in reversed(ids):
+            for each in reversed(ids[:hit]):
                 self._touch(each)
         for each in ids if touch == "put" else reversed(ids):
             if touch == "leaf":
