@@ -1282,8 +1282,21 @@ class Policy:
     """
 
     def __init__(self, name: str, max_rows: int) -> None: ...
-    def admit(self, row: int, key: int, parent: int, position: int, tokens: int, bytes: int, now_ms: int) -> None:
-        """A chunk has come, or more of it; `bytes` is what it has here now."""
+    def admit(
+        self,
+        row: int,
+        key: int,
+        parent: int,
+        position: int,
+        tokens: int,
+        bytes: int,
+        now_ms: int,
+        parent_row: int = -1,
+    ) -> None:
+        """A chunk has come, or more of it; `bytes` is what it has here now.
+
+        It goes just before its parent where `parent_row` says that this was used a moment ago.
+        """
 
     def hit(self, rows: Buffer, now_ms: int, forward: bool = False) -> None:
         """Chunks of one prefix were used, root first; touched leaf to root, or `forward`. Others are skipped."""
