@@ -11,7 +11,7 @@ std::uint64_t SimReplay::stored_bytes(std::uint32_t chunk, std::size_t tier) con
     return smaller == 1 ? bytes : std::max<std::uint64_t>(1, static_cast<std::uint64_t>(double(bytes) / smaller));
 }
 
-void SimReplay::admit(std::uint32_t chunk, std::size_t tier, bool demoted) {
+void SimReplay::admit(std::uint32_t chunk, std::size_t tier, bool demoted, std::uint32_t parent_row) {
     const std::uint64_t bytes = stored_bytes(chunk, tier);
     Tier& into = tiers_[tier];
     if (!make_room(tier, bytes, chunk)) {
@@ -21,6 +21,7 @@ void SimReplay::admit(std::uint32_t chunk, std::size_t tier, bool demoted) {
     const std::uint32_t row = row_for(chunk);
     Arrival arrival = arrival_[chunk];
     arrival.bytes = bytes;
+    arrival.parent_row = parent_row;
     into.policies[tenant_[chunk]]->admit(row, arrival, now_ms_);
     into.used += bytes;
     into.used_by[tenant_[chunk]] += bytes;

@@ -75,12 +75,13 @@ SimResult SimReplay::run() {
 void SimReplay::look_up(std::size_t request) {
     const std::size_t end = trace_.starts[request + 1];
     const bool linked = trace_.linked[request] != 0;
+    const bool has_parent = linked && setup_.touch != Touch::forward;
     std::uint64_t parent = 0, at = 0;
     for (std::size_t i = trace_.starts[request]; i < end; ++i) {
         const std::uint32_t chunk = trace_.chunk[i];
         if (arrival_[chunk].key == 0) {
             // As scattered as the store's keys, and never 0.
-            arrival_[chunk] = {mixed_key(chunk + std::uint64_t{1}), linked ? parent : 0, static_cast<std::uint32_t>(at),
+            arrival_[chunk] = {mixed_key(chunk + std::uint64_t{1}), has_parent ? parent : 0, static_cast<std::uint32_t>(at),
                                trace_.chunk_tokens[chunk], 0};
             tenant_[chunk] = trace_.tenants[request];
         }
@@ -213,8 +214,13 @@ void SimReplay::step_as_put(std::size_t request) {
         seen_[chunk] = stamp;
     }
     tell_hits(request);
-    for (std::size_t i = begin; i < end; ++i)
-        if (!here(trace_.chunk[i], 0)) admit(trace_.chunk[i], 0, false);
+    for (std::size_t i = begin; i < end; ++i) {
+        const std::uint32_t chunk = trace_.chunk[i];
+        if (here(chunk, 0)) continue;
+        const bool follows = trace_.linked[request] != 0 && i > begin && seen_[trace_.chunk[i - 1]] == stamp;
+        admit(chunk, 0, false, follows ? row_of_[trace_.chunk[i - 1]] : kNoRow);
+        seen_[chunk] = stamp;
+    }
 }
 
 void SimReplay::step_forward(std::size_t request) {

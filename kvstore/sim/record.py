@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO, TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -49,11 +49,10 @@ class Recorder:
         """`StorageError` where the file cannot be made."""
         self._path = path
         with self._told_of():
-            self._file: TextIO = (
-                gzip.open(path, "wt", encoding="utf-8")  # noqa: SIM115
-                if path.suffix == ".gz"
-                else path.open("w", encoding="utf-8")
-            )
+            # Not buffered: what was recorded outlives this process, and where there is no room nothing is left over.
+            raw = path.open("wb", buffering=0)
+            self._file: IO[bytes] = gzip.GzipFile(fileobj=raw, mode="wb") if path.suffix == ".gz" else raw
+            self._raw = raw
         self._salt = secrets.token_bytes(32)
         self._begun_ms = 0
         self._held_back: list[tuple[int, list[tuple[int, int]]]] = []
@@ -78,6 +77,7 @@ class Recorder:
         self._write()
         with self._told_of():
             self._file.close()
+            self._raw.close()  # which a GzipFile leaves open
 
     @contextmanager
     def _told_of(self) -> Iterator[None]:
@@ -99,12 +99,13 @@ class Recorder:
                 "timestamp": at_ms, "input_length": sum(n for _, n in chain), "output_length": 0,
                 "block_tokens": block, "hash_ids": [number for number, _ in chain],
             }  # fmt: skip
-            with self._told_of():
-                self._file.write(json.dumps(line) + "\n")
+            self._put(json.dumps(line).encode() + b"\n")
             self.told.requests += 1
-        if self._path.suffix != ".gz":  # flushing would cost the compression
-            with self._told_of():
-                self._file.flush()
+
+    def _put(self, data: bytes) -> None:
+        with self._told_of():
+            while data:
+                data = data[self._file.write(data) :]
 
     def _hashed(self, key: bytes) -> int:
         return int.from_bytes(hashlib.blake2b(key, digest_size=8, key=self._salt).digest(), "little") >> 1
