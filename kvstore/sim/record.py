@@ -14,8 +14,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,7 @@ class Recorder:
         with self._told_of():
             # Not buffered: what was recorded outlives this process, and where there is no room nothing is left over.
             raw = path.open("wb", buffering=0)
-            self._file: IO[bytes] = gzip.GzipFile(fileobj=raw, mode="wb") if path.suffix == ".gz" else raw
+            self._file: FileIO | gzip.GzipFile = gzip.GzipFile(fileobj=raw, mode="wb") if path.suffix == ".gz" else raw
             self._raw = raw
         self._salt = secrets.token_bytes(32)
         self._begun_ms = 0
