@@ -923,6 +923,9 @@ class SharedTable:
     def open(self) -> None:
         """From now on the table says all."""
 
+    def withhold(self) -> None:
+        """Until it is opened again readers ask for everything."""
+
     def close(self) -> None:
         """From now on the table says nothing."""
 
@@ -1324,3 +1327,53 @@ class Policy:
 
     def __len__(self) -> int: ...
     def __contains__(self, row: int) -> bool: ...
+
+@final
+class SimTrace:
+    """The columns of a trace, held while this lives: see `kvstore.sim.trace.Trace`.
+
+    TypeError for items of another size, ValueError for columns that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        times_ms: NDArray[np.int64],
+        input_tokens: NDArray[np.uint32],
+        tenants: NDArray[np.uint16],
+        linked: NDArray[np.uint8],
+        starts: NDArray[np.uint64],
+        chunk: NDArray[np.uint32],
+        chunk_tokens: NDArray[np.uint32],
+        chunk_bytes: NDArray[np.uint64],
+    ) -> None: ...
+
+def sim_replay(
+    trace: SimTrace,
+    policy: str,
+    tiers: Sequence[tuple[int, float, tuple[float, float, float, float]]],
+    shares: Sequence[float],
+    prefill: tuple[float, float, float, float],
+    touch: int,
+    overlap: bool,
+    bypass: bool,
+    first: int,
+) -> dict[str, Any]:
+    """Play a trace, without the GIL: the fields of `kvstore.sim.replay.Outcome` but the last.
+
+    A tier is its capacity in bytes, by how much what lies there is smaller, and its speed (`kvstore.cost.TierSpeed`);
+    there are 1 to 8. `policy` is one of `policy_names()` or `belady`, which is told the future. `touch` is 0 (leaf
+    first), 1 (as put) or 2 (forward, nothing leased). Requests before `first` are not counted. ValueError for what does
+    not fit.
+    """
+
+def plan_load(
+    tokens: NDArray[np.uint32],
+    stored: NDArray[np.uint64],
+    tiers: NDArray[np.uint8],
+    start: int,
+    prompt: int,
+    prefill: tuple[float, float, float, float],
+    speeds: Sequence[tuple[float, float, float, float]],
+    overlap: bool,
+) -> tuple[int, int, float, float, int]:
+    """`kvstore.cost.plan`: the fields of a `Plan`."""

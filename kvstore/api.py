@@ -137,6 +137,7 @@ class Event:
 
     One of the kind `tier` is of a tier as a whole and has no key: `note` says in words what happened, such as that a
     drive failed.
+    Or a `lookup`, of the packed references `refs`: of no part, key and tier.
     """
 
     kind: str
@@ -146,6 +147,7 @@ class Event:
     tier: str
     at_ms: int
     note: str = ""
+    refs: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,8 +317,11 @@ class Backend(Protocol):
     def resume(self, tier: str, path: str = "") -> Drain:
         """Use a tier or drive again that was drained, or is being drained. Idempotent."""
 
-    def watch(self) -> Iterator[Event]:
-        """Events from now on. Closing the iterator ends it; a reader too slow loses events, told by `lost`."""
+    def watch(self, *, lookups: bool = False) -> Iterator[Event]:
+        """Events from now on. Closing the iterator ends it; a reader too slow loses events, told by `lost`.
+
+        With `lookups` look-ups alone, each with what was asked for; while they are watched every one is a call.
+        """
 
     def verify(self) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
         """Read everything back against its checksums; the last item is empty or says what is wrong."""

@@ -340,9 +340,13 @@ class Client:
         """Take a tier or a drive back into use. Idempotent. `StorageError` where a drive is not there any more."""
         return self._backend.resume(tier, path)
 
-    def watch(self) -> Iterator[Event]:
-        """Events from now on: stored, moved, evicted, quarantined; of the kind `tier`, what happened to one."""
-        return self._backend.watch()
+    def watch(self, *, lookups: bool = False) -> Iterator[Event]:
+        """Events from now on: stored, moved, evicted, quarantined; of the kind `tier`, what happened to one.
+
+        With `lookups` the look-ups of the namespace alone, each with the references asked for. While anybody watches
+        them, clients on the server's host ask it too, instead of reading the shared index.
+        """
+        return self._backend.watch(lookups=lookups)
 
     def verify(self) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
         """Read everything back against its checksums."""

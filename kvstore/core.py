@@ -94,7 +94,9 @@ class Core:
         self.leases = Leases(self.index)
         self.hazards = dram.hazards
         self.intake = _native.Intake(self.index, self.lock)
-        self.events = EventHub(lambda watched: setattr(self.intake, "watched", watched), config.may_operate)
+        self.events = EventHub(
+            lambda watched: setattr(self.intake, "watched", watched), self.shared.withhold, config.may_operate
+        )
         # What others wrote to shared tiers has an order of its own, since letting go of it makes no room in them.
         self.found = len(self.tiers)
         self.usage = Usage(self.index, self.catalog, len(self.tiers) + 1, config.max_chunks, config.policy)

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import TypeAlias
 
 from kvstore.api import Event
@@ -13,6 +14,7 @@ from kvstore.errors import Closed
 from kvstore.spec import Part
 
 _BACKLOG = 10_000
+_NO_PART = Part(0, 0, (0, 0))
 Listener: TypeAlias = Callable[[str, str, bytes, bytes, Part], None]
 
 
@@ -22,8 +24,9 @@ class Watcher(Iterator[Event]):
     A reader that falls behind by more than 10,000 events loses some; it is told by one event of the kind `lost`.
     """
 
-    def __init__(self, namespace: str, forget: Callable[[Watcher], None]) -> None:
+    def __init__(self, namespace: str, lookups: bool, forget: Callable[[Watcher], None]) -> None:
         self.namespace = namespace
+        self.lookups = lookups
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._forget = forget
         self._lost = False
@@ -64,10 +67,14 @@ class Watcher(Iterator[Event]):
 
 
 class EventHub:
-    """Hands events to watchers."""
+    """Hands events to watchers, and look-ups to those who watch these."""
 
-    def __init__(self, watched: Callable[[bool], None], may_operate: Callable[[str], bool]) -> None:
-        """`watched` is told whether there are any watchers, before a new one is told of anything.
+    def __init__(
+        self, watched: Callable[[bool], None], withhold: Callable[[frozenset[str]], None],
+        may_operate: Callable[[str], bool],
+    ) -> None:  # fmt: skip
+        """`watched` is told whether there are any watchers, before a new one is told of anything; `withhold` the
+        namespaces whose look-ups are watched, and must all be made by call.
 
         `may_operate` says of a namespace whether its watchers are told of what is no tenant's: whole tiers.
         """
@@ -75,19 +82,31 @@ class EventHub:
         self.may_operate = may_operate
         self._lock = threading.Lock()
         self._tell = watched
+        self._withhold = withhold
         self._watchers: tuple[Watcher, ...] = ()
+        self._asked: dict[str, tuple[Watcher, ...]] = {}  # who watches a namespace's look-ups
         self._listeners: tuple[Listener, ...] = ()
         self._closed = False
 
-    def watch(self, namespace: str) -> Watcher:
-        """A new watcher of one namespace's events."""
-        watcher = Watcher(namespace, self._drop)
+    def watch(self, namespace: str, *, lookups: bool = False) -> Watcher:
+        """A new watcher of one namespace's events, or of its look-ups."""
+        watcher = Watcher(namespace, lookups, self._drop)
         with self._lock:
             if self._closed:
                 raise Closed("the store is closed")
-            self._watchers = (*self._watchers, watcher)
-            self._tell(True)
+            if lookups:
+                self._ask({**self._asked, namespace: (*self._asked.get(namespace, ()), watcher)})
+            else:
+                self._watchers = (*self._watchers, watcher)
+                self._tell(True)
         return watcher
+
+    def looked_up(self, namespace: str, spec: bytes, refs: bytes) -> None:
+        """Tell whoever watches a namespace's look-ups of one."""
+        if not self._asked:
+            return
+        for watcher in self._asked.get(namespace, ()):
+            watcher.offer(Event("lookup", b"", spec, _NO_PART, "", time.time_ns() // 1_000_000, refs=refs))
 
     def listen(self, listener: Listener) -> None:
         """Call `listener(kind, namespace, key, spec, part)` for every event from now on, under the store's lock."""
@@ -118,11 +137,19 @@ class EventHub:
         """End every watcher."""
         with self._lock:
             self._closed = True
-            watchers = self._watchers
+            watchers = [*self._watchers, *chain.from_iterable(self._asked.values())]
         for watcher in watchers:
             watcher.close()
 
     def _drop(self, watcher: Watcher) -> None:
         with self._lock:
+            if watcher.lookups:
+                left = {name: tuple(e for e in of if e is not watcher) for name, of in self._asked.items()}
+                self._ask({name: of for name, of in left.items() if of})
+                return
             self._watchers = tuple(each for each in self._watchers if each is not watcher)
             self._tell(bool(self._watchers or self._listeners))
+
+    def _ask(self, asked: dict[str, tuple[Watcher, ...]]) -> None:
+        self._asked = asked
+        self._withhold(frozenset(asked))

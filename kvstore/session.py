@@ -110,6 +110,7 @@ class Session:
         if query.places and not query.lease:
             raise InvalidArgument("places are told under a lease only: what is not held may move")
         places = b""
+        core.events.looked_up(self._namespace.name, query.spec.digest, query.refs)
         if self._store.finder is not None:
             self._store.finder.complete(scope, query.refs, parts, packed, exact)
         with core.lock:
@@ -332,9 +333,9 @@ class Session:
         self._check_operator()
         return self._store.drains.resume(tier, path)
 
-    def watch(self) -> Iterator[Any]:
+    def watch(self, *, lookups: bool = False) -> Iterator[Any]:
         self._check_open()
-        watcher = self._core.events.watch(self._namespace.name)
+        watcher = self._core.events.watch(self._namespace.name, lookups=lookups)
         self._watchers.add(watcher)
         return watcher
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from kvstore import _native
 from kvstore.catalog import Catalog, Namespace, Scope
 from kvstore.errors import Closed, StorageError
+from kvstore.namespace import namespace_digest
 
 ROWS_AT_ONCE = 512  # entered under the lock, some 0.1 ms
 
@@ -38,6 +39,7 @@ class SharedTables:
         self._attached: set[int] = set()
         self._making = threading.Lock()
         self._closed = False
+        self._withheld: frozenset[str] = frozenset()
 
     def share(self, namespace: Namespace) -> tuple[int, int]:
         """A descriptor of a namespace's table (the caller closes it), and its length; takes the lock.
@@ -75,6 +77,16 @@ class SharedTables:
             table.beat()
             table.set_extents(self._extents_epoch())
 
+    def withhold(self, namespaces: frozenset[str]) -> None:
+        """Have readers of these namespaces, and of no others, ask for everything instead of reading the table."""
+        with self._making:
+            if self._closed:
+                return
+            self._withheld = namespaces
+            withheld = {namespace_digest(name) for name in namespaces}
+            for digest, table in self._tables.items():
+                (table.withhold if digest in withheld else table.open)()
+
     def close(self) -> None:
         """Tell readers that the tables say nothing any more. A second call does nothing."""
         with self._making:
@@ -98,5 +110,6 @@ class SharedTables:
                 row = self._index.publish_rows(row, ROWS_AT_ONCE)
         table.beat()
         table.set_extents(self._extents_epoch())
-        table.open()
+        if namespace.name not in self._withheld:
+            table.open()
         return table

@@ -374,13 +374,14 @@ def event_to_message(event: Event) -> Any:
         tier=event.tier,
         at_ms=event.at_ms,
         note=event.note,
+        refs=event.refs,
     )
 
 
 def event_from_message(message: Any) -> Event:
     """The inverse of `event_to_message`."""
     part = Part.unpack(message.part)
-    return Event(message.kind, message.key, message.spec, part, message.tier, message.at_ms, message.note)
+    return Event(message.kind, message.key, message.spec, part, message.tier, message.at_ms, message.note, message.refs)
 
 
 def drain_to_message(drain: Drain) -> Any:

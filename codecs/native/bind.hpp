@@ -26,6 +26,7 @@ void bind_quantize(nanobind::module_& m);
 void bind_rans(nanobind::module_& m);
 void bind_record(nanobind::module_& m);
 void bind_shared(nanobind::module_& m);
+void bind_sim(nanobind::module_& m);
 void bind_striped(nanobind::module_& m);
 void bind_transform(nanobind::module_& m);
 

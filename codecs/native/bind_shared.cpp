@@ -101,6 +101,7 @@ void bind_shared(nb::module_& m) {
     nb::class_<SharedTable>(m, "SharedTable")
         .def("__init__", init_table, "entries"_a)
         .def("open", [](SharedTable& table) { table.set_state(TableState::open); })
+        .def("withhold", [](SharedTable& table) { table.set_state(TableState::filling); })
         .def("close", [](SharedTable& table) { table.set_state(TableState::closed); })
         .def("beat", &SharedTable::beat)
         .def("set_extents", &SharedTable::set_extents, "epoch"_a)

@@ -24,6 +24,7 @@ NB_MODULE(_native, m) {
     kvstore::bind_rans(m);
     kvstore::bind_record(m);
     kvstore::bind_shared(m);
+    kvstore::bind_sim(m);
     kvstore::bind_striped(m);
     kvstore::bind_transform(m);
 }

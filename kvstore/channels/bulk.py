@@ -82,9 +82,9 @@ class BulkBackend(Control):
         answer = self.with_spec(spec, lambda: self._lines.run(attempt))
         return bool(wire.parse(pb.PutResponse, answer).stored)
 
-    def watch(self) -> Iterator[Event]:
+    def watch(self, *, lookups: bool = False) -> Iterator[Event]:
         """Events from now on."""
-        return self._lines.watch()
+        return self._lines.watch(lookups)
 
     def verify(self) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
         """Have the server read everything back."""

@@ -75,12 +75,12 @@ class GrpcBackend(Control):
         answer = self.with_spec(spec, lambda: self._link.run(attempt))
         return bool(pb.PutResponse.FromString(answer).stored)
 
-    def watch(self) -> GrpcWatch:
+    def watch(self, *, lookups: bool = False) -> GrpcWatch:
         """Events from now on."""
         stream = self._link.stream("Watch")
 
         def attempt(seconds: float) -> Any:
-            call = stream(pb.WatchRequest().SerializeToString(), metadata=self._link.metadata)
+            call = stream(pb.WatchRequest(lookups=lookups).SerializeToString(), metadata=self._link.metadata)
             self._link.opened(call, call.initial_metadata, seconds)
             if call.done():
                 raise call

@@ -225,9 +225,9 @@ class Lines:
         finally:
             self.end(line)
 
-    def watch(self) -> LineWatch:
-        """Events from now on."""
-        return LineWatch(self, self.stream(pb.METHOD_WATCH, b""))
+    def watch(self, lookups: bool) -> LineWatch:
+        """Events from now on, or look-ups."""
+        return LineWatch(self, self.stream(pb.METHOD_WATCH, pb.WatchRequest(lookups=lookups).SerializeToString()))
 
     def close(self) -> None:
         """End every connection; calls under way end with `Closed`."""

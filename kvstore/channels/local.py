@@ -332,9 +332,9 @@ class LocalBackend(Control):
 
     # The rest
 
-    def watch(self) -> Iterator[Event]:
+    def watch(self, *, lookups: bool = False) -> Iterator[Event]:
         """Events from now on."""
-        return self._lines.watch()
+        return self._lines.watch(lookups)
 
     def verify(self) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
         """Have the server read everything back."""

@@ -7,6 +7,7 @@ import sys
 from typing import NoReturn
 
 from kvstore import __version__
+from kvstore.cli import sim_flags
 from kvstore.cli.values import natural, number, positive, positives, size, sizes, words
 from kvstore.schema import scalar_keys
 
@@ -37,6 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
     _object_commands(commands, common)
     _device_commands(commands, common)
     _bench_commands(commands, common)
+    sim_flags.add_flags(
+        _Commands(commands, common, _access()).add(
+            "sim", "sim", "sim", "Replay request traces against policies and tiers; or record one.", sim_flags.EPILOG
+        )
+    )
     return parser
 
 
@@ -156,6 +162,11 @@ def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Pars
     index.add_argument("--chunks", type=positive, default=1_000_000, metavar="N", help="(%(default)s)")
     index.add_argument("--soak", type=positive, default=1_000_000, metavar="N",
                        help="insertions and evictions of the soak (%(default)s)")  # fmt: skip
+    simulated = told.add("sim", "bench", "sim", "How many events a second the simulator replays, policy by policy.")
+    simulated.add_argument(
+        "--events", type=positive, default=500_000, metavar="N", help="ids of requests (%(default)s)"
+    )
+    simulated.add_argument("--rounds", type=positive, default=5, metavar="N", help="timed rounds (%(default)s)")
     _codec(told.add("codec", "bench", "codec", "Size and speed of every codec; with --quality what it costs a model."))
     torture = made.add("torture", "bench", "torture", "kill -9 at random moments under load, then check everything.")
     torture.add_argument("--rounds", type=positive, default=100, metavar="N", help="kills (%(default)s)")
@@ -208,6 +219,7 @@ def _mix(parser: _Parser) -> None:
     parser.add_argument("--working-set", type=number, default=4.0, metavar="X", help="times the DRAM (%(default)s)")
     parser.add_argument("--nvme", metavar="FOLDER", help="a tier below DRAM, in a folder of its own in this one")
     parser.add_argument("--nvme-capacity", type=size, default=8 << 30, metavar="SIZE", help="(8GiB)")
+    parser.add_argument("--policy", default="lru", metavar="NAME", help="what the store evicts first (%(default)s)")
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the popularity (%(default)s)")
 
 
@@ -245,16 +257,23 @@ def _settings() -> _Parser:
 
 def _target() -> _Parser:
     """Which store: a server's address, or a folder opened here."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = _Parser(add_help=False, allow_abbrev=False, parents=[_access()])
     group = parser.add_argument_group("which store", "a server (--url), or a folder that no server has open")
     group.add_argument("--url", help="HOST:PORT of a server (KVSTORE_URL)")
+    group.add_argument("--config", metavar="FILE", help="open the store of this kvstore.toml here (KVSTORE_CONFIG)")
+    group.add_argument("--nvme", dest=SETTING + "nvme.path", metavar="FOLDER", help="open the store in this folder")
+    group.add_argument("--dram", dest=SETTING + "dram.capacity", metavar="SIZE", help="its DRAM while it is open")
+    return parser
+
+
+def _access() -> _Parser:
+    """What a server wants to know of its caller."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    group = parser.add_argument_group("access", "of a server")
     group.add_argument("--token", help="(KVSTORE_TOKEN; better --token-file, which no process list shows)")
     group.add_argument("--token-file", metavar="FILE", help="a file that holds the token (KVSTORE_TOKEN_FILE)")
     group.add_argument("--ca", metavar="FILE", help="the certificate that signed the server's (KVSTORE_CA)")
     group.add_argument("--namespace", metavar="NAME", help="(KVSTORE_NAMESPACE, default)")
-    group.add_argument("--config", metavar="FILE", help="open the store of this kvstore.toml here (KVSTORE_CONFIG)")
-    group.add_argument("--nvme", dest=SETTING + "nvme.path", metavar="FOLDER", help="open the store in this folder")
-    group.add_argument("--dram", dest=SETTING + "dram.capacity", metavar="SIZE", help="its DRAM while it is open")
     return parser
 
 

@@ -103,8 +103,8 @@ class Front:
     async def watch(self, data: bytes, context: Any) -> None:
         """Events of the namespace until the caller or the server ends it."""
         async with reported(context):
-            wire.parse(pb.WatchRequest, data)
-            async with WatchFeed.opened(self._shared(context).backend, self._workers) as feed:
+            asked = wire.parse(pb.WatchRequest, data)
+            async with WatchFeed.opened(self._shared(context).backend, self._workers, asked.lookups) as feed:
                 await context.send_initial_metadata(())
                 await self._until_ending(feed.write_to(context))
 

@@ -295,7 +295,7 @@ def fail(stream: Stream, method: int, error: KVStoreError) -> None:
 def watch(connection: Connection, frame: Frame) -> None:
     """Events of the namespace until the client ends the connection, whose whole use this is."""
     stream = connection.stream
-    events = connection.session.backend.watch()
+    events = connection.session.backend.watch(lookups=wire.parse(pb.WatchRequest, frame.message).lookups)
     close: Callable[[], None] = events.close  # type: ignore[attr-defined]
 
     def end_with_client() -> None:

@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Self
 
 from kvstore import wire
@@ -35,13 +36,14 @@ class WatchFeed:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, backend: Backend, workers: Workers) -> AsyncIterator[Self]:
-        """Events from now on; on leaving, the store's iterator is closed and the thread has ended."""
+    async def opened(cls, backend: Backend, workers: Workers, lookups: bool) -> AsyncIterator[Self]:
+        """Events, or look-ups, from now on; on leaving, the store's iterator is closed and the thread has ended."""
         if cls._open >= MAX_WATCHERS:
             raise Shed(f"{MAX_WATCHERS} watchers are served already", "watchers")
         cls._open += 1
         try:
-            feed = cls(await workers.run(backend.watch, dispose=lambda events: events.close()))
+            watch = partial(backend.watch, lookups=lookups)
+            feed = cls(await workers.run(watch, dispose=lambda events: events.close()))
             feed._thread.start()
             try:
                 yield feed

@@ -454,11 +454,13 @@ class StatsResponse(_message.Message):
     def __init__(self, json: _Optional[str] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("lookups",)
+    LOOKUPS_FIELD_NUMBER: _ClassVar[int]
+    lookups: bool
+    def __init__(self, lookups: _Optional[bool] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("kind", "key", "spec", "part", "tier", "at_ms", "note")
+    __slots__ = ("kind", "key", "spec", "part", "tier", "at_ms", "note", "refs")
     KIND_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -466,6 +468,7 @@ class Event(_message.Message):
     TIER_FIELD_NUMBER: _ClassVar[int]
     AT_MS_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    REFS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     key: bytes
     spec: bytes
@@ -473,7 +476,8 @@ class Event(_message.Message):
     tier: str
     at_ms: int
     note: str
-    def __init__(self, kind: _Optional[str] = ..., key: _Optional[bytes] = ..., spec: _Optional[bytes] = ..., part: _Optional[bytes] = ..., tier: _Optional[str] = ..., at_ms: _Optional[int] = ..., note: _Optional[str] = ...) -> None: ...
+    refs: bytes
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[bytes] = ..., spec: _Optional[bytes] = ..., part: _Optional[bytes] = ..., tier: _Optional[str] = ..., at_ms: _Optional[int] = ..., note: _Optional[str] = ..., refs: _Optional[bytes] = ...) -> None: ...
 
 class VerifyRequest(_message.Message):
     __slots__ = ()

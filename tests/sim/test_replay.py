@@ -1,0 +1,242 @@
+"""The native replay against a model of it in a few lines of Python, and what must hold whatever is played."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvstore.cost import TierSpeed
+from kvstore.errors import InvalidArgument
+from kvstore.policy import POLICIES
+from kvstore.sim.replay import Outcome, Replay
+from kvstore.sim.setup import BELADY, Capacity, Setup, Tier
+from kvstore.sim.trace import Trace, mix
+
+from .traces import BLOCK, conversations, linked, segmented
+
+PLAIN = Setup((), warm=0.0)
+BYTES = 131072  # of a token of the default model
+SPEED = TierSpeed(0.0, 25e9)
+
+
+def tiers(*blocks: int) -> tuple[Tier, ...]:
+    """Tiers of so many blocks each."""
+    return tuple(Tier(f"t{n}", Capacity("", nbytes=blocks * BLOCK * BYTES), SPEED) for n, blocks in enumerate(blocks))
+
+
+def played(trace: Trace, policy: str, *blocks: int, **options: object) -> Outcome:
+    return Replay(trace, replace(PLAIN, **options)).play(policy, tiers(*blocks))
+
+
+class ModelLru:
+    """LRU over tiers, as the store has it: victims go down, what is hit below comes up and stays below.
+
+    A tier is a list, the oldest first. What is put goes just before its parent where that was used by the request.
+    """
+
+    def __init__(self, capacities: list[int]) -> None:
+        self.tiers: list[list[int]] = [[] for _ in capacities]
+        self.capacities = capacities
+
+    def request(self, ids: list[int], touch: str) -> int:
+        hit = 0
+        while hit < len(ids) and any(ids[hit] in tier for tier in self.tiers):
+            hit += 1
+        held = set(ids[:hit])
+        if touch == "put":
+            self._put(ids, hit, held)
+            return hit
+        for each in reversed(ids):
+            self._touch(each)
+            if each not in self.tiers[0]:
+                self._admit(each, 0, held)
+        return hit
+
+    def _put(self, ids: list[int], hit: int, held: set[int]) -> None:
+        for each in reversed(ids[:hit]):
+            self._touch(each)
+        used = set(ids[:hit])
+        for before, each in zip([-1, *ids], ids, strict=False):
+            if each not in self.tiers[0]:
+                self._admit(each, 0, held, before if before in used else -1)
+                used.add(each)
+
+    def _touch(self, each: int) -> None:
+        for tier in self.tiers:
+            if each in tier:
+                tier.remove(each)
+                tier.append(each)
+
+    def _admit(self, each: int, at: int, held: set[int], parent: int = -1) -> None:
+        tier = self.tiers[at]
+        while len(tier) >= self.capacities[at]:
+            victim = next((key for key in tier if key not in held), None)
+            if victim is None:
+                return
+            tier.remove(victim)
+            if at + 1 < len(self.tiers) and victim not in self.tiers[at + 1]:
+                self._admit(victim, at + 1, held)
+        tier.insert(tier.index(parent) if parent in tier else len(tier), each)
+
+
+@pytest.mark.parametrize("touch", ["leaf", "put"])
+@pytest.mark.parametrize("sizes", [[7], [20], [6, 15], [5, 9, 30]])
+def test_lru_is_the_models(touch: str, sizes: list[int]) -> None:
+    prompts = conversations(400, seed=len(sizes))
+    model = ModelLru(sizes)
+    expected = [model.request(ids, touch) * BLOCK for ids in prompts]
+    assert sum(expected) > 0
+    told = played(linked(prompts), "lru", *sizes, touch=touch)
+    assert told.hit_tokens.tolist() == expected
+
+
+def test_a_prefix_counts_only_behind_its_head_and_a_segment_anywhere() -> None:
+    prompts = [[1, 2, 3], [9, 2, 3], [1, 2, 4]]
+    assert played(linked(prompts), "lru", 9).hit_tokens.tolist() == [0, 0, 2 * BLOCK]
+    parts = [[(i, 10 * i) for i in ids] for ids in prompts]
+    assert played(segmented(parts), "lru", 99).hit_tokens.tolist() == [0, 50, 30]
+    twice = segmented([[(1, 10), (1, 10)], [(1, 10), (2, 5), (1, 10)]])
+    told = played(twice, "lru", 99)
+    assert told.hit_tokens.tolist() == [0, 20]  # as it was before the request changed anything
+    assert told.tiers[0]["written_bytes"] == 15 * BYTES
+
+
+def test_a_partial_tail_takes_its_own_room_or_a_whole_blocks() -> None:
+    prompts = [[1, 2], [3, 4], [1, 2]]
+    trace, room = linked(prompts, tail=1), 2 * BLOCK + 2
+    small = (Tier("t", Capacity("", nbytes=room * BYTES), SPEED),)
+    assert Replay(trace, PLAIN).play("lru", small).hit_tokens.tolist() == [0, 0, 17]
+    whole = Replay(trace, replace(PLAIN, whole_blocks=True)).play("lru", small)
+    assert whole.hit_tokens.tolist() == [0, 0, 0]
+
+
+def test_what_is_leased_by_its_request_stays() -> None:
+    told = played(linked([[1, 2], [1, 2, 3, 4, 5]]), "fifo" if "fifo" in POLICIES else "lru", 3)
+    assert told.hit_tokens.tolist() == [0, 2 * BLOCK]
+    assert told.tiers[0]["refused"] == 0
+    full = played(linked([[1, 2, 3], [1, 2, 3, 4]]), "lru", 3)
+    assert full.tiers[0]["refused"] == 1  # all three are held: there is no room for a fourth
+
+
+def test_victims_go_down_and_what_is_hit_below_comes_up() -> None:
+    told = played(linked([[1], [2], [1], [2]]), "lru", 1, 2)
+    above, below = told.tiers
+    assert told.hit_tokens.tolist() == [0, 0, BLOCK, BLOCK]
+    assert (above["hit_tokens"], below["hit_tokens"]) == (0, 2 * BLOCK)
+    assert above["written_bytes"] == 4 * BLOCK * BYTES  # two computed, two loaded
+    assert below["written_bytes"] == below["demoted_bytes"] == 2 * BLOCK * BYTES  # each once: its copy stays
+    assert above["evictions"] == 3
+
+
+def test_a_tier_that_encodes_holds_more() -> None:
+    trace = linked([[1], [2], [3], [1], [2], [3]])
+    tier = Tier("t", Capacity("", nbytes=2 * BLOCK * BYTES), SPEED, smaller=2.0)
+    told = Replay(trace, PLAIN).play("lru", (tier,))
+    assert told.hit_tokens.sum() == 3 * BLOCK
+    assert told.tiers[0]["hit_bytes"] == 3 * BLOCK * BYTES // 2
+
+
+def test_a_tenant_gives_way_when_it_has_more_than_its_share() -> None:
+    greedy, modest = linked([[n] for n in range(100)]), linked([[0, 1]] * 100)
+    replay = Replay(mix([greedy, modest]), PLAIN)
+    told = replay.play("lru", tiers(6))
+    of = replay.trace.tenants
+    assert told.hit_tokens[of == 1].sum() == 99 * 2 * BLOCK  # a scan next door cost it nothing
+    less = Replay(replay.trace, replace(PLAIN, shares=(9.0, 1.0))).play("lru", tiers(6)).hit_tokens[of == 1].sum()
+    assert 0 < less < 99 * 2 * BLOCK  # a tenth of six blocks is not even one of its two
+
+
+def test_hits_save_their_prefill() -> None:
+    prefill = Replay(linked([[1]]), PLAIN).prefill
+    told = played(linked([[1, 2, 3], [1, 2, 3, 4]]), "lru", 9, step_s=0.0)
+    assert told.flops_saved.tolist() == [0.0, pytest.approx(prefill.flops(0, 3 * BLOCK))]
+    assert told.ttft_s[0] == pytest.approx(prefill.seconds(0, 3 * BLOCK))
+    assert told.ttft_s[1] == pytest.approx(3 * BLOCK * BYTES / 25e9 + prefill.seconds(3 * BLOCK, 4 * BLOCK))
+    slow = played(linked([[1, 2], [1, 2]]), "lru", 9, step_s=1.0)
+    assert slow.ttft_s[1] == slow.ttft_s[0]  # one more step is longer than all of it takes: nothing is loaded
+    assert slow.loaded_tokens.tolist() == [0, 0]
+    assert slow.hit_tokens.tolist() == [0, 2 * BLOCK]
+
+
+def test_only_what_follows_the_warm_part_counts() -> None:
+    trace = linked([[1, 2], [3], [1, 2], [3]])
+    told = played(trace, "lru", 9, warm=0.5)
+    assert told.tiers[0]["written_bytes"] == 0
+    assert told.tiers[0]["hit_tokens"] == 3 * BLOCK
+    assert told.tiers[0]["peak_bytes"] == 3 * BLOCK * BYTES
+
+
+def test_beladys_rule_knows_the_future_and_keeps_the_head_of_a_prefix() -> None:
+    prompts = [[1, 2, 3], [7], [8], [9], [1, 2, 3]]
+    assert played(linked(prompts), BELADY, 3).hit_tokens[-1] == 3 * BLOCK  # what is never used again stays out
+    assert played(linked(prompts), BELADY, 2).hit_tokens[-1] == 2 * BLOCK
+    assert played(linked(prompts), "lru", 3).hit_tokens[-1] == 0
+    # Without the choice to leave a new chunk out, as simulators of single objects have it, the tail goes for each.
+    assert played(linked(prompts), BELADY, 3, touch="forward").hit_tokens[-1] == 2 * BLOCK
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, BELADY])
+@pytest.mark.parametrize("touch", ["leaf", "put", "forward"])
+@settings(max_examples=20, deadline=None)
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 25), max_size=6, unique=True), min_size=1, max_size=60),
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    segments=st.booleans(),
+)
+def test_no_tier_is_ever_over_its_capacity_and_nothing_is_counted_twice(
+    policy: str, touch: str, prompts: list[list[int]], sizes: list[int], segments: bool
+) -> None:
+    trace = linked(prompts) if not segments else segmented([[(i, BLOCK - i % 5) for i in ids] for ids in prompts])
+    if not trace.events:
+        return
+    told = played(trace, policy, *sizes, touch=touch)
+    assert (told.hit_tokens <= trace.input_tokens).all()
+    assert (told.loaded_tokens <= told.hit_tokens).all()
+    assert sum(tier["hit_tokens"] for tier in told.tiers) == told.hit_tokens.sum()
+    for blocks, tier in zip(sizes, told.tiers, strict=True):
+        assert tier["peak_bytes"] <= blocks * BLOCK * BYTES
+    first = Replay(trace, PLAIN).prefill.seconds(0, trace.input_tokens.astype(float))
+    assert (told.ttft_s <= first * (1 + 1e-9)).all()  # a hit is never slower than computing
+
+
+def test_with_room_for_all_every_policy_hits_all_that_was_there() -> None:
+    prompts = conversations(200)
+    trace = linked(prompts)
+    seen: set[int] = set()
+    expected = []
+    for ids in prompts:
+        expected.append(BLOCK * next((n for n, each in enumerate(ids) if each not in seen), len(ids)))
+        seen.update(ids)
+    for policy in (*POLICIES, BELADY):
+        assert played(trace, policy, trace.chunks).hit_tokens.tolist() == expected, policy
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    trace = linked([[1], [2]])
+    with pytest.raises(InvalidArgument, match="that is no cache"):
+        Replay(trace, PLAIN).play("lru", (Tier("t", Capacity("x", nbytes=100), SPEED),))
+    with pytest.raises(InvalidArgument, match="has 1 tenants"):
+        Replay(trace, replace(PLAIN, shares=(1.0, 1.0)))
+    with pytest.raises(InvalidArgument, match="no whole blocks"):
+        Replay(segmented([[(1, 4)]]), replace(PLAIN, whole_blocks=True))
+    with pytest.raises(ValueError, match="1 to 8 tiers"):
+        Replay(trace, PLAIN).play("lru", tiers(*[1] * 9))
+    with pytest.raises(ValueError, match="there is no policy 'clock'"):
+        Replay(trace, PLAIN).play("clock", tiers(1))
+
+
+def test_the_columns_of_a_trace_must_fit_each_other() -> None:
+    trace = linked([[1, 2]])
+    for broken, words in (
+        ({"starts": np.array([0, 1], np.uint64)}, "divide the chunks"),
+        ({"chunk": np.array([0, 5], np.uint32)}, "names a chunk that the trace lacks"),
+        ({"tenants": np.zeros(2, np.uint16)}, "different lengths"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Replay(replace(trace, **broken), PLAIN)
+    with pytest.raises(TypeError, match="times_ms has items of another size"):
+        Replay(replace(trace, times_ms=np.zeros(1, np.int32)), PLAIN)
