@@ -47,6 +47,7 @@ class Network:
         run("ip", "netns", "add", name)
         stack.callback(run, "ip", "netns", "del", name)
         run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name)
+        stack.callback(run, "ip", "link", "del", outer)  # first: a connection that ends slowly keeps a namespace alive
         run("ip", "link", "set", outer, "master", self._bridge, "up")
         run(*self.command(number), "ip", "addr", "add", f"{self.addresses[number]}/24", "dev", inner)
         for device in (inner, "lo"):
