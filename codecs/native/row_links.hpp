@@ -45,6 +45,14 @@ public:
         ++list.size;
     }
 
+    // As the oldest. The row must be in no list.
+    void prepend(List& list, std::uint32_t row) {
+        links_[row] = {list.oldest, kEnd};
+        older_of(list, list.oldest) = row + kFirst;
+        list.oldest = row + kFirst;
+        ++list.size;
+    }
+
     // The row must be in this list.
     void unlink(List& list, std::uint32_t row) {
         const Node node = links_[row];
