@@ -49,7 +49,10 @@ void ValuePolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t no
     const bool told = (known.flags & KnownChunks::kTold) != 0;
     const std::uint32_t place = place_of(chunk);
     if (linked) request_.admit(key, chunk.parent, place, known.uses == 0);
-    if (known.uses > 0) known_.unlink(node);
+    if (known.uses > 0) {
+        known_.unlink(node);
+        known_.exhume(node);
+    }
     known.row = row + 1;
     if (known.uses > 0) known_.append(node);
     known.place = static_cast<std::uint16_t>(std::min(place, 0xFFFFU));
@@ -102,6 +105,7 @@ void ValuePolicy::demand(const std::uint64_t* keys, std::size_t count, std::int6
 // Counts a use, and what it says about the one before. The chunk is in no queue. `last`: the request ends with it.
 void ValuePolicy::use(std::uint32_t node, bool last) {
     Known& known = known_[node];
+    const bool alone = (known.flags & KnownChunks::kAlone) != 0;
     std::uint32_t gap = 0;
     if (known.uses > 0) {
         hazards_.used(known.kind, known.age);
@@ -110,8 +114,9 @@ void ValuePolicy::use(std::uint32_t node, bool last) {
         gap = known.age + 1U;
     }
     ++clock_;
+    if (alone || request_.serial() != serial_) request_at_ = clock_;
+    serial_ = request_.serial();
     if (known.uses < 0xFF) ++known.uses;
-    const bool alone = (known.flags & KnownChunks::kAlone) != 0;
     known.flags = static_cast<std::uint8_t>(known.flags & ~KnownChunks::kTail);
     if (last && !alone && known.children == 0) known.flags |= KnownChunks::kTail;
     known.flags |= KnownChunks::kUnresolved;
@@ -121,7 +126,7 @@ void ValuePolicy::use(std::uint32_t node, bool last) {
     const auto level = static_cast<std::size_t>(std::clamp(expected, 0.0, Hazards::kLevels - 1.0));
     known.kind = static_cast<std::uint8_t>(group * Hazards::kLevels + level);
     known.age = 0;
-    known.last = static_cast<std::uint32_t>(clock_);
+    known.last = static_cast<std::uint32_t>(request_at_);
     known_.append(node);
     hazards_.survived(known.kind, 0);
 }

@@ -4,6 +4,7 @@
 #include "key_table.hpp"
 #include "mapped_array.hpp"
 #include "mixed_key.hpp"
+#include "row_links.hpp"
 
 #include <algorithm>
 #include <array>
@@ -38,8 +39,8 @@ struct Known {
 };
 
 // All nodes, in a list for each age, those of chunks that are here apart from the ghosts. The lists are nearly in the
-// order of last use: a chunk that becomes a ghost goes to the end of its age, and is late in the next by less than
-// its age at most.
+// order of last use: a chunk that becomes a ghost goes to the end of its age, and comes to the next one late, by less than
+// the width of this.
 class KnownChunks {
 public:
     static constexpr std::uint8_t kUnresolved = 1;  // of its last use nobody knows yet whether another follows soon
@@ -49,7 +50,7 @@ public:
     static constexpr std::uint8_t kFree = 16;       // no node
 
     // At most `max_rows` nodes are ghosts or parents only.
-    explicit KnownChunks(std::uint32_t max_rows) : nodes_(std::size_t{2} * max_rows + 1), table_(nodes_.size()) {}
+    explicit KnownChunks(std::uint32_t max_rows) : nodes_(std::size_t{2} * max_rows + 1), graves_(static_cast<std::uint32_t>(nodes_.size())), table_(nodes_.size()) {}
 
     // A node's number, from 1 on; 0: none.
     std::uint32_t find(std::uint64_t key) const {
@@ -92,7 +93,6 @@ public:
         known.newer = 0;
         (list.newest != 0 ? (*this)[list.newest].newer : list.oldest) = node;
         list.newest = node;
-        ghosts_ += is_ghost(node);
     }
 
     void unlink(std::uint32_t node) {
@@ -100,17 +100,18 @@ public:
         const Known& known = (*this)[node];
         (known.older != 0 ? (*this)[known.older].newer : list.oldest) = known.newer;
         (known.newer != 0 ? (*this)[known.newer].older : list.newest) = known.older;
-        ghosts_ -= is_ghost(node);
     }
 
     std::uint32_t oldest(std::size_t age, bool ghost) const { return lists_[ghost][age].oldest; }
-    // The ghost that was used longest ago, 0 if there is none.
-    std::uint32_t oldest_ghost() const {
-        for (std::size_t age = kAges; age-- > 0;)
-            if (lists_[1][age].oldest != 0) return lists_[1][age].oldest;
-        return 0;
+    // Ghosts go in the order in which they came to be, and not in that of use: what was held for long and then let go is
+    // known for as long as any other, or nobody would learn that it comes back.
+    void bury(std::uint32_t node) { graves_.append(buried_, node - 1); }
+    void exhume(std::uint32_t node) {
+        if (graves_.contains(node - 1)) graves_.unlink(buried_, node - 1);
     }
-    std::size_t ghosts() const { return ghosts_; }
+    // 0 if there is none.
+    std::uint32_t oldest_ghost() const { return static_cast<std::uint32_t>(RowLinks::oldest(buried_) + 1); }
+    std::size_t ghosts() const { return buried_.size; }
     std::size_t size() const { return size_; }
     // Of all nodes.
     std::size_t capacity() const { return nodes_.size(); }
@@ -123,9 +124,11 @@ private:
     List& list_of(std::uint32_t node) { return lists_[is_ghost(node)][(*this)[node].age]; }
 
     MappedArray<Known> nodes_;
+    RowLinks graves_;
     KeyTable table_;
     std::array<std::array<List, kAges>, 2> lists_{};
-    std::size_t ghosts_ = 0, size_ = 0;
+    RowLinks::List buried_;
+    std::size_t size_ = 0;
     std::uint32_t free_ = 0, made_ = 0;
 };
 

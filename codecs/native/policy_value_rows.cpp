@@ -46,6 +46,7 @@ void ValuePolicy::remove(std::uint32_t row, bool evicted, std::int64_t) {
     known.row = 0;
     if (evicted) {
         known_.append(node);
+        known_.bury(node);
     } else {
         known.uses = 0;
         known.flags = 0;
@@ -73,6 +74,7 @@ void ValuePolicy::limit_ghosts() {
 void ValuePolicy::drop_ghost() {
     const std::uint32_t node = known_.oldest_ghost();
     known_.unlink(node);
+    known_.exhume(node);
     known_[node].uses = 0;
     known_[node].flags = 0;
     settle(node);
