@@ -1229,6 +1229,23 @@ class Arrival:
     @property
     def damaged(self) -> list[int]: ...
 
+class ValuePolicy(Policy):
+    """The policy `value` (docs/policy.md), with hints that hold until the chunk's next use.
+
+    Rows that are not here, or that others here follow, are ignored; IndexError for one that no policy can have.
+    """
+
+    def __init__(self, max_rows: int) -> None: ...
+    def ended(self, row: int) -> None:
+        """The prompt that ends with this row will not go on: what it shares with none goes first, from the tail on."""
+
+    def awaited(self, row: int, until_ms: int) -> None:
+        """A tool runs: the prompt that ends with this row stays until then, and goes first if nobody has come."""
+
+    @property
+    def ghosts(self) -> int:
+        """Chunks known that are not here: eight to each that is, at most `max_rows`."""
+
 def policy_names() -> list[str]:
     """The policies that `Policy` knows."""
 
@@ -1279,8 +1296,21 @@ class Policy:
     """
 
     def __init__(self, name: str, max_rows: int) -> None: ...
-    def admit(self, row: int, key: int, parent: int, position: int, tokens: int, bytes: int, now_ms: int) -> None:
-        """A chunk has come, or more of it; `bytes` is what it has here now."""
+    def admit(
+        self,
+        row: int,
+        key: int,
+        parent: int,
+        position: int,
+        tokens: int,
+        bytes: int,
+        now_ms: int,
+        parent_row: int = -1,
+    ) -> None:
+        """A chunk has come, or more of it; `bytes` is what it has here now.
+
+        It goes just before its parent where `parent_row` says that this was used a moment ago.
+        """
 
     def hit(self, rows: Buffer, now_ms: int, forward: bool = False) -> None:
         """Chunks of one prefix were used, root first; touched leaf to root, or `forward`. Others are skipped."""

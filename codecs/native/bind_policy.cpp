@@ -3,6 +3,7 @@
 #include "buffer.hpp"
 #include "policy.hpp"
 #include "policy_cache.hpp"
+#include "policy_value.hpp"
 #include "use.hpp"
 
 #include <nanobind/stl/string_view.h>
@@ -15,9 +16,7 @@ namespace kvstore {
 
 namespace {
 
-constexpr std::uint32_t kNoRow = 0xFFFFFFFFU;  // no policy has it
-
-std::uint32_t small_row(std::uint64_t row) { return row < kNoRow ? static_cast<std::uint32_t>(row) : kNoRow; }
+std::uint32_t row_or_none(std::uint64_t row) { return row < kNoRow ? static_cast<std::uint32_t>(row) : kNoRow; }
 
 // For rows that must be some policy's.
 std::uint32_t checked_row(std::int64_t row) {
@@ -28,7 +27,7 @@ std::uint32_t checked_row(std::int64_t row) {
 std::vector<std::uint32_t> rows_of(nb::handle object) {
     const Rows given(object, "rows");
     std::vector<std::uint32_t> rows(given.size());
-    for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = small_row(given[i]);
+    for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = row_or_none(given[i]);
     return rows;
 }
 
@@ -56,7 +55,7 @@ struct Columns {
     }
     Arrival operator[](std::size_t i) const {
         return {keys[i], parents[i], static_cast<std::uint32_t>(positions[i]), static_cast<std::uint32_t>(tokens[i]),
-                bytes[i]};
+                bytes[i], kNoRow};
     }
 
     Words keys, parents, positions, tokens, bytes;
@@ -89,9 +88,10 @@ void bind_policy(nb::module_& m) {
         .def(nb::new_([](std::string_view name, std::uint32_t max_rows) { return make_policy(name, max_rows); }),
              "name"_a, "max_rows"_a)
         .def("admit", [](Policy& policy, std::int64_t row, std::uint64_t key, std::uint64_t parent,
-                         std::uint32_t position, std::uint32_t tokens, std::uint64_t bytes, std::int64_t now_ms) {
-                policy.admit(checked_row(row), {key, parent, position, tokens, bytes}, now_ms);
-            }, "row"_a, "key"_a, "parent"_a, "position"_a, "tokens"_a, "bytes"_a, "now_ms"_a)
+                         std::uint32_t position, std::uint32_t tokens, std::uint64_t bytes, std::int64_t now_ms,
+                         std::int64_t parent_row) {
+                policy.admit(checked_row(row), {key, parent, position, tokens, bytes, row_or_none(parent_row)}, now_ms);
+            }, "row"_a, "key"_a, "parent"_a, "position"_a, "tokens"_a, "bytes"_a, "now_ms"_a, "parent_row"_a = -1)
         .def("hit", hit, "rows"_a, "now_ms"_a, "forward"_a = false)
         .def("demand", demand, "keys"_a, "now_ms"_a)
         .def("remove", [](Policy& policy, std::int64_t row, bool evicted, std::int64_t now_ms) {
@@ -110,6 +110,13 @@ void bind_policy(nb::module_& m) {
         .def("__contains__", [](const Policy& policy, std::int64_t row) {
                 return row >= 0 && row < kNoRow && policy.contains(static_cast<std::uint32_t>(row));
             }, "row"_a);
+    nb::class_<ValuePolicy, Policy>(m, "ValuePolicy")
+        .def(nb::init<std::uint32_t>(), "max_rows"_a)
+        .def("ended", [](ValuePolicy& policy, std::int64_t row) { policy.ended(checked_row(row)); }, "row"_a)
+        .def("awaited", [](ValuePolicy& policy, std::int64_t row, std::int64_t until_ms) {
+                policy.awaited(checked_row(row), until_ms);
+            }, "row"_a, "until_ms"_a)
+        .def_prop_ro("ghosts", &ValuePolicy::ghosts);
     m.def("policy_names", [] {
         std::vector<std::string> names(policy_names().begin(), policy_names().end());
         return names;

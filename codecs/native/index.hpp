@@ -208,7 +208,7 @@ public:
     bool is_leased(std::uint32_t chunk) const { return chunks_[chunk].leases > 0; }
     bool evictable(std::uint64_t chunk, std::int64_t now_ms) const;
     // What the policy of a tier is told of a chunk with placements there.
-    Arrival arrival(std::uint32_t chunk, std::uint8_t tier) const;
+    Arrival arrival(std::uint32_t chunk, std::uint8_t tier, std::int64_t now_ms) const;
     bool is_live_chunk(std::uint32_t row) const { return chunks_.is_live(row); }
     std::uint32_t checked_chunk(std::uint64_t row) const { return chunks_.checked(row); }
 

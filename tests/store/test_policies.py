@@ -137,3 +137,25 @@ def test_a_policy_that_is_not_there_is_refused_at_the_start() -> None:
         kvstore.open(Config(policy="clock"))
     with pytest.raises(ConfigError, match=r"policy of namespace 'a' = 'lu'.*'lru'|policy of namespace 'a' = 'lu'"):
         kvstore.open(Config(namespaces=(NamespaceConfig("a", policy="lu"),)), namespace="a")
+
+
+@pytest.mark.parametrize("policy", ["lru", "s3fifo", "arc", "mq"])
+def test_the_tail_of_a_prompt_goes_before_its_head(box: Box, policy: str) -> None:
+    """Put root first, as engines do, after another prompt, of which it then goes on with the head."""
+    client = box.open(policy=policy)
+    core, first, second = box.store(client)._core, prompt(SMALL, 3, 1), prompt(SMALL, 6, 2)
+    for refs in (first.refs, second.refs[:4]):
+        box.fill(client, SMALL, refs)
+    with core.lock:
+        rows = victims(core.usage.policy(0, core.catalog.namespace("default")))
+        order = [core.index.chunk(row).key for row in rows]
+    assert order == [ref.key for ref in [*first.refs[::-1], *second.refs[3::-1]]]
+    client.lookup(SMALL, second, lease_s=5).release()
+    box.fill(client, SMALL, second.refs[4:])
+    with core.lock:
+        rows = victims(core.usage.policy(0, core.catalog.namespace("default")))
+        order = [core.index.chunk(row).key for row in rows]
+    if policy in ("lru",):
+        assert order == [ref.key for ref in [*first.refs[::-1], *second.refs[::-1]]]
+    else:
+        assert order.index(second.refs[5].key) < order.index(second.refs[4].key)
