@@ -114,8 +114,6 @@ void ValuePolicy::use(std::uint32_t node, bool last) {
         gap = known.age + 1U;
     }
     ++clock_;
-    if (alone || request_.serial() != serial_) request_at_ = clock_;
-    serial_ = request_.serial();
     if (known.uses < 0xFF) ++known.uses;
     known.flags = static_cast<std::uint8_t>(known.flags & ~KnownChunks::kTail);
     if (last && !alone && known.children == 0) known.flags |= KnownChunks::kTail;
@@ -126,7 +124,7 @@ void ValuePolicy::use(std::uint32_t node, bool last) {
     const auto level = static_cast<std::size_t>(std::clamp(expected, 0.0, Hazards::kLevels - 1.0));
     known.kind = static_cast<std::uint8_t>(group * Hazards::kLevels + level);
     known.age = 0;
-    known.last = static_cast<std::uint32_t>(request_at_);
+    known.last = static_cast<std::uint32_t>(clock_);
     known_.append(node);
     hazards_.survived(known.kind, 0);
 }
@@ -172,9 +170,8 @@ void ValuePolicy::grow_older(std::uint32_t node) {
 void ValuePolicy::rank() {
     ranked_at_ = clock_;
     if (admissions_ > 0) {
-        const double horizon = kHorizonFillings * static_cast<double>(size_) * (static_cast<double>(clock_) / admissions_);
-        horizon_ = 0;
-        while (horizon_ + 2 < kAges && ages_.begin[horizon_ + 1] < horizon) ++horizon_;
+        const double filling = static_cast<double>(size_) * static_cast<double>(clock_) / static_cast<double>(admissions_);
+        for (horizon_ = 0; horizon_ + 2 < kAges && ages_.begin[horizon_ + 1] < kHorizonFillings * filling;) ++horizon_;
     }
     hazards_.decay(kLeastMemory + kMemoryPerRow * static_cast<double>(size_));
     hazards_.rate(request_.run());

@@ -48,7 +48,7 @@ private:
     static constexpr std::size_t kQueues = kAwaited + 1;
     static constexpr std::size_t kGhostsPerRow = 8;
     static constexpr std::size_t kLeastGhosts = 64;
-    static constexpr std::uint64_t kRankEvery = 256;
+    static constexpr std::uint64_t kRankEvery = 1024;
 
     enum class Hint : std::uint8_t { none, ended, awaited };
 
@@ -109,8 +109,7 @@ private:
     std::size_t size_ = 0;
     std::uint32_t max_rows_;
     std::uint32_t chunk_tokens_ = 1;  // of the longest chunk so far
-    std::uint64_t clock_ = 0, ranked_at_ = 0, grown_at_ = 0;  // uses
-    std::uint64_t serial_ = 0, request_at_ = 0;  // all chunks of a request are of one age
+    std::uint64_t clock_ = 0, ranked_at_ = 0, grown_at_ = 0;  // in uses
     std::uint64_t admissions_ = 0;
     std::size_t horizon_ = 6;  // the age at which a use counts as not followed soon
 };

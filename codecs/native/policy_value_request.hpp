@@ -18,7 +18,6 @@ public:
     void begin(std::uint64_t first_key, std::uint64_t last_key, std::size_t missing, std::size_t fresh,
                std::size_t length) {
         if (length_ > 0) run_ += (length_ - run_) / 100;
-        ++serial_;
         first_key_ = first_key;
         last_key_ = last_key;
         missing_ = missing;
@@ -50,8 +49,6 @@ public:
 
     std::size_t missing() const { return missing_; }
     bool is_last(std::uint64_t key) const { return missing_ > 0 && key == last_key_; }
-    // Changes with every request.
-    std::uint64_t serial() const { return serial_; }
     // Chunks of a request, on average.
     double run() const { return run_; }
     UseTraits traits(std::uint32_t place, std::uint32_t gap_age, bool linked) const {
@@ -62,7 +59,6 @@ private:
     std::uint64_t first_key_ = 0, last_key_ = 0, head_parent_ = 0, last_admitted_ = 0;
     std::size_t missing_ = 0;
     std::uint32_t fresh_ = 0, length_ = 0;
-    std::uint64_t serial_ = 0;
     double run_ = 1;
     bool awaits_hits_ = false, awaits_admissions_ = false;
 };
