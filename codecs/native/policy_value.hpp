@@ -102,9 +102,10 @@ private:
     ReuseModel model_;
     RequestShape request_;
     Ages ages_;
-    std::vector<std::uint32_t> walk_;  // what `victim` has given, one asked for after the other
+    std::vector<std::uint32_t> walk_;       // what `victim` has given, one asked for after the other
     std::vector<std::uint32_t> unsettled_;  // nodes that may be forgotten when it ends
-    std::size_t walk_from_ = 0;        // the rank at which it began
+    std::size_t walk_from_ = 0;             // the rank at which it began
+    std::int64_t resumed_at_ = -1;          // the row that it follows
     std::vector<Wait> waits_;
     std::size_t size_ = 0;
     std::uint32_t max_rows_;

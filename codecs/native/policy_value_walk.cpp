@@ -12,14 +12,18 @@ std::int64_t ValuePolicy::victim(std::int64_t after) {
     if (!here || walk_.empty() || walk_.back() != after) {
         end_walk();
         walk_from_ = 0;
+        resumed_at_ = after;
         if (here) {  // it goes on from the queue of `after`
             const auto row = static_cast<std::uint32_t>(after);
             walk_from_ = queues_.rank_of(queue_of(row));
             if (rows_[row].queue != 0) give(row);
         }
     }
-    const std::int64_t found = queues_.first(walk_from_);
-    if (found >= 0) give(static_cast<std::uint32_t>(found));
+    std::int64_t found;
+    do {  // `after` comes once more if others followed it, which have been given now
+        found = queues_.first(walk_from_);
+        if (found >= 0) give(static_cast<std::uint32_t>(found));
+    } while (found >= 0 && found == resumed_at_);
     return found;
 }
 
