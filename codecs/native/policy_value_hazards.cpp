@@ -16,6 +16,16 @@ void add(Row& sum, const Row& each) {
     for (std::size_t age = 0; age < kAges; ++age) sum[age] += each[age];
 }
 
+// Neighbours count half: one request of a hundred chunks leaves a spike that no waiting should be built on.
+Row smoothed(const Row& counts) {
+    Row sum;
+    for (std::size_t age = 0; age < kAges; ++age) {
+        const std::size_t before = age > 0 ? age - 1 : age, after = std::min(age + 1, kAges - 1);
+        sum[age] = (2 * counts[age] + counts[before] + counts[after]) / 4;
+    }
+    return sum;
+}
+
 }  // namespace
 
 void Hazards::decay(double most) {
@@ -37,10 +47,11 @@ Row Hazards::shrunk(const Row& uses, const Row& at_risk, const Row& towards, dou
         expected += at_risk[age] * towards[age];
     }
     const double ratio = seen / expected;
+    const Row near = smoothed(uses), lived = smoothed(at_risk);
     Row hazards;
     for (std::size_t age = 0; age < kAges; ++age) {
         const double base = std::min(.95, towards[age] * ratio);
-        hazards[age] = std::min(.99, (uses[age] + prior * base) / (at_risk[age] + prior));
+        hazards[age] = std::min(.99, (near[age] + prior * base) / (lived[age] + prior));
     }
     return hazards;
 }
@@ -52,13 +63,9 @@ void Hazards::rate(double run) {
         add(uses, uses_[kind]);
         add(at_risk, at_risk_[kind]);
     }
+    const Row near = smoothed(uses), lived = smoothed(at_risk);
     Row all;
-    for (std::size_t age = 0; age < kAges; ++age) {  // neighbours count half
-        const std::size_t before = age > 0 ? age - 1 : age, after = std::min(age + 1, kAges - 1);
-        const double seen = 2 * uses[age] + uses[before] + uses[after];
-        const double lived = 2 * at_risk[age] + at_risk[before] + at_risk[after];
-        all[age] = (seen + prior * kFirstGuess) / (lived + prior);
-    }
+    for (std::size_t age = 0; age < kAges; ++age) all[age] = (near[age] + prior * kFirstGuess) / (lived[age] + prior);
     for (std::size_t group = 0; group < kGroups; ++group) {
         uses = at_risk = Row{};
         for (std::size_t kind = group * kLevels; kind < (group + 1) * kLevels; ++kind) {

@@ -17,7 +17,11 @@ public:
     // `missing` chunks are asked for, `fresh` of them never seen; `length` of all the prompt if any is known, else 0.
     void begin(std::uint64_t first_key, std::uint64_t last_key, std::size_t missing, std::size_t fresh,
                std::size_t length) {
-        if (length_ > 0) run_ += (length_ - run_) / 100;
+        if (length_ > 0) {
+            const double length = length_;
+            length_mean_ += (length - length_mean_) / 100;
+            square_mean_ += (length * length - square_mean_) / 100;
+        }
         first_key_ = first_key;
         last_key_ = last_key;
         missing_ = missing;
@@ -49,8 +53,8 @@ public:
 
     std::size_t missing() const { return missing_; }
     bool is_last(std::uint64_t key) const { return missing_ > 0 && key == last_key_; }
-    // Chunks of a request, on average.
-    double run() const { return run_; }
+    // Chunks that share a request with a chunk, on average over chunks: they share its fate.
+    double run() const { return square_mean_ / length_mean_; }
     UseTraits traits(std::uint32_t place, std::uint32_t gap_age, bool linked) const {
         return {fresh_, std::max(length_, place + 1), place, gap_age, linked};
     }
@@ -59,7 +63,7 @@ private:
     std::uint64_t first_key_ = 0, last_key_ = 0, head_parent_ = 0, last_admitted_ = 0;
     std::size_t missing_ = 0;
     std::uint32_t fresh_ = 0, length_ = 0;
-    double run_ = 1;
+    double length_mean_ = 1, square_mean_ = 1;
     bool awaits_hits_ = false, awaits_admissions_ = false;
 };
 
