@@ -16,6 +16,9 @@ constexpr double kMemoryPerRow = 64;
 // The horizon of the reuse model, in times that the cache is filled anew.
 constexpr double kHorizonFillings = 2;
 
+// The shortest wait that a density is taken over, in uses a chunk that is here.
+constexpr double kLeastWait = .25;
+
 // 1, 2, 3-4, 5-8, more; and whether it ends its prompt.
 std::uint32_t group_of(const Known& known) {
     const auto often = std::min(4U, static_cast<std::uint32_t>(std::bit_width(known.uses - 1U)));
@@ -174,7 +177,7 @@ void ValuePolicy::rank() {
         for (horizon_ = 0; horizon_ + 2 < kAges && ages_.begin[horizon_ + 1] < kHorizonFillings * filling;) ++horizon_;
     }
     hazards_.decay(kLeastMemory + kMemoryPerRow * static_cast<double>(size_));
-    hazards_.rate(request_.run());
+    hazards_.rate(request_.run(), kLeastWait * static_cast<double>(size_));
     queues_.rank([&](std::size_t queue) {
         if (queue == kWorthless) return -1.0;
         if (queue == kAwaited) return std::numeric_limits<double>::infinity();

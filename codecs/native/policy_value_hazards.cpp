@@ -56,7 +56,7 @@ Row Hazards::shrunk(const Row& uses, const Row& at_risk, const Row& towards, dou
     return hazards;
 }
 
-void Hazards::rate(double run) {
+void Hazards::rate(double run, double least) {
     const double prior = kPriorRuns * std::max(1.0, run);
     Row uses{}, at_risk{};
     for (std::size_t kind = 0; kind < kKinds; ++kind) {
@@ -74,14 +74,14 @@ void Hazards::rate(double run) {
         }
         const Row of_group = shrunk(uses, at_risk, all, prior);
         for (std::size_t kind = group * kLevels; kind < (group + 1) * kLevels; ++kind)
-            rate_kind(shrunk(uses_[kind], at_risk_[kind], of_group, prior), density_[kind]);
+            rate_kind(shrunk(uses_[kind], at_risk_[kind], of_group, prior), least, density_[kind]);
     }
 }
 
-void Hazards::rate_kind(const Row& hazards, Row& density) const {
+void Hazards::rate_kind(const Row& hazards, double least, Row& density) const {
     for (std::size_t from = 0; from < kAges; ++from) {
         double left = 1, used = 0, waited = 0, best = 0;
-        for (std::size_t age = from; age < kAges && left > 1e-3; ++age) {
+        for (std::size_t age = from; age < kAges; ++age) {
             double width = ages_.begin[age + 1] - ages_.begin[age], hazard = hazards[age];
             if (age == from) {  // it is half through it
                 width /= 2;
@@ -90,7 +90,9 @@ void Hazards::rate_kind(const Row& hazards, Row& density) const {
             used += left * hazard;
             waited += left * width * (1 - hazard / 2);
             left *= 1 - hazard;
-            best = std::max(best, used / waited);
+            const bool over = left < 1e-3 || age + 1 == kAges;  // waiting on changes nothing any more
+            if (over || ages_.begin[age + 1] - ages_.begin[from] >= least) best = std::max(best, used / waited);
+            if (over) break;
         }
         density[from] = best;
     }

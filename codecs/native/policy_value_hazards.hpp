@@ -26,15 +26,16 @@ public:
     // What waiting for a chunk's next use promises: the most, over all times to give up, of P(used by then) / E[time
     // waited], from the age at which it is. Where the chance rises with age (think time, loops) an old chunk is worth more
     // than a new one. It is the Gittins index of a chunk that is used once; LHD (Beckmann, Chen, Cidon, NSDI 2018) has
-    // the same density without the choice when to give up. `run`: chunks that share their fate, on average.
-    void rate(double run);
+    // the same density without the choice when to give up. Nobody gives up before `least` uses: a
+    // chance that is over sooner is no reason to keep anything, and mostly noise. `run`: chunks that share their fate.
+    void rate(double run, double least);
     double density(std::size_t kind, std::size_t age) const { return density_[kind][age]; }
 
 private:
     using Row = std::array<double, kAges>;
 
     static Row shrunk(const Row& uses, const Row& at_risk, const Row& towards, double prior);
-    void rate_kind(const Row& hazards, Row& density) const;
+    void rate_kind(const Row& hazards, double least, Row& density) const;
 
     Ages ages_;
     std::array<Row, kKinds> at_risk_{};
