@@ -9,9 +9,8 @@ namespace kvstore {
 
 namespace {
 
-// Uses after which what was counted is halved: enough for each kind to be seen often, or for all the cache to be used
-// so many times over.
-constexpr double kLeastMemory = 20'000;
+// Uses after which what was counted is halved: a thousand for each kind, and more where the cache is large.
+constexpr double kLeastMemory = 80'000;
 constexpr double kMemoryPerRow = 64;
 // The horizon of the reuse model, in times that the cache is filled anew.
 constexpr double kHorizonFillings = 2;
@@ -94,7 +93,7 @@ void ValuePolicy::demand(const std::uint64_t* keys, std::size_t count, std::int6
         if (node == 0 || known_[node].uses == 0)
             ++fresh;
         else
-            length = std::max(length, known_[node].place + count - std::min<std::size_t>(i, known_[node].place + count));
+            length = std::max(length, known_[node].place + count - std::min(i, known_[node].place + count));
     }
     request_.begin(keys[0], keys[count - 1], count, fresh, length);
     for (std::size_t i = count; i-- > 0;) {
@@ -120,11 +119,14 @@ void ValuePolicy::use(std::uint32_t node, bool last) {
     if (known.uses < 0xFF) ++known.uses;
     known.flags = static_cast<std::uint8_t>(known.flags & ~KnownChunks::kTail);
     if (last && !alone && known.children == 0) known.flags |= KnownChunks::kTail;
-    known.flags |= KnownChunks::kUnresolved;
-    known.traits = ReuseModel::pack(request_.traits(known.place, gap, !alone));
     const std::uint32_t group = group_of(known);
-    const double expected = std::floor(model_.log_odds(known.traits, group)) + Hazards::kLevels / 2;
-    const auto level = static_cast<std::size_t>(std::clamp(expected, 0.0, Hazards::kLevels - 1.0));
+    std::size_t level = Hazards::kLevels / 2;
+    if (!alone) {  // the request says nothing about a chunk that stands alone
+        known.flags |= KnownChunks::kUnresolved;
+        known.traits = ReuseModel::pack(request_.traits(known.place, gap));
+        const double expected = std::floor(model_.log_odds(known.traits, group)) + Hazards::kLevels / 2;
+        level = static_cast<std::size_t>(std::clamp(expected, 0.0, Hazards::kLevels - 1.0));
+    }
     known.kind = static_cast<std::uint8_t>(group * Hazards::kLevels + level);
     known.age = 0;
     known.last = static_cast<std::uint32_t>(clock_);
@@ -135,8 +137,7 @@ void ValuePolicy::use(std::uint32_t node, bool last) {
 void ValuePolicy::resolve(Known& known, bool reused) {
     if ((known.flags & KnownChunks::kUnresolved) == 0) return;
     known.flags = static_cast<std::uint8_t>(known.flags & ~KnownChunks::kUnresolved);
-    const double run = (known.flags & KnownChunks::kAlone) != 0 ? 1 : std::max(1.0, request_.run());
-    model_.learn(known.traits, group_of(known), reused, 1 / run);
+    model_.learn(known.traits, group_of(known), reused, 1 / std::max(1.0, request_.run()));
 }
 
 // What is due before anything is told.
@@ -173,8 +174,9 @@ void ValuePolicy::grow_older(std::uint32_t node) {
 void ValuePolicy::rank() {
     ranked_at_ = clock_;
     if (admissions_ > 0) {
-        const double filling = static_cast<double>(size_) * static_cast<double>(clock_) / static_cast<double>(admissions_);
-        for (horizon_ = 0; horizon_ + 2 < kAges && ages_.begin[horizon_ + 1] < kHorizonFillings * filling;) ++horizon_;
+        const double uses = static_cast<double>(clock_) / static_cast<double>(admissions_);
+        const double horizon = kHorizonFillings * uses * static_cast<double>(size_);
+        for (horizon_ = 0; horizon_ + 2 < kAges && ages_.begin[horizon_ + 1] < horizon;) ++horizon_;
     }
     hazards_.decay(kLeastMemory + kMemoryPerRow * static_cast<double>(size_));
     hazards_.rate(request_.run(), kLeastWait * static_cast<double>(size_));

@@ -16,11 +16,11 @@
 namespace kvstore {
 
 // A chunk is of a kind: how often it was used, whether it ends a prompt, and what the reuse model expects of it. A kind
-// and an age make a queue, the queues are ordered by the density of hits that Hazards has learned, and the victim is the
-// oldest chunk of the least queue. Only chunks that no other here follows are in queues: the tail of a prefix goes before
-// its head, whatever is expected of the head. Nothing is set for a workload. Ghosts, eight to each chunk here but at most
-// `max_rows`, keep how often and when: 40 bytes, 20 more for a row that is here, and the table of keys. O(kinds · ages) to
-// rank, once in `kRankEvery` uses; O(ages) amortised for all else.
+// and an age make a queue, the queues are ordered by the density of hits that Hazards has learned, and the victim is
+// the oldest chunk of the least queue. Only chunks that no other here follows are in queues: the tail of a prefix goes
+// before its head, whatever is expected of the head. Nothing is set for a workload. Ghosts, eight to each chunk here
+// but at most `max_rows`, keep how often and when. 48 bytes a known chunk, 20 more for a row that is here, and the
+// table of keys. O(kinds · ages²) to rank, once in `kRankEvery` uses; O(1) amortised for all else.
 class ValuePolicy final : public Policy {
 public:
     explicit ValuePolicy(std::uint32_t max_rows);
@@ -35,11 +35,11 @@ public:
     bool contains(std::uint32_t row) const override { return row < rows_.size() && rows_[row].node != 0; }
     std::size_t ghosts() const { return known_.ghosts(); }
 
-    // Hints, until the chunk's next use. The prompt that ends with this row will not be continued: what it shares with no
-    // other here goes first, from the tail on. A row that is not here is ignored.
+    // Hints, until the chunk's next use. The prompt that ends with this row will not be continued: what it shares with
+    // no other here goes first, from the tail on. A row that is not here, or that others follow, is ignored.
     void ended(std::uint32_t row);
-    // A tool runs, and the prompt that ends with this row comes back at about `until_ms`: its tail goes last until then,
-    // and as after `ended` if nobody has come.
+    // A tool runs, and the prompt that ends with this row comes back at about `until_ms`: it goes last until then, and
+    // as after `ended` if nobody has come.
     void awaited(std::uint32_t row, std::int64_t until_ms);
 
 private:

@@ -1,4 +1,4 @@
-// What `value` knows of a chunk, whether it is here or was: one node of 40 bytes, found by the chunk's key.
+// What `value` knows of a chunk, whether it is here or was: one node of 40 bytes (and 8 for a ghost's place among ghosts), found by key.
 #pragma once
 
 #include "key_table.hpp"
@@ -50,7 +50,9 @@ public:
     static constexpr std::uint8_t kFree = 16;       // no node
 
     // At most `max_rows` nodes are ghosts or parents only.
-    explicit KnownChunks(std::uint32_t max_rows) : nodes_(std::size_t{2} * max_rows + 1), graves_(static_cast<std::uint32_t>(nodes_.size())), table_(nodes_.size()) {}
+    explicit KnownChunks(std::uint32_t max_rows)
+        : nodes_(std::size_t{2} * max_rows + 1), graves_(static_cast<std::uint32_t>(nodes_.size())),
+          table_(nodes_.size()) {}
 
     // A node's number, from 1 on; 0: none.
     std::uint32_t find(std::uint64_t key) const {

@@ -55,8 +55,8 @@ public:
     bool is_last(std::uint64_t key) const { return missing_ > 0 && key == last_key_; }
     // Chunks that share a request with a chunk, on average over chunks: they share its fate.
     double run() const { return square_mean_ / length_mean_; }
-    UseTraits traits(std::uint32_t place, std::uint32_t gap_age, bool linked) const {
-        return {fresh_, std::max(length_, place + 1), place, gap_age, linked};
+    UseTraits traits(std::uint32_t place, std::uint32_t gap_age) const {
+        return {fresh_, std::max(length_, place + 1), place, gap_age};
     }
 
 private:

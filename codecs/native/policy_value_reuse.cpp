@@ -18,7 +18,6 @@ std::uint16_t ReuseModel::pack(const UseTraits& traits) {
     // An octave a step, from the third step of ages on.
     const std::uint32_t gap =
         traits.gap_age == 0 ? 0 : 1 + std::min(6U, (std::max(traits.gap_age, 3U) - 3) / 2);
-    if (!traits.linked) return static_cast<std::uint16_t>(gap);
     const std::uint32_t behind = traits.length - std::min(traits.length, traits.place);
     return static_cast<std::uint16_t>(gap | log_step(traits.fresh + 1) << 3 | log_step(traits.length) << 6 |
                                       log_step(traits.place + 1) << 9 | log_step(behind) << 12);

@@ -11,8 +11,7 @@ struct UseTraits {
     std::uint32_t fresh;    // of the request: never seen before
     std::uint32_t length;   // of the request
     std::uint32_t place;    // before this one
-    std::uint32_t gap_age;  // the age at which it was used this time, 0 if it is the first
-    bool linked;            // false: it stands alone, and the request says nothing about it
+    std::uint32_t gap_age;  // the age at which it was used this time, plus one; 0: the first use
 };
 
 class ReuseModel {
