@@ -1232,6 +1232,23 @@ class Arrival:
     @property
     def damaged(self) -> list[int]: ...
 
+class ValuePolicy(Policy):
+    """The policy `value` (docs/policy.md), with hints that hold until the chunk's next use.
+
+    Rows that are not here, or that others here follow, are ignored; IndexError for one that no policy can have.
+    """
+
+    def __init__(self, max_rows: int) -> None: ...
+    def ended(self, row: int) -> None:
+        """The prompt that ends with this row will not go on: what it shares with none goes first, from the tail on."""
+
+    def awaited(self, row: int, until_ms: int) -> None:
+        """A tool runs: the prompt that ends with this row stays until then, and goes first if nobody has come."""
+
+    @property
+    def ghosts(self) -> int:
+        """Chunks known that are not here: eight to each that is, at most `max_rows`."""
+
 def policy_names() -> list[str]:
     """The policies that `Policy` knows."""
 

@@ -3,6 +3,7 @@
 #include "buffer.hpp"
 #include "policy.hpp"
 #include "policy_cache.hpp"
+#include "policy_value.hpp"
 #include "use.hpp"
 
 #include <nanobind/stl/string_view.h>
@@ -109,6 +110,13 @@ void bind_policy(nb::module_& m) {
         .def("__contains__", [](const Policy& policy, std::int64_t row) {
                 return row >= 0 && row < kNoRow && policy.contains(static_cast<std::uint32_t>(row));
             }, "row"_a);
+    nb::class_<ValuePolicy, Policy>(m, "ValuePolicy")
+        .def(nb::init<std::uint32_t>(), "max_rows"_a)
+        .def("ended", [](ValuePolicy& policy, std::int64_t row) { policy.ended(checked_row(row)); }, "row"_a)
+        .def("awaited", [](ValuePolicy& policy, std::int64_t row, std::int64_t until_ms) {
+                policy.awaited(checked_row(row), until_ms);
+            }, "row"_a, "until_ms"_a)
+        .def_prop_ro("ghosts", &ValuePolicy::ghosts);
     m.def("policy_names", [] {
         std::vector<std::string> names(policy_names().begin(), policy_names().end());
         return names;

@@ -6,6 +6,7 @@
 #include "policy_lru.hpp"
 #include "policy_mq.hpp"
 #include "policy_s3fifo.hpp"
+#include "policy_value.hpp"
 
 #include <array>
 #include <stdexcept>
@@ -31,6 +32,7 @@ constexpr std::array kMakers = std::to_array<std::pair<std::string_view, Maker>>
     {"arc", make<ArcPolicy>},
     {"gdsf", make<GdsfPolicy>},
     {"mq", make<MqPolicy>},
+    {"value", make<ValuePolicy>},
 });
 
 }  // namespace

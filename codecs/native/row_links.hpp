@@ -45,6 +45,14 @@ public:
         ++list.size;
     }
 
+    // As the oldest. The row must be in no list.
+    void prepend(List& list, std::uint32_t row) {
+        links_[row] = {list.oldest, kEnd};
+        older_of(list, list.oldest) = row + kFirst;
+        list.oldest = row + kFirst;
+        ++list.size;
+    }
+
     // The row must be in no list, `anchor` in this one.
     void insert_older(List& list, std::uint32_t row, std::uint32_t anchor) {
         const Link older = links_[anchor].older;

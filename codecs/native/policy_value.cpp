@@ -1,0 +1,207 @@
+#include "policy_value.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+
+namespace kvstore {
+
+namespace {
+
+// Uses after which what was counted is halved: a thousand for each kind, and more where the cache is large.
+constexpr double kLeastMemory = 80'000;
+constexpr double kMemoryPerRow = 64;
+// The horizon of the reuse model, in times that the cache is filled anew.
+constexpr double kHorizonFillings = 2;
+
+// The shortest wait that a density is taken over, in uses a chunk that is here.
+constexpr double kLeastWait = .25;
+
+// 1, 2, 3-4, 5-8, more; and whether it ends its prompt.
+std::uint32_t group_of(const Known& known) {
+    const auto often = std::min(4U, static_cast<std::uint32_t>(std::bit_width(known.uses - 1U)));
+    return often * 2 + ((known.flags & KnownChunks::kTail) != 0);
+}
+
+}  // namespace
+
+ValuePolicy::ValuePolicy(std::uint32_t max_rows)
+    : queues_(max_rows), rows_(max_rows), known_(max_rows), max_rows_(max_rows) {
+    rank();
+}
+
+void ValuePolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t now_ms) {
+    queues_.check(row);
+    begin_event(now_ms);
+    if (contains(row)) {
+        rows_[row].worthless = is_worthless(chunk);
+        if (is_leaf(row)) {
+            dequeue(row);
+            enqueue(row);
+        }
+        return;
+    }
+    std::uint64_t key = chunk.key;
+    std::uint32_t node = known_.find(key);
+    while (node != 0 && !known_.is_ghost(node)) node = known_.find(key = mixed_key(key + 1));  // another of this hash
+    if (node == 0) node = make_node(key);
+    Known& known = known_[node];
+    const bool linked = chunk.parent != 0 || chunk.position == 0;
+    const bool told = (known.flags & KnownChunks::kTold) != 0;
+    const std::uint32_t place = place_of(chunk);
+    if (linked) request_.admit(key, chunk.parent, place, known.uses == 0);
+    if (known.uses > 0) {
+        known_.unlink(node);
+        known_.exhume(node);
+    }
+    known.row = row + 1;
+    if (known.uses > 0) known_.append(node);
+    known.place = static_cast<std::uint16_t>(std::min(place, 0xFFFFU));
+    known.flags = static_cast<std::uint8_t>(known.flags & ~(KnownChunks::kTold | KnownChunks::kAlone));
+    if (!linked) known.flags |= KnownChunks::kAlone;
+    if (!told) use(node, request_.is_last(key));
+    rows_[row] = {node, 0, 0, Hint::none, is_worthless(chunk), false};
+    ++size_;
+    ++admissions_;
+    adopt(row, chunk.parent);
+    if (is_leaf(row)) enqueue(row);
+}
+
+void ValuePolicy::hit(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) {
+    begin_event(now_ms);
+    while (count > 0 && !contains(rows[count - 1])) --count;
+    if (count == 0) return;
+    const Known& deepest = known_[rows_[rows[count - 1]].node];
+    if ((deepest.flags & KnownChunks::kAlone) == 0) request_.hit(deepest.key, deepest.place);
+    for (std::size_t i = count; i-- > 0;) {
+        const std::uint32_t row = rows[i];
+        if (!contains(row)) continue;
+        dequeue(row);
+        rows_[row].hint = Hint::none;
+        use(rows_[row].node, i + 1 == count && request_.missing() == 0);
+        if (is_leaf(row)) enqueue(row);
+    }
+}
+
+void ValuePolicy::demand(const std::uint64_t* keys, std::size_t count, std::int64_t now_ms) {
+    if (count == 0) return;
+    begin_event(now_ms);
+    std::size_t fresh = 0, length = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::uint32_t node = known_.find(keys[i]);
+        if (node == 0 || known_[node].uses == 0)
+            ++fresh;
+        else
+            length = std::max(length, known_[node].place + count - std::min(i, known_[node].place + count));
+    }
+    request_.begin(keys[0], keys[count - 1], count, fresh, length);
+    for (std::size_t i = count; i-- > 0;) {
+        const std::uint32_t node = known_.find(keys[i]);
+        if (node == 0 || known_[node].uses == 0 || !known_.is_ghost(node)) continue;
+        use(node, i + 1 == count);
+        known_[node].flags |= KnownChunks::kTold;
+    }
+}
+
+// Counts a use, and what it says about the one before. The chunk is in no queue. `last`: the request ends with it.
+void ValuePolicy::use(std::uint32_t node, bool last) {
+    Known& known = known_[node];
+    const bool alone = (known.flags & KnownChunks::kAlone) != 0;
+    std::uint32_t gap = 0;
+    if (known.uses > 0) {
+        hazards_.used(known.kind, known.age);
+        resolve(known, true);
+        known_.unlink(node);
+        gap = known.age + 1U;
+    }
+    ++clock_;
+    if (known.uses < 0xFF) ++known.uses;
+    known.flags = static_cast<std::uint8_t>(known.flags & ~KnownChunks::kTail);
+    if (last && !alone && known.children == 0) known.flags |= KnownChunks::kTail;
+    const std::uint32_t group = group_of(known);
+    std::size_t level = Hazards::kLevels / 2;
+    if (!alone) {  // the request says nothing about a chunk that stands alone
+        known.flags |= KnownChunks::kUnresolved;
+        known.traits = ReuseModel::pack(request_.traits(known.place, gap));
+        const double expected = std::floor(model_.log_odds(known.traits, group)) + Hazards::kLevels / 2;
+        level = static_cast<std::size_t>(std::clamp(expected, 0.0, Hazards::kLevels - 1.0));
+    }
+    known.kind = static_cast<std::uint8_t>(group * Hazards::kLevels + level);
+    known.age = 0;
+    known.last = static_cast<std::uint32_t>(clock_);
+    known_.append(node);
+    hazards_.survived(known.kind, 0);
+}
+
+void ValuePolicy::resolve(Known& known, bool reused) {
+    if ((known.flags & KnownChunks::kUnresolved) == 0) return;
+    known.flags = static_cast<std::uint8_t>(known.flags & ~KnownChunks::kUnresolved);
+    model_.learn(known.traits, group_of(known), reused, 1 / std::max(1.0, request_.run()));
+}
+
+// What is due before anything is told.
+void ValuePolicy::begin_event(std::int64_t now_ms) {
+    end_walk();
+    if (!waits_.empty()) end_waits(now_ms);
+    if (static_cast<double>(clock_ - grown_at_) >= ages_.begin[1]) grow_older();
+    if (clock_ - ranked_at_ >= kRankEvery + size_ / 4) rank();
+}
+
+void ValuePolicy::grow_older() {
+    grown_at_ = clock_;
+    for (std::size_t age = 0; age + 1 < kAges; ++age)
+        for (const bool ghost : {false, true})
+            for (std::uint32_t node = known_.oldest(age, ghost); node != 0; node = known_.oldest(age, ghost)) {
+                const auto unused = static_cast<std::uint32_t>(clock_) - known_[node].last;
+                if (unused < ages_.begin[age + 1]) break;
+                grow_older(node);
+            }
+}
+
+void ValuePolicy::grow_older(std::uint32_t node) {
+    Known& known = known_[node];
+    const bool queued = known.row != 0 && rows_[known.row - 1].queue != 0;
+    if (queued) dequeue(known.row - 1);
+    known_.unlink(node);
+    ++known.age;
+    known_.append(node);
+    hazards_.survived(known.kind, known.age);
+    if (known.age >= horizon_) resolve(known, false);
+    if (queued) enqueue(known.row - 1);
+}
+
+void ValuePolicy::rank() {
+    ranked_at_ = clock_;
+    if (admissions_ > 0) {
+        const double uses = static_cast<double>(clock_) / static_cast<double>(admissions_);
+        const double horizon = kHorizonFillings * uses * static_cast<double>(size_);
+        for (horizon_ = 0; horizon_ + 2 < kAges && ages_.begin[horizon_ + 1] < horizon;) ++horizon_;
+    }
+    hazards_.decay(kLeastMemory + kMemoryPerRow * static_cast<double>(size_));
+    hazards_.rate(request_.run(), kLeastWait * static_cast<double>(size_));
+    queues_.rank([&](std::size_t queue) {
+        if (queue == kWorthless) return -1.0;
+        if (queue == kAwaited) return std::numeric_limits<double>::infinity();
+        return hazards_.density(queue / kAges, queue % kAges);
+    });
+}
+
+// In chunks. A tail shorter than the others does not count: it ends its prompt.
+std::uint32_t ValuePolicy::place_of(const Arrival& chunk) {
+    chunk_tokens_ = std::max(chunk_tokens_, chunk.tokens);
+    return chunk.position / chunk_tokens_;
+}
+
+// The latency of a load is not asked for: all chunks of a prompt wait for it once.
+bool ValuePolicy::is_worthless(const Arrival& chunk) const {
+    if (costs_.prefill_flops_per_s <= 0 || costs_.load_bytes_per_s <= 0) return false;
+    const double tokens = chunk.tokens, bytes = static_cast<double>(chunk.bytes);
+    const double flops = costs_.flops_per_token * tokens +
+                         costs_.flops_per_token2 * tokens * (chunk.position + tokens / 2);
+    double load = bytes / costs_.load_bytes_per_s;
+    if (costs_.decode_bytes_per_s > 0) load += bytes / costs_.decode_bytes_per_s;
+    return flops / costs_.prefill_flops_per_s <= load;
+}
+
+}  // namespace kvstore

@@ -1,0 +1,118 @@
+// `value`, the default: what promises the fewest hits for the room and time that it takes goes first.
+#pragma once
+
+#include "mapped_array.hpp"
+#include "policy.hpp"
+#include "policy_value_hazards.hpp"
+#include "policy_value_known.hpp"
+#include "policy_value_queues.hpp"
+#include "policy_value_request.hpp"
+#include "policy_value_reuse.hpp"
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+namespace kvstore {
+
+// A chunk is of a kind: how often it was used, whether it ends a prompt, and what the reuse model expects of it. A kind
+// and an age make a queue, the queues are ordered by the density of hits that Hazards has learned, and the victim is
+// the oldest chunk of the least queue. Only chunks that no other here follows are in queues: the tail of a prefix goes
+// before its head, whatever is expected of the head. Nothing is set for a workload. Ghosts, eight to each chunk here
+// but at most `max_rows`, keep how often and when. 48 bytes a known chunk, 20 more for a row that is here, and the
+// table of keys. O(kinds · ages²) to rank, once in `kRankEvery` uses; O(1) amortised for all else.
+class ValuePolicy final : public Policy {
+public:
+    explicit ValuePolicy(std::uint32_t max_rows);
+
+    void admit(std::uint32_t row, const Arrival& chunk, std::int64_t now_ms) override;
+    void hit(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) override;
+    void demand(const std::uint64_t* keys, std::size_t count, std::int64_t now_ms) override;
+    void remove(std::uint32_t row, bool evicted, std::int64_t now_ms) override;
+    std::int64_t victim(std::int64_t after = -1) override;
+    void set_costs(const Costs& costs) override { costs_ = costs; }
+    std::size_t size() const override { return size_; }
+    bool contains(std::uint32_t row) const override { return row < rows_.size() && rows_[row].node != 0; }
+    std::size_t ghosts() const { return known_.ghosts(); }
+
+    // Hints, until the chunk's next use. The prompt that ends with this row will not be continued: what it shares with
+    // no other here goes first, from the tail on. A row that is not here, or that others follow, is ignored.
+    void ended(std::uint32_t row);
+    // A tool runs, and the prompt that ends with this row comes back at about `until_ms`: it goes last until then, and
+    // as after `ended` if nobody has come.
+    void awaited(std::uint32_t row, std::int64_t until_ms);
+
+private:
+    static constexpr std::size_t kWorthless = Hazards::kKinds * kAges;  // of no use, whatever is expected of it
+    static constexpr std::size_t kAwaited = kWorthless + 1;
+    static constexpr std::size_t kQueues = kAwaited + 1;
+    static constexpr std::size_t kGhostsPerRow = 8;
+    static constexpr std::size_t kLeastGhosts = 64;
+    static constexpr std::uint64_t kRankEvery = 1024;
+
+    enum class Hint : std::uint8_t { none, ended, awaited };
+
+    struct Row {
+        std::uint32_t node;    // 0: not here
+        std::uint32_t parent;  // its node, 0: none
+        std::uint16_t queue;   // plus one; 0: in none
+        Hint hint;
+        bool worthless;  // loading it takes longer than computing it
+        bool given;      // by the walk that is on
+    };
+
+    struct Wait {
+        std::uint64_t key;
+        std::int64_t until_ms;
+    };
+
+    // policy_value.cpp
+    void use(std::uint32_t node, bool last);
+    void resolve(Known& known, bool reused);
+    void begin_event(std::int64_t now_ms);
+    void grow_older();
+    void grow_older(std::uint32_t node);
+    void rank();
+    std::uint32_t place_of(const Arrival& chunk);
+    bool is_worthless(const Arrival& chunk) const;
+
+    // policy_value_rows.cpp
+    std::uint32_t make_node(std::uint64_t key);
+    void adopt(std::uint32_t row, std::uint64_t parent);
+    void release_parent(std::uint32_t row);
+    void settle(std::uint32_t node);
+    void limit_ghosts();
+    void drop_ghost();
+    void enqueue(std::uint32_t row, bool first = false);
+    void dequeue(std::uint32_t row);
+    std::size_t queue_of(std::uint32_t row) const;
+    bool is_leaf(std::uint32_t row) const { return known_[rows_[row].node].children == 0; }
+
+    // policy_value_walk.cpp
+    void give(std::uint32_t row);
+    void end_walk();
+    void hint(std::uint32_t row, Hint hint);
+    void end_waits(std::int64_t now_ms);
+
+    Costs costs_;
+    RankedQueues<kQueues> queues_;
+    MappedArray<Row> rows_;
+    KnownChunks known_;
+    Hazards hazards_;
+    ReuseModel model_;
+    RequestShape request_;
+    Ages ages_;
+    std::vector<std::uint32_t> walk_;       // what `victim` has given, one asked for after the other
+    std::vector<std::uint32_t> unsettled_;  // nodes that may be forgotten when it ends
+    std::size_t walk_from_ = 0;             // the rank at which it began
+    std::int64_t resumed_at_ = -1;          // the row that it follows
+    std::vector<Wait> waits_;
+    std::size_t size_ = 0;
+    std::uint32_t max_rows_;
+    std::uint32_t chunk_tokens_ = 1;  // of the longest chunk so far
+    std::uint64_t clock_ = 0, ranked_at_ = 0, grown_at_ = 0;  // in uses
+    std::uint64_t admissions_ = 0;
+    std::size_t horizon_ = 6;  // the age at which a use counts as not followed soon
+};
+
+}  // namespace kvstore

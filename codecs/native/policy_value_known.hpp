@@ -1,0 +1,137 @@
+// What `value` knows of a chunk, whether it is here or was: one node of 40 bytes (and 8 for a ghost's place among ghosts), found by key.
+#pragma once
+
+#include "key_table.hpp"
+#include "mapped_array.hpp"
+#include "mixed_key.hpp"
+#include "row_links.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+namespace kvstore {
+
+inline constexpr std::size_t kAges = 48;
+
+// Ages are counted in uses of any chunk, not in time: a cache that nobody asks does not forget. A step is a half octave,
+// the first ends at 16 uses and the last is open.
+struct Ages {
+    Ages() {
+        double edge = 16;
+        for (std::size_t age = 1; age <= kAges; ++age, edge *= 1.4142135623730951) begin[age] = edge;
+    }
+    std::array<double, kAges + 1> begin{};
+};
+
+struct Known {
+    std::uint64_t key;
+    std::uint32_t older, newer;  // of the same age, as links: 0 is the end
+    std::uint32_t last;          // the clock at its last use
+    std::uint32_t row;           // while it is here, plus one
+    std::uint32_t children;      // chunks here that follow it, whether it is here or not
+    std::uint16_t place;         // chunks before it in its prompt, at most 65,535
+    std::uint16_t traits;        // of its last use: ReuseModel's
+    std::uint8_t uses;           // at most 255; 0: known as a parent only, and in no list
+    std::uint8_t age;
+    std::uint8_t kind;           // the row of the table of hazards that it is counted in
+    std::uint8_t flags;
+};
+
+// All nodes, in a list for each age, those of chunks that are here apart from the ghosts. The lists are nearly in the
+// order of last use: a chunk that becomes a ghost goes to the end of its age, and comes to the next one late, by less than
+// the width of this.
+class KnownChunks {
+public:
+    static constexpr std::uint8_t kUnresolved = 1;  // of its last use nobody knows yet whether another follows soon
+    static constexpr std::uint8_t kTold = 2;        // `demand` has counted the use that brings it
+    static constexpr std::uint8_t kTail = 4;        // the end of the prompt that used it last
+    static constexpr std::uint8_t kAlone = 8;       // of no prompt: it can be used at any place
+    static constexpr std::uint8_t kFree = 16;       // no node
+
+    // At most `max_rows` nodes are ghosts or parents only.
+    explicit KnownChunks(std::uint32_t max_rows)
+        : nodes_(std::size_t{2} * max_rows + 1), graves_(static_cast<std::uint32_t>(nodes_.size())),
+          table_(nodes_.size()) {}
+
+    // A node's number, from 1 on; 0: none.
+    std::uint32_t find(std::uint64_t key) const {
+        return static_cast<std::uint32_t>(
+            table_.find(mixed_key(key), [&](std::uint32_t at) { return nodes_[at].key == key; }) + 1);
+    }
+    Known& operator[](std::uint32_t node) { return nodes_[node - 1]; }
+    const Known& operator[](std::uint32_t node) const { return nodes_[node - 1]; }
+
+    // The caller has made room.
+    std::uint32_t make(std::uint64_t key) {
+        std::uint32_t node = free_;
+        if (node != 0)
+            free_ = (*this)[node].newer;
+        else
+            node = ++made_;
+        (*this)[node] = Known{};
+        (*this)[node].key = key;
+        table_.insert(mixed_key(key), node - 1);
+        ++size_;
+        return node;
+    }
+
+    // One that is in no list.
+    void forget(std::uint32_t node) {
+        table_.remove(mixed_key((*this)[node].key), node - 1);
+        (*this)[node].newer = free_;
+        (*this)[node].flags = kFree;
+        free_ = node;
+        --size_;
+    }
+    bool is_free(std::uint32_t node) const { return (*this)[node].flags == kFree; }
+
+    bool is_ghost(std::uint32_t node) const { return (*this)[node].row == 0; }
+
+    void append(std::uint32_t node) {
+        List& list = list_of(node);
+        Known& known = (*this)[node];
+        known.older = list.newest;
+        known.newer = 0;
+        (list.newest != 0 ? (*this)[list.newest].newer : list.oldest) = node;
+        list.newest = node;
+    }
+
+    void unlink(std::uint32_t node) {
+        List& list = list_of(node);
+        const Known& known = (*this)[node];
+        (known.older != 0 ? (*this)[known.older].newer : list.oldest) = known.newer;
+        (known.newer != 0 ? (*this)[known.newer].older : list.newest) = known.older;
+    }
+
+    std::uint32_t oldest(std::size_t age, bool ghost) const { return lists_[ghost][age].oldest; }
+    // Ghosts go in the order in which they came to be, and not in that of use: what was held for long and then let go is
+    // known for as long as any other, or nobody would learn that it comes back.
+    void bury(std::uint32_t node) { graves_.append(buried_, node - 1); }
+    void exhume(std::uint32_t node) {
+        if (graves_.contains(node - 1)) graves_.unlink(buried_, node - 1);
+    }
+    // 0 if there is none.
+    std::uint32_t oldest_ghost() const { return static_cast<std::uint32_t>(RowLinks::oldest(buried_) + 1); }
+    std::size_t ghosts() const { return buried_.size; }
+    std::size_t size() const { return size_; }
+    // Of all nodes.
+    std::size_t capacity() const { return nodes_.size(); }
+
+private:
+    struct List {
+        std::uint32_t oldest = 0, newest = 0;
+    };
+
+    List& list_of(std::uint32_t node) { return lists_[is_ghost(node)][(*this)[node].age]; }
+
+    MappedArray<Known> nodes_;
+    RowLinks graves_;
+    KeyTable table_;
+    std::array<std::array<List, kAges>, 2> lists_{};
+    RowLinks::List buried_;
+    std::size_t size_ = 0;
+    std::uint32_t free_ = 0, made_ = 0;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,103 @@
+// Rows, their nodes and their queues.
+#include "policy_value.hpp"
+
+#include <algorithm>
+
+namespace kvstore {
+
+std::uint32_t ValuePolicy::make_node(std::uint64_t key) {
+    // Chunks here and parents that only they know take less than all nodes, so that there is a ghost if there is no room.
+    while (known_.size() == known_.capacity()) drop_ghost();
+    return known_.make(key);
+}
+
+void ValuePolicy::adopt(std::uint32_t row, std::uint64_t parent) {
+    if (parent == 0 || parent == known_[rows_[row].node].key) return;
+    std::uint32_t node = known_.find(parent);
+    if (node == 0) node = make_node(parent);
+    rows_[row].parent = node;
+    Known& known = known_[node];
+    if (++known.children == 1 && known.row != 0) dequeue(known.row - 1);
+}
+
+void ValuePolicy::release_parent(std::uint32_t row) {
+    const std::uint32_t node = rows_[row].parent;
+    if (node == 0) return;
+    Known& known = known_[node];
+    if (--known.children == 0 && known.row != 0) enqueue(known.row - 1, true);
+    settle(node);
+}
+
+void ValuePolicy::remove(std::uint32_t row, bool evicted, std::int64_t) {
+    if (!contains(row)) return;
+    Row& gone = rows_[row];
+    const std::uint32_t node = gone.node;
+    if (gone.given) {  // a walk is on, and its parent is without it already
+        if (gone.parent != 0) unsettled_.push_back(gone.parent);
+    } else {
+        end_walk();
+        dequeue(row);
+        release_parent(row);
+    }
+    gone = {};
+    --size_;
+    known_.unlink(node);
+    Known& known = known_[node];
+    known.row = 0;
+    if (evicted) {
+        known_.append(node);
+        known_.bury(node);
+    } else {
+        known.uses = 0;
+        known.flags = 0;
+    }
+    if (walk_.empty()) {
+        settle(node);
+        limit_ghosts();
+    } else {
+        unsettled_.push_back(node);
+    }
+}
+
+// Forgets a node that nobody needs.
+void ValuePolicy::settle(std::uint32_t node) {
+    const Known& known = known_[node];
+    if (known.row == 0 && known.uses == 0 && known.children == 0 && !known_.is_free(node)) known_.forget(node);
+}
+
+void ValuePolicy::limit_ghosts() {
+    const std::size_t most = std::min<std::size_t>(max_rows_, std::max(kLeastGhosts, kGhostsPerRow * size_));
+    while (known_.ghosts() > most) drop_ghost();
+}
+
+// The oldest. If chunks are here that follow it, they still need its node.
+void ValuePolicy::drop_ghost() {
+    const std::uint32_t node = known_.oldest_ghost();
+    known_.unlink(node);
+    known_.exhume(node);
+    known_[node].uses = 0;
+    known_[node].flags = 0;
+    settle(node);
+}
+
+std::size_t ValuePolicy::queue_of(std::uint32_t row) const {
+    const Row& held = rows_[row];
+    if (held.hint == Hint::awaited) return kAwaited;
+    if (held.hint == Hint::ended || held.worthless) return kWorthless;
+    const Known& known = known_[held.node];
+    return std::size_t{known.kind} * kAges + known.age;
+}
+
+void ValuePolicy::enqueue(std::uint32_t row, bool first) {
+    const std::size_t queue = queue_of(row);
+    rows_[row].queue = static_cast<std::uint16_t>(queue + 1);
+    first ? queues_.prepend(queue, row) : queues_.append(queue, row);
+}
+
+void ValuePolicy::dequeue(std::uint32_t row) {
+    if (rows_[row].queue == 0) return;
+    queues_.unlink(rows_[row].queue - 1U, row);
+    rows_[row].queue = 0;
+}
+
+}  // namespace kvstore

@@ -1,0 +1,218 @@
+"""What `value` learns, and what it keeps to whatever it has learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from kvstore._native import Policy, ValuePolicy
+from kvstore.policy import victims
+from tests.policies.prompts import Prompt, PromptCache
+
+COSTS = {
+    "flops_per_token": 1e10, "flops_per_token2": 0.0, "prefill_flops_per_s": 1e15, "load_latency_s": 0.0,
+    "decode_bytes_per_s": 0.0,
+}  # fmt: skip
+
+
+def value(capacity: int, *, linked: bool = True) -> tuple[ValuePolicy, PromptCache]:
+    policy = ValuePolicy(capacity)
+    return policy, PromptCache(policy, capacity, linked=linked)
+
+
+def popular(seed: int, count: int, first: int = 0) -> Iterator[Prompt]:
+    """Prompts of 4 to 8 chunks of which few are asked for often, over names from `first` on."""
+    rng = np.random.default_rng(seed)
+    for each in rng.zipf(1.3, count) % 400:
+        begin = first + int(each) * 10 + 1
+        yield range(begin, begin + 4 + int(each) % 5)
+
+
+def once(count: int, first: int) -> Iterator[Prompt]:
+    for each in range(count):
+        yield range(first + each * 10, first + each * 10 + 6)
+
+
+def test_it_is_the_policy_of_that_name() -> None:
+    policy = Policy("value", 10)
+    assert isinstance(policy, ValuePolicy)
+    assert policy.ghosts == 0
+
+
+def test_it_learns_a_loop_larger_than_the_cache() -> None:
+    loop = [(name,) for name in range(1, 1001)]
+    _, cache = value(500, linked=False)
+    cache.play(loop * 20)
+    learned = cache.play(loop * 5)
+    lru = PromptCache(Policy("lru", 500), 500, linked=False)
+    assert lru.play(loop * 3) == 0
+    assert learned > 0.35
+
+
+def test_a_scan_of_prompts_that_never_come_back_costs_little() -> None:
+    _, undisturbed = value(400)
+    _, scanned = value(400)
+    warm = list(popular(1, 3000))
+    for cache in (undisturbed, scanned):
+        cache.play(warm)
+    scanned.play(once(2 * 400 // 6, 1_000_000))
+    after = list(popular(2, 500))
+    assert scanned.play(after) > undisturbed.play(after) - 0.02
+
+
+def test_it_recovers_from_a_shift() -> None:
+    _, shifted = value(400)
+    _, settled = value(400)
+    shifted.play(popular(1, 3000))
+    settled.play(popular(4, 3000, first=100_000))
+    shifted.play(popular(3, 600, first=100_000))  # a tenth of the trace
+    after = list(popular(5, 1000, first=100_000))
+    assert shifted.play(after) > settled.play(after) - 0.02
+
+
+def test_a_chunk_that_others_follow_is_no_victim() -> None:
+    policy, cache = value(120)
+    rng = np.random.default_rng(7)
+    for step in range(3000):
+        root, branch, length = int(rng.integers(12)), int(rng.integers(5)), int(rng.integers(2, 9))
+        prompt = [root * 1000 + 1] + [root * 1000 + branch * 100 + place + 2 for place in range(length)]
+        cache.request(prompt)
+        if step % 50 == 0:
+            cache.evict(int(rng.choice(list(cache.names))), evicted=False)
+        if cache.names and step % 10 == 0:
+            parents = {cache.parents[name] for name in cache.rows}
+            assert cache.names[policy.victim()] not in parents
+    assert len(policy) == len(cache.rows)
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_a_walk_goes_from_tails_to_heads_and_names_each_row_once(remove: bool) -> None:
+    _, cache = value(200)
+    cache.play(popular(9, 500))
+    rows, children = dict(cache.rows), dict(cache.parents)
+    named: list[int] = []
+    for row in victims(cache.policy):
+        name = cache.names[row]
+        assert not [child for child in rows if children[child] == name and child not in named]
+        named.append(name)
+        if remove and len(named) % 3:
+            cache.evict(row)
+    assert sorted(named) == sorted(rows)
+    again = cache.order()
+    assert sorted(again) == sorted(cache.rows)
+    assert again == [name for name in named if name in cache.rows] or remove
+
+
+def test_asking_changes_nothing() -> None:
+    _, cache = value(100)
+    cache.play(popular(11, 300))
+    first = cache.order()
+    for ahead in (1, 5, 40):
+        walk = victims(cache.policy)
+        assert [cache.names[next(walk)] for _ in range(ahead)] == first[:ahead]
+    assert cache.order() == first
+
+
+def test_a_walk_goes_on_after_a_row_when_something_has_happened() -> None:
+    _, cache = value(100)
+    cache.play(popular(11, 300))
+    order = [cache.rows[name] for name in cache.order()]
+    cache.policy.remove(order[50], False, cache.now)
+    rest = list(victims(cache.policy, order[10]))
+    assert order[10] not in rest
+    assert len(rest) == len(set(rest)) > 0
+
+
+def test_ghosts_are_bounded() -> None:
+    policy, cache = value(50)
+    most = 0
+    for prompt in once(3000, 1):
+        cache.request(prompt)
+        most = max(most, policy.ghosts)
+    assert 40 <= most <= 50  # never more than rows
+    small = ValuePolicy(10_000)
+    cache = PromptCache(small, 20)
+    for prompt in once(3000, 1):
+        cache.request(prompt)
+    assert small.ghosts <= 8 * 20
+
+
+def test_the_same_events_give_the_same_order() -> None:
+    orders = []
+    for _run in range(2):
+        _, cache = value(150)
+        share = cache.play(popular(13, 1500))
+        orders.append((share, cache.order()))
+    assert orders[0] == orders[1]
+
+
+def test_what_is_deleted_is_forgotten() -> None:
+    policy, cache = value(20)
+    cache.request(range(1, 11))
+    for row in list(victims(policy)):
+        cache.evict(row, evicted=False)
+    assert policy.ghosts == 0
+    assert len(policy) == 0
+
+
+def test_two_chunks_of_one_hash() -> None:
+    policy = ValuePolicy(10)
+    for row in range(3):
+        policy.admit(row, 5, 0, 0, 256, 1, row)
+    assert sorted(victims(policy)) == [0, 1, 2]
+    policy.remove(1, True, 5)
+    policy.hit(np.array([0, 2], np.uint32), 6)
+    assert sorted(victims(policy)) == [0, 2]
+
+
+def test_what_is_slower_to_load_than_to_compute_goes_first() -> None:
+    policy = ValuePolicy(10)
+    policy.set_costs(load_bytes_per_s=1e9, **COSTS)  # 256 tokens: 2.56 ms of prefill, 2.56 MB of load
+    policy.admit(0, 1, 0, 0, 256, 1_000_000, 0)
+    policy.admit(1, 2, 0, 0, 256, 5_000_000, 1)
+    policy.hit(np.array([1], np.uint32), 2)
+    assert list(victims(policy)) == [1, 0]
+    policy.admit(1, 2, 0, 0, 256, 1_000_000, 3)  # stored smaller now
+    policy.hit(np.array([1], np.uint32), 4)
+    assert policy.victim() == 0
+
+
+def test_a_conversation_that_has_ended_goes_first_up_to_where_another_branches_off() -> None:
+    policy, cache = value(12)
+    cache.request([1, 2, 3, 4])
+    cache.request([1, 2, 5, 6])
+    cache.request([7, 8])
+    policy.ended(cache.rows[6])
+    assert cache.order()[:2] == [6, 5]
+    policy.ended(cache.rows[1])  # others follow it: nothing happens
+    assert cache.order()[:2] == [6, 5]
+    cache.request([1, 2, 5, 6])  # it goes on after all
+    policy.ended(cache.rows[8])
+    assert cache.order()[:2] == [8, 7]
+
+
+def test_a_prompt_that_awaits_a_tool_stays_until_then_and_goes_first_afterwards() -> None:
+    policy, cache = value(8)
+    cache.request([1, 2])
+    policy.awaited(cache.rows[2], cache.now + 5000)
+    for first in range(100, 400, 10):
+        if cache.now < 5000:
+            cache.request([first, first + 1, first + 2])
+    assert cache.order()[-2:] == [2, 1]
+    cache.now += 10_000
+    cache.request([900])
+    assert 2 not in cache.rows or cache.order()[0] == 2
+
+
+def test_hints_for_rows_that_are_not_here() -> None:
+    policy = ValuePolicy(4)
+    policy.ended(2)
+    policy.awaited(3, 100)
+    with pytest.raises(IndexError, match="row -1"):
+        policy.ended(-1)
+    policy.admit(2, 1, 0, 0, 256, 1, 0)
+    policy.ended(2)
+    policy.hit(np.array([2], np.uint32), 1)
+    assert policy.victim() == 2
