@@ -1249,6 +1249,10 @@ class ValuePolicy(Policy):
     def ghosts(self) -> int:
         """Chunks known that are not here: eight to each that is, at most `max_rows`."""
 
+    @property
+    def followed(self) -> str | None:
+        """The simpler policy that it follows because that does better: lru, arc or mq. No hint is heeded then."""
+
 def policy_names() -> list[str]:
     """The policies that `Policy` knows."""
 

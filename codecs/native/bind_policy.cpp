@@ -6,11 +6,14 @@
 #include "policy_value.hpp"
 #include "use.hpp"
 
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <optional>
 
 namespace kvstore {
 
@@ -116,7 +119,11 @@ void bind_policy(nb::module_& m) {
         .def("awaited", [](ValuePolicy& policy, std::int64_t row, std::int64_t until_ms) {
                 policy.awaited(checked_row(row), until_ms);
             }, "row"_a, "until_ms"_a)
-        .def_prop_ro("ghosts", &ValuePolicy::ghosts);
+        .def_prop_ro("ghosts", &ValuePolicy::ghosts)
+        .def_prop_ro("followed", [](const ValuePolicy& policy) -> std::optional<std::string> {
+            if (policy.followed() == Shadows::kNone) return std::nullopt;
+            return std::string(Shadows::kNames[policy.followed()]);
+        });
     m.def("policy_names", [] {
         std::vector<std::string> names(policy_names().begin(), policy_names().end());
         return names;
