@@ -122,6 +122,7 @@ class Session:
             if query.lease:
                 used = reach.take(rows)
                 self._take_lease(query.lease, until, used)
+                core.usage.asked(scope, query.refs, rows)
                 if len(used):
                     core.usage.used(used, self._namespace)
                 if query.places or len(core.tiers) > 1:

@@ -30,6 +30,7 @@ public:
     void admit(std::uint32_t row, const Arrival& chunk, std::int64_t now_ms) override;
     void hit(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) override;
     void demand(const std::uint64_t* keys, std::size_t count, std::int64_t now_ms) override;
+    bool wants_demand() const override { return true; }
     void remove(std::uint32_t row, bool evicted, std::int64_t now_ms) override;
     std::int64_t victim(std::int64_t after = -1) override;
     void set_capacity(std::uint64_t bytes) override;
