@@ -16,9 +16,9 @@ void ValuePolicy::set_capacity(std::uint64_t bytes) {
     if (order_) order_->set_capacity(bytes);
 }
 
-// Begins to follow another policy, if the shadows say so. Its order is made of what is known of the chunks here, the one
-// used longest ago first: memory is taken for one policy, and only meanwhile. O(chunks), a few times a day at most: each time
-// it does not help, the next is twice as far away.
+// Begins or ends to follow another policy, if the shadows say so. Its order is made of what is known of the chunks here,
+// the one used longest ago first: memory is taken for one policy, and only meanwhile. O(chunks), and seldom: terms become
+// longer each time.
 void ValuePolicy::follow(std::int64_t now_ms) {
     const std::size_t before = shadows_.chosen();
     const std::size_t now = shadows_.choose(clock_, size_);

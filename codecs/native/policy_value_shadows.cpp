@@ -7,22 +7,14 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <limits>
+#include <utility>
 
 namespace kvstore {
 
 namespace {
 
-constexpr std::uint32_t kSpan = 256;   // sampled uses that make one observation, requests that share their fate in it
-constexpr double kLeastSpans = 16;      // that make evidence
-constexpr double kErrors = 3;          // standard errors by which a policy must be ahead
-constexpr double kMargin = .02;        // of all tokens, and by this
-constexpr double kLeastMemory = 40'000;  // uses after which what was seen counts half, and more where the cache is large
-constexpr double kMemoryPerRow = 8;
-constexpr double kSettle = 1;  // uses a chunk that is here, until what another order left has gone
-constexpr double kTerm = 1;    // times as long as `value` was tried another policy is followed, and twice as long if it
-constexpr double kMostTerm = 16;  // fails again within that: at most so many memories
+constexpr std::uint32_t kSpan = 256;  // sampled uses that make one observation, of several requests
 
 }  // namespace
 
@@ -68,7 +60,8 @@ void Shadows::used(std::span<const std::uint64_t> keys, bool first, std::int64_t
     }
 }
 
-// What shadows have is hit, what they lack is asked for. Chunks that nobody has, here or in any shadow, count when they come.
+// What shadows have is hit, what they lack is asked for. A chunk that neither they nor the real cache have counts when
+// it comes.
 void Shadows::touch(std::span<const std::uint64_t> keys, bool told, std::int64_t now_ms) {
     for (const std::uint64_t key : keys) {
         if (!samples(key)) continue;
@@ -203,65 +196,9 @@ void Shadows::end_request() {
 
 std::size_t Shadows::choose(std::uint64_t uses, std::size_t size) {
     end_request();
-    if (seen_ < kSpan) return chosen_;
-    const auto rows = static_cast<double>(size);
-    const double memory = kLeastMemory + kMemoryPerRow * rows;
-    end_span(static_cast<double>(uses - span_at_), memory);
-    span_at_ = uses;
-    const auto since = static_cast<double>(uses - chosen_at_);
-    if (since < kSettle * rows) {
-        forget_leads();
-        return chosen_;
-    }
-    std::size_t next = best(rows);
-    if (next == chosen_ && (chosen_ == kNone || since < term_)) return chosen_;
-    if (next == chosen_) next = kNone;  // its term is over
-    if (chosen_ == kNone)
-        term_ = since < term_ ? std::min(2 * term_, kMostTerm * memory) : kTerm * std::min(since, memory);
-    chosen_ = next;
-    chosen_at_ = uses;
-    forget_leads();
-    return chosen_;
-}
-
-void Shadows::end_span(double uses, double memory) {
-    const double decay = std::exp2(-uses / memory), total = std::max(asked_, 1.0);
-    tokens_ = tokens_ * decay + total;
-    spans_ = spans_ * decay + 1;
-    square_spans_ = square_spans_ * decay * decay + 1;
-    for (std::size_t cache = 0; cache < kNone; ++cache) {
-        const double ahead = hits_[cache] - hits_[kNone], share = ahead / total;
-        leads_[cache].tokens = leads_[cache].tokens * decay + ahead;
-        leads_[cache].sum = leads_[cache].sum * decay + share;
-        leads_[cache].squares = leads_[cache].squares * decay + share * share;
-    }
-    hits_ = {};
-    asked_ = 0;
+    if (seen_ < kSpan) return verdict_.chosen();
     seen_ = 0;
-}
-
-void Shadows::forget_leads() {
-    leads_ = {};
-    tokens_ = spans_ = square_spans_ = 0;
-}
-
-// The policy that is ahead of the real cache beyond doubt, or the one at hand.
-std::size_t Shadows::best(double size) const {
-    if (spans_ < kLeastSpans) return chosen_;
-    const double margin = std::max(kMargin, 1 / std::sqrt(size / kSample));  // the error of the sample itself
-    std::size_t found = chosen_;
-    double most = 0;
-    for (std::size_t cache = 0; cache < kNone; ++cache) {
-        if (cache == chosen_) continue;
-        const double mean = leads_[cache].sum / spans_;
-        const double variance = std::max(0.0, leads_[cache].squares / spans_ - mean * mean);
-        const double error = std::sqrt(variance * square_spans_) / spans_;
-        const double beyond = leads_[cache].tokens / tokens_ - std::max(margin, kErrors * error);
-        if (beyond <= most) continue;
-        most = beyond;
-        found = cache;
-    }
-    return found;
+    return verdict_.choose(std::exchange(asked_, 0), std::exchange(hits_, {}), uses, size);
 }
 
 }  // namespace kvstore

@@ -4,6 +4,7 @@
 #include "key_table.hpp"
 #include "mapped_array.hpp"
 #include "policy.hpp"
+#include "policy_value_verdict.hpp"
 
 #include <array>
 #include <cstdint>
@@ -15,13 +16,13 @@
 namespace kvstore {
 
 // Miniature caches of LRU, ARC and MQ that see one chunk in `kSample`, chosen by the hash of its key, and have room for
-// as many bytes as the real cache holds of these (SHARDS: Waldspurger and others, FAST 2015; by chunk and not by prompt,
-// so that each prompt is in the sample by its share). The real cache is measured on the same chunks. A request hits what
-// a cache has of it up to the first chunk that it lacks. 300 bytes a chunk in the sample at most.
+// as many bytes as the real cache holds of these (SHARDS: Waldspurger and others, FAST 2015; by chunk and not by
+// prompt, so that each prompt is in the sample by its share). The real cache is measured on the same chunks. A request
+// hits what a cache has of it up to the first chunk that it lacks. 300 bytes a chunk in the sample at most.
 class Shadows {
 public:
-    static constexpr std::array<std::string_view, 3> kNames{"lru", "arc", "mq"};
-    static constexpr std::size_t kNone = kNames.size();  // `value` by itself
+    static constexpr std::array<std::string_view, Verdict::kPolicies> kNames{"lru", "arc", "mq"};
+    static constexpr std::size_t kNone = Verdict::kNone;  // `value` by itself
 
     explicit Shadows(std::uint32_t max_rows);
 
@@ -32,16 +33,16 @@ public:
     void asked(std::span<const std::uint64_t> keys, std::int64_t now_ms);
     // It uses these, root first, which the real cache has. `first`: the prompt's first chunk is among them.
     void used(std::span<const std::uint64_t> keys, bool first, std::int64_t now_ms);
-    // A chunk has come; `linked` if it counts behind all before it only. It has other bytes now. It has gone; not `evicted`:
-    // from everywhere.
+    // A chunk has come; `linked` if it counts behind all before it only. It has other bytes now. It has gone; if not
+    // `evicted`, from everywhere.
     void came(const Arrival& chunk, bool linked, std::int64_t now_ms);
     void resized(const Arrival& chunk);
     void left(std::uint64_t key, bool evicted, std::int64_t now_ms);
 
-    // Between requests: which of kNames the real cache should follow, after `uses` of all chunks, sampled or not, where it
-    // has `size` chunks; kNone: none.
+    // Between requests: which of kNames the real cache should follow, after `uses` of all chunks, sampled or not, where
+    // it has `size` chunks; kNone: none.
     std::size_t choose(std::uint64_t uses, std::size_t size);
-    std::size_t chosen() const { return chosen_; }
+    std::size_t chosen() const { return verdict_.chosen(); }
 
 private:
     static constexpr std::uint64_t kSample = 8;
@@ -62,9 +63,6 @@ private:
         std::uint8_t held;
         bool linked;
     };
-    struct Lead {  // of a policy over the real cache, as a share of tokens: decayed sums over spans of requests
-        double tokens = 0, sum = 0, squares = 0;
-    };
 
     static bool samples(std::uint64_t key);
     std::int64_t find(std::uint64_t key) const;
@@ -74,9 +72,6 @@ private:
     void take(std::size_t cache, std::uint32_t row, std::int64_t now_ms);
     void release(std::uint32_t row, std::uint8_t cache);
     void end_request();
-    void end_span(double uses, double memory);
-    void forget_leads();
-    std::size_t best(double size) const;
 
     std::array<std::unique_ptr<Policy>, kNone> policies_;
     std::array<std::uint64_t, kNone + 1> bytes_{};
@@ -89,14 +84,10 @@ private:
     std::vector<std::uint32_t> rows_;
     std::uint64_t tip_ = 0;            // the chunk of a prompt that was used or came last
     std::uint32_t tip_row_ = kNoRow;  // of the last one of this prompt, up to there, that is in the sample
-    std::array<double, kNone + 1> hits_{};  // in tokens, of this span
+    Verdict::Hits hits_{};  // of this span
     double asked_ = 0;
     std::uint32_t seen_ = 0;
-    std::array<Lead, kNone> leads_{};
-    double tokens_ = 0, spans_ = 0, square_spans_ = 0;
-    std::uint64_t span_at_ = 0, chosen_at_ = 0;  // in uses of the real cache
-    double term_ = 0;
-    std::size_t chosen_ = kNone;
+    Verdict verdict_{kSample};
 };
 
 }  // namespace kvstore
