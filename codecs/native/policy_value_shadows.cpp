@@ -14,12 +14,12 @@ namespace kvstore {
 
 namespace {
 
-constexpr std::uint32_t kSpan = 256;  // sampled uses that make one observation, of several requests
+constexpr std::uint32_t kSpan = 128;  // sampled uses that make one observation, of several requests
 
 }  // namespace
 
 Shadows::Shadows(std::uint32_t max_rows)
-    : entries_(max_rows / 2 + kLeastRows), table_(max_rows / 2 + kLeastRows) {
+    : entries_(max_rows / 8 + kLeastRows), table_(max_rows / 8 + kLeastRows) {
     for (std::size_t cache = 0; cache < kNone; ++cache)
         policies_[cache] = make(cache, static_cast<std::uint32_t>(entries_.size()));
 }
@@ -43,29 +43,30 @@ void Shadows::asked(std::span<const std::uint64_t> keys, std::int64_t now_ms) {
 }
 
 void Shadows::used(std::span<const std::uint64_t> keys, bool first, std::int64_t now_ms) {
+    if (keys.empty()) return;
     if (first && began_) end_request();
     began_ |= first;
     touch(keys, false, now_ms);
-    for (std::size_t i = keys.size(); i-- > 0;) {  // it is there, so that it would be here
-        const std::int64_t row = samples(keys[i]) ? find(keys[i]) : -1;
-        if (row < 0) continue;
-        for (std::size_t cache = 0; cache < kNone; ++cache) take(cache, static_cast<std::uint32_t>(row), now_ms);
-    }
-    if (keys.empty()) return;
     tip_ = keys.back();
     tip_row_ = kNoRow;
-    for (const std::uint64_t key : keys) {
-        const std::int64_t row = samples(key) ? find(key) : -1;
-        if (row >= 0) tip_row_ = static_cast<std::uint32_t>(row);
+    std::uint32_t deepest = kNoRow;
+    for (std::size_t i = sampled_.size(); i-- > 0;) {  // it is there, so that it would be here
+        if (sampled_[i].row < 0) continue;
+        const auto row = static_cast<std::uint32_t>(sampled_[i].row);
+        if (deepest == kNoRow) deepest = row;
+        for (std::size_t cache = 0; cache < kNone; ++cache) take(cache, row, now_ms);
     }
+    tip_row_ = deepest;
 }
 
 // What shadows have is hit, what they lack is asked for. A chunk that neither they nor the real cache have counts when
 // it comes.
 void Shadows::touch(std::span<const std::uint64_t> keys, bool told, std::int64_t now_ms) {
+    sampled_.clear();
     for (const std::uint64_t key : keys) {
         if (!samples(key)) continue;
         const std::int64_t row = find(key);
+        sampled_.push_back({key, row});
         if (row < 0) continue;
         Entry& entry = entries_[static_cast<std::size_t>(row)];
         request_.push_back({entry.position, entry.tokens, entry.held, entry.linked});
@@ -74,9 +75,7 @@ void Shadows::touch(std::span<const std::uint64_t> keys, bool told, std::int64_t
     }
     for (std::size_t cache = 0; cache < kNone; ++cache) {
         rows_.clear();
-        for (const std::uint64_t key : keys) {
-            if (!samples(key)) continue;
-            const std::int64_t row = find(key);
+        for (const auto& [key, row] : sampled_) {
             if (row >= 0 && (entries_[static_cast<std::size_t>(row)].held >> cache & 1U) != 0)
                 rows_.push_back(static_cast<std::uint32_t>(row));
             else

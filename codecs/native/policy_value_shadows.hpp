@@ -45,7 +45,7 @@ public:
     std::size_t chosen() const { return verdict_.chosen(); }
 
 private:
-    static constexpr std::uint64_t kSample = 8;
+    static constexpr std::uint64_t kSample = 16;
     static constexpr std::uint32_t kLeastRows = 256;
     static constexpr std::uint8_t kReal = 1U << kNone;  // among the caches that hold a chunk
 
@@ -62,6 +62,11 @@ private:
         std::uint32_t position, tokens;
         std::uint8_t held;
         bool linked;
+    };
+
+    struct Sampled {
+        std::uint64_t key;
+        std::int64_t row;  // -1: no entry
     };
 
     static bool samples(std::uint64_t key);
@@ -81,6 +86,7 @@ private:
     std::uint32_t made_ = 0;
     std::vector<Asked> request_;
     bool began_ = false;  // the first chunk of the prompt was in this request
+    std::vector<Sampled> sampled_;  // of the keys at hand
     std::vector<std::uint32_t> rows_;
     std::uint64_t tip_ = 0;            // the chunk of a prompt that was used or came last
     std::uint32_t tip_row_ = kNoRow;  // of the last one of this prompt, up to there, that is in the sample
