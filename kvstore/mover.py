@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 from kvstore.catalog import Namespace, Scope
 from kvstore.core import DRAM, Copy, Core, steady_ms
+from kvstore.costs import PolicyCosts
 from kvstore.descent import Descent
 from kvstore.errors import Corrupt, DeadlineExceeded, KVStoreError, Shed, StorageError, Unavailable
 from kvstore.marks import drain_marks
@@ -66,6 +67,7 @@ class Mover:
     def __init__(self, core: Core, descent: Descent, threads: int) -> None:
         self._core = core
         self._descent = descent
+        self._costs = PolicyCosts(core)
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._pressed: set[bytes] = set()
@@ -118,6 +120,7 @@ class Mover:
         core.sweep()
         core.dram.free_waiting()
         self._expire()
+        self._costs.tell()
         for namespace in list(core.catalog.namespaces.values()):
             drain_marks(core, namespace)
             waiting = namespace.digest in pressed
@@ -204,16 +207,16 @@ class Mover:
     def _worth_keeping(self, scope: Scope, key: bytes, copy: Copy, target: int) -> bool:
         """Whether loading a part back, and decoding it, takes less time than prefilling its tokens again."""
         core = self._core
-        rate = core.config.prefill_tokens_per_s
-        if rate <= 0:
-            return True
         with core.lock:
-            row = core.index.find(scope.number, key)
-            tokens = core.index.chunk(row).tokens if row >= 0 else 0
+            prefill, row = core.prefills.of(scope), core.index.find(scope.number, key)
+            chunk = core.index.chunk(row) if row >= 0 else None
+        if prefill is None or chunk is None:
+            return True
+        recompute_s = prefill.seconds(chunk.position, chunk.position + chunk.tokens)
         speed = core.tiers[target].speed
         share, decode_s = core.coder.cost_in(scope, target)
         byte_s = share / speed.read_bytes_per_s + decode_s
-        return speed.latency_s + copy.stored * len(scope.parts) * byte_s < tokens / rate
+        return bool(speed.latency_s + copy.stored * len(scope.parts) * byte_s < recompute_s)
 
     def _drop(self, scope: Scope, key: bytes, part: Part, copy: Copy, reason: str) -> None:
         core, removed = self._core, Removed()

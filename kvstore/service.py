@@ -222,6 +222,7 @@ class Service:
             request.lease,
             request.lease_ms / 1000,
             places,
+            wire.prompt_from_message(request.prompt) if request.HasField("prompt") else None,
         )
         found = session.backend.lookup(query)
         return pb.LookupResponse(
@@ -231,6 +232,8 @@ class Service:
             leased=found.leased,
             places=found.places,
             cold=wire.numbers_to_bytes(found.cold) if found.cold else b"",
+            plan=None if found.plan is None else wire.plan_to_message(found.plan),
+            left_out=found.left_out,
         )
 
     def release(self, session: Session, request: Any) -> Any:

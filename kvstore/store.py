@@ -165,9 +165,17 @@ class Store:
                 "waiting_bytes": core.dram.waiting,
                 "index_bytes": core.index.resident_bytes(),
                 "loads": core.loads,
+                "prefills": len(core.prefills),
                 "through": sum(each.waiting for each in self._through),
             }
-        tiers = {tier.name: tier_stats(tier, counters) for tier in core.tiers}
+        tiers = {
+            tier.name: {
+                **tier_stats(tier, counters),
+                "waiting_bytes": core.backlog[number],
+                "load_factor": round(core.forecasts.factor(number), 3),
+            }
+            for number, tier in enumerate(core.tiers)
+        }
         return {
             "version": __version__,
             "namespace": {"name": namespace.name, "used": namespace.used, "quota": namespace.quota},

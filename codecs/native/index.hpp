@@ -129,6 +129,14 @@ struct Acceptable {
     std::vector<std::uint32_t> skip;
 };
 
+// What is read to have a chunk: bytes as stored, the slowest tier of those that parts are read from, the form there.
+struct StoredCopy {
+    std::uint64_t bytes = 0;
+    std::uint32_t tokens = 0;
+    std::uint8_t tier = 0;
+    std::uint16_t form = 0;
+};
+
 // A placement with its part and chunk, for snapshots and recovery. kvstore/rows.py describes the same bytes.
 struct ExportRecord {
     Key key;
@@ -235,6 +243,15 @@ public:
     // Where each part of a chunk lies in one tier.
     void places(std::uint32_t chunk, const PartTable& table, const Acceptable& acceptable, std::uint8_t tier,
                 Place* places) const;
+
+    // What loading a chunk takes: of each part (from the token on that its group needs) the best copy in the fastest tier.
+    struct Needed {
+        const PartTable& table;
+        const std::uint32_t* from;  // first token needed, a part
+        const Acceptable& acceptable;
+        const std::string& tiers;  // fastest first
+    };
+    StoredCopy stored(std::uint32_t chunk, const Needed& needed) const;
 
     std::size_t count_in_tier(std::uint8_t tier) const;
     void export_tier(std::uint8_t tier, ExportRecord* records) const;

@@ -28,6 +28,7 @@ from kvstore.channels.local_read import fill, header_length
 from kvstore.channels.local_releases import Releases
 from kvstore.channels.local_share import share
 from kvstore.channels.local_view import LocalView
+from kvstore.channels.local_worth import weigh
 from kvstore.channels.options import Options
 from kvstore.channels.stream import Frame, Stream
 from kvstore.decoding import FindArtefact, OwnView, known_forms, raw_record
@@ -101,7 +102,8 @@ class LocalBackend(Control):
         life = self._shared()
         if query.lease:
             return self._lookup_unasked(life, query) or self._leased_lookup(query)
-        found = None if life.index is None else life.index.lookup(query)
+        # Without a lease the index does not say where chunks lie, and so not what they are worth.
+        found = None if life.index is None or query.prompt is not None else life.index.lookup(query)
         return super().lookup(query) if found is None else found
 
     def release(self, leases: Sequence[bytes]) -> None:
@@ -121,6 +123,9 @@ class LocalBackend(Control):
         if old is not None and old.hazards is None:
             self._releases.add(query.lease)
         life.leases.add(query.lease, lease)
+        shape = None if query.prompt is None or life.hazards is None else life.hazards.shape(query.spec)
+        if query.prompt is not None and shape is not None:
+            return weigh(found, query, query.prompt, shape.token_bytes)
         return found
 
     def _leased_lookup(self, query: Query) -> Found:
