@@ -6,15 +6,16 @@ for one chunk at a time, checksums, a DRAM that has to make room first) is in a 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 MOST = 256  # forecasts that wait for their loads
-LEARN = 0.25  # weight of the last load in a tier's factor
+LEARN = 0.25  # weight of the last load in the logarithm of a tier's factor: one hiccup does not condemn it
 FORGET_S = 300.0  # half-life of what was learnt, so that a tier left alone for being slow is tried again
-BOUNDS = (0.05, 50.0)
+BOUNDS = (0.02, 1000.0)
 
 
 @dataclass(slots=True)
@@ -43,7 +44,7 @@ class Forecasts:
 
     def __init__(self, tiers: int, counters: Counter[str]) -> None:
         self._counters = counters
-        self._factors = [1.0] * tiers
+        self._logs = [0.0] * tiers  # of the factors
         self._learnt = [0.0] * tiers
         self._waiting: OrderedDict[tuple[int, bytes], Forecast] = OrderedDict()
         self._of_chunk: dict[int, list[tuple[int, bytes]]] = {}
@@ -51,7 +52,7 @@ class Forecasts:
     def factor(self, tier: int) -> float:
         """How many times longer loads from a tier took of late than its speed says."""
         age = time.monotonic() - self._learnt[tier]
-        return float(self._factors[tier] ** (0.5 ** (age / FORGET_S)))
+        return math.exp(self._logs[tier] * 0.5 ** (age / FORGET_S))
 
     def expect(self, lease: tuple[int, bytes], forecast: Forecast) -> None:
         """The chunks of a plan are about to be loaded, by whoever holds this lease; it replaces an earlier one."""
@@ -91,10 +92,10 @@ class Forecasts:
         self._counters["loads_forecast_us"] += round(forecast.cold_s * 1e6)
         self._counters["loads_took_us"] += round(seconds * 1e6)
         low, high = BOUNDS
-        now, tier = self.factor(forecast.tier), forecast.tier
-        told = min(high, max(low, seconds / max(forecast.plain_s, 1e-6)))
-        self._factors[tier] = now + LEARN * (told - now)
-        self._learnt[tier] = time.monotonic()
+        known = math.log(self.factor(forecast.tier))
+        told = math.log(min(high, max(low, seconds / max(forecast.plain_s, 1e-6))))
+        self._logs[forecast.tier] = known + LEARN * (told - known)
+        self._learnt[forecast.tier] = time.monotonic()
 
     def _forget(self, lease: tuple[int, bytes]) -> None:
         forecast = self._waiting.pop(lease, None)
