@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 MOST = 256  # forecasts that wait for their loads
-LEARN = 0.25  # weight of the last load in the logarithm of a tier's factor: one hiccup does not condemn it
+LEARN = 0.4  # weight of the last load in the logarithm of a tier's factor: one hiccup does not condemn it
 FORGET_S = 300.0  # half-life of what was learnt, so that a tier left alone for being slow is tried again
 BOUNDS = (0.02, 1000.0)
 

@@ -24,6 +24,9 @@ class Options(StoreOptions):
     `lookup_wait_ms` is the longest that one call of the scheduler waits for a look-up; after `lookup_timeout_s` it
     counts as a miss. `lease_s` is how long a hit is held for a request that waits. `readers` and `writers` are threads;
     `staging_mib` bounds what waits to be stored, beyond that saves are dropped.
+
+    With `load_or_recompute` a hit is loaded as far as that is quicker than computing it, once the engine has seen how fast
+    it computes, or from the start with `prefill_tokens_per_s`.
     """
 
     POSITIVE: ClassVar[tuple[str, ...]] = (
@@ -38,6 +41,8 @@ class Options(StoreOptions):
     readers: int = 2
     writers: int = 1
     staging_mib: int = 256
+    load_or_recompute: bool = True
+    prefill_tokens_per_s: float = 0.0
 
     @property
     def staging_bytes(self) -> int:

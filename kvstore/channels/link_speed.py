@@ -30,9 +30,12 @@ class LinkSpeed:
 
     def measured(self, wants: Sequence[Want], outcomes: Sequence[Exception | None], seconds: float) -> None:
         """A get took so long."""
-        nbytes = sum(want.out.nbytes for want, outcome in zip(wants, outcomes, strict=True) if outcome is None)
+        self.seen(sum(want.out.nbytes for want, each in zip(wants, outcomes, strict=True) if each is None), seconds)
+
+    def seen(self, nbytes: int, seconds: float) -> None:
+        """So many bytes came in that time."""
         if nbytes < LEAST_BYTES or seconds <= 0:
             return
-        seen, known = nbytes / seconds, self.bytes_per_s
-        self._bytes_per_s = seen if seen > known else known + LEARN * (seen - known)
+        rate, known = nbytes / seconds, self.bytes_per_s
+        self._bytes_per_s = rate if rate > known else known + LEARN * (rate - known)
         self._at = time.monotonic()
