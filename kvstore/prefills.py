@@ -1,4 +1,4 @@
-"""How fast the engines compute, as they say in their look-ups: by that the store knows what a chunk is worth to them."""
+"""How fast the engines compute, as they say in their look-ups: what a chunk is worth to them hangs on it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ MOST = 4096
 class Prefills:
     """What live engines have told, by session and spec. Needs the store's lock.
 
-    Of several engines of one spec the fastest counts: what it computes more quickly than the store loads is of no use to
-    it. Without any the rate of the configuration does, if there is one.
+    Of several engines of one spec the fastest counts. Without any the rate of the configuration does, if there is one.
     """
 
     def __init__(self, tokens_per_s: float) -> None:

@@ -173,6 +173,7 @@ class Store:
                 **tier_stats(tier, counters),
                 "waiting_bytes": core.backlog[number],
                 "load_factor": round(core.forecasts.factor(number), 3),
+                "load_margin": round(core.forecasts.margin(number), 3),
             }
             for number, tier in enumerate(core.tiers)
         }

@@ -128,7 +128,7 @@ class Worth:
             if tier == DRAM:
                 found.append(TierSpeed(speed.latency_s, link, 1 / decode_s if decode_s else 0.0))
                 continue
-            factor = core.forecasts.factor(tier)
+            factor = self._caution(tier)
             rate = speed.read_bytes_per_s / factor
             queue = core.backlog[tier] / rate if rate else 0.0
             found.append(TierSpeed(speed.latency_s * factor, rate, 1 / (decode_s + 1 / link), queue))
@@ -157,10 +157,12 @@ class Worth:
         times = {tier: self._cold_s(stored, cold, tier, speeds[tier]) for tier in np.unique(tiers).tolist()}
         tier = max(times, key=lambda each: times[each])
         nbytes = dict(zip(reach.take(asked.rows)[cold].tolist(), stored.nbytes[cold].tolist(), strict=True))
-        return Forecast(
-            tier, nbytes, times[tier], times[tier] / self._core.forecasts.factor(tier),
-            max(0.0, plan.seconds - times[tier]), plan.recompute_s,
-        )  # fmt: skip
+        other_s = max(0.0, plan.seconds - times[tier])
+        return Forecast(tier, nbytes, times[tier] / self._caution(tier), other_s, plan.recompute_s)
+
+    def _caution(self, tier: int) -> float:
+        """How many times longer than its speed says a load from a tier is taken to last."""
+        return self._core.forecasts.factor(tier) * self._core.forecasts.margin(tier)
 
     @staticmethod
     def _cold_s(stored: _Stored, cold: Any, tier: int, speed: TierSpeed) -> float:

@@ -25,8 +25,8 @@ class Options(StoreOptions):
     counts as a miss. `lease_s` is how long a hit is held for a request that waits. `readers` and `writers` are threads;
     `staging_mib` bounds what waits to be stored, beyond that saves are dropped.
 
-    With `load_or_recompute` a hit is loaded as far as that is quicker than computing it, once the engine has seen how fast
-    it computes, or from the start with `prefill_tokens_per_s`.
+    With `load_or_recompute` a hit is loaded as far as that is quicker than computing it, once the engine has seen how
+    fast it computes, or from the start with `prefill_tokens_per_s`.
     """
 
     POSITIVE: ClassVar[tuple[str, ...]] = (

@@ -23,10 +23,7 @@ def weigh(found: Found, query: Query, prompt: Prompt, token_bytes: int) -> Found
     """
     refs = np.frombuffer(query.refs, REF_DTYPE)
     start = int(refs["position"][0]) if len(refs) else 0
-    if isinstance(found.used, range):
-        used = refs[: len(found.used)]
-    else:
-        used = refs[np.asarray(found.used, np.uint32)]
+    used = refs[: len(found.used)] if isinstance(found.used, range) else refs[np.asarray(found.used, np.uint32)]
     ends = used["position"].astype(np.int64) + used["tokens"]
     tokens = np.diff(ends, prepend=start).astype(np.uint32)
     plan = cost.plan(

@@ -1,4 +1,4 @@
-"""Look-ups that say what is worth loading: the cut where it must be, why, under what lease, and what was learnt since."""
+"""Look-ups that say what is worth loading: where the cut is, why, under what lease, and what was learnt since."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ def test_plans_that_cannot_be_are_refused(told):
 
 
 def test_a_prefill_in_position(box):
-    """The tail of a long prompt is worth more than its head: the disk is slower than the one and quicker than the other."""
+    """The tail of a long prompt is worth more than its head."""
     client = box.open(dram=64 * MiB, extent=64 * MiB, nvme=64 * MiB)
     spec = KVSpec.dense("small", layers=2, kv_heads=2, head_dim=32, chunk_tokens=16)
     chain = prompt(spec, 64)

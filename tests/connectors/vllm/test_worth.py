@@ -190,5 +190,3 @@ def test_a_store_is_told_in_lookups(client, monkeypatch):
 def test_options_that_are_wrong_are_told(given):
     with pytest.raises(ConfigError, match="kv_connector_extra_config"):
         Options.of(given)
-
-
