@@ -863,7 +863,7 @@ class Index:
         """What is read to have each of n chunks: tokens, stored bytes, tier and form.
 
         Of each part the copy in the fastest tier that has one counts, in `tier_order`; the tier and form told are those
-        of the slowest among them. A part is not read of a chunk that ends at or before its token of `needed_from` (u32).
+        of the slowest among them. A part is not read of chunks that end at or before its token of `needed_from` (u32).
         """
 
     def add_readers(self, placements: Buffer) -> None:

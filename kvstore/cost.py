@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import numpy.typing as npt
 
 from kvstore import _native
@@ -118,6 +119,14 @@ class Plan(NamedTuple):
     def why(self) -> str:
         """The reason in words."""
         return f"{REASONS[self.reason]}: {self.seconds * 1e3:.3g} ms instead of {self.recompute_s * 1e3:.3g} ms"
+
+
+def tokens_between(start: int, ends: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+    """The tokens of each chunk of a run that begins at `start`; what lies between two chunks belongs to the second."""
+    tokens = ends.astype(np.uint32)
+    tokens[1:] -= tokens[:-1].copy()
+    tokens[:1] -= start
+    return tokens
 
 
 def plan(

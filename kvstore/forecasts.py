@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 MOST = 256  # forecasts that wait for their loads
+KEPT_S = 60.0  # and how long: then the lease is over, or as good as that
 LEARN = 0.4  # weight of the last load in the logarithm of a tier's factor
 FORGET_S = 300.0  # half-life of what was learnt, so that a tier left alone for being slow is tried again
 BOUNDS = (0.02, 1000.0)
@@ -28,8 +29,8 @@ FIRST_MARGIN = math.log(1.5)
 class Forecast:
     """What was said of one plan. `cold` are bytes by chunk that come from below DRAM, most of them from `tier`.
 
-    `plain_s` is the time for them by what the tier itself measures, `other_s` that for all else in the plan. It is worth
-    it if both together take less than `recompute_s`.
+    `plain_s` is the time for them by what the tier itself measures, `other_s` that for all else in the plan. It is
+    worth it if both together take less than `recompute_s`.
     """
 
     tier: int
@@ -37,6 +38,7 @@ class Forecast:
     plain_s: float
     other_s: float
     recompute_s: float
+    at: float = field(default_factory=lambda: time.monotonic())
     began: float = 0.0
     left: int = field(init=False)
 
@@ -69,7 +71,7 @@ class Forecasts:
     def expect(self, lease: tuple[int, bytes], forecast: Forecast) -> None:
         """The chunks of a plan are about to be loaded, by whoever holds this lease; it replaces an earlier one."""
         self._forget(lease)
-        while len(self._waiting) >= MOST:
+        while self._waiting and (len(self._waiting) >= MOST or self._oldest.at < time.monotonic() - KEPT_S):
             self._forget(next(iter(self._waiting)))
         self._waiting[lease] = forecast
         for chunk in forecast.cold:
@@ -93,6 +95,15 @@ class Forecasts:
         """A lease is over: what was not loaded under it will not be."""
         if lease in self._waiting:
             self._forget(lease)
+
+    def session_over(self, session: int) -> None:
+        """All leases of a session are over."""
+        for lease in [each for each in self._waiting if each[0] == session]:
+            self._forget(lease)
+
+    @property
+    def _oldest(self) -> Forecast:
+        return next(iter(self._waiting.values()))
 
     def _about(self, chunk: int) -> Iterable[Forecast]:
         return [self._waiting[lease] for lease in self._of_chunk.get(chunk, ())]

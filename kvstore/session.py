@@ -112,7 +112,10 @@ class Session:
             whole = all_parts(present)
             reach = far = reach_of(scope, refs, parts, present, whole, first_valid)
             if speeds is not None and query.prompt is not None:
-                asked = Asked(scope, refs, rows, parts, packed, present, whole, first_valid, exact, query.prompt)
+                asked = Asked(
+                    scope, refs, rows, parts, packed, scope.headers_of(parts), present, whole, first_valid, exact,
+                    query.prompt,
+                )  # fmt: skip
                 choice = self._worth.choose(asked, far, speeds)
                 reach = choice.reach
                 core.prefills.tell(self._number, scope, query.prompt.prefill)
@@ -124,8 +127,7 @@ class Session:
                 if len(far.used):  # what is asked for and computed all the same is in use, too
                     core.usage.used(far.take(rows), self._namespace)
                 if query.places or core.below:
-                    headers = scope.packed_headers if not query.parts else scope.table(parts)[1]
-                    places = core.index.places(used, packed, headers, exact, DRAM, core.bad_rows())
+                    places = core.index.places(used, packed, scope.headers_of(parts), exact, DRAM, core.bad_rows())
             if len(reach.used):
                 core.counters["hit_tokens"] += reach.tokens if choice is None else choice.plan.tokens
         used_refs = reach.indexes()
@@ -329,6 +331,7 @@ class Session:
                 self._core.hazards.remove(self._namespace.digest, self._board)
                 self._board = None
             self._core.leases.end_session(self._number)
+            self._core.forecasts.session_over(self._number)
             self._core.prefills.forget(self._number)
             self._core.room.notify_all()
 

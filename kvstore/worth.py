@@ -36,8 +36,8 @@ class _Stored(NamedTuple):
 class Asked(NamedTuple):
     """A look-up with a prompt, and what the index says: `rows` are the chunks of its packed references.
 
-    `parts` is what it needs of them, `packed` as the index takes that; `present`, `whole` and `first_valid` are as in
-    `kvstore.walk.reach_of`.
+    `parts` is what it needs of them, `packed` and `headers` as the index takes that; `present`, `whole` and
+    `first_valid` are as in `kvstore.walk.reach_of`.
     """
 
     scope: Scope
@@ -45,6 +45,7 @@ class Asked(NamedTuple):
     rows: Rows
     parts: Sequence[Part]
     packed: bytes
+    headers: bytes
     present: Flags
     whole: Flags
     first_valid: Any
@@ -97,9 +98,13 @@ class Worth:
         if left:
             counters["lookups_cut"] += 1
             counters[LEFT_OUT[plan.reason] or "left_out_cut"] += left
-        kept = stored.ends > plan.start if plan.tokens else np.zeros(len(stored.ends), bool)
-        forecast = self._forecast(asked, reach, plan, stored, speeds, kept)
-        return Choice(_kept(reach, plan, kept, start), plan, forecast)
+        if not plan.tokens:
+            return Choice(Reach(start, range(0)), plan, None)
+        kept = stored.ends > plan.start
+        forecast = self._forecast(asked, reach, plan, stored, speeds, kept) if stored.tiers.any() else None
+        if plan.start > start:
+            reach = Reach(reach.tokens, np.asarray(reach.used, np.uint32)[kept])
+        return Choice(reach, plan, forecast)
 
     def _stored(self, asked: Asked, reach: Reach, start: int) -> _Stored:
         """The run as it is stored. What a chunk is preceded by and needs not be loaded counts as its own tokens."""
@@ -108,7 +113,7 @@ class Worth:
         _, nbytes, tiers, forms = core.index.stored(
             reach.take(asked.rows),
             asked.packed,
-            asked.scope.table(asked.parts)[1],
+            asked.headers,
             needed,
             asked.exact,
             core.order,
@@ -116,15 +121,15 @@ class Worth:
         )
         used = reach.take(asked.refs)
         ends = used["position"].astype(np.int64) + used["tokens"]
-        tokens = np.diff(ends, prepend=start).astype(np.uint32)
+        tokens = cost.tokens_between(start, ends)
         return _Stored(tokens, nbytes, tiers, forms, ends)
 
     def _speeds(self, stored: _Stored, measured: Sequence[Speed], asked: Asked) -> list[TierSpeed]:
         """What each tier does for this run: what is read is then decoded, and crosses the link."""
-        core, found = self._core, list[TierSpeed]()
+        core, found, encoded = self._core, list[TierSpeed](), stored.forms.any()
         link = asked.prompt.link_bytes_per_s or measured[DRAM].read_bytes_per_s
         for tier, speed in enumerate(measured):
-            decode_s = self._decode_s(stored, tier)
+            decode_s = self._decode_s(stored, tier) if encoded else 0.0
             if tier == DRAM:
                 found.append(TierSpeed(speed.latency_s, link, 1 / decode_s if decode_s else 0.0))
                 continue
@@ -137,8 +142,6 @@ class Worth:
     def _decode_s(self, stored: _Stored, tier: int) -> float:
         """Seconds that decoding takes for each stored byte of the run in a tier, over the forms that are there."""
         there = stored.tiers == tier
-        if not stored.forms[there].any():  # all raw
-            return 0.0
         nbytes, seconds = float(stored.nbytes[there].sum()), 0.0
         for form in np.unique(stored.forms[there]).tolist():
             if form != RAW:
@@ -172,12 +175,3 @@ class Worth:
 
 def _start(refs: npt.NDArray[Any]) -> int:
     return int(refs["position"][0]) if len(refs) else 0
-
-
-def _kept(reach: Reach, plan: Plan, kept: Any, start: int) -> Reach:
-    """The part of a reach that a plan loads."""
-    if not plan.tokens:
-        return Reach(start, range(0))
-    if kept.all():
-        return reach
-    return Reach(reach.tokens, np.asarray(reach.used, np.uint32)[kept])

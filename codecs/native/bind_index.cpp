@@ -361,7 +361,8 @@ void bind_index(nb::module_& m) {
         .def("find_items", find_items, "scope"_a, "items"_a, "parts"_a, "headers"_a, "exact_only"_a, "tier_order"_a,
              "skip"_a)
         .def("places", places, "rows"_a, "parts"_a, "headers"_a, "exact_only"_a, "tier"_a, "skip"_a)
-        .def("stored", stored, "rows"_a, "parts"_a, "headers"_a, "needed_from"_a, "exact_only"_a, "tier_order"_a, "skip"_a)
+        .def("stored", stored, "rows"_a, "parts"_a, "headers"_a, "needed_from"_a, "exact_only"_a, "tier_order"_a,
+             "skip"_a)
         .def("add_readers", add_readers, "placements"_a)
         .def("drop_readers", drop_readers, "placements"_a)
         .def("touch_unleased", touch_unleased, "rows"_a, "now_ms"_a)

@@ -244,7 +244,7 @@ public:
     void places(std::uint32_t chunk, const PartTable& table, const Acceptable& acceptable, std::uint8_t tier,
                 Place* places) const;
 
-    // What loading a chunk takes: of each part (from the token on that its group needs) the best copy in the fastest tier.
+    // What is read to have a chunk: of each part that is needed the best copy in the fastest tier.
     struct Needed {
         const PartTable& table;
         const std::uint32_t* from;  // first token needed, a part

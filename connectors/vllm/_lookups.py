@@ -26,9 +26,9 @@ TAILS = 32  # tokens between the places where a tail is looked for, at most a bl
 class Answer:
     """What a look-up found: `tokens` can be loaded, in whole blocks and at most all but one of those asked for.
 
-    `stored` is how far the store's chunks reach, also where `plan` leaves out the end of them as slower to load, `exact`
-    how far they are exact. `extras` is None where the request has no key: nothing of it is loaded or saved. `at` is when
-    the lease was taken (monotonic seconds).
+    `stored` is how far the store's chunks reach, also where `plan` leaves out the end of them as slower to load,
+    `exact` how far they are exact. `extras` is None where the request has no key: nothing of it is loaded or saved.
+    `at` is when the lease was taken (monotonic seconds).
     """
 
     tokens: int = 0

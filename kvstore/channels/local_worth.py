@@ -25,7 +25,7 @@ def weigh(found: Found, query: Query, prompt: Prompt, token_bytes: int) -> Found
     start = int(refs["position"][0]) if len(refs) else 0
     used = refs[: len(found.used)] if isinstance(found.used, range) else refs[np.asarray(found.used, np.uint32)]
     ends = used["position"].astype(np.int64) + used["tokens"]
-    tokens = np.diff(ends, prepend=start).astype(np.uint32)
+    tokens = cost.tokens_between(start, ends)
     plan = cost.plan(
         tokens, tokens.astype(np.uint64) * token_bytes, np.zeros(len(used), np.uint8), prefill=prompt.prefill,
         speeds=[TierSpeed(0.0, prompt.link_bytes_per_s or copy_bytes_per_s())], prompt=max(prompt.tokens, found.tokens),

@@ -102,6 +102,19 @@ def test_a_load_that_is_given_up_is_not_judged(clock):
     assert counters["loads_judged"] == 1
 
 
+def test_what_is_not_loaded_in_time_is_not_judged(clock):
+    counters = Counter[str]()
+    learnt = Forecasts(2, counters)
+    learnt.expect(LEASE, Forecast(1, {7: 100}, 0.01, 0.0, 1.0))
+    clock.now += forecasts.KEPT_S + 1
+    learnt.expect((2, bytes(16)), Forecast(1, {8: 100}, 0.01, 0.0, 1.0))
+    learnt.session_over(2)
+    for chunk in (7, 8):  # another chunk may have the row by now
+        learnt.began(chunk)
+        learnt.ended(chunk, 100)
+    assert not counters
+
+
 def test_no_more_are_kept_than_were_promised():
     learnt = Forecasts(2, Counter())
     for number in range(2 * forecasts.MOST):
