@@ -38,7 +38,7 @@ class Forecast:
     plain_s: float
     other_s: float
     recompute_s: float
-    at: float = field(default_factory=lambda: time.monotonic())
+    at: float = 0.0
     began: float = 0.0
     left: int = field(init=False)
 
@@ -73,6 +73,7 @@ class Forecasts:
         self._forget(lease)
         while self._waiting and (len(self._waiting) >= MOST or self._oldest.at < time.monotonic() - KEPT_S):
             self._forget(next(iter(self._waiting)))
+        forecast.at = time.monotonic()
         self._waiting[lease] = forecast
         for chunk in forecast.cold:
             self._of_chunk.setdefault(chunk, []).append(lease)

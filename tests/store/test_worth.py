@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kvstore
+from kvstore import forecasts
 from kvstore.config import ServerConfig
 from kvstore.cost import Prefill, Prompt
 from kvstore.errors import InvalidArgument, SpecMismatch
@@ -27,6 +28,12 @@ TOKEN_BYTES = SMALL.part_bytes(SMALL.part(), 16) // 16
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def bold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No margin to begin with, so that cuts fall where the figures say."""
+    monkeypatch.setattr(forecasts, "FIRST_MARGIN", 0.0)
 
 
 @pytest.fixture
