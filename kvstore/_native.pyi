@@ -901,6 +901,14 @@ class Index:
     def chunks(self, start_row: int, limit: int) -> tuple[NDArray[np.uint32], int]:
         """At most `limit` live chunk rows from `start_row` on, and the row to go on from (-1 at the end)."""
 
+    def idle_chunks(
+        self, start_row: int, count: int, limit: int, before_ms: Sequence[int]
+    ) -> tuple[NDArray[np.uint32], int]:
+        """Chunks used last before the time that `before_ms` has for their scope (0: never), of `count` rows.
+
+        At most `limit` from `start_row` on, and the row to go on from (-1 at the end).
+        """
+
     def resident_bytes(self) -> int:
         """Bytes of the tables in use: rows up to the highest ever used, and the hash table."""
 
@@ -1284,8 +1292,21 @@ class Policy:
     """
 
     def __init__(self, name: str, max_rows: int) -> None: ...
-    def admit(self, row: int, key: int, parent: int, position: int, tokens: int, bytes: int, now_ms: int) -> None:
-        """A chunk has come, or more of it; `bytes` is what it has here now."""
+    def admit(
+        self,
+        row: int,
+        key: int,
+        parent: int,
+        position: int,
+        tokens: int,
+        bytes: int,
+        now_ms: int,
+        parent_row: int = -1,
+    ) -> None:
+        """A chunk has come, or more of it; `bytes` is what it has here now.
+
+        It goes just before its parent where `parent_row` says that this was used a moment ago.
+        """
 
     def hit(self, rows: Buffer, now_ms: int, forward: bool = False) -> None:
         """Chunks of one prefix were used, root first; touched leaf to root, or `forward`. Others are skipped."""

@@ -22,7 +22,8 @@ MAX_SCOPES = 65536
 class Namespace:
     """A tenant as the store sees it.
 
-    `codec` is the form of its puts (none: the DRAM tier's), `lossy` whether a lossy copy may be its last.
+    `codec` is the form of its puts (none: the DRAM tier's), `lossy` whether a lossy copy may be its last, `policy` what
+    orders its chunks (none: the store's).
     `promised` counts record bytes of reservations that are not published yet; `tally` what is put natively, too.
     """
 
@@ -31,6 +32,7 @@ class Namespace:
     ttl_s: float = 0.0
     codec: str | None = None
     lossy: bool = False
+    policy: str | None = None
     open: bool = True
     promised: int = 0
     tally: _native.Tally = field(init=False, repr=False, default_factory=_native.Tally)

@@ -37,8 +37,15 @@ class CodecName:
     """Marks a key that names a form: `raw`, or a codec and its level."""
 
 
+@dataclass(frozen=True)
+class EvictionPolicy:
+    """Marks a key that names an eviction policy."""
+
+
 FormName = Annotated[str, CodecName()]
 FormNameOrNone = Annotated[str | None, CodecName()]
+PolicyName = Annotated[str, EvictionPolicy()]
+PolicyNameOrNone = Annotated[str | None, EvictionPolicy()]
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ class NamespaceConfig:
     `tokens` are the bearer tokens that open it; `tokens_file` names a file with one per line, which a
     configuration reader adds to `tokens`. `codec` is the form in which its puts are stored (none: `[dram] codec`).
     `lossy` lets a lossy form take the place of its last exact copy; without it a lossy codec of a tier is `lossless`
-    for this namespace.
+    for this namespace. `policy` says which of its chunks go first (none: what the store says).
     """
 
     name: str
@@ -135,6 +142,7 @@ class NamespaceConfig:
     tokens_file: Path | None = None
     codec: FormNameOrNone = None
     lossy: bool = False
+    policy: PolicyNameOrNone = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +177,8 @@ class Config:
     `flush_on_close` writes what only DRAM holds to the NVMe tier when the store is closed in order, so that a
     restart keeps the cache. `prefill_tokens_per_s` lets the mover drop what is cheaper to recompute than to load
     (0: not known, keep everything). `max_chunks` bounds the index. `verify_bytes_per_s` are
-    read in the background against their checksums, from the host's persistent tiers (0: none).
+    read in the background against their checksums, from the host's persistent tiers (0: none). `policy` says which
+    chunks go first, in every tier.
     """
 
     dram: DramConfig = field(default_factory=DramConfig)
@@ -185,6 +194,7 @@ class Config:
     flush_on_close: bool = True
     prefill_tokens_per_s: Rate = 0.0
     verify_bytes_per_s: SizeOrNone = 0
+    policy: PolicyName = "lru"
 
     @property
     def below(self) -> tuple[CxlConfig | NvmeConfig | RemoteConfig, ...]:

@@ -87,7 +87,7 @@ class Core:
         self.hazards = dram.hazards
         self.intake = _native.Intake(self.index, self.lock)
         self.events = EventHub(lambda watched: setattr(self.intake, "watched", watched), self.shared.withhold)
-        self.usage = Usage(self.index, self.catalog, len(self.tiers), config.max_chunks, "lru")
+        self.usage = Usage(self.index, self.catalog, len(self.tiers), config.max_chunks, config.policy)
         self.counters = self.usage.counters
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have
         self.bad: set[int] = set()  # placements that go when readers and leases have, and that nobody is given

@@ -2,7 +2,7 @@
 
 One thread walks the victims of every namespace in a tier that is filling and writes what the next one lacks there, a
 few parts at a time, giving way to loads. It also ends what is past its time: leases, pins by their own clock, chunks by
-their namespace's time-to-live.
+their namespace's time-to-live; and tells policies now and then what they may fill and what loading costs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from kvstore.appraisal import appraise
 from kvstore.catalog import Namespace, Scope
 from kvstore.core import DRAM, Copy, Core, steady_ms
-from kvstore.costs import PolicyCosts
 from kvstore.descent import Descent
 from kvstore.errors import Corrupt, DeadlineExceeded, KVStoreError, Shed, StorageError, Unavailable
 from kvstore.marks import drain_marks
@@ -28,9 +28,12 @@ from kvstore.spec import Part
 from kvstore.usage import now_ms
 
 TICK_S = 0.25
+APPRAISE_S = 15.0
 ROWS_AT_ONCE = 256  # looked at under the lock
 CLEAN_SHARE = 0.25  # of a tier is kept clean at its cold end
 START_SHARE = 0.5  # of a tier is in use before that begins
+ROWS_SCANNED = 8192  # under the lock, some 0.1 ms, for what has not been used for too long
+SCANS_A_ROUND = 16
 BATCH = 16
 GIVE_WAY_S = 0.02
 _UNREACHED = "not_demoted_unreachable"
@@ -67,10 +70,11 @@ class Mover:
     def __init__(self, core: Core, descent: Descent, threads: int) -> None:
         self._core = core
         self._descent = descent
-        self._costs = PolicyCosts(core)
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._pressed: set[bytes] = set()
+        self._scanned = 0  # the row of the index from which the search for what is too old goes on
+        self._appraise_at = 0.0
         self._pool = ThreadPoolExecutor(threads, "kvstore-move")
         self._thread = threading.Thread(target=self._run, name="kvstore-mover", daemon=True)
 
@@ -120,7 +124,9 @@ class Mover:
         core.sweep()
         core.dram.free_waiting()
         self._expire()
-        self._costs.tell()
+        if time.monotonic() >= self._appraise_at:
+            appraise(core)
+            self._appraise_at = time.monotonic() + APPRAISE_S
         for namespace in list(core.catalog.namespaces.values()):
             drain_marks(core, namespace)
             waiting = namespace.digest in pressed
@@ -291,19 +297,25 @@ class Mover:
                 core.condemn(scope, placement, removed)
             for row in list(core.doomed):
                 core.drop_chunk(row, removed, "deleted")
-            for namespace in core.catalog.namespaces.values():
-                if namespace.ttl_s:
-                    self._expire_chunks(namespace, now - int(namespace.ttl_s * 1000), removed)
+            limits = [
+                int(now - scope.namespace.ttl_s * 1000) if scope.namespace.ttl_s else 0 for scope in core.catalog.scopes
+            ]
+        for _ in range(SCANS_A_ROUND if any(limits) else 0):
+            self._expire_chunks(limits, removed)
+            if not self._scanned:
+                break
         core.settle(removed)
 
-    def _expire_chunks(self, namespace: Namespace, before_ms: int, removed: Removed) -> None:
-        core, held = self._core, self._core.held(namespace)
-        for tier in range(len(core.tiers)):
-            for n, row in enumerate(victims(core.usage.policy(tier, namespace))):
-                if core.index.chunk(row).last_use >= before_ms:
-                    break
-                if n >= ROWS_AT_ONCE:
-                    self._wake.set()  # the rest in the next round: the lock is for microseconds
-                    break
-                if core.may_go(row, held):
+    def _expire_chunks(self, limits: list[int], removed: Removed) -> None:
+        """Let go of what was not used since the limit of its scope (0: none), of some rows of the index."""
+        core = self._core
+        with core.lock:
+            rows, following = core.index.idle_chunks(self._scanned, ROWS_SCANNED, ROWS_AT_ONCE, limits)
+            self._scanned = max(following, 0)
+            held: dict[Namespace, frozenset[int]] = {}
+            for row in rows.tolist():
+                namespace = core.catalog.scopes[core.index.chunk(row).scope].namespace
+                if namespace not in held:
+                    held[namespace] = core.held(namespace)
+                if core.may_go(row, held[namespace]):
                     core.drop_chunk(row, removed, "expired")

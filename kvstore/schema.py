@@ -18,6 +18,7 @@ from kvstore.config import (
     Config,
     CxlConfig,
     DramConfig,
+    EvictionPolicy,
     NamespaceConfig,
     NvmeConfig,
     Quantity,
@@ -59,6 +60,7 @@ class Key:
     item: type[Any] = str
     form: bool = False
     secret: bool = False
+    policy: bool = False
 
     @property
     def dotted(self) -> str:
@@ -85,6 +87,8 @@ class Key:
             return _A_TIME
         if self.form:
             return 'raw, or a codec and its level like "lossless" or "kivi:4"'
+        if self.policy:
+            return 'the name of an eviction policy, like "lru"'
         items = "numbers" if self.item is int else "strings"
         named = {bool: "true or false", int: "a whole number", float: "a number", tuple: f"a list of {items}"}
         return named.get(self.kind, "a string")
@@ -106,6 +110,10 @@ class Key:
             from kvstore.forms import parse_form
 
             parse_form(parsed, self.dotted)
+        if self.policy:
+            from kvstore.policy import check_policy
+
+            check_policy(parsed, self.dotted)
         return parsed
 
     def _items(self, value: Any) -> tuple[Any, ...] | None:
@@ -142,8 +150,8 @@ def keys(table: str) -> Mapping[str, Key]:
         required = each.default is MISSING and each.default_factory is MISSING
         default = None if each.default is MISSING else each.default
         quantity, form = mark if isinstance(mark, Quantity) else None, isinstance(mark, CodecName)
-        secret = not each.repr
-        found[each.name] = Key(table, each.name, kind, quantity, required, default, item, form, secret)
+        secret, policy = not each.repr, isinstance(mark, EvictionPolicy)
+        found[each.name] = Key(table, each.name, kind, quantity, required, default, item, form, secret, policy)
     return found
 
 

@@ -26,6 +26,7 @@ from kvstore.forms import artefact_files, check_forms
 from kvstore.loader import Loader
 from kvstore.mover import Mover
 from kvstore.opening import open_tiers
+from kvstore.policy import check_policies
 from kvstore.reader import Reader
 from kvstore.reclaim import Reclaimer
 from kvstore.record import BLOCK
@@ -57,6 +58,7 @@ class Store:
         Raises `ConfigError`, `StorageError`.
         """
         check_forms(config)
+        check_policies(config)
         folder = None if config.nvme is None else config.nvme.path / ARTEFACTS
         coder = Coder(config, Artefacts(folder, artefact_files(config)))
         dram, below = open_tiers(config)
@@ -75,7 +77,9 @@ class Store:
         self._sessions = itertools.count(1)
         self._closing = threading.Lock()
         for each in config.namespaces:
-            core.catalog.add_namespace(Namespace(each.name, each.quota, each.ttl_s, each.codec, each.lossy))
+            core.catalog.add_namespace(
+                Namespace(each.name, each.quota, each.ttl_s, each.codec, each.lossy, each.policy)
+            )
         self.notes: Sequence[str] = ()
         try:
             for number in range(1, len(core.tiers)):

@@ -54,7 +54,8 @@ class Usage:
         """The order of one namespace's chunks in one tier."""
         found = self._policies.get((tier, namespace.digest))
         if found is None:
-            found = self._policies[tier, namespace.digest] = Policy(self._policy, self._max_chunks)
+            name = namespace.policy or self._policy
+            found = self._policies[tier, namespace.digest] = Policy(name, self._max_chunks)
         return found
 
     def came(self, tier: int, namespace: Namespace, chunk: int) -> None:

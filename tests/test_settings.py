@@ -220,7 +220,7 @@ def test_every_key_has_a_flag_a_variable_and_is_rendered() -> None:
     for key in scalar_keys():
         owner = config if key.table == "store" else getattr(config, key.table)
         assert (key.name in data[key.table]) == (getattr(owner, key.name) is not None), key
-    assert len({key.variable for key in scalar_keys()}) == len({key.flag for key in scalar_keys()}) == 47
+    assert len({key.variable for key in scalar_keys()}) == len({key.flag for key in scalar_keys()}) == 48
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("60", 60.0), ("500ms", 0.5), ("5m", 300.0), ("1.5 h", 5400.0)])
@@ -250,6 +250,21 @@ def test_a_wrong_codec_is_told_with_its_line_and_the_nearest_name(tmp_path: Path
         settings.load(path, {})
     with pytest.raises(ConfigError, match=r"KVSTORE_DRAM_CODEC: dram.codec = 'nothing'"):
         settings.load(None, {"KVSTORE_DRAM_CODEC": "nothing"})
+
+
+def test_a_wrong_policy_is_told_with_its_line_and_the_nearest_name(tmp_path: Path) -> None:
+    path = write(tmp_path, '[store]\npolicy = "s3-fifo"\n')
+    with pytest.raises(ConfigError, match=r"kvstore.toml:2: store.policy = 's3-fifo'.*did you mean 's3fifo'"):
+        settings.load(path, {})
+    path = write(tmp_path, '[[namespace]]\nname = "a"\npolicy = "clock"\n')
+    with pytest.raises(ConfigError, match=r"kvstore.toml:3: namespace.policy = 'clock': there is no such policy"):
+        settings.load(path, {})
+    with pytest.raises(ConfigError, match=r'store.policy = 3 is not the name of an eviction policy, like "lru"'):
+        settings.load(write(tmp_path, "[store]\npolicy = 3\n"), {})
+    path = write(tmp_path, '[store]\npolicy = "arc"\n[[namespace]]\nname = "a"\npolicy = "mq"\n')
+    config = settings.load(path, {})
+    assert (config.policy, config.namespaces[0].policy) == ("arc", "mq")
+    assert settings.load(None, {"KVSTORE_STORE_POLICY": "gdsf"}).policy == "gdsf"
 
 
 def test_a_lossy_codec_needs_the_namespaces_opt_in(tmp_path: Path) -> None:

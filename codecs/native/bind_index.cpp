@@ -216,6 +216,15 @@ nb::object live_chunks(const Index& index, Row start_row, std::size_t limit) {
     return nb::make_tuple(rows.release(), next);
 }
 
+nb::object idle_chunks(const Index& index, Row start_row, std::size_t count, std::size_t limit,
+                       const std::vector<std::int64_t>& before_ms) {
+    std::int64_t next = -1;
+    const auto found = index.idle_chunks(checked_start(start_row), count, limit, before_ms, next);
+    NewArray rows("u4", found.size());
+    std::copy(found.begin(), found.end(), rows.data<std::uint32_t>());
+    return nb::make_tuple(rows.release(), next);
+}
+
 nb::object export_tier(const Index& index, std::uint8_t tier) {
     std::vector<ExportRecord> records(index.count_in_tier(tier));
     index.export_tier(tier, records.data());
@@ -376,6 +385,7 @@ void bind_index(nb::module_& m) {
         .def("export", export_tier, "tier"_a)
         .def("bulk_insert", bulk_insert, "records"_a, "tier"_a)
         .def("chunks", live_chunks, "start_row"_a, "limit"_a)
+        .def("idle_chunks", idle_chunks, "start_row"_a, "count"_a, "limit"_a, "before_ms"_a)
         .def("chunk_evictable", [](const Index& index, Row row, std::int64_t now_ms) {
                 return index.evictable(row, now_ms);
             }, "row"_a, "now_ms"_a)

@@ -15,9 +15,7 @@ namespace kvstore {
 
 namespace {
 
-constexpr std::uint32_t kNoRow = 0xFFFFFFFFU;  // no policy has it
-
-std::uint32_t small_row(std::uint64_t row) { return row < kNoRow ? static_cast<std::uint32_t>(row) : kNoRow; }
+std::uint32_t row_or_none(std::uint64_t row) { return row < kNoRow ? static_cast<std::uint32_t>(row) : kNoRow; }
 
 // For rows that must be some policy's.
 std::uint32_t checked_row(std::int64_t row) {
@@ -28,7 +26,7 @@ std::uint32_t checked_row(std::int64_t row) {
 std::vector<std::uint32_t> rows_of(nb::handle object) {
     const Rows given(object, "rows");
     std::vector<std::uint32_t> rows(given.size());
-    for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = small_row(given[i]);
+    for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = row_or_none(given[i]);
     return rows;
 }
 
@@ -56,7 +54,7 @@ struct Columns {
     }
     Arrival operator[](std::size_t i) const {
         return {keys[i], parents[i], static_cast<std::uint32_t>(positions[i]), static_cast<std::uint32_t>(tokens[i]),
-                bytes[i]};
+                bytes[i], kNoRow};
     }
 
     Words keys, parents, positions, tokens, bytes;
@@ -89,9 +87,10 @@ void bind_policy(nb::module_& m) {
         .def(nb::new_([](std::string_view name, std::uint32_t max_rows) { return make_policy(name, max_rows); }),
              "name"_a, "max_rows"_a)
         .def("admit", [](Policy& policy, std::int64_t row, std::uint64_t key, std::uint64_t parent,
-                         std::uint32_t position, std::uint32_t tokens, std::uint64_t bytes, std::int64_t now_ms) {
-                policy.admit(checked_row(row), {key, parent, position, tokens, bytes}, now_ms);
-            }, "row"_a, "key"_a, "parent"_a, "position"_a, "tokens"_a, "bytes"_a, "now_ms"_a)
+                         std::uint32_t position, std::uint32_t tokens, std::uint64_t bytes, std::int64_t now_ms,
+                         std::int64_t parent_row) {
+                policy.admit(checked_row(row), {key, parent, position, tokens, bytes, row_or_none(parent_row)}, now_ms);
+            }, "row"_a, "key"_a, "parent"_a, "position"_a, "tokens"_a, "bytes"_a, "now_ms"_a, "parent_row"_a = -1)
         .def("hit", hit, "rows"_a, "now_ms"_a, "forward"_a = false)
         .def("demand", demand, "keys"_a, "now_ms"_a)
         .def("remove", [](Policy& policy, std::int64_t row, bool evicted, std::int64_t now_ms) {

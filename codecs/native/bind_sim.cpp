@@ -68,12 +68,14 @@ public:
             throw nb::value_error("`starts` does not divide the chunks among the requests");
         if (std::any_of(chunk_.data(), chunk_.data() + chunk_.size(), [chunks](auto each) { return each >= chunks; }))
             throw nb::value_error("a request names a chunk that the trace lacks");
-        for (std::size_t i = 0; i < requests; ++i) tenants_needed_ = std::max<std::size_t>(tenants_needed_, tenants_.data()[i] + 1U);
+        for (std::size_t i = 0; i < requests; ++i)
+            tenants_needed_ = std::max<std::size_t>(tenants_needed_, tenants_.data()[i] + 1U);
     }
 
     SimTrace columns() const {
-        return {times_ms_.size(), chunk_tokens_.size(), times_ms_.data(),     input_tokens_.data(), tenants_.data(),
-                linked_.data(),   starts_.data(),       chunk_.data(),        chunk_tokens_.data(), chunk_bytes_.data()};
+        return {times_ms_.size(),  chunk_tokens_.size(), times_ms_.data(), input_tokens_.data(),
+                tenants_.data(),   linked_.data(),       starts_.data(),   chunk_.data(),
+                chunk_tokens_.data(), chunk_bytes_.data()};
     }
     std::size_t tenants_needed() const { return tenants_needed_; }
 

@@ -13,7 +13,7 @@ namespace kvstore {
 struct HeldRow {
     std::uint64_t key;
     std::uint64_t bytes;
-    std::int64_t expires;  // on a clock of the policy's own
+    std::int64_t time;  // what it means is the policy's
     std::uint32_t uses;
     std::uint32_t queue;
 };
@@ -32,6 +32,13 @@ public:
     void add(std::uint32_t row, const HeldRow& held) {
         rows_[row] = held;
         links_.append(queues_[held.queue], row);
+        bytes_[held.queue] += held.bytes;
+    }
+    // The same, or just before its parent where that is in the same queue.
+    void add(std::uint32_t row, const HeldRow& held, std::uint32_t parent_row) {
+        if (!contains(parent_row) || rows_[parent_row].queue != held.queue) return add(row, held);
+        rows_[row] = held;
+        links_.insert_older(queues_[held.queue], row, parent_row);
         bytes_[held.queue] += held.bytes;
     }
     void remove(std::uint32_t row) {

@@ -234,7 +234,7 @@ bool Index::evictable(std::uint64_t chunk_row, std::int64_t now_ms) const {
     return true;
 }
 
-Arrival Index::arrival(std::uint32_t row, std::uint8_t tier) const {
+Arrival Index::arrival(std::uint32_t row, std::uint8_t tier, std::int64_t now_ms) const {
     const ChunkRow& chunk = chunks_[row];
     const auto name = [&](const Key& key) {
         std::uint64_t head;
@@ -246,7 +246,11 @@ Arrival Index::arrival(std::uint32_t row, std::uint8_t tier) const {
         const std::uint32_t placement = placement_in(parts_[part], tier);
         if (placement != kNone) bytes += placements_[placement].stored;
     }
-    return {name(chunk.key), name(chunk.parent), chunk.position, chunk.tokens, bytes};
+    const std::uint64_t parent = name(chunk.parent);
+    const std::int64_t known = parent == 0 ? -1 : find(chunk.scope, chunk.parent);
+    const bool used = known >= 0 && now_ms - chunks_[static_cast<std::uint32_t>(known)].last_use <= kMomentMs;
+    return {name(chunk.key), parent, chunk.position, chunk.tokens, bytes,
+            used ? static_cast<std::uint32_t>(known) : kNoRow};
 }
 
 std::size_t Index::resident_bytes() const {

@@ -216,7 +216,7 @@ public:
     bool is_leased(std::uint32_t chunk) const { return chunks_[chunk].leases > 0; }
     bool evictable(std::uint64_t chunk, std::int64_t now_ms) const;
     // What the policy of a tier is told of a chunk with placements there.
-    Arrival arrival(std::uint32_t chunk, std::uint8_t tier) const;
+    Arrival arrival(std::uint32_t chunk, std::uint8_t tier, std::int64_t now_ms) const;
     bool is_live_chunk(std::uint32_t row) const { return chunks_.is_live(row); }
     std::uint32_t checked_chunk(std::uint64_t row) const { return chunks_.checked(row); }
 
@@ -252,6 +252,10 @@ public:
         const std::string& tiers;  // fastest first
     };
     StoredCopy stored(std::uint32_t chunk, const Needed& needed) const;
+    // Chunks of a scope with a time in `before_ms` (by scope; 0: never) that were used last before it, of `count` rows
+    // from `start` on, `limit` at most; the row to go on from, -1 at the end.
+    std::vector<std::uint32_t> idle_chunks(std::uint32_t start, std::size_t count, std::size_t limit,
+                                           const std::vector<std::int64_t>& before_ms, std::int64_t& next) const;
 
     std::size_t count_in_tier(std::uint8_t tier) const;
     void export_tier(std::uint8_t tier, ExportRecord* records) const;

@@ -157,6 +157,20 @@ std::vector<std::uint32_t> Index::live_chunks(std::uint32_t start, std::size_t l
     return rows;
 }
 
+std::vector<std::uint32_t> Index::idle_chunks(std::uint32_t start, std::size_t count, std::size_t limit,
+                                              const std::vector<std::int64_t>& before_ms, std::int64_t& next) const {
+    std::vector<std::uint32_t> rows;
+    const std::size_t end = std::min<std::size_t>(start + count, chunks_.high_water());
+    std::size_t row = start;
+    for (; row < end && rows.size() < limit; ++row) {
+        const ChunkRow& chunk = chunks_[static_cast<std::uint32_t>(row)];
+        if (!chunk.is_free() && chunk.scope < before_ms.size() && chunk.last_use < before_ms[chunk.scope])
+            rows.push_back(static_cast<std::uint32_t>(row));
+    }
+    next = row < chunks_.high_water() ? static_cast<std::int64_t>(row) : -1;
+    return rows;
+}
+
 std::size_t Index::count_in_tier(std::uint8_t tier) const {
     std::size_t count = 0;
     for (std::uint32_t row = 0; row < placements_.high_water(); ++row)

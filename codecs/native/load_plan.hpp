@@ -72,8 +72,8 @@ private:
     double decoding_ = 0;
 };
 
-// The best plan for a run of `count` chunks that begins at token `start` of a prompt of `prompt` tokens, at a cut between
-// two chunks. With `overlap` the engine can compute from the front while the back is loaded.
+// The best plan for a run of `count` chunks that begins at token `start` of a prompt of `prompt` tokens, at a cut
+// between two chunks. With `overlap` the engine can compute from the front while the back is loaded.
 LoadPlan plan_load(const StoredChunk* chunks, std::size_t count, std::uint64_t start, std::uint64_t prompt,
                    const Prefill& prefill, const TierSpeed* speeds, bool overlap);
 

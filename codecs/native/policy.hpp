@@ -9,6 +9,9 @@
 
 namespace kvstore {
 
+inline constexpr std::uint32_t kNoRow = 0xFFFFFFFFU;
+inline constexpr std::int64_t kMomentMs = 10'000;  // a prompt is put, after its prefix was looked up, in such a time
+
 // What a policy is told of a chunk when it comes.
 struct Arrival {
     std::uint64_t key;       // a hash of the chunk's identity; ghosts know a chunk by it
@@ -16,6 +19,9 @@ struct Arrival {
     std::uint32_t position;  // tokens before it in its prompt
     std::uint32_t tokens;
     std::uint64_t bytes;     // stored in this tier, all its parts together
+    // The row of its parent, where that was used a moment ago. Prompts are put root first: such a chunk goes just before
+    // its parent, as if both had been touched leaf to root. A simulator that admits leaf to root leaves it out.
+    std::uint32_t parent_row = kNoRow;
 };
 
 // What the time of a chunk is worth: recompute(a..b) = flops_per_token·(b−a) + flops_per_token2·(b²−a²)/2 FLOPs.

@@ -18,7 +18,7 @@ void ArcPolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t) {
         make_room(chunk.bytes);
     }
     asked_often_ = false;
-    rows_.add(row, {chunk.key, chunk.bytes, 0, 0, known >= 0 ? kOften : kOnce});
+    rows_.add(row, {chunk.key, chunk.bytes, 0, 0, known >= 0 ? kOften : kOnce}, chunk.parent_row);
 }
 
 void ArcPolicy::hit(const std::uint32_t* rows, std::size_t count, std::int64_t) {

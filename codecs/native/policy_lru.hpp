@@ -10,10 +10,11 @@ class LruPolicy final : public Policy {
 public:
     explicit LruPolicy(std::uint32_t max_rows) : links_(max_rows) {}
 
-    void admit(std::uint32_t row, const Arrival&, std::int64_t) override {
+    void admit(std::uint32_t row, const Arrival& chunk, std::int64_t) override {
         links_.check(row);
-        if (links_.contains(row))
-            links_.make_newest(list_, row);
+        if (links_.contains(row)) links_.unlink(list_, row);
+        if (links_.contains(chunk.parent_row))
+            links_.insert_older(list_, row, chunk.parent_row);
         else
             links_.append(list_, row);
     }

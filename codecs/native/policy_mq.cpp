@@ -22,7 +22,7 @@ void MqPolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t) {
     const std::int64_t known = ghosts_.find(chunk.key);
     const std::uint32_t uses = known < 0 ? 1 : std::max(ghosts_[known].uses + 1, 1U);
     ghosts_.drop(known);
-    rows_.add(row, {chunk.key, chunk.bytes, ++accesses_ + life(), uses, queue_of(uses)});
+    rows_.add(row, {chunk.key, chunk.bytes, ++accesses_ + life(), uses, queue_of(uses)}, chunk.parent_row);
     adjust();
 }
 
@@ -32,7 +32,7 @@ void MqPolicy::hit(const std::uint32_t* rows, std::size_t count, std::int64_t) {
         if (!rows_.contains(row)) continue;
         HeldRow& held = rows_[row];
         held.uses = std::max(held.uses + 1, held.uses);
-        held.expires = ++accesses_ + life();
+        held.time = ++accesses_ + life();
         rows_.move(row, queue_of(held.uses));
         adjust();
     }
@@ -57,8 +57,8 @@ void MqPolicy::adjust() {
         const std::int64_t row = rows_.oldest(queue);
         if (row < 0) continue;
         HeldRow& held = rows_[static_cast<std::uint32_t>(row)];
-        if (held.expires >= accesses_) continue;
-        held.expires = accesses_ + life();
+        if (held.time >= accesses_) continue;
+        held.time = accesses_ + life();
         rows_.move(static_cast<std::uint32_t>(row), queue - 1);
     }
 }

@@ -4,7 +4,7 @@
 
 namespace kvstore {
 
-void S3FifoPolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t) {
+void S3FifoPolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t now_ms) {
     rows_.check(row);
     if (rows_.contains(row)) {
         rows_.resize(row, chunk.bytes);
@@ -14,7 +14,10 @@ void S3FifoPolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t) 
     ghosts_.drop(known);
     // While nothing has been evicted there is room for everything: the main queue takes what the small one cannot.
     const bool overflow = !has_evicted_ && capacity_ != 0 && rows_.bytes(kSmall) >= small_most();
-    rows_.add(row, {chunk.key, chunk.bytes, 0, 0, known >= 0 || overflow ? kMain : kSmall});
+    // Where its parent came long ago it stands at the end of its queue, however much it was used since.
+    const bool together = rows_.contains(chunk.parent_row) && now_ms - rows_[chunk.parent_row].time <= kMomentMs;
+    rows_.add(row, {chunk.key, chunk.bytes, now_ms, 0, known >= 0 || overflow ? kMain : kSmall},
+              together ? chunk.parent_row : kNoRow);
 }
 
 void S3FifoPolicy::hit(const std::uint32_t* rows, std::size_t count, std::int64_t) {
@@ -47,7 +50,9 @@ void S3FifoPolicy::remove(std::uint32_t row, bool evicted, std::int64_t) {
 std::int64_t S3FifoPolicy::victim(std::int64_t after) {
     if (after < 0 || !rows_.contains(static_cast<std::uint64_t>(after))) {
         after = -1;
-        main_first_ = rows_.size(kSmall) == 0 || rows_.bytes(kMain) > capacity() - small_most();
+        // A tier is full before its last byte: the share of the main queue is one of what is here.
+        const std::uint64_t full = std::min(capacity(), rows_.all_bytes());
+        main_first_ = rows_.size(kSmall) == 0 || rows_.bytes(kMain) > full - full / 10;
         if (!main_first_) {
             settle_small();
             main_first_ = rows_.size(kSmall) == 0;

@@ -45,6 +45,15 @@ public:
         ++list.size;
     }
 
+    // The row must be in no list, `anchor` in this one.
+    void insert_older(List& list, std::uint32_t row, std::uint32_t anchor) {
+        const Link older = links_[anchor].older;
+        links_[row] = {anchor + kFirst, older};
+        links_[anchor].older = row + kFirst;
+        newer_of(list, older) = row + kFirst;
+        ++list.size;
+    }
+
     // The row must be in this list.
     void unlink(List& list, std::uint32_t row) {
         const Node node = links_[row];

@@ -10,8 +10,8 @@
 
 namespace kvstore {
 
-// When a row is used next: the number of the request, then its place in that request's prompt, so that of one prefix the
-// tail goes before the head. All ones: never.
+// When a row is used next: the number of the request, then its place in that request's prompt, so that of one prefix
+// the tail goes before the head. All ones: never.
 using NextUse = std::uint64_t;
 
 class OraclePolicy final : public Policy {

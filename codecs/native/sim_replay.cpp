@@ -75,12 +75,13 @@ SimResult SimReplay::run() {
 void SimReplay::look_up(std::size_t request) {
     const std::size_t end = trace_.starts[request + 1];
     const bool linked = trace_.linked[request] != 0;
+    const bool has_parent = linked && setup_.touch != Touch::forward;
     std::uint64_t parent = 0, at = 0;
     for (std::size_t i = trace_.starts[request]; i < end; ++i) {
         const std::uint32_t chunk = trace_.chunk[i];
         if (arrival_[chunk].key == 0) {
             // As scattered as the store's keys, and never 0.
-            arrival_[chunk] = {mixed_key(chunk + std::uint64_t{1}), linked ? parent : 0, static_cast<std::uint32_t>(at),
+            arrival_[chunk] = {mixed_key(chunk + std::uint64_t{1}), has_parent ? parent : 0, static_cast<std::uint32_t>(at),
                                trace_.chunk_tokens[chunk], 0};
             tenant_[chunk] = trace_.tenants[request];
         }
@@ -201,18 +202,25 @@ void SimReplay::step_leaf_first(std::size_t request) {
     told();
 }
 
-// As a store sees it: what is there is touched in one call at the look-up, then the rest is stored in prompt order.
+// As a store sees it: what the look-up hits is touched in one call, then the rest is stored in prompt order. What is
+// there behind a gap is put again, which is no use of it.
 void SimReplay::step_as_put(std::size_t request) {
     const auto stamp = static_cast<std::uint32_t>(request + 1);
     const std::size_t begin = trace_.starts[request], end = trace_.starts[request + 1];
     for (std::size_t i = begin; i < end; ++i) {
         const std::uint32_t chunk = trace_.chunk[i];
+        if (where_[chunk] == 0 && trace_.linked[request] != 0) break;
         if (where_[chunk] != 0 && seen_[chunk] != stamp) rows_.push_back(row_of_[chunk]);
         seen_[chunk] = stamp;
     }
     tell_hits(request);
-    for (std::size_t i = begin; i < end; ++i)
-        if (!here(trace_.chunk[i], 0)) admit(trace_.chunk[i], 0, false);
+    for (std::size_t i = begin; i < end; ++i) {
+        const std::uint32_t chunk = trace_.chunk[i];
+        if (here(chunk, 0)) continue;
+        const bool follows = trace_.linked[request] != 0 && i > begin && seen_[trace_.chunk[i - 1]] == stamp;
+        admit(chunk, 0, false, follows ? row_of_[trace_.chunk[i - 1]] : kNoRow);
+        seen_[chunk] = stamp;
+    }
 }
 
 void SimReplay::step_forward(std::size_t request) {
@@ -222,106 +230,11 @@ void SimReplay::step_forward(std::size_t request) {
             leased_[row] = 0;
             for (Tier& tier : tiers_) tier.policies[tenant_[chunk]]->hit(&row, 1, now_ms_);
         }
-        if (!here(chunk, 0)) admit(chunk, 0, false);
+        if (here(chunk, 0)) continue;
+        for (std::size_t tier = 0; tier < tiers_.size(); ++tier)
+            if (!here(chunk, tier)) tiers_[tier].policies[tenant_[chunk]]->demand(&arrival_[chunk].key, 1, now_ms_);
+        admit(chunk, 0, false);
     }
-}
-
-std::uint64_t SimReplay::stored_bytes(std::uint32_t chunk, std::size_t tier) const {
-    const double smaller = tiers_[tier].setup.smaller;
-    const std::uint64_t bytes = trace_.chunk_bytes[chunk];
-    return smaller == 1 ? bytes : std::max<std::uint64_t>(1, static_cast<std::uint64_t>(double(bytes) / smaller));
-}
-
-void SimReplay::admit(std::uint32_t chunk, std::size_t tier, bool demoted) {
-    const std::uint64_t bytes = stored_bytes(chunk, tier);
-    Tier& into = tiers_[tier];
-    if (!make_room(tier, bytes, chunk)) {
-        if (counts()) ++into.tally.refused;
-        return;
-    }
-    const std::uint32_t row = row_for(chunk);
-    Arrival arrival = arrival_[chunk];
-    arrival.bytes = bytes;
-    into.policies[tenant_[chunk]]->admit(row, arrival, now_ms_);
-    into.used += bytes;
-    into.used_by[tenant_[chunk]] += bytes;
-    into.tally.peak_bytes = std::max(into.tally.peak_bytes, into.used);
-    where_[chunk] = static_cast<std::uint8_t>(where_[chunk] | 1U << tier);
-    if (!counts()) return;
-    into.tally.written_bytes += bytes;
-    if (demoted) into.tally.demoted_bytes += bytes;
-}
-
-bool SimReplay::make_room(std::size_t tier, std::uint64_t bytes, std::uint32_t chunk) {
-    const std::uint64_t capacity = tiers_[tier].setup.capacity;
-    if (bytes > capacity) return false;
-    while (tiers_[tier].used + bytes > capacity)
-        if (!evict_one(tier, chunk)) return false;
-    return true;
-}
-
-// Lets the next victim go of whoever has most for its share; false if there is none.
-bool SimReplay::evict_one(std::size_t tier, std::uint32_t incoming) {
-    Tier& from = tiers_[tier];
-    std::int64_t victim = -1;
-    double most = -1;
-    for (std::size_t tenant = 0; tenant < from.policies.size(); ++tenant) {
-        const double full = static_cast<double>(from.used_by[tenant]) / setup_.shares[tenant];
-        if (full <= most) continue;
-        const std::int64_t found = victim_of(*from.policies[tenant]);
-        if (found < 0) continue;
-        victim = found;
-        most = full;
-    }
-    if (victim < 0) return false;
-    const auto row = static_cast<std::uint32_t>(victim);
-    if (oracle_ && setup_.bypass && next_by_chunk_[incoming] >= next_by_row_[row]) return false;
-    evict(row, tier);
-    return true;
-}
-
-// The first in a policy's order that the request at hand has not leased.
-std::int64_t SimReplay::victim_of(Policy& policy) {
-    std::int64_t row = policy.victim();
-    while (row >= 0 && leased_[static_cast<std::size_t>(row)] == request_ + 1) row = policy.victim(row);
-    return row;
-}
-
-// A chunk leaves a tier, for the next one if there is one and it is not there already.
-void SimReplay::evict(std::uint32_t row, std::size_t tier) {
-    const std::uint32_t chunk = chunk_of_[row];
-    const std::uint64_t bytes = stored_bytes(chunk, tier);
-    Tier& from = tiers_[tier];
-    from.policies[tenant_[chunk]]->remove(row, true, now_ms_);
-    from.used -= bytes;
-    from.used_by[tenant_[chunk]] -= bytes;
-    where_[chunk] = static_cast<std::uint8_t>(where_[chunk] & ~(1U << tier));
-    if (counts()) ++from.tally.evictions;
-    if (tier + 1 < tiers_.size() && !here(chunk, tier + 1)) admit(chunk, tier + 1, true);
-    release_if_gone(chunk);
-}
-
-// Rows are used again at once, as the store's index does it.
-std::uint32_t SimReplay::row_for(std::uint32_t chunk) {
-    std::uint32_t& row = row_of_[chunk];
-    if (row != kNone) return row;
-    if (free_rows_.empty()) {
-        row = static_cast<std::uint32_t>(chunk_of_.size());
-        chunk_of_.push_back(chunk);
-    } else {
-        row = free_rows_.back();
-        free_rows_.pop_back();
-        chunk_of_[row] = chunk;
-    }
-    leased_[row] = 0;
-    if (oracle_) next_by_row_[row] = next_by_chunk_[chunk];
-    return row;
-}
-
-void SimReplay::release_if_gone(std::uint32_t chunk) {
-    if (where_[chunk] != 0) return;
-    free_rows_.push_back(row_of_[chunk]);
-    row_of_[chunk] = kNone;
 }
 
 // For every event when its chunk is used next.

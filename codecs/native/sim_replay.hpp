@@ -29,9 +29,10 @@ struct SimTrace {
 };
 
 // In which order the chunks of a request reach the policy. `leaf`: from the tail of the prompt to its head, so that in
-// any order of use the tail goes first. `put`: those that are there in one call at the look-up, then the new ones in
-// prompt order, as an engine stores them.
-// `forward`: every chunk by itself, in prompt order, as simulators of single objects do; nothing is leased.
+// any order of use the tail goes first. `put`: those that the look-up hits in one call, then the new ones in prompt
+// order, as an engine stores them.
+// `forward`: every chunk by itself, in prompt order, as simulators of single objects do; nothing is leased, and nothing
+// has a parent.
 enum class Touch : int { leaf, put, forward };
 
 struct SimTier {
@@ -80,7 +81,7 @@ public:
     SimResult run();
 
 private:
-    static constexpr std::uint32_t kNone = 0xFFFFFFFFU;
+    static constexpr std::uint32_t kNone = kNoRow;
 
     struct Tier {
         SimTier setup;
@@ -101,7 +102,7 @@ private:
 
     bool here(std::uint32_t chunk, std::size_t tier) const { return (where_[chunk] >> tier & 1U) != 0; }
     std::uint64_t stored_bytes(std::uint32_t chunk, std::size_t tier) const;
-    void admit(std::uint32_t chunk, std::size_t tier, bool demoted);
+    void admit(std::uint32_t chunk, std::size_t tier, bool demoted, std::uint32_t parent_row = kNoRow);
     bool make_room(std::size_t tier, std::uint64_t bytes, std::uint32_t chunk);
     bool evict_one(std::size_t tier, std::uint32_t incoming);
     std::int64_t victim_of(Policy& policy);

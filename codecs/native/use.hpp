@@ -12,7 +12,7 @@ namespace kvstore {
 // Tells a policy that a chunk, or more of it, has come to its tier. Needs the store's lock.
 inline void admit_chunk(const Index& index, Policy& policy, std::uint32_t chunk, std::uint8_t tier,
                         std::int64_t now_ms) {
-    policy.admit(chunk, index.arrival(chunk, tier), now_ms);
+    policy.admit(chunk, index.arrival(chunk, tier, now_ms), now_ms);
 }
 
 // Notes that a chunk was used, unless it is under a lease: its look-up has told. Needs the store's lock.

@@ -3,7 +3,8 @@
 Each request looks its prompt up under a lease, gets the chunks of the hit (up to 16 in a call), gives the lease back
 and puts the chunks that were missing. A chunk's content follows from its key, so that what any client put any other
 can check: every so many gets are compared byte by byte, and before each of those as many bytes are copied inside the
-client's own memory for comparison. Neither counts as time of the mix. The store is empty when it begins.
+client's own memory for comparison. Neither counts as time of the mix. The store is empty when it begins. Beside its hit
+ratio by tokens stands what the simulator has for the same requests, capacities and policy.
 """
 
 from __future__ import annotations
@@ -22,17 +23,22 @@ from kvstore.bench.corpus import chunk_bytes, content, shape_facts
 from kvstore.bench.cpu import CpuClock
 from kvstore.bench.crew import Answer, Crew, processes, threads
 from kvstore.bench.measure import Row, cpu_facts, percentile
+from kvstore.bench.mix_sim import prefill_of, simulated, slower_share
 from kvstore.bench.processes import MODES, server
 from kvstore.bench.replay import POOL, Replayer
 from kvstore.bench.workloads import Workload, trace, zipf
 from kvstore.config import Config, DramConfig, NvmeConfig
 from kvstore.errors import InvalidArgument
+from kvstore.policy import check_policy
 from kvstore.spec import KVSpec
 
 MiB = 1 << 20
 TOKENS = 256
 # What a table shows besides.
-FACTS = ("requests", "clients", "hit_ratio", "get_gbps", "lookup_p50_s", "put_p50_s", "sheds", "lost", "checked")
+FACTS = (
+    "requests", "clients", "policy", "hit_ratio", "sim_hit_ratio", "policy_p50_s", "slower_share", "get_gbps",
+    "lookup_p50_s", "put_p50_s", "sheds", "lost", "checked",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Plan:
 
     Without `trace_path` popularity follows Zipf with `exponent`, over documents of `working_set` times the DRAM's
     bytes in all. `requests` of 0: 2,000, or the first 500 of a trace. `nvme` is a folder that a tier below DRAM is
-    made in, `nvme_capacity` bytes large.
+    made in, `nvme_capacity` bytes large. `policy` says what the store evicts first.
     """
 
     exponent: float = 1.0
@@ -51,6 +57,7 @@ class Plan:
     working_set: float = 4.0
     nvme: Path | None = None
     nvme_capacity: int = 8 << 30
+    policy: str = "lru"
     seed: int = 0
 
     def workload(self, tokens: int, token_bytes: int) -> Workload:
@@ -65,6 +72,7 @@ class Plan:
 
 def run(plan: Plan, *, model: KVSpec | None = None, clients: Sequence[int] = (4,), mode: str = "local") -> list[Row]:
     """A row per number of clients at once, each over an empty store of its own."""
+    check_policy(plan.policy, "--policy")
     if mode not in ("embedded", *MODES):
         raise InvalidArgument(f"no mode {mode!r}; there are embedded, {', '.join(MODES)}")
     base = model or KVSpec.dense("bench-mix", layers=16, kv_heads=1, head_dim=64, chunk_tokens=TOKENS)
@@ -81,6 +89,12 @@ def run(plan: Plan, *, model: KVSpec | None = None, clients: Sequence[int] = (4,
             answers = crew.phase(["replay"] * number, float("inf"))
             row = _row(workload, chunk_bytes(spec), mode, answers, clock.seconds() - used if pid else None)
             row.update({**shape_facts(model), "dram_bytes": plan.dram, "nvme": plan.nvme is not None})
+            loads = [load for answer in answers for load in answer["loads"]]
+            capacities = (plan.dram,) if plan.nvme is None else (plan.dram, plan.nvme_capacity)
+            row.update({
+                "policy": plan.policy, "slower_share": slower_share(loads, prefill_of(model)),
+                **simulated(workload, spec, capacities, plan.policy),
+            })  # fmt: skip
             rows.append(row)
     return rows
 
@@ -92,12 +106,13 @@ def _crew(
     folder = stack.enter_context(tempfile.TemporaryDirectory(dir=plan.nvme)) if plan.nvme is not None else None
     if mode == "embedded":
         nvme = NvmeConfig(Path(folder), capacity=plan.nvme_capacity) if folder else None
-        config = Config(dram=DramConfig(plan.dram, plan.dram), nvme=nvme, flush_on_close=False)
+        config = Config(dram=DramConfig(plan.dram, plan.dram), nvme=nvme, flush_on_close=False, policy=plan.policy)
         client = stack.enter_context(kvstore.open(config))
         deal = [workload.requests[i::members] for i in range(members)]
         return stack.enter_context(threads([Replayer(client, spec, each, descriptor) for each in deal])), 0
-    flags = ["--nvme", folder, "--nvme-capacity", str(plan.nvme_capacity)] if folder else []
-    running = stack.enter_context(server(plan.dram, "--store-flush-on-close", "false", *flags, put_wait_s=1.0))
+    flags = ["--store-flush-on-close", "false", "--store-policy", plan.policy]
+    flags += ["--nvme", folder, "--nvme-capacity", str(plan.nvme_capacity)] if folder else []
+    running = stack.enter_context(server(plan.dram, *flags, put_wait_s=1.0))
     configs = [
         {
             "url": running.url(mode),

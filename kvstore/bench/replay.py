@@ -41,6 +41,7 @@ class _Tally:
 
     lookups: list[float] = field(default_factory=list)
     gets: list[float] = field(default_factory=list)
+    loads: list[tuple[int, float]] = field(default_factory=list)  # tokens of a hit, and the time of all its gets
     puts: list[float] = field(default_factory=list)
     sheds: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
@@ -93,8 +94,11 @@ class Replayer:
         tally.hit_tokens += hit.tokens
         with hit:
             size = max(1, min(BATCH, len(self._landing) // 2 // self._chunk))
+            before = len(tally.gets)
             for first in range(0, len(hit.refs), size):
                 self._get(hit, hit.refs[first : first + size])
+            if hit.tokens:
+                tally.loads.append((hit.tokens, sum(tally.gets[before:])))
         for ref in refs:
             if ref.position >= hit.tokens:
                 self._put(ref)

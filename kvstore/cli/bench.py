@@ -97,7 +97,7 @@ def mix(args: Namespace) -> int:
     plan = bench.Plan(
         exponent=args.exponent, trace_path=Path(args.trace) if args.trace else None, requests=args.requests or 0,
         dram=args.dram, working_set=args.working_set, nvme=Path(args.nvme) if args.nvme else None,
-        nvme_capacity=args.nvme_capacity, seed=args.seed,
+        nvme_capacity=args.nvme_capacity, policy=args.policy, seed=args.seed,
     )  # fmt: skip
     with progress("bench mix", None):
         rows = bench.run(plan, model=_model(args), clients=args.clients, mode=args.mode)
@@ -164,6 +164,16 @@ def index(args: Namespace) -> int:
         rows = bench.run(chunks=args.chunks, soak=args.soak, advance=advance)
     facts = ("chunks", "bytes_per_chunk", "longest_pause_s", "growth_bytes")
     return _show(args, "index", rows, facts)
+
+
+def sim(args: Namespace) -> int:
+    """`bench sim`."""
+    from kvstore.bench import sim as bench
+
+    _prepare(args)
+    with progress("bench sim", None) as advance:
+        rows = bench.run(events=args.events, rounds=args.rounds, advance=advance)
+    return _show(args, "sim", rows, bench.FACTS)
 
 
 def codec(args: Namespace) -> int:

@@ -141,6 +141,11 @@ def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Pars
     index.add_argument("--chunks", type=positive, default=1_000_000, metavar="N", help="(%(default)s)")
     index.add_argument("--soak", type=positive, default=1_000_000, metavar="N",
                        help="insertions and evictions of the soak (%(default)s)")  # fmt: skip
+    simulated = told.add("sim", "bench", "sim", "How many events a second the simulator replays, policy by policy.")
+    simulated.add_argument(
+        "--events", type=positive, default=500_000, metavar="N", help="ids of requests (%(default)s)"
+    )
+    simulated.add_argument("--rounds", type=positive, default=5, metavar="N", help="timed rounds (%(default)s)")
     _codec(told.add("codec", "bench", "codec", "Size and speed of every codec; with --quality what it costs a model."))
     torture = made.add("torture", "bench", "torture", "kill -9 at random moments under load, then check everything.")
     torture.add_argument("--rounds", type=positive, default=100, metavar="N", help="kills (%(default)s)")
@@ -180,6 +185,7 @@ def _mix(parser: _Parser) -> None:
     parser.add_argument("--working-set", type=number, default=4.0, metavar="X", help="times the DRAM (%(default)s)")
     parser.add_argument("--nvme", metavar="FOLDER", help="a tier below DRAM, in a folder of its own in this one")
     parser.add_argument("--nvme-capacity", type=size, default=8 << 30, metavar="SIZE", help="(8GiB)")
+    parser.add_argument("--policy", default="lru", metavar="NAME", help="what the store evicts first (%(default)s)")
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the popularity (%(default)s)")
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 from kvstore.cli.output import print_json
@@ -20,8 +23,7 @@ def record(args: Namespace) -> int:
         raise InvalidArgument("where does the trace go? give --out FILE")
     args.url, args.config = args.record, None
     with open_client(args) as client:
-        print("kvstore sim: recording", file=sys.stderr, flush=True)
-        told = take(client, Path(args.out), seconds=args.seconds or 0.0)
+        told = take(client, Path(args.out), ready=_ready, seconds=args.seconds or 0.0)
     facts = vars(told)
     if args.json:
         print_json({"out": args.out, **facts})
@@ -30,3 +32,9 @@ def record(args: Namespace) -> int:
         if told.left_out or told.lost:
             print(f"left out {told.left_out} look-ups of other chunks; too slow {told.lost} times")
     return 0
+
+
+def _ready(stop: Callable[[], None]) -> None:
+    """Ctrl-C ends the recording between two lines; from a thread, since whoever is interrupted may hold the line."""
+    signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=stop).start())
+    print("kvstore sim: recording", file=sys.stderr, flush=True)

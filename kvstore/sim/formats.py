@@ -41,12 +41,16 @@ class Parsed:
     requests: Sequence[Request]
 
 
-def parse(path: Path, *, block: int = 0, most: int = 0) -> Parsed:
-    """Read a file, or its first `most` requests. `block` of 0: found out.
+def parse(path: Path, *, block: int = 0, most: int = 0, timed: bool = True) -> Parsed:
+    """Read a file, or its first `most` requests, in the order of their time. `block` of 0: found out.
+
+    Without `timed` there need be no times, and requests stay as they are, one a second.
 
     Raises `InvalidArgument` that names file and line for what cannot be read or is neither format.
     """
     lines = list(_lines(path, most))
+    if not timed:
+        lines = [(number, {**line, "timestamp": number * 1000}) for number, line in lines]
     if not lines:
         raise InvalidArgument(f"{path} holds no requests")
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")

@@ -14,8 +14,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import TextIO, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -49,11 +50,10 @@ class Recorder:
         """`StorageError` where the file cannot be made."""
         self._path = path
         with self._told_of():
-            self._file: TextIO = (
-                gzip.open(path, "wt", encoding="utf-8")  # noqa: SIM115
-                if path.suffix == ".gz"
-                else path.open("w", encoding="utf-8")
-            )
+            # Not buffered: what was recorded outlives this process, and where there is no room nothing is left over.
+            raw = path.open("wb", buffering=0)
+            self._file: FileIO | gzip.GzipFile = gzip.GzipFile(fileobj=raw, mode="wb") if path.suffix == ".gz" else raw
+            self._raw = raw
         self._salt = secrets.token_bytes(32)
         self._begun_ms = 0
         self._held_back: list[tuple[int, list[tuple[int, int]]]] = []
@@ -78,6 +78,7 @@ class Recorder:
         self._write()
         with self._told_of():
             self._file.close()
+            self._raw.close()  # which a GzipFile leaves open
 
     @contextmanager
     def _told_of(self) -> Iterator[None]:
@@ -99,35 +100,40 @@ class Recorder:
                 "timestamp": at_ms, "input_length": sum(n for _, n in chain), "output_length": 0,
                 "block_tokens": block, "hash_ids": [number for number, _ in chain],
             }  # fmt: skip
-            with self._told_of():
-                self._file.write(json.dumps(line) + "\n")
+            self._put(json.dumps(line).encode() + b"\n")
             self.told.requests += 1
+
+    def _put(self, data: bytes) -> None:
+        with self._told_of():
+            while data:
+                data = data[self._file.write(data) :]
 
     def _hashed(self, key: bytes) -> int:
         return int.from_bytes(hashlib.blake2b(key, digest_size=8, key=self._salt).digest(), "little") >> 1
 
 
-def record(client: Client, path: Path, *, seconds: float = 0.0, ready: Callable[[], None] = lambda: None) -> Recorded:
-    """Record the look-ups of a client's namespace, for some seconds or (0) until KeyboardInterrupt.
+def record(
+    client: Client, path: Path, *, ready: Callable[[Callable[[], None]], None], seconds: float = 0.0
+) -> Recorded:
+    """Record the look-ups of a client's namespace, for some seconds (0: without end) or until it is stopped.
 
-    `ready` is called when every look-up from now on is seen. A trace that was interrupted is whole.
+    `ready` is called when every look-up from now on is seen, with what stops the recording from any thread.
     """
     recorder = Recorder(path)
-    events = client.watch(lookups=True)
-    close: Callable[[], None] = events.close  # type: ignore[attr-defined]
-    timer = threading.Timer(seconds, close) if seconds else None
     try:
-        ready()
-        if timer is not None:
-            timer.start()
-        for event in events:
-            recorder.take(event)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        if timer is not None:
+        events = client.watch(lookups=True)
+        stop: Callable[[], None] = events.close  # type: ignore[attr-defined]
+        timer = threading.Timer(seconds, stop)
+        try:
+            ready(stop)
+            if seconds:
+                timer.start()
+            for event in events:
+                recorder.take(event)
+        finally:
             timer.cancel()
-        close()
+            stop()
+    finally:
         recorder.close()
     return recorder.told
 

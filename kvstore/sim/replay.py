@@ -33,8 +33,11 @@ class Outcome:
 class Replay:
     """A trace made ready to be played in one way, with any policy and tiers."""
 
-    def __init__(self, trace: Trace, setup: Setup) -> None:
-        """`InvalidArgument` for shares that are not one a tenant, and whole blocks of what has none."""
+    def __init__(self, trace: Trace, setup: Setup, *, chunk_bytes: Sequence[int] | None = None) -> None:
+        """`chunk_bytes` of every chunk of the trace, where they are not the model's KV alone.
+
+        `InvalidArgument` for shares that are not one a tenant, and whole blocks of what has none.
+        """
         if setup.shares and len(setup.shares) != len(trace.names):
             raise InvalidArgument(f"{trace.name} has {len(trace.names)} tenants, so as many shares, not {setup.shares}")
         if setup.whole_blocks and not trace.block:
@@ -43,7 +46,10 @@ class Replay:
         self.first = int(setup.warm * trace.requests)
         self.prefill = setup.model.prefill(setup.flops_per_s, setup.step_s)
         tokens = np.full(trace.chunks, trace.block) if setup.whole_blocks else trace.chunk_tokens
-        self.chunk_bytes = np.maximum(1, np.round(tokens * setup.model.token_bytes)).astype(np.uint64)
+        if chunk_bytes is None:
+            self.chunk_bytes = np.maximum(1, np.round(tokens * setup.model.token_bytes)).astype(np.uint64)
+        else:
+            self.chunk_bytes = np.array(chunk_bytes, np.uint64)
         self._native = _native.SimTrace(
             trace.times_ms, trace.input_tokens, trace.tenants, trace.linked, trace.starts, trace.chunk,
             trace.chunk_tokens, self.chunk_bytes,

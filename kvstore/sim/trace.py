@@ -127,13 +127,22 @@ def _joined(traces: Sequence[Trace], shifts: Sequence[int], tenants: Sequence[in
     tenant = np.concatenate([np.full(each.requests, n, np.uint16) for each, n in zip(traces, tenants, strict=True)])
     blocks = {trace.block for trace in traces}
     return Trace(
-        name, tuple(trace.name for trace in traces) if len(set(tenants)) > 1 else (name,),
+        name, _names(traces) if len(set(tenants)) > 1 else (name,),
         blocks.pop() if len(blocks) == 1 else 0, times[order],
         np.concatenate([trace.input_tokens for trace in traces])[order], tenant[order],
         np.concatenate([trace.linked for trace in traces])[order], starts.astype(np.uint64), chunk[events],
         np.concatenate([trace.position for trace in traces])[events],
         np.concatenate([trace.chunk_tokens for trace in traces]),
     )  # fmt: skip
+
+
+def _names(traces: Sequence[Trace]) -> tuple[str, ...]:
+    """Of every trace a name that no other has."""
+    found: list[str] = []
+    for trace in traces:
+        same = sum(each.name == trace.name for each in traces[: len(found)])
+        found.append(f"{trace.name} {same + 1}" if same else trace.name)
+    return tuple(found)
 
 
 def _at(values: Column, starts: Column) -> Column:

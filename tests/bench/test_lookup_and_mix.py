@@ -17,6 +17,7 @@ from kvstore.bench.corpus import chunk_bytes
 from kvstore.bench.models import model_spec
 from kvstore.config import Config, DramConfig
 from kvstore.errors import Corrupt, InvalidArgument
+from kvstore.policy import POLICIES
 from kvstore.spec import KVSpec
 
 from .conftest import FIELDS, assert_rows, lying
@@ -114,12 +115,13 @@ def test_traces_of_both_formats(tmp_path: Path) -> None:
     ("lines", "words"),
     [
         ([], "no requests"),
-        ([[1]], "line 1 is no JSON object"),
+        ([[1]], ":1: no JSON object"),
         ([{"x": 1}], "neither hash_ids nor segments"),
-        ([{"hash_ids": [1]}], "input_length"),
+        ([{"hash_ids": [1]}], ":1: input_length"),
         ([{"input_length": 10, "hash_ids": [1, 2, 3]}, {"input_length": 9999, "hash_ids": [1]}], "no block length"),
-        ([{"segments": [[1, 2]]}], "no trace"),
-        ([{"segments": [[1, 0, "x"]]}], "without tokens"),
+        ([{"segments": [[1]]}], ":1: a segment is"),
+        ([{"segments": [[1, 0, "x"]]}], ":1: segment 1 has 0 tokens"),
+        ([{"segments": []}], "without tokens"),
     ],
 )
 def test_a_file_that_is_no_trace_is_told(tmp_path: Path, lines: list[Any], words: str) -> None:
@@ -134,7 +136,7 @@ def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="cannot be read"):
         workloads.trace(tmp_path / "torn.jsonl.gz", 1 << 20)
     (tmp_path / "text.jsonl").write_text("hello\n")
-    with pytest.raises(InvalidArgument, match="line 1 is no JSON"):
+    with pytest.raises(InvalidArgument, match=":1: no JSON"):
         workloads.trace(tmp_path / "text.jsonl", 10)
 
 
@@ -199,3 +201,21 @@ def test_mix_refuses(tmp_path: Path) -> None:
         mix.run(mix.Plan(), mode="pigeon")
     with pytest.raises(InvalidArgument, match="too little for chunks"):
         mix.run(mix.Plan(dram=1 << 20), mode="embedded")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_simulator_has_the_same_hit_ratio(policy: str) -> None:
+    spec = KVSpec.dense("m", layers=2, kv_heads=1, head_dim=32, chunk_tokens=64)
+    plan = mix.Plan(requests=600, dram=8 * MiB, working_set=4.0, policy=policy)
+    (row,) = mix.run(plan, model=spec, clients=(1,), mode="embedded")
+    assert (row["policy"], row["sheds"]) == (policy, {})
+    assert 0.2 < row["hit_ratio"] < 0.9
+    assert row["sim_hit_ratio"] == pytest.approx(row["hit_ratio"], abs=0.02)  # by chance: 600 requests are few
+    if policy == "lru":
+        assert row["sim_hit_ratio"] == row["hit_ratio"]
+    assert row["slower_share"] is None  # no model is known, so no prefill
+
+
+def test_mix_knows_its_policies() -> None:
+    with pytest.raises(InvalidArgument, match="--policy = 'lry': there is no such policy"):
+        mix.run(mix.Plan(policy="lry"), mode="embedded")

@@ -107,8 +107,7 @@ class Gdsf(Lfu):
 
 class S3Fifo:
     def __init__(self, capacity: int) -> None:
-        self.small_most = capacity // 10
-        self.main_most = capacity - self.small_most
+        self.capacity, self.small_most = capacity, capacity // 10
         self.ghosts_most = capacity * 9 // 10
         self.small, self.main, self.ghosts = Queue(), Queue(), Queue()
         self.uses: dict[int, int] = {}
@@ -146,7 +145,8 @@ class S3Fifo:
 
     def order(self) -> list[int]:
         """What `victims` gives, after it has settled what goes first."""
-        main_first = not self.small or total(self.main) > self.main_most
+        full = min(self.capacity, total(self.small, self.main))
+        main_first = not self.small or total(self.main) > full - full // 10
         while not main_first and self.small and self.uses[next(iter(self.small))] >= 2:
             key, nbytes = self.small.popitem(last=False)
             self.main[key], self.uses[key] = nbytes, 0

@@ -114,3 +114,33 @@ def test_lru_touches_a_prefix_leaf_to_root() -> None:
     assert list(victims(policy)) == [3, 4, 2, 1, 0]
     policy.hit(np.array([2, 3], np.uint32), 11, forward=True)
     assert list(victims(policy)) == [4, 1, 0, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["lru", "s3fifo", "arc", "mq"])
+def test_a_prompt_put_root_first_goes_leaf_first(name: str) -> None:
+    policy = Policy(name, 20)
+    policy.set_capacity(1000)
+    policy.admit(10, 11, 0, 0, 16, 1, 0)
+    for row in range(5):
+        policy.admit(row, row + 1, row, row * 16, 16, 1, row, parent_row=row - 1)
+    assert list(victims(policy)) == [10, 4, 3, 2, 1, 0]
+    policy.admit(6, 7, 3, 48, 16, 1, 11, parent_row=19)  # which is not here
+    assert list(victims(policy)) == [10, 4, 3, 2, 1, 0, 6]
+
+
+def test_where_a_parent_came_long_ago_a_fifo_queue_does_not_put_its_child_there() -> None:
+    policy = Policy("s3fifo", 20)
+    policy.set_capacity(1000)
+    fill(policy, 3)
+    policy.admit(5, 6, 1, 16, 16, 1, 60_000, parent_row=0)
+    policy.admit(6, 7, 6, 32, 16, 1, 60_001, parent_row=5)
+    assert list(victims(policy)) == [0, 1, 2, 6, 5]
+
+
+def test_lru_parts_of_a_chunk_come_one_after_the_other() -> None:
+    policy = Policy("lru", 10)
+    for _rank in range(2):
+        for row in range(3):
+            policy.admit(row, row + 1, row, row * 16, 16, 1, row, parent_row=row - 1)
+    policy.admit(7, 8, 0, 0, 16, 1, 5)
+    assert list(victims(policy)) == [2, 1, 0, 7]

@@ -30,7 +30,9 @@ def test_hash_ids_with_a_partial_last_block(tmp_path: Path) -> None:
 
 
 def test_the_block_is_found_out_or_said(tmp_path: Path) -> None:
-    whole = write(tmp_path / "w.jsonl", [{**LINE, "input_length": 1000 * n + 7, "hash_ids": list(range(n))} for n in (3, 60)])
+    whole = write(
+        tmp_path / "w.jsonl", [{**LINE, "input_length": 1000 * n + 7, "hash_ids": list(range(n))} for n in (3, 60)]
+    )
     with pytest.raises(InvalidArgument, match="say it with --block"):
         read(whole)
     assert read(whole, block=1000).chunk_tokens.tolist() == [1000] * 60
@@ -84,7 +86,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, lines: list[Any], words: str) -> 
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="cannot be read: .*No such file"):
+    with pytest.raises(InvalidArgument, match=r"cannot be read: .*No such file"):
         parse(tmp_path / "none.jsonl")
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"timestamp": 1}\n' * 1000)[:-20])
     with pytest.raises(InvalidArgument, match="cannot be read"):
@@ -97,7 +99,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_traces_side_by_side_are_tenants() -> None:
     one, two = linked([[1, 2], [1, 2, 3]], tail=4), linked([[1], [5], [1, 6]])
     both = mix([one, two])
-    assert (both.requests, both.chunks, both.names) == (5, 3 + 3, ("by-hand", "by-hand"))
+    assert (both.requests, both.chunks, both.names) == (5, 3 + 3, ("by-hand", "by-hand 2"))
     assert both.tenants.tolist() == [0, 1, 0, 1, 1]
     assert both.times_ms.tolist() == [0, 0, 1000, 1000, 2000]
     assert both.chunk.tolist() == [0, 1, 3, 0, 1, 2, 4, 3, 5]

@@ -1,13 +1,14 @@
 """The simulator beside libcachesim 0.3.5, an independent one: ids touched forward, one size for all, default settings.
 
-Both are asked before every request how far its ids reach, and given them one after the other. LRU, FIFO, LFU and Belady
-agree in every request. S3-FIFO and ARC are the papers' in both, and still differ in a few requests: libcachesim counts
-objects and rounds the size of S3-FIFO's small queue and ARC's target to whole ones, we count bytes, as the papers' sizes
-are real numbers. Ours are checked against plain versions of the papers in tests/policies.
+Both are asked before every request how far its ids reach, and given them one after the other. They agree in every
+request. Capacities are multiples of ten objects, since libcachesim counts objects and rounds the tenth that S3-FIFO's
+small queue has to whole ones, where we count bytes. Its S3-FIFO differs from the paper in one thing, which we follow:
+while the cache fills for the first time, the main queue takes what the small one has no room for.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,12 @@ from .traces import REAL, conversations, linked, real
 
 lcs = pytest.importorskip("libcachesim", reason="libcachesim is not installed: pip install 'tiered-kvstore[test]'")
 NAMES = {"lru": "LRU", "fifo": "FIFO", "lfu": "LFU", "s3fifo": "S3FIFO", "arc": "ARC", BELADY: "Belady"}
-SAME = ("lru", "fifo", "lfu", BELADY)
-ROUNDING = 0.0025  # of all input tokens
 NEVER = 1 << 62
-MOST = 4000  # requests of a trace
+MOST = 2000  # requests of a trace
 
 
 def reached(trace: Trace, name: str, capacity: int) -> Column:
-    """Tokens of every request that libcachesim has when it comes."""
+    """Tokens of every request that libcachesim holds when it comes."""
     cache, request = getattr(lcs, NAMES[name])(cache_size=capacity), lcs.Request()
     request.obj_size = 1
     ids, starts = trace.chunk.tolist(), trace.starts.tolist()
@@ -37,7 +36,7 @@ def reached(trace: Trace, name: str, capacity: int) -> Column:
         later[event] = last.get(ids[event], NEVER)
         last[ids[event]] = event + 1
     found = []
-    for begin, end in zip(starts[:-1], starts[1:], strict=True):
+    for begin, end in pairwise(starts):
         hit = begin
         while hit < end and _there(cache, request, ids[hit]):
             hit += 1
@@ -69,11 +68,7 @@ def agree(trace: Trace, name: str, capacity: int) -> None:
     ours = Replay(trace, setup).play(name, (Tier("t", Capacity("", nbytes=nbytes), SPEEDS["dram"]),)).hit_tokens
     theirs = reached(trace, name, capacity)
     assert theirs.sum() > 0
-    if name in SAME:
-        assert np.flatnonzero(ours != theirs).tolist() == []
-    half = trace.requests // 2
-    apart = ours[half:].sum(dtype=float) - theirs[half:].sum(dtype=float)
-    assert abs(apart) <= ROUNDING * trace.input_tokens[half:].sum(dtype=float)
+    assert np.flatnonzero(ours != theirs).tolist() == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,5 +82,5 @@ def test_a_synthetic_trace(name: str, capacity: int) -> None:
 def test_the_real_traces(trace: str, name: str) -> None:
     some = head(real(trace), MOST)
     chunks = len(np.unique(some.chunk))
-    for share in (0.01, 0.05, 0.1):
-        agree(some, name, int(share * chunks))
+    for share in (0.01, 0.1):
+        agree(some, name, max(1, int(share * chunks) // 10) * 10)

@@ -26,9 +26,7 @@ SPEED = TierSpeed(0.0, 25e9)
 
 def tiers(*blocks: int) -> tuple[Tier, ...]:
     """Tiers of so many blocks each."""
-    return tuple(
-        Tier(f"t{n}", Capacity("", nbytes=blocks * BLOCK * BYTES), SPEED) for n, blocks in enumerate(blocks)
-    )
+    return tuple(Tier(f"t{n}", Capacity("", nbytes=blocks * BLOCK * BYTES), SPEED) for n, blocks in enumerate(blocks))
 
 
 def played(trace: Trace, policy: str, *blocks: int, **options: object) -> Outcome:
@@ -48,7 +46,7 @@ class ModelLru:
             hit += 1
         held = set(ids[:hit])
         if touch == "put":
-            for each in reversed(ids):
+            for each in reversed(ids[:hit]):
                 self._touch(each)
         for each in ids if touch == "put" else reversed(ids):
             if touch == "leaf":

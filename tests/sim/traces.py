@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,20 @@ def real(name: str) -> Trace:
     path = TRACES / f"{name}.jsonl.gz"
     if not path.is_file():
         pytest.skip(f"there is no {path}: KVSTORE_TRACES names the folder of the real traces")
+    return _kept(path)
+
+
+@cache
+def _kept(path: Path) -> Trace:
     return read(path)
 
 
 def linked(prompts: Sequence[Sequence[int]], *, tail: int = BLOCK) -> Trace:
     """Prompts of blocks of 16 tokens, one a second, whose last block has `tail` tokens."""
     requests = [
-        Request(1000 * n, BLOCK * (len(ids) - 1) + tail if ids else 0, ids, [BLOCK] * (len(ids) - 1) + [tail] * bool(ids))
+        Request(
+            1000 * n, BLOCK * (len(ids) - 1) + tail if ids else 0, ids, [BLOCK] * (len(ids) - 1) + [tail] * bool(ids)
+        )
         for n, ids in enumerate(prompts)
     ]
     return from_parsed(Parsed("by-hand", True, BLOCK, requests))

@@ -19,8 +19,10 @@ import kvstore
 from kvstore import opening, store
 from kvstore.api import Query
 from kvstore.config import Config, DramConfig, NamespaceConfig, NvmeConfig
+from kvstore.core import Core
 from kvstore.errors import KVStoreError, StorageError
 from kvstore.keys import Chain, ChunkRef, pack_refs
+from kvstore.policy import victims
 from kvstore.record import Record
 from kvstore.removed import Removed
 from kvstore.session import Session
@@ -145,6 +147,23 @@ class _Named:
     def moved(self, tier: Tier, record: Record, old: int, new: int) -> bool:
         del tier
         return self.owner.moved(self.probe, record, old, new)
+
+
+def check_policies(core: Core) -> None:
+    """Each tier's policies have the chunks with a copy there, each once, and no tier is over its capacity."""
+    with core.lock:
+        for tier in range(len(core.tiers)):
+            for namespace in core.catalog.namespaces.values():
+                known = list(victims(core.usage.policy(tier, namespace)))
+                there = [
+                    row
+                    for row in core.index.chunks(0, 1 << 30)[0].tolist()
+                    if core.catalog.scopes[core.index.chunk(row).scope].namespace is namespace
+                    and core.chunk_in_tier(row, tier)
+                ]
+                assert sorted(known) == there
+                assert len(core.usage.policy(tier, namespace)) == len(there)
+            assert core.tiers[tier].used <= core.tiers[tier].capacity
 
 
 @dataclass

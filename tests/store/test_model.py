@@ -25,11 +25,12 @@ from kvstore.config import Config, DramConfig, NvmeConfig
 from kvstore.errors import Corrupt, NotFound, Shed
 from kvstore.keys import ChunkRef
 from kvstore.places import unpack_places
+from kvstore.policy import POLICIES
 from kvstore.removed import Removed
 from kvstore.session import Session
 from kvstore.spec import KVSpec, Part
 from tests.store.codec_samples import registered
-from tests.store.conftest import SHARDED, SMALL, MiB, content, prompt, says_the_same, shared_index
+from tests.store.conftest import SHARDED, SMALL, MiB, check_policies, content, prompt, says_the_same, shared_index
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 CHAINS = [(SMALL, prompt(SMALL, 4, 1, tail=5)), (SMALL, prompt(SMALL, 3, 2)), (SHARDED, prompt(SHARDED, 3, 3))]
@@ -69,10 +70,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.doomed: set[bytes] = set()  # deleted while somebody held it: may be there still
         self.leased: dict[tuple[object, bytes], object] = {}  # what was placed under each lease last
 
-    @initialize(roomy=st.booleans())
-    def begin(self, roomy: bool) -> None:
-        """A store whose memory holds everything, or a few chunks."""
-        self.dram = 2 * MiB if roomy else MiB // 4
+    @initialize(roomy=st.booleans(), policy=st.sampled_from(POLICIES))
+    def begin(self, roomy: bool, policy: str) -> None:
+        """A store whose memory holds everything, or a few chunks, under any policy."""
+        self.dram, self.policy = 2 * MiB if roomy else MiB // 4, policy
         self.reopen()
 
     def reopen(self) -> None:
@@ -82,6 +83,7 @@ class StoreMachine(RuleBasedStateMachine):
                 dram=DramConfig(self.dram, self.dram),
                 nvme=NvmeConfig(self.folder / str(self.homes), 64 * MiB, MiB, 0, 2, self.codec),
                 put_wait_s=0.05,
+                policy=self.policy,
             )
         )
         self.shared = shared_index(self.client.backend)  # type: ignore[arg-type]
@@ -338,6 +340,12 @@ class StoreMachine(RuleBasedStateMachine):
             stored = [core.index.placement(each).stored for row in rows for each in core.placements(row)]
             used = core.catalog.namespaces["default"].used
         assert used == sum(4096 + -(-each // 4096) * 4096 for each in stored)
+
+    @invariant()
+    def policies_know_what_is_there(self) -> None:
+        """Each tier's policy has the chunks with a copy there, each once, and the tier is within its capacity."""
+        if hasattr(self, "client"):
+            check_policies(self.client.backend._store._core)  # type: ignore[attr-defined]
 
     @invariant()
     def shared_index_is_right(self) -> None:

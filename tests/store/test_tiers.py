@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -352,12 +353,15 @@ def test_a_namespace_without_memory_gets_an_extent_of_the_richest(box: Box, nvme
 
 def test_a_quota_holds_and_the_oldest_make_room(box: Box) -> None:
     names = (NamespaceConfig("default", quota=5 * RECORD),)
-    client, chain = box.open(namespaces=names), prompt(LARGE, 12)
-    for ref in chain.refs:
+    client = box.open(namespaces=names)
+    refs = [prompt(LARGE, 1, seed).refs[0] for seed in range(20, 32)]
+    for ref in refs:
         box.fill(client, LARGE, [ref])
         assert client.stats()["namespace"]["used"] <= 5 * RECORD
-    assert client.contains(LARGE, chain.refs) == [False] * 7 + [True] * 5
-    with client.lookup(LARGE, chain.refs[7:], lease_s=30):
+    assert client.contains(LARGE, refs) == [False] * 7 + [True] * 5
+    with ExitStack() as held:
+        for ref in refs[7:]:
+            held.enter_context(client.lookup(LARGE, [ref], lease_s=30))
         with pytest.raises(Shed, match="quota") as shed:
             box.fill(client, LARGE, prompt(LARGE, 1, 9).refs)
         assert shed.value.reason == "quota"
@@ -401,11 +405,11 @@ def test_chunks_go_when_they_were_not_used_for_their_time(box: Box) -> None:
 
 
 def test_a_full_index_lets_go_of_its_coldest(box: Box) -> None:
-    client, chain = box.open(max_chunks=100), prompt(SMALL, 250)
-    box.fill(client, SMALL, chain.refs)
+    client, refs = box.open(max_chunks=100), [prompt(SMALL, 1, seed).refs[0] for seed in range(250)]
+    box.fill(client, SMALL, refs)
     left = list(client.list())
     assert 30 <= len(left) <= 100
-    assert client.contains(SMALL, chain.refs[-30:]) == [True] * 30
+    assert client.contains(SMALL, refs[-30:]) == [True] * 30
     box.settled(client)
 
 

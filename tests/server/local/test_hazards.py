@@ -261,9 +261,10 @@ def test_what_is_used_without_a_call_is_used(small: tuple[Store, Server], kit: A
         position = {ref.key: number for number, ref in enumerate(chain.refs)}
         assert [position[key] for key in order[-21:]] == [*range(19, -1, -1), 50]
         assert client.stats()["counters"]["hits_dram"] == 1
-        for number, ref in enumerate(chain.refs[100:300], 100):
+        for number, ref in enumerate(client.chain(kit.small, range(1, 1 + 64 * 200)).refs):
             client.put(kit.small, ref, block_of(kit, number))
-        assert client.contains(kit.small, chain.refs[:51]) == [*[True] * 20, *[False] * 30, True]
+        assert client.contains(kit.small, [*chain.refs[:20], chain.refs[50]]) == [True] * 21
+        assert client.contains(kit.small, chain.refs[70:100]) == [False] * 30
 
 
 def test_a_lease_that_is_too_long_is_refused_all_the_same(local: Client, kit: Any) -> None:
