@@ -10,6 +10,7 @@ import pytest
 
 import kvstore
 from kvstore import forecasts
+from kvstore.appraisal import appraise
 from kvstore.config import ServerConfig
 from kvstore.cost import Prefill, Prompt
 from kvstore.errors import InvalidArgument, SpecMismatch
@@ -289,3 +290,31 @@ def test_a_prefill_in_position(box):
     slower, quicker = growing(1024, 0.9e-3, 512), growing(1024, 1.1e-3, 512)
     assert client.lookup(spec, chain, prompt=slower).tokens == 0
     assert client.lookup(spec, chain, prompt=quicker).tokens == 1024
+
+
+def test_policies_are_told_how_fast_engines_are(box, monkeypatch):
+    client, chain = box.open(nvme=16 * MiB, prefill_tokens_per_s=10.0), prompt(SMALL, 2)
+    core, told = box.store(client)._core, list[dict[str, float]]()
+
+    class Listening:
+        def __len__(self) -> int:
+            return 0
+
+        def set_capacity(self, nbytes: int) -> None:
+            del nbytes
+
+        def set_costs(self, **costs: float) -> None:
+            told.append(costs)
+
+    def figures() -> set[tuple[float, float, float]]:
+        """What all of them are told now; the mover may do so at the same time."""
+        told.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(core.usage, "policy", lambda tier, namespace: Listening())
+            appraise(core)
+        return {(each["flops_per_token"], each["flops_per_token2"], each["prefill_flops_per_s"]) for each in told}
+
+    assert figures() == {(1.0, 0.0, 10.0)}  # as it is configured
+    client.lookup(SMALL, chain, prompt=Prompt(32, Prefill(2.0, 1.0, 1e4)))
+    client.lookup(LARGE, prompt(LARGE, 1), prompt=Prompt(64, Prefill(2.0, 1.0, 1e6)))
+    assert figures() == {(2.0, 1.0, 1e6)}  # the fastest engine of the namespace

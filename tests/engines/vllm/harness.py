@@ -44,7 +44,8 @@ class Server:
 
 
 def transfer(address: str, **extra: Any) -> dict[str, Any]:
-    """What a user pastes."""
+    """What a user pastes, but that everything is loaded: these models compute as fast as they load."""
+    extra = {"load_or_recompute": False, **extra}
     return {
         "kv_connector": "KVStoreConnector",
         "kv_role": "kv_both",

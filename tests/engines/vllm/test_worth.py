@@ -27,7 +27,7 @@ def test_what_is_slower_to_load_is_computed(start, tmp_path, llama):
         server.program = (SLOW, str(1 << 18))  # four seconds for 256 tokens
         server.start()
 
-        engine = start(llama, transfer(server.address, lookup_timeout_s=10.0))
+        engine = start(llama, transfer(server.address, lookup_timeout_s=10.0, load_or_recompute=True))
         for seed in range(1, 13):  # it sees how fast it computes
             engine.ask(prompt(80 * seed, seed=seed))
         # Nobody knows yet how slow this disk is: the first are loaded, until that is known.
