@@ -136,12 +136,12 @@ StoredCopy Index::stored(std::uint32_t chunk, const Needed& needed) const {
             const auto tier = static_cast<std::uint8_t>(needed.tiers[rank]);
             const std::uint32_t found = good_placement(parts_[part], needed.acceptable, tier);
             if (found == kNone) continue;
-            copy.bytes += placements_[found].stored;
-            if (rank >= slowest) {
-                slowest = rank;
-                copy.tier = tier;
-                copy.form = placements_[found].codec;
-            }
+            const PlacementRow& place = placements_[found];
+            copy.bytes += place.stored;
+            // Of raw and encoded parts in one tier the encoded ones are told: these have to be decoded.
+            if (rank > slowest || (rank == slowest && place.codec != kRawForm)) copy.form = place.codec;
+            if (rank >= slowest) copy.tier = tier;
+            slowest = std::max(slowest, rank);
             break;
         }
     }
