@@ -111,13 +111,7 @@ class Worth:
         core, groups = self._core, asked.scope.spec.groups
         needed = np.array([groups[part.group].first_needed(reach.tokens) for part in asked.parts], np.uint32)
         _, nbytes, tiers, forms = core.index.stored(
-            reach.take(asked.rows),
-            asked.packed,
-            asked.headers,
-            needed,
-            asked.exact,
-            core.order,
-            core.bad_rows(),
+            reach.take(asked.rows), asked.packed, asked.headers, needed, asked.exact, core.order, core.bad_rows()
         )
         used = reach.take(asked.refs)
         ends = used["position"].astype(np.int64) + used["tokens"]

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
-from kvstore import _native, wire
+from kvstore import _native, wire, wire_plans
 from kvstore.api import Ack, Description, Fidelity, Found, Offer, Page, Query, Want, in_batches
 from kvstore.channels import artefacts
 from kvstore.channels.link_speed import LinkSpeed
@@ -184,7 +184,7 @@ def lookup_request(query: Query, *, places: bool = False) -> Any:
         lease_ms=max(1, round(query.lease_s * 1000)) if query.lease else 0,
         in_session=bool(query.lease),
         places=places,
-        prompt=None if query.prompt is None else wire.prompt_to_message(query.prompt),
+        prompt=None if query.prompt is None else wire_plans.prompt_to_message(query.prompt),
     )
 
 
@@ -201,7 +201,7 @@ def found_from(answer: Any) -> Found:
     cold = tuple(wire.numbers_from_bytes(answer.cold)) if answer.cold else ()
     if cold and not set(used).issuperset(cold):
         raise SpecMismatch(f"the server's answer says of chunks that it does not use that they are cold: {cold[:8]}")
-    plan = wire.plan_from_message(answer.plan) if answer.HasField("plan") else None
+    plan = wire_plans.plan_from_message(answer.plan) if answer.HasField("plan") else None
     return Found(answer.tokens, used, present, answer.leased, cold=cold, plan=plan, left_out=answer.left_out)
 
 

@@ -18,7 +18,7 @@ from kvstore.server import serve
 from kvstore.spec import KVSpec
 from kvstore.tiers.base import Speed
 from kvstore.v1 import kvstore_pb2 as pb
-from kvstore.wire import plan_from_message, prompt_from_message
+from kvstore.wire_plans import plan_from_message, prompt_from_message
 from tests.store.conftest import LARGE, SHARDED, SLIDING, SMALL, Box, MiB, prompt
 
 WAYS = ("embedded", "grpc", "bulk", "local")
