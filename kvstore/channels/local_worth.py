@@ -14,6 +14,7 @@ from kvstore.cost import Prompt, TierSpeed
 from kvstore.rows import REF_DTYPE
 
 MEASURED_BYTES = 8 << 20
+TELL_S = 60.0  # between two look-ups of a spec that tell the server of the engine
 
 
 def weigh(found: Found, query: Query, prompt: Prompt, token_bytes: int) -> Found:
@@ -37,6 +38,21 @@ def weigh(found: Found, query: Query, prompt: Prompt, token_bytes: int) -> Found
     kept = np.flatnonzero((ends > plan.start) & (ends <= reached)).tolist()
     used_left = [found.used[number] for number in kept]
     return replace(found, tokens=reached, used=used_left, plan=plan, left_out=found.tokens - reached)
+
+
+class Telling:
+    """When the server is asked although it need not be, so that it hears now and then how fast an engine computes."""
+
+    def __init__(self) -> None:
+        self._told: dict[bytes, float] = {}
+
+    def is_due(self, spec: bytes) -> bool:
+        """Whether this look-up of a spec, which has a prompt, is to be a call."""
+        now = time.monotonic()
+        if spec in self._told and now < self._told[spec] + TELL_S:
+            return False
+        self._told[spec] = now
+        return True
 
 
 @cache

@@ -139,6 +139,18 @@ def test_without_a_prompt_nothing_changes(box, embedded, client):
     assert "lookups_weighed" not in embedded.stats()["counters"]
 
 
+def test_the_store_hears_how_fast_engines_are_though_nothing_has_to_be_asked(box, embedded, client, way):
+    """On the server's host hits in DRAM are found and weighed without it, but for one look-up a minute."""
+    chain = prompt(SMALL, 2)
+    box.fill(embedded, SMALL, chain.refs)
+    for _ in range(5):
+        with client.lookup(SMALL, chain, lease_s=30, prompt=Prompt(64, Prefill.of_rate(1000.0))) as hit:
+            assert hit.tokens == 32
+    told = embedded.stats()
+    assert told["gauges"]["prefills"] == 1
+    assert told["counters"]["lookups_weighed"] == (1 if way == "local" else 5)
+
+
 @pytest.mark.parametrize("spec", [SHARDED, SLIDING], ids=lambda spec: spec.model)
 def test_several_parts_and_windows(box, spec):
     """The cut of a sliding window falls where all that the window needs is there."""
