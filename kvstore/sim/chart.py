@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from kvstore.bench.chart import BASE, COLORS, GOAL, pyplot
 from kvstore.errors import InvalidArgument, StorageError
 from kvstore.sim.setup import BELADY, BOUND
 
+LINES = (*COLORS, "#a6761d", "#17becf")
+WIDE = 2  # panels side by side
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -24,12 +27,17 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write a PNG of rows of `kvstore.sim.report.run`. `StorageError` where it cannot be written."""
     plt = pyplot()
     traces = list(dict.fromkeys(row["mode"] for row in rows))
+    columns, lines = min(WIDE, len(traces)), -(-len(traces) // WIDE)
     figure, axes = plt.subplots(
-        1, len(traces), figsize=(1.6 + 4.4 * len(traces), 4.6), layout="constrained", squeeze=False
+        lines, columns, figsize=(1.6 + 4.8 * columns, 0.6 + 3.8 * lines), layout="constrained", squeeze=False
     )
-    for panel, trace in zip(axes[0], traces, strict=True):
-        _panel(panel, trace, [row for row in rows if row["mode"] == trace and row["capacity"]])
-    axes[0, 0].set_ylabel("share of input tokens hit")
+    for panel, trace in zip_longest(axes.flat, traces):
+        if trace is None:
+            panel.set_axis_off()
+        else:
+            _panel(panel, trace, [row for row in rows if row["mode"] == trace and row["capacity"]])
+    for panel in axes[:, 0]:
+        panel.set_ylabel("share of input tokens hit", fontsize=9)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
     figure.suptitle("kvstore sim", x=0.01, ha="left", fontsize=13, fontweight="bold")
@@ -46,7 +54,7 @@ def _panel(axes: Any, trace: str, rows: Sequence[Mapping[str, Any]]) -> None:
     for number, policy in enumerate(policies):
         points = sorted((row["capacity_bytes"], row["hit_ratio"]) for row in rows if row["case"] == policy)
         style: dict[str, Any] = {
-            "color": COLORS[number % len(COLORS)], "marker": MARKS[number % len(MARKS)], "ms": 4, "lw": 1.4,
+            "color": LINES[number % len(LINES)], "marker": MARKS[number % len(MARKS)], "ms": 4, "lw": 1.4,
         }  # fmt: skip
         if policy == "value":
             style = {"color": GOAL, "marker": "o", "ms": 5, "lw": 2.2, "zorder": 3}

@@ -18,7 +18,7 @@ from typing import Any
 from kvstore.errors import InvalidArgument
 
 UNITS = tuple(1 << n for n in range(4, 14))  # tokens of a block, where the format does not say
-MOST_TOKENS = 1 << 31
+MOST_TOKENS, MOST_IDS = 1 << 31, 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def _segments(path: Path, lines: Sequence[tuple[int, Mapping[str, Any]]]) -> Ite
     for number, line in lines:
         ids, tokens = [], []
         for segment in _list(path, number, line, "segments"):
-            if not (isinstance(segment, list) and len(segment) >= 2 and _whole(segment[0]) and _whole(segment[1])):
+            if not (isinstance(segment, list) and len(segment) >= 2 and _id(segment[0]) and _whole(segment[1])):
                 raise InvalidArgument(f"{path}:{number}: a segment is [id, tokens, kind], not {json.dumps(segment)}")
             ids.append(segment[0])
             tokens.append(segment[1])
@@ -136,8 +136,8 @@ def _unit(path: Path, lines: Sequence[tuple[int, Mapping[str, Any]]]) -> int:
 
 def _ids(path: Path, number: int, line: Mapping[str, Any]) -> list[int]:
     ids = _list(path, number, line, "hash_ids")
-    if not all(type(each) is int for each in ids):
-        raise InvalidArgument(f"{path}:{number}: hash_ids are whole numbers, not {json.dumps(ids)[:80]}")
+    if not all(map(_id, ids)):
+        raise InvalidArgument(f"{path}:{number}: hash_ids are whole numbers of 63 bits, not {json.dumps(ids)[:80]}")
     return ids
 
 
@@ -160,6 +160,10 @@ def _number(path: Path, number: int, line: Mapping[str, Any], name: str) -> floa
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
         raise InvalidArgument(f"{path}:{number}: {name} is a time, not {json.dumps(value)[:80]}")
     return value
+
+
+def _id(value: object) -> bool:
+    return type(value) is int and abs(value) < MOST_IDS
 
 
 def _whole(value: object) -> bool:

@@ -24,7 +24,7 @@ from .conftest import FIELDS, assert_rows, lying
 
 MiB = 1 << 20
 # Beside the checkout, or where the variable says.
-TRACES = Path(os.environ.get("KVSTORE_TRACES", Path(__file__).resolve().parents[3] / "shared" / "traces"))
+TRACES = Path(os.environ.get("TRACES_FOLDER", Path(__file__).resolve().parents[3] / "shared" / "traces"))
 
 
 def test_lookup_asks_embedded_stores_and_servers() -> None:

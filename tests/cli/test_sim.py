@@ -98,3 +98,9 @@ def test_what_is_wrong_is_told(cli: Run, traces: Path, arguments: tuple[str, ...
 def test_a_server_that_is_not_there(cli: Run, tmp_path: Path) -> None:
     result = cli("sim", "--record", "grpc://127.0.0.1:1", "--out", "x.jsonl", "--seconds", "1")
     assert result.returncode == 8, result.stderr
+
+
+def test_bench_sim(cli: Run) -> None:
+    told = only_json(cli("bench", "sim", "--events", "2000", "--rounds", "1", "--json"))
+    assert [row["case"] for row in told["rows"]] == [*POLICIES, "belady"]
+    assert all(row["events_per_s"] > 0 for row in told["rows"])

@@ -23,7 +23,7 @@ from .traces import REAL, conversations, linked, real
 lcs = pytest.importorskip("libcachesim", reason="libcachesim is not installed: pip install 'tiered-kvstore[test]'")
 NAMES = {"lru": "LRU", "fifo": "FIFO", "lfu": "LFU", "s3fifo": "S3FIFO", "arc": "ARC", BELADY: "Belady"}
 NEVER = 1 << 62
-MOST = 2000  # requests of a trace
+MOST = 1000  # requests of a trace
 
 
 def reached(trace: Trace, name: str, capacity: int) -> Column:

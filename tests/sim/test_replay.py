@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
@@ -34,10 +33,13 @@ def played(trace: Trace, policy: str, *blocks: int, **options: object) -> Outcom
 
 
 class ModelLru:
-    """LRU over tiers, as the store has it: victims go down, what is hit below comes up and stays below."""
+    """LRU over tiers, as the store has it: victims go down, what is hit below comes up and stays below.
+
+    A tier is a list, the oldest first. What is put goes just before its parent where that was used by the request.
+    """
 
     def __init__(self, capacities: list[int]) -> None:
-        self.tiers: list[OrderedDict[int, None]] = [OrderedDict() for _ in capacities]
+        self.tiers: list[list[int]] = [[] for _ in capacities]
         self.capacities = capacities
 
     def request(self, ids: list[int], touch: str) -> int:
@@ -46,30 +48,39 @@ class ModelLru:
             hit += 1
         held = set(ids[:hit])
         if touch == "put":
-            for each in reversed(ids[:hit]):
-                self._touch(each)
-        for each in ids if touch == "put" else reversed(ids):
-            if touch == "leaf":
-                self._touch(each)
+            self._put(ids, hit, held)
+            return hit
+        for each in reversed(ids):
+            self._touch(each)
             if each not in self.tiers[0]:
                 self._admit(each, 0, held)
         return hit
 
+    def _put(self, ids: list[int], hit: int, held: set[int]) -> None:
+        for each in reversed(ids[:hit]):
+            self._touch(each)
+        used = set(ids[:hit])
+        for before, each in zip([-1, *ids], ids, strict=False):
+            if each not in self.tiers[0]:
+                self._admit(each, 0, held, before if before in used else -1)
+                used.add(each)
+
     def _touch(self, each: int) -> None:
         for tier in self.tiers:
             if each in tier:
-                tier.move_to_end(each)
+                tier.remove(each)
+                tier.append(each)
 
-    def _admit(self, each: int, at: int, held: set[int]) -> None:
+    def _admit(self, each: int, at: int, held: set[int], parent: int = -1) -> None:
         tier = self.tiers[at]
         while len(tier) >= self.capacities[at]:
             victim = next((key for key in tier if key not in held), None)
             if victim is None:
                 return
-            del tier[victim]
+            tier.remove(victim)
             if at + 1 < len(self.tiers) and victim not in self.tiers[at + 1]:
                 self._admit(victim, at + 1, held)
-        tier[each] = None
+        tier.insert(tier.index(parent) if parent in tier else len(tier), each)
 
 
 @pytest.mark.parametrize("touch", ["leaf", "put"])

@@ -16,7 +16,7 @@ from kvstore.sim.formats import Parsed, Request
 from kvstore.sim.trace import Trace, from_parsed, read
 
 # Beside the checkout, or where the variable says.
-TRACES = Path(os.environ.get("KVSTORE_TRACES", Path(__file__).resolve().parents[3] / "shared" / "traces"))
+TRACES = Path(os.environ.get("TRACES_FOLDER", Path(__file__).resolve().parents[3] / "shared" / "traces"))
 REAL = ("mooncake_conversation", "mooncake_synthetic", "agent_sessions")
 BLOCK = 16
 
@@ -25,7 +25,7 @@ def real(name: str) -> Trace:
     """One of the real traces; skips where it is not."""
     path = TRACES / f"{name}.jsonl.gz"
     if not path.is_file():
-        pytest.skip(f"there is no {path}: KVSTORE_TRACES names the folder of the real traces")
+        pytest.skip(f"there is no {path}: TRACES_FOLDER names the folder of the real traces")
     return _kept(path)
 
 

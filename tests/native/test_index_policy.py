@@ -1,0 +1,99 @@
+"""What the index tells a policy of a chunk, and which chunks have not been used for long."""
+
+import numpy as np
+import pytest
+
+from kvstore._native import Index, Policy, admit_chunk, use_unleased
+from kvstore.policy import victims
+
+MINUTE = 60_000
+
+
+def key(number: int) -> bytes:
+    return bytes([number]) * 32
+
+
+def put(index: Index, number: int, now_ms: int, *, parent: int = 0, rank: int = 0, stored: int = 100) -> int:
+    """One part of a chunk of 16 tokens in tier 0; the chunk's row."""
+    chunk, _, placement = index.insert(
+        number // 100, key(number % 100), key(parent) if parent else bytes(32), number * 16, 16, now_ms,
+        0, rank, 0, 1, 0, stored, 0, 0, 0, True, 4096 * number, stored,
+    )  # fmt: skip
+    assert placement >= 0
+    return chunk
+
+
+def test_the_parts_of_a_chunk_in_a_tier_add_up() -> None:
+    index, policy = Index(16, 7), Policy("gdsf", 16)
+    rows = [put(index, 1, 0), put(index, 2, 0, stored=150), put(index, 1, 0, rank=1), put(index, 1, 0, rank=2)]
+    for row in rows:
+        admit_chunk(index, policy, row, 0, 0)
+    assert rows[0] == rows[2] == rows[3]
+    assert list(victims(policy)) == [rows[0], rows[1]]  # 16 tokens in 300 bytes, and in 150
+    index.remove_placement(index.find_placement(index.find_part(rows[0], 0, 1, 0, 1), 0))
+    index.remove_placement(index.find_placement(index.find_part(rows[0], 0, 2, 0, 1), 0))
+    admit_chunk(index, policy, rows[0], 0, 0)
+    assert list(victims(policy)) == [rows[1], rows[0]]
+
+
+def test_a_chunk_goes_before_its_parent_if_that_was_just_used() -> None:
+    index, policy = Index(16, 7), Policy("lru", 16)
+    first, other = put(index, 1, 0), put(index, 2, 0)
+    for row in (first, other):
+        admit_chunk(index, policy, row, 0, 0)
+    soon = put(index, 3, 9_000, parent=1)
+    admit_chunk(index, policy, soon, 0, 9_000)
+    assert list(victims(policy)) == [soon, first, other]
+    late = put(index, 4, MINUTE, parent=1)
+    admit_chunk(index, policy, late, 0, MINUTE)
+    assert list(victims(policy)) == [soon, first, other, late]
+    use_unleased(index, [policy], first, MINUTE)
+    again = put(index, 5, MINUTE + 1, parent=1)
+    admit_chunk(index, policy, again, 0, MINUTE + 1)
+    assert list(victims(policy)) == [soon, other, late, again, first]
+    elsewhere = put(index, 6, MINUTE + 2, parent=77)
+    admit_chunk(index, policy, elsewhere, 0, MINUTE + 2)
+    assert list(victims(policy))[-1] == elsewhere
+
+
+def test_a_chunk_that_is_not_there_cannot_be_admitted() -> None:
+    index, policy = Index(16, 7), Policy("lru", 16)
+    for row in (0, -1, 99):
+        with pytest.raises(IndexError, match="no chunk"):
+            admit_chunk(index, policy, row, 0, 0)
+    assert len(policy) == 0
+
+
+def test_two_specs_with_one_key_are_two_chunks_to_a_policy() -> None:
+    """Else what one leaves behind would be taken for the other."""
+    index, policy = Index(16, 7), Policy("s3fifo", 16)
+    policy.set_capacity(1000)
+    one, two = put(index, 5, 0), put(index, 105, 0)
+    admit_chunk(index, policy, one, 0, 0)
+    policy.remove(one, True, 1)
+    admit_chunk(index, policy, put(index, 6, 1), 0, 1)
+    admit_chunk(index, policy, two, 0, 2)
+    last = put(index, 7, 3)
+    admit_chunk(index, policy, last, 0, 3)
+    assert list(victims(policy))[1:] == [two, last]  # in the small queue, and not in the main one that comes after it
+    policy.remove(two, True, 4)
+    admit_chunk(index, policy, two, 0, 5)
+    assert list(victims(policy))[1:] == [last, two]  # as what comes back is
+
+
+def test_idle_chunks() -> None:
+    index = Index(16, 7)
+    rows = [put(index, 1, 100), put(index, 2, 300), put(index, 101, 100), put(index, 3, 50)]
+    gone = rows[3]
+    index.remove_placement(index.find_placement(index.find_part(gone, 0, 0, 0, 1), 0))
+    found, following = index.idle_chunks(0, 16, 16, [200, 0])
+    assert (found.tolist(), following) == ([rows[0]], -1)
+    assert index.idle_chunks(0, 16, 16, [301, 101])[0].tolist() == rows[:3]
+    assert index.idle_chunks(0, 16, 16, [301])[0].tolist() == rows[:2]
+    assert index.idle_chunks(0, 16, 16, [])[0].dtype == np.uint32
+    found, following = index.idle_chunks(0, 16, 1, [301, 101])
+    assert (found.tolist(), following) == ([rows[0]], 1)
+    found, following = index.idle_chunks(following, 1, 16, [301, 101])
+    assert (found.tolist(), following) == ([rows[1]], 2)
+    with pytest.raises(IndexError):
+        index.idle_chunks(-1, 1, 1, [])
