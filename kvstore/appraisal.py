@@ -9,36 +9,38 @@ from __future__ import annotations
 
 from kvstore.catalog import Namespace
 from kvstore.core import Core
+from kvstore.policy import Policy
+from kvstore.tiers.base import Speed
 
 
 def appraise(core: Core) -> None:
-    """Tell the policies of every namespace in every tier. Takes the store's lock."""
-    with core.lock:
-        namespaces = list(core.catalog.namespaces.values())
-        for tier in range(len(core.tiers)):
-            chunks = sum(len(core.usage.policy(tier, each)) for each in namespaces)
-            for namespace in namespaces:
-                policy = core.usage.policy(tier, namespace)
+    """Tell the policies of every namespace in every tier. Takes the store's lock, for one policy at a time."""
+    for number, tier in enumerate(core.tiers):
+        capacity, speed = tier.capacity, tier.speed  # never with the lock held
+        with core.lock:
+            policies = core.usage.in_tier(number)
+            chunks = sum(map(len, policies.values()))
+        for digest, policy in policies.items():
+            with core.lock:
+                namespace = core.catalog.by_digest(digest)
+                if namespace is None:
+                    continue
                 # As if everybody had one chunk more, so that who has none has a little.
-                share = (len(policy) + 1) / (chunks + len(namespaces))
-                policy.set_capacity(_capacity(core, tier, namespace, share))
-                _set_costs(core, tier, namespace)
+                share = min(1.0, (len(policy) + 1) / (chunks + len(policies)))
+                most = max(1, int(capacity * share))
+                policy.set_capacity(min(most, namespace.quota) if namespace.quota else most)
+                _set_costs(core, number, namespace, policy, speed)
 
 
-def _capacity(core: Core, tier: int, namespace: Namespace, share: float) -> int:
-    capacity = max(1, int(core.tiers[tier].capacity * share))
-    return min(capacity, namespace.quota) if namespace.quota else capacity
-
-
-def _set_costs(core: Core, tier: int, namespace: Namespace) -> None:
+def _set_costs(core: Core, tier: int, namespace: Namespace, policy: Policy, speed: Speed) -> None:
     """Where prefill's speed is not known nothing is said of costs: every token is worth as much as any other."""
-    prefill, speed = core.prefills.of_namespace(namespace, core.catalog.scopes), core.tiers[tier].speed
+    prefill = core.prefills.of_namespace(namespace, core.catalog.scopes)
     if prefill is None:
         return
     factor = core.forecasts.factor(tier)
     costs = [core.coder.cost_in(scope, tier) for scope in core.catalog.scopes if scope.namespace is namespace]
     decode = max((decode_s / share for share, decode_s in costs), default=0.0)  # seconds per stored byte
-    core.usage.policy(tier, namespace).set_costs(
+    policy.set_costs(
         flops_per_token=prefill.flops_per_token,
         flops_per_token2=prefill.flops_per_token2,
         prefill_flops_per_s=prefill.flops_per_s,

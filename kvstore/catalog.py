@@ -162,6 +162,10 @@ class Catalog:
         number = self._numbers.get((namespace, spec))
         return None if number is None else self.scopes[number]
 
+    def by_digest(self, digest: bytes) -> Namespace | None:
+        """The namespace of this digest, if it is known."""
+        return self._by_digest.get(digest)
+
     def digests(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Namespace and spec digests by scope number, `[n, 16]` each."""
         names = b"".join(scope.namespace.digest for scope in self.scopes)

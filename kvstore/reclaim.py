@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TypeAlias
 
 from kvstore.catalog import Scope
 from kvstore.core import Core
+from kvstore.policy import victims
 from kvstore.record import Record
 from kvstore.removed import Removed
 from kvstore.tiers.base import Tier, Verdict
 
+WALKED_FOR_EACH = 4  # chunks looked at for each record, when some are held
 ROOMY = 0.5  # of the capacity; a segment that is at most half live can be moved
 _Place: TypeAlias = tuple[Scope, int, int]
 
@@ -19,8 +23,10 @@ class Reclaimer:
     """The store as a tier sees it; see `kvstore.tiers.base.Owner`.
 
     While less than half of the tier is live, its trouble is dead records and nothing else: all that live are moved.
-    Beyond that a chunk is kept when it is leased, pinned or being read, and else when it is among the `most` bytes that
-    were used last since its segment was filled; the rest goes.
+    Beyond that a chunk is kept when it is leased, pinned or being read, and else when it is worth it and among the
+    `most` bytes that were used last; the rest goes. Under LRU it is worth it when it was used since its segment was
+    filled: what was not is what LRU would let go. Any other policy is asked: what it would let go to make as much room
+    as is looked at is not worth it.
     """
 
     def __init__(self, core: Core) -> None:
@@ -32,6 +38,7 @@ class Reclaimer:
         number, roomy = core.tiers.index(tier), tier.used <= ROOMY * tier.capacity
         verdicts, held = [Verdict.DEAD] * len(records), dict[bytes, frozenset[int]]()
         with core.gates[number].alone(), core.lock:
+            first_to_go = self._first_to_go(number, records)
             for i in self._best_first(number, records):
                 record, location = records[i]
                 place = self._placement(number, record, location)
@@ -40,9 +47,10 @@ class Reclaimer:
                     continue
                 if record.namespace not in held:
                     held[record.namespace] = core.held(place[0].namespace)
-                used = core.index.chunk(place[2]).last_use > since_ms
+                goes = first_to_go.get(record.namespace)
+                worth = core.index.chunk(place[2]).last_use > since_ms if goes is None else place[2] not in goes
                 may_go = core.may_go(place[2], held[record.namespace])
-                if may_go and not roomy and not (used and record.total_bytes <= most):
+                if may_go and not roomy and not (worth and record.total_bytes <= most):
                     self._drop(place, removed)
                     verdicts[i] = Verdict.DROP
                 else:
@@ -72,6 +80,28 @@ class Reclaimer:
             if place is not None:
                 order.append((-index.chunk(place[2]).last_use, record.position, i))
         return [i for _, _, i in sorted(order)]
+
+    def _first_to_go(self, tier: int, records: Sequence[tuple[Record, int]]) -> Mapping[bytes, set[int]]:
+        """By namespace the chunks that its policy would let go to make room for its records; none for LRU.
+
+        Needs the lock.
+        """
+        core, bytes_of, found = self._core, Counter[bytes](), dict[bytes, set[int]]()
+        for record, _ in records:
+            bytes_of[record.namespace] += record.stored
+        for digest, most in bytes_of.items():
+            namespace = core.catalog.by_digest(digest)
+            if namespace is None or core.usage.policy_name(namespace) == "lru":
+                continue
+            goes = found[digest] = set[int]()
+            held, freed = core.held(namespace), 0
+            for row in islice(victims(core.usage.policy(tier, namespace)), WALKED_FOR_EACH * len(records)):
+                if freed >= most:
+                    break
+                if core.may_go(row, held):
+                    goes.add(row)
+                    freed += sum(core.index.placement(each).stored for each in core.placements(row, tier))
+        return found
 
     def _drop(self, place: _Place, removed: Removed) -> None:
         """Take a record out, and its whole chunk if it was the last copy: half of one is of no use. Needs the lock."""

@@ -54,9 +54,17 @@ class Usage:
         """The order of one namespace's chunks in one tier."""
         found = self._policies.get((tier, namespace.digest))
         if found is None:
-            name = namespace.policy or self._policy
-            found = self._policies[tier, namespace.digest] = Policy(name, self._max_chunks)
+            found = Policy(self.policy_name(namespace), self._max_chunks)
+            self._policies[tier, namespace.digest] = found
         return found
+
+    def in_tier(self, tier: int) -> dict[bytes, Policy]:
+        """The policies that a tier has so far, by the digests of their namespaces."""
+        return {digest: policy for (number, digest), policy in self._policies.items() if number == tier}
+
+    def policy_name(self, namespace: Namespace) -> str:
+        """What a namespace's chunks are ordered by."""
+        return namespace.policy or self._policy
 
     def came(self, tier: int, namespace: Namespace, chunk: int) -> None:
         """A part of a chunk has come to a tier."""

@@ -1,4 +1,4 @@
-// Policies that rank by how often a chunk was used: LFU and GDSF. O(log n) an event, 52 bytes a row, no ghosts.
+// Policies that rank by how often a chunk was used: LFU and GDSF. O(log n) an event, 48 bytes a row, no ghosts.
 #pragma once
 
 #include "mapped_array.hpp"

@@ -59,6 +59,7 @@ def test_help_and_the_package_import_nothing_heavy() -> None:
         (("frobnicate",), ["frobnicate"]),
         (("ls", "--frobnicate"), ["--frobnicate"]),
         (("serve", "--dram", "3XB"), ["--dram-capacity", '"3XB"', "512MiB"]),
+        (("serve", "--store-policy", "clock"), ["--store-policy", "'clock'", "s3fifo"]),
         (("ls",), ["--url", "--nvme"]),
         (("ls", "--nvme", "nowhere"), ["no such folder"]),
         (("ls", "--url", "h:1", "--nvme", "x"), ["give one of them"]),

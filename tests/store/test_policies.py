@@ -13,7 +13,8 @@ from kvstore.appraisal import appraise
 from kvstore.config import Config, NamespaceConfig
 from kvstore.errors import ConfigError, NotFound, Shed
 from kvstore.policy import POLICIES, victims
-from tests.store.conftest import SHARDED, SMALL, Box, MiB, check_policies, prompt
+from tests.store.conftest import SHARDED, SMALL, Box, MiB, check_policies, prompt, record_bytes
+from tests.store.test_leases import until
 
 EVERY = pytest.mark.parametrize("policy", POLICIES)
 
@@ -123,8 +124,8 @@ def test_policies_are_told_of_shares_and_costs(box: Box, monkeypatch: pytest.Mon
     tenants = [NamespaceConfig("default"), NamespaceConfig("other"), NamespaceConfig("small", quota=1000)]
     client = box.open(dram=MiB, extent=MiB, namespaces=tenants, prefill_tokens_per_s=5000.0)
     core, chunks = box.store(client)._core, {"default": 8, "other": 1, "small": 0}
-    policies = {name: Listening(count) for name, count in chunks.items()}
-    monkeypatch.setattr(core.usage, "policy", lambda tier, namespace: policies[namespace.name])
+    policies = {core.catalog.namespace(name).digest: Listening(count) for name, count in chunks.items()}
+    monkeypatch.setattr(core.usage, "in_tier", lambda tier: policies)
     appraise(core)
     assert [nbytes for kind, nbytes in told if kind == "capacity"] == [MiB * 9 // 12, MiB * 2 // 12, 1000]
     costs = [costs for kind, costs in told if kind == "costs"]
@@ -159,3 +160,27 @@ def test_the_tail_of_a_prompt_goes_before_its_head(box: Box, policy: str) -> Non
         assert order == [ref.key for ref in [*first.refs[::-1], *second.refs[::-1]]]
     else:
         assert order.index(second.refs[5].key) < order.index(second.refs[4].key)
+
+
+@pytest.mark.parametrize(("policy", "stays"), [("lfu", True), ("mq", True), ("lru", False)])
+def test_a_log_keeps_what_its_policy_does_not_let_go(box: Box, policy: str, stays: bool) -> None:
+    """Chunks used often before their segment was full, and never since, while many others are written."""
+    client = box.open(dram=MiB, extent=MiB, nvme=4 * MiB, segment=MiB // 4, policy=policy)
+    often = [prompt(SMALL, 1, seed).refs[0] for seed in range(1000, 1004)]
+    box.fill(client, SMALL, often, "persisted")
+    for _ in range(6):
+        box.check(client, SMALL, often)
+    for seed in range(600):
+        box.fill(client, SMALL, prompt(SMALL, 1, seed).refs, "persisted")
+    there = {info.key for info in client.list() if any(place.tier == "nvme" for place in info.placements)}
+    assert [ref.key in there for ref in often] == [stays] * 4
+    assert len(there) > 100
+    check_policies(box.store(client)._core)
+    assert until(lambda: is_counted_once(client))  # a segment may be on its way out
+
+
+def is_counted_once(client: kvstore.Client) -> bool:
+    """Whether the disk has what the list shows."""
+    stats = client.stats()
+    listed = sum(record_bytes(place) for info in client.list() for place in info.placements if place.tier == "nvme")
+    return bool(stats["tiers"]["nvme"]["used"] == listed)

@@ -322,7 +322,7 @@ def test_policies_are_told_how_fast_engines_are(box, monkeypatch):
         """What all of them are told now; the mover may do so at the same time."""
         told.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(core.usage, "policy", lambda tier, namespace: Listening())
+            patch.setattr(core.usage, "in_tier", lambda tier: {core.catalog.namespace("default").digest: Listening()})
             appraise(core)
         return {(each["flops_per_token"], each["flops_per_token2"], each["prefill_flops_per_s"]) for each in told}
 

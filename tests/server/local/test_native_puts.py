@@ -12,9 +12,11 @@ import pytest
 
 import kvstore
 from kvstore import Client, DramConfig, InvalidArgument, NamespaceConfig, ServerConfig, wire
+from kvstore.policy import POLICIES
 from kvstore.server import serve
 from kvstore.store import Store
 from kvstore.v1 import kvstore_pb2 as pb
+from tests.store.conftest import check_policies
 
 MiB = 1 << 20
 
@@ -221,8 +223,10 @@ def test_many_clients_put_the_same_chunks(running: Any, kit: Any) -> None:
     assert running.used() == len(chain) * record
 
 
-def test_when_memory_is_full_room_is_made(kit: Any) -> None:
-    config = kvstore.Config(dram=DramConfig(2 * MiB, 2 * MiB), server=ServerConfig(listen="127.0.0.1:0"))
+@pytest.mark.parametrize("policy", POLICIES)
+def test_when_memory_is_full_room_is_made(kit: Any, policy: str) -> None:
+    server_config = ServerConfig(listen="127.0.0.1:0")
+    config = kvstore.Config(dram=DramConfig(2 * MiB, 2 * MiB), server=server_config, policy=policy)
     store = Store(config)
     server = serve(store, config)
     try:
@@ -234,6 +238,7 @@ def test_when_memory_is_full_room_is_made(kit: Any) -> None:
             there = local.contains(kit.small, chain)
             assert there[-1]
             assert not all(there)
+            check_policies(store._core)
             stats = local.stats()
             assert stats["counters"]["stored"] == 100
             assert stats["namespace"]["used"] == stats["tiers"]["dram"]["used"] <= 2 * MiB
