@@ -56,9 +56,9 @@ class StoreOptions:
             if name not in known:
                 raise ConfigError(f"{where}: unknown key {name!r}{nearest(name, list(known))}")
             kind = (int, float) if isinstance(known[name], float) else type(known[name])
-            if isinstance(value, bool) or not isinstance(value, kind):
+            if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
                 raise ConfigError(f"{where}: {name} is {value!r}, not of the kind of {known[name]!r}")
-            if isinstance(value, int | float) and value < 0:
+            if isinstance(value, int | float) and not value >= 0:
                 raise ConfigError(f"{where}: {name} must not be negative, it is {value}")
             chosen[name] = value
         for name in cls.POSITIVE:

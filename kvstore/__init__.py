@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kvstore.api import Ack, ChunkInfo, Description, Drain, Event, Fidelity, Page, PlacementInfo, Want
 from kvstore.client import Client, Hit
 from kvstore.config import Config, DramConfig, NamespaceConfig, NvmeConfig, ServerConfig
+from kvstore.cost import Plan, Prefill, Prompt
 from kvstore.errors import (
     Closed,
     ConfigError,
@@ -111,6 +112,9 @@ __all__ = [
     "Part",
     "PermissionDenied",
     "PlacementInfo",
+    "Plan",
+    "Prefill",
+    "Prompt",
     "ServerConfig",
     "Shed",
     "SpecMismatch",

@@ -856,6 +856,16 @@ class Index:
     def places(self, rows: Buffer, parts: Buffer, headers: Buffer, exact_only: bool, tier: int, skip: Buffer) -> bytes:
         """Where each of p parts of n chunks lies in a tier: n times p records of `kvstore.places.PLACE_DTYPE`."""
 
+    def stored(
+        self, rows: Buffer, parts: Buffer, headers: Buffer, needed_from: Buffer, exact_only: bool, tier_order: bytes,
+        skip: Buffer,
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint64], NDArray[np.uint8], NDArray[np.uint16]]:  # fmt: skip
+        """What is read to have each of n chunks: tokens, stored bytes, tier and form.
+
+        Of each part the copy in the fastest tier that has one counts, in `tier_order`; the tier and form told are those
+        of the slowest among them. A part is not read of chunks that end at or before its token of `needed_from` (u32).
+        """
+
     def add_readers(self, placements: Buffer) -> None:
         """Add a reader to each placement. All or nothing."""
 

@@ -33,6 +33,7 @@ from kvstore.api import (
     Want,
 )
 from kvstore.client import Client, Hit
+from kvstore.cost import Prompt
 from kvstore.device_views import DeviceViews
 from kvstore.errors import Closed
 from kvstore.keys import Chain, ChunkRef, Extras, TokenIds
@@ -75,12 +76,13 @@ class AsyncClient:
         fidelity: Fidelity = Fidelity.EXACT,
         lease_s: float = 0.0,
         block_tokens: int = 0,
+        prompt: Prompt | None = None,
     ) -> Hit:
         """See `Client.lookup`. End a lease with `release`."""
 
         def look() -> Hit:
             return self._client.lookup(
-                spec, chain, parts=parts, fidelity=fidelity, lease_s=lease_s, block_tokens=block_tokens
+                spec, chain, parts=parts, fidelity=fidelity, lease_s=lease_s, block_tokens=block_tokens, prompt=prompt
             )
 
         return await self._run(look, dispose=Hit.release)

@@ -12,6 +12,7 @@ from enum import IntEnum, StrEnum
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
+from kvstore.cost import Plan, Prompt
 from kvstore.device_views import DeviceViews
 from kvstore.errors import KVStoreError
 from kvstore.keys import ChunkRef
@@ -45,7 +46,8 @@ class Query:
     it ends. `parts` are what the reader needs
     (empty: every part of the spec). With `lease_s` the chunks of the hit stay readable for so many seconds, under
     the id `lease`, 16 bytes of the caller's choice; asking again with the same id renews. With `places` the answer
-    says under that lease where the chunks of the hit lie in DRAM.
+    says under that lease where the chunks of the hit lie in DRAM. With `prompt` the hit ends where computing is
+    quicker than loading.
     """
 
     spec: KVSpec
@@ -55,6 +57,7 @@ class Query:
     lease: bytes = b""
     lease_s: float = 0.0
     places: bool = False
+    prompt: Prompt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,8 @@ class Found:
     that make it up; `present` one flag per ref: all parts asked for are there, whatever stands before. `places` are
     packed records (`kvstore.places.PLACE_DTYPE`), for each ref used the parts asked for in their order; `NOWHERE`
     for what is not in DRAM just now. `cold` are those of `used` of which a part is not in DRAM; told under a lease.
+    Of a query with a prompt `plan` says what of it to load and why; `tokens` and `used` are that, the lease holds no
+    more, and `left_out` tokens after it are stored but not worth loading.
     """
 
     tokens: int
@@ -73,6 +78,8 @@ class Found:
     leased: bool = False
     places: bytes = b""
     cold: tuple[int, ...] = ()
+    plan: Plan | None = None
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """What policies are told now and then: the bytes that they may fill, and what recomputing and loading cost.
 
-A tier is shared among namespaces by what they have in it, up to their quotas. Recomputing is reckoned in tokens, by
-the configured speed of prefill; loading by what the tier and its codec have been measured to do.
+A tier is shared among namespaces by what they have in it, up to their quotas. Recomputing is reckoned by what the
+fastest live engine says of its prefill, else in tokens by the configured speed; loading by what the tier, its codec and
+the loads from it have been measured to do.
 """
 
 from __future__ import annotations
@@ -33,16 +34,17 @@ def appraise(core: Core) -> None:
 
 def _set_costs(core: Core, tier: int, namespace: Namespace, policy: Policy, speed: Speed) -> None:
     """Where prefill's speed is not known nothing is said of costs: every token is worth as much as any other."""
-    rate = core.config.prefill_tokens_per_s
-    if rate <= 0:
+    prefill = core.prefills.of_namespace(namespace, core.catalog.scopes)
+    if prefill is None:
         return
+    factor = core.forecasts.factor(tier)
     costs = [core.coder.cost_in(scope, tier) for scope in core.catalog.scopes if scope.namespace is namespace]
     decode = max((decode_s / share for share, decode_s in costs), default=0.0)  # seconds per stored byte
     policy.set_costs(
-        flops_per_token=1.0,
-        flops_per_token2=0.0,
-        prefill_flops_per_s=rate,
-        load_bytes_per_s=speed.read_bytes_per_s,
-        load_latency_s=speed.latency_s,
+        flops_per_token=prefill.flops_per_token,
+        flops_per_token2=prefill.flops_per_token2,
+        prefill_flops_per_s=prefill.flops_per_s,
+        load_bytes_per_s=speed.read_bytes_per_s / factor,
+        load_latency_s=speed.latency_s * factor,
         decode_bytes_per_s=1 / decode if decode else 0.0,
     )

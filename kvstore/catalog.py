@@ -102,6 +102,10 @@ class Scope:
         headers = np.array([self.header_bytes(part) for part in parts], "<u4")
         return b"".join(part.pack() for part in parts), headers.tobytes()
 
+    def headers_of(self, parts: tuple[Part, ...]) -> bytes:
+        """The lengths of the headers of parts, as `table` packs them."""
+        return self.packed_headers if parts is self.parts else self.table(parts)[1]
+
     def geometry(self, part: Part, tokens: int) -> Geometry:
         """Lengths and layer groups of a part of a chunk of `tokens` tokens.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -36,6 +36,7 @@ from kvstore.api import (
     View,
     Want,
 )
+from kvstore.cost import Plan, Prompt
 from kvstore.device_views import DeviceViews
 from kvstore.errors import InvalidArgument
 from kvstore.keys import KEY_BYTES, Chain, ChunkRef, Extras, TokenIds, check_key, pack_refs
@@ -49,6 +50,9 @@ class Hit:
     `tokens` is its length, `refs` its chunks in order. While the lease lasts nothing of it goes away; `release`
     it (or leave the `with` block) as soon as it is read. `cold` are those of `refs` that were not, or not wholly, in
     the store's DRAM when it was asked; without a lease none are told.
+
+    Of a look-up with a `prompt` it is what is worth loading of that prefix, and `plan` says why; `left_out` tokens
+    after it are stored as well, and computed more quickly than loaded.
     """
 
     spec: KVSpec
@@ -56,6 +60,8 @@ class Hit:
     refs: tuple[ChunkRef, ...]
     lease: bytes = b""
     cold: tuple[ChunkRef, ...] = ()
+    plan: Plan | None = None
+    left_out: int = 0
     _backend: Backend | None = field(default=None, repr=False)
 
     def refs_for(self, group: int) -> tuple[ChunkRef, ...]:
@@ -121,26 +127,30 @@ class Client:
         fidelity: Fidelity = Fidelity.EXACT,
         lease_s: float = 0.0,
         block_tokens: int = 0,
+        prompt: Prompt | None = None,
     ) -> Hit:
         """The longest prefix of `chain` whose `parts` (default: all) are there.
 
         With `lease_s` the answer is a promise for that long, without it a hint. With `block_tokens` a second
-        look-up asks for tails cut at every engine block where the first one ended.
+        look-up asks for tails cut at every engine block where the first one ended. With `prompt` the hit ends where
+        computing the rest is quicker than loading it, and `Hit.plan` says why.
         """
         refs = chain.refs if isinstance(chain, Chain) else tuple(chain)
         packed = chain.packed if isinstance(chain, Chain) else pack_refs(refs)
         if lease_s < 0:
             raise InvalidArgument(f"a lease lasts more than 0 seconds, not {lease_s}")
         lease = secrets.token_bytes(16) if lease_s > 0 else b""
-        found = self._backend.lookup(Query(spec, packed, parts, fidelity, lease, lease_s))
-        if block_tokens and isinstance(chain, Chain) and found.tokens < len(chain.ids):
+        query = Query(spec, packed, parts, fidelity, lease, lease_s, prompt=prompt)
+        found = self._backend.lookup(query)
+        if block_tokens and isinstance(chain, Chain) and found.tokens < len(chain.ids) and not found.left_out:
             tails = chain.tails(found.tokens, block_tokens)
             refs = (*refs[: found.tokens // chain.chunk_tokens], *tails)
             if tails:
-                found = self._backend.lookup(Query(spec, pack_refs(refs), parts, fidelity, lease, lease_s))
+                found = self._backend.lookup(replace(query, refs=pack_refs(refs)))
         used = refs[: len(found.used)] if isinstance(found.used, range) else tuple(map(refs.__getitem__, found.used))
         cold = tuple(map(refs.__getitem__, found.cold))
-        return Hit(spec, found.tokens, used, lease if found.leased else b"", cold, self._backend)
+        held = lease if found.leased else b""
+        return Hit(spec, found.tokens, used, held, cold, found.plan, found.left_out, self._backend)
 
     def contains(
         self,

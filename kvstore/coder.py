@@ -28,6 +28,7 @@ from kvstore.record import RAW, Record, group_table
 from kvstore.spec import KVSpec, Part
 
 _LEARN = 0.2  # weight of the last part in the figures of a form
+_UNMEASURED = 5e8  # stored bytes that a codec is taken to decode in a second before it was measured
 
 
 class Coded(NamedTuple):
@@ -108,6 +109,11 @@ class Coder:
             figures.decoded_parts += 1
             figures.decoded_bytes += out.nbytes
             figures.decode_s += seconds
+            if layers is None and seconds > 0:
+                weight = _LEARN if figures.decode_bytes_per_s else 1.0
+                figures.decode_bytes_per_s += weight * (out.nbytes / seconds - figures.decode_bytes_per_s)
+                if not figures.parts:  # none was encoded since the start
+                    figures.stored_share = frames.nbytes / out.nbytes
 
     def cost_in(self, scope: Scope, tier: int) -> tuple[float, float]:
         """What share of its raw length a part takes in a tier, and the seconds that decoding costs per raw byte."""
@@ -116,6 +122,13 @@ class Coder:
         if figures is None or not figures.decode_bytes_per_s:
             return 1.0, 0.0
         return figures.stored_share, 1 / figures.decode_bytes_per_s
+
+    def decoding_bytes_per_s(self, form: int) -> float:
+        """How many stored bytes of a form are decoded in a second, as measured of late."""
+        figures = self._figures.get(form_name(form))
+        if figures is None or not figures.decode_bytes_per_s:
+            return _UNMEASURED
+        return figures.decode_bytes_per_s * figures.stored_share
 
     def stats(self) -> dict[str, Any]:
         """Per codec what was encoded and decoded; the parts for which another form was taken, by reason."""

@@ -16,16 +16,19 @@ import numpy as np
 
 from kvstore import _native
 from kvstore.api import Fidelity
+from kvstore.backlog import Backlog
 from kvstore.catalog import Catalog, Namespace, Scope
 from kvstore.coder import Coder
 from kvstore.config import Config
 from kvstore.errors import Closed, InvalidArgument, Shed
 from kvstore.events import EventHub
 from kvstore.fetching import Fetcher
+from kvstore.forecasts import Forecasts
 from kvstore.gate import Gate
 from kvstore.leases import Leases
 from kvstore.loan import Loan
 from kvstore.policy import Rows, victims
+from kvstore.prefills import Prefills
 from kvstore.record import Entry, Record, padded
 from kvstore.removed import Removed
 from kvstore.room import Room
@@ -105,6 +108,9 @@ class Core:
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have
         self.bad: set[int] = set()  # placements that go when readers and leases have, and that nobody is given
         self.loads = 0
+        self.backlog = Backlog(len(self.tiers))
+        self.forecasts = Forecasts(len(self.tiers), self.counters)
+        self.prefills = Prefills(config.prefill_tokens_per_s)
         self.gates = [Gate() for _ in self.tiers]
         self.closed = False
         self._lingering: list[tuple[Loan, Callable[[], None]]] = []

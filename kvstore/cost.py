@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from math import isfinite
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import numpy.typing as npt
 
 from kvstore import _native
@@ -38,8 +40,15 @@ class Prefill:
     step_s: float = 0.0
 
     def __post_init__(self) -> None:
+        if not all(map(isfinite, self.packed)):
+            raise InvalidArgument(f"prefill takes a finite time: not {self}")
         if min(self.flops_per_token, self.flops_per_s) <= 0 or min(self.flops_per_token2, self.step_s) < 0:
             raise InvalidArgument(f"prefill takes time, and FLOPs and steps are not negative: not {self}")
+
+    @classmethod
+    def of_rate(cls, tokens_per_s: float, step_s: float = 0.0) -> Self:
+        """A prefill of so many tokens a second, wherever they stand in the prompt."""
+        return cls(1.0, 0.0, tokens_per_s, step_s)
 
     def flops(self, start: Any, end: Any) -> Any:
         """FLOPs to compute tokens `start` to `end`, all before them being there. Numbers or arrays."""
@@ -53,6 +62,27 @@ class Prefill:
     def packed(self) -> tuple[float, float, float, float]:
         """For native code."""
         return self.flops_per_token, self.flops_per_token2, self.flops_per_s, self.step_s
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What whoever looks a prompt up would compute without the store: all `tokens` of it, by `prefill`.
+
+    `overlap` says that it can compute from the front of a hit while the back is loaded, and stop where they meet.
+    `link_bytes_per_s` is how fast stored bytes come from the store's memory to where they are used; 0: not known, which
+    the client of a server makes up for by what it has measured.
+    """
+
+    tokens: int
+    prefill: Prefill
+    overlap: bool = False
+    link_bytes_per_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise InvalidArgument(f"a prompt has at least one token, not {self.tokens}")
+        if not (isfinite(self.link_bytes_per_s) and self.link_bytes_per_s >= 0):
+            raise InvalidArgument(f"a link has a finite speed, not {self.link_bytes_per_s} bytes a second")
 
 
 class TierSpeed(NamedTuple):
@@ -89,6 +119,14 @@ class Plan(NamedTuple):
     def why(self) -> str:
         """The reason in words."""
         return f"{REASONS[self.reason]}: {self.seconds * 1e3:.3g} ms instead of {self.recompute_s * 1e3:.3g} ms"
+
+
+def tokens_between(start: int, ends: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+    """The tokens of each chunk of a run that begins at `start`; what lies between two chunks belongs to the second."""
+    tokens = ends.astype(np.uint32)
+    tokens[1:] -= tokens[:-1].copy()
+    tokens[:1] -= start
+    return tokens
 
 
 def plan(

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from kvstore import _native
 from kvstore.api import Fidelity, Want
+from kvstore.backlog import Waiting
 from kvstore.catalog import Scope
 from kvstore.checked import check_digests, fill_from, groups_of, miss, span, verify_record
 from kvstore.core import DRAM, Copy, Core
@@ -67,17 +68,21 @@ class Loader:
                     self._loading[row.part] = mine
                     source = core.hold(placement, scope, part)
                     core.loads += 1
+                    core.forecasts.began(chunk)
                 else:
                     core.counters["loads_joined"] += 1
             if joined is not None:
                 joined.result()  # Shed for all who wait; any other end is the loader's to tell: look again
                 continue
+            waiting = core.backlog.enter(source.tier, source.stored)
             try:
                 loaded = self._load_for_all(scope, ref.key, part, source, row.part, mine)
             except (NotFound, Corrupt, SpecMismatch):
                 if core.tiers[source.tier].writable:
                     raise
                 continue  # another host has lost it, or it came damaged, and is taken out; maybe another tier has it
+            finally:
+                waiting.leave()
             if loaded is not None:
                 return loaded
 
@@ -180,6 +185,17 @@ class Loader:
         """Run a load beside others; `Closed` once the store is."""
         return _submit(self._pool, work, *args)
 
+    def submit_load(self, waiting: Waiting, work: Callable[..., Result], *args: Any) -> Future[Result]:
+        """`submit`, of a load that is waited for until its turn comes: from then on it counts by itself."""
+
+        def begin() -> Result:
+            waiting.leave()
+            return work(*args)
+
+        begun = _submit(self._pool, begin)
+        begun.add_done_callback(lambda _: waiting.leave())  # where it was cancelled
+        return begun
+
     def close(self) -> None:
         """Let running loads end and take no more."""
         for pool in (self._ahead, self._pool):
@@ -262,6 +278,7 @@ class Loader:
                 if not tier.writable:
                     core.usage.spare(scope.namespace, core.chunk_of(placed))
                 core.events.emit("moved", scope.namespace.name, key, scope.spec.digest, part, core.dram.name)
+                core.forecasts.ended(core.chunk_of(placed), source.stored)
                 return core.hold(placed, scope, part)
         finally:
             core.settle(removed)

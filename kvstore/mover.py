@@ -214,16 +214,16 @@ class Mover:
     def _worth_keeping(self, scope: Scope, key: bytes, copy: Copy, target: int) -> bool:
         """Whether loading a part back, and decoding it, takes less time than prefilling its tokens again."""
         core = self._core
-        rate = core.config.prefill_tokens_per_s
-        if rate <= 0:
-            return True
         with core.lock:
-            row = core.index.find(scope.number, key)
-            tokens = core.index.chunk(row).tokens if row >= 0 else 0
+            prefill, row = core.prefills.of(scope), core.index.find(scope.number, key)
+            chunk = core.index.chunk(row) if row >= 0 else None
+        if prefill is None or chunk is None:
+            return True
+        recompute_s = prefill.seconds(chunk.position, chunk.position + chunk.tokens)
         speed = core.tiers[target].speed
         share, decode_s = core.coder.cost_in(scope, target)
         byte_s = share / speed.read_bytes_per_s + decode_s
-        return speed.latency_s + copy.stored * len(scope.parts) * byte_s < tokens / rate
+        return bool(speed.latency_s + copy.stored * len(scope.parts) * byte_s < recompute_s)
 
     def _drop(self, scope: Scope, key: bytes, part: Part, copy: Copy, reason: str) -> None:
         core, removed = self._core, Removed()

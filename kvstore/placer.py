@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from kvstore.api import Fidelity, Placed
+from kvstore.backlog import Waiting
 from kvstore.catalog import Scope
 from kvstore.checked import miss, verify_record
 from kvstore.core import Copy, Core
@@ -61,7 +62,7 @@ class _Placing:
         self._core, self._loader, self._scope, self._fidelity = core, loader, scope, fidelity
         self._items = [unpack_item(items, i) for i in range(len(items) // ITEM_BYTES)]
         self._warm: list[int] = []
-        self._cold: list[int] = []
+        self._cold: dict[int, Waiting] = {}
         self._failures: dict[int, KVStoreError] = {}
         self.held: dict[int, Copy] = {}
 
@@ -77,21 +78,23 @@ class _Placing:
                 self.held[i] = self._core.hold(placement, self._scope, self._items[i][1])
                 self._warm.append(i)
             elif placement >= 0:
-                self._cold.append(i)
+                row = self._core.index.placement(placement)
+                self._cold[i] = self._core.backlog.enter(row.tier, row.stored)
             else:
                 self._failures[i] = miss(*self._items[i])
 
     def load(self) -> None:
         """Bring what is elsewhere into DRAM, several at once, the first of them in this thread."""
-        loads = []
-        for i in self._cold[1:]:
+        loads, load = [], self._loader.hold_in_dram
+        for i in list(self._cold)[1:]:
             try:
-                load = self._loader.submit(self._loader.hold_in_dram, self._scope, *self._items[i], self._fidelity)
-                loads.append((i, load.result))
+                begun = self._loader.submit_load(self._cold[i], load, self._scope, *self._items[i], self._fidelity)
+                loads.append((i, begun.result))
             except Closed as error:
                 self._failures[i] = error
-        for i in self._cold[:1]:
-            self._keep(i, partial(self._loader.hold_in_dram, self._scope, *self._items[i], self._fidelity))
+        for i in list(self._cold)[:1]:
+            self._cold[i].leave()  # its turn has come
+            self._keep(i, partial(load, self._scope, *self._items[i], self._fidelity))
         for i, result in loads:
             self._keep(i, result)
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from kvstore import _native
 from kvstore.api import Fidelity, Want
+from kvstore.backlog import Waiting
 from kvstore.catalog import Scope
 from kvstore.checked import fill_from, miss
 from kvstore.core import DRAM, Copy, Core
@@ -38,18 +39,22 @@ class Reader:
         """Fill every destination; one outcome each, in order."""
         outcomes = list[Exception | None]([None] * len(wants))
         held, cold = self._hold_all(scope, wants, fidelity, outcomes)
+        mine, others = next(iter(cold), None), list(cold)[1:]
         try:
-            loads = [(i, self._loader.submit(self._get_cold, scope, wants[i], fidelity)) for i in cold[1:]]
+            submit, work = self._loader.submit_load, self._get_cold
+            loads = [(i, submit(cold[i], work, scope, wants[i], fidelity)) for i in others]
             for each in held.items:
                 outcomes[each.number] = self._fill_held(scope, wants[each.number], each, verify)
         finally:
             self._let_go(held)
+            if mine is not None:
+                cold[mine].leave()  # its turn has come
         for each in held.items:
             if isinstance(outcomes[each.number], Corrupt | SpecMismatch):
                 want = wants[each.number]
                 self._loader.reject(scope, want.ref.key, want.part, each.copy(scope, want.part))
-        for i in cold[:1]:
-            outcomes[i] = self._get_cold(scope, wants[i], fidelity)
+        if mine is not None:
+            outcomes[mine] = self._get_cold(scope, wants[mine], fidelity)
         for i, load in loads:
             try:
                 outcomes[i] = load.result()
@@ -65,8 +70,8 @@ class Reader:
         held, cold = self._hold_all(scope, wants, fidelity, outcomes)
         copies, bad, loads = {each.number: each for each in held.items}, list[_Held](), dict[Any, int]()
         try:
-            for i in cold:
-                loads[self._loader.submit(self._get_cold, scope, wants[i], fidelity)] = i
+            for i, waiting in cold.items():
+                loads[self._loader.submit_load(waiting, self._get_cold, scope, wants[i], fidelity)] = i
             for i in sorted({*range(len(wants))}.difference(cold)):
                 if i in copies:
                     outcomes[i] = self._fill_held(scope, wants[i], copies[i], verify)
@@ -110,9 +115,9 @@ class Reader:
 
     def _hold_all(
         self, scope: Scope, wants: Sequence[Want], fidelity: Fidelity, outcomes: list[Exception | None]
-    ) -> tuple[_HeldItems, list[int]]:
-        """The copies in DRAM, each with a reader on it, and the indexes of what has to be loaded."""
-        core, held, cold = self._core, list[_Held](), list[int]()
+    ) -> tuple[_HeldItems, dict[int, Waiting]]:
+        """The copies in DRAM, each with a reader on it, and the indexes of what has to be loaded and is waited for."""
+        core, held, cold = self._core, list[_Held](), dict[int, Waiting]()
         core.check_open()
         items = pack_items([(want.ref, want.part) for want in wants])
         with core.lock:
@@ -122,7 +127,8 @@ class Reader:
                 if place[0] != NOWHERE:
                     held.append(_Held(i, placements[i], *place))
                 elif placements[i] >= 0:
-                    cold.append(i)
+                    row = core.index.placement(placements[i])
+                    cold[i] = core.backlog.enter(row.tier, row.stored)
                 else:
                     scope.spec.check_part(wants[i].part)
                     outcomes[i] = miss(wants[i].ref, wants[i].part)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from kvstore import wire
+from kvstore import wire, wire_plans
 from kvstore.api import Backend, Query
 from kvstore.errors import InvalidArgument, KVStoreError, LeaseExpired, Shed
 from kvstore.pieces import PIECE_BYTES
@@ -224,6 +224,7 @@ class Service:
             request.lease,
             request.lease_ms / 1000,
             places,
+            wire_plans.prompt_from_message(request.prompt) if request.HasField("prompt") else None,
         )
         found = session.backend.lookup(query)
         return pb.LookupResponse(
@@ -233,6 +234,8 @@ class Service:
             leased=found.leased,
             places=found.places,
             cold=wire.numbers_to_bytes(found.cold) if found.cold else b"",
+            plan=None if found.plan is None else wire_plans.plan_to_message(found.plan),
+            left_out=found.left_out,
         )
 
     def release(self, session: Session, request: Any) -> Any:

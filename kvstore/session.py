@@ -47,7 +47,8 @@ from kvstore.reservation import StoreReservation
 from kvstore.rows import REF_DTYPE
 from kvstore.spec import KVSpec, Part
 from kvstore.usage import now_ms
-from kvstore.walk import Flags, Reach, walk, within_windows
+from kvstore.walk import all_parts, reach_of
+from kvstore.worth import Asked, Worth
 from kvstore.writer import Writer
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Session:
         self._store, self._core, self._writer = store, core, writer
         self._reader, self._loader = reader, loader
         self._placer = Placer(core, loader)
+        self._worth = Worth(core)
         self._namespace = namespace
         self._number = number
         self._scopes: dict[bytes, Scope] = {}
@@ -109,7 +111,8 @@ class Session:
         exact = query.fidelity is Fidelity.EXACT
         if query.places and not query.lease:
             raise InvalidArgument("places are told under a lease only: what is not held may move")
-        places = b""
+        speeds = None if query.prompt is None else self._worth.speeds()
+        places, choice = b"", None
         core.events.looked_up(self._namespace.name, query.spec.digest, query.refs)
         if self._store.finder is not None:
             self._store.finder.complete(scope, query.refs, parts, packed, exact)
@@ -117,24 +120,35 @@ class Session:
             rows, present, first_valid = core.index.lookup(scope.number, query.refs, packed, exact, 0)
             if core.doomed or core.bad:
                 present &= ~np.isin(rows, list(core.doomed | core.bad_chunks()))
-            whole = _all(present)
-            reach = _reach(scope, refs, parts, present, whole, first_valid)
+            whole = all_parts(present)
+            reach = far = reach_of(scope, refs, parts, present, whole, first_valid)
+            if speeds is not None and query.prompt is not None:
+                asked = Asked(
+                    scope, refs, rows, parts, packed, scope.headers_of(parts), present, whole, first_valid, exact,
+                    query.prompt,
+                )  # fmt: skip
+                choice = self._worth.choose(asked, far, speeds)
+                reach = choice.reach
+                core.prefills.tell(self._number, scope, query.prompt.prefill)
             if query.lease:
                 used = reach.take(rows)
                 self._take_lease(query.lease, until, used)
                 core.usage.asked(scope, query.refs, rows)
-                if len(used):
-                    core.usage.used(used, self._namespace)
+                if choice is not None and choice.forecast is not None:
+                    core.forecasts.expect((self._number, query.lease), choice.forecast)
+                if len(far.used):  # what is asked for and computed all the same is in use, too
+                    core.usage.used(far.take(rows), self._namespace)
                 if query.places or len(core.tiers) > 1:
-                    headers = scope.packed_headers if not query.parts else scope.table(parts)[1]
-                    places = core.index.places(used, packed, headers, exact, DRAM, core.bad_rows())
+                    places = core.index.places(used, packed, scope.headers_of(parts), exact, DRAM, core.bad_rows())
             if len(reach.used):
-                core.counters["hit_tokens"] += reach.tokens
+                core.counters["hit_tokens"] += reach.tokens if choice is None else choice.plan.tokens
         used_refs = reach.indexes()
         # Without a tier beside DRAM nothing is asked for places, and nothing is cold.
         cold = tuple(used_refs[i] for i in elsewhere(places, reach.take(present.T).T)) if places else ()
         told = places if query.places else b""
-        return Found(reach.tokens, used_refs, whole.view(np.bool_).tolist(), bool(query.lease), told, cold)
+        plan, left_out = None if choice is None else choice.plan, far.tokens - reach.tokens
+        flags = whole.view(np.bool_).tolist()
+        return Found(reach.tokens, used_refs, flags, bool(query.lease), told, cold, plan, left_out)
 
     def place(
         self,
@@ -239,6 +253,7 @@ class Session:
         with core.lock:
             for lease in leases:
                 core.leases.release(self._number, lease)
+                core.forecasts.released((self._number, lease))
             core.room.notify_all()
 
     def get(
@@ -356,6 +371,8 @@ class Session:
                 self._core.hazards.remove(self._namespace.digest, self._board)
                 self._board = None
             self._core.leases.end_session(self._number)
+            self._core.forecasts.session_over(self._number)
+            self._core.prefills.forget(self._number)
             self._core.room.notify_all()
 
     def _check_open(self) -> None:
@@ -409,28 +426,6 @@ class OwnedSession(Session):
     def close(self) -> None:
         super().close()
         self._store.close()
-
-
-def _reach(scope: Scope, refs: Any, parts: Sequence[Part], present: Flags, whole: Flags, first_valid: Any) -> Reach:
-    if not scope.windowed:
-        return walk(refs, whole)
-    asked = sorted({part.group for part in parts})
-    groups, full = [], np.ones(len(refs), np.uint8)
-    for number in asked:
-        mine = [i for i, part in enumerate(parts) if part.group == number]
-        flags, valid = _all(present[mine]), np.asarray(first_valid[mine].max(axis=0))
-        if scope.spec.groups[number].window:
-            groups.append((scope.spec.groups[number], flags, valid))
-        else:
-            full &= flags
-    return within_windows(walk(refs, full), refs, groups, all_used=len(groups) < len(asked))
-
-
-def _all(present: Flags) -> Flags:
-    """Per ref: whether every part is there."""
-    if len(present) == 1:
-        return np.asarray(present[0])
-    return np.asarray(present.all(axis=0)).view(np.uint8)
 
 
 def _checked(keys: Sequence[bytes]) -> Sequence[bytes]:

@@ -201,12 +201,21 @@ class Store:
                 "waiting_bytes": core.dram.waiting,
                 "index_bytes": core.index.resident_bytes(),
                 "loads": core.loads,
+                "prefills": len(core.prefills),
                 "through": sum(each.waiting for each in self._through),
                 "promotions": self.devices.promoter.waiting,
             }
             if self._sharing is not None:
                 gauges["unpublished"] = self._sharing.waiting
-        tiers = {core.tiers[n].name: tier_stats(core.tiers[n], counters, self.drains.of(n)) for n in core.order}
+        tiers = {
+            core.tiers[number].name: {
+                **tier_stats(core.tiers[number], counters, self.drains.of(number)),
+                "waiting_bytes": core.backlog[number],
+                "load_factor": round(core.forecasts.factor(number), 3),
+                "load_margin": round(core.forecasts.margin(number), 3),
+            }
+            for number in core.order
+        }
         return {
             "version": __version__,
             "namespace": {"name": namespace.name, "used": namespace.used, "quota": namespace.quota},

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvstore.spec import KVGroup
+from kvstore.catalog import Scope
+from kvstore.spec import KVGroup, Part
 
 Flags = npt.NDArray[np.uint8]
 
@@ -31,6 +32,31 @@ class Reach:
     def indexes(self) -> Sequence[int]:
         """`used` as plain numbers."""
         return self.used if isinstance(self.used, range) else self.used.tolist()
+
+
+def reach_of(
+    scope: Scope, refs: npt.NDArray[Any], parts: Sequence[Part], present: Flags, whole: Flags, first_valid: Any
+) -> Reach:
+    """How far `refs` reach: `present[part, ref]` and `first_valid` as the index tells them, `whole` of all `parts`."""
+    if not scope.windowed:
+        return walk(refs, whole)
+    asked = sorted({part.group for part in parts})
+    groups, full = [], np.ones(len(refs), np.uint8)
+    for number in asked:
+        mine = [i for i, part in enumerate(parts) if part.group == number]
+        flags, valid = all_parts(present[mine]), np.asarray(first_valid[mine].max(axis=0))
+        if scope.spec.groups[number].window:
+            groups.append((scope.spec.groups[number], flags, valid))
+        else:
+            full &= flags
+    return within_windows(walk(refs, full), refs, groups, all_used=len(groups) < len(asked))
+
+
+def all_parts(present: Flags) -> Flags:
+    """Per ref: whether every part is there."""
+    if len(present) == 1:
+        return np.asarray(present[0])
+    return np.asarray(present.all(axis=0)).view(np.uint8)
 
 
 def walk(refs: npt.NDArray[Any], full: Flags) -> Reach:

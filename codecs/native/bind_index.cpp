@@ -99,6 +99,28 @@ nb::bytes places(const Index& index, nb::handle rows_object, nb::handle parts, n
     return nb::bytes(found.data(), found.size() * sizeof(Place));
 }
 
+nb::tuple stored(const Index& index, nb::handle rows_object, nb::handle parts, nb::handle headers,
+                 nb::handle from_object, bool exact_only, const nb::bytes& tier_order, nb::handle skip) {
+    const Rows rows(rows_object, "rows");
+    const PartTable table = part_table(parts, headers);
+    const std::vector<std::uint32_t> from = aligned<std::uint32_t>(from_object, "needed_from");
+    if (from.size() != table.parts.size()) throw nb::value_error("needed_from has not one number a part");
+    const Acceptable wanted = acceptable(exact_only, skip);
+    const std::string tiers(tier_order.c_str(), tier_order.size());
+    NewArray tokens("u4", rows.size());
+    NewArray bytes("u8", rows.size());
+    NewArray places("u1", rows.size());
+    NewArray forms("u2", rows.size());
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+        const StoredCopy copy = index.stored(index.checked_chunk(rows[i]), {table, from.data(), wanted, tiers});
+        tokens.data<std::uint32_t>()[i] = copy.tokens;
+        bytes.data<std::uint64_t>()[i] = copy.bytes;
+        places.data<std::uint8_t>()[i] = copy.tier;
+        forms.data<std::uint16_t>()[i] = copy.form;
+    }
+    return nb::make_tuple(tokens.release(), bytes.release(), places.release(), forms.release());
+}
+
 std::vector<std::uint64_t> checked_placements(const Index& index, nb::handle object) {
     const Rows rows(object, "placements");
     std::vector<std::uint64_t> placements(rows.size());
@@ -331,6 +353,8 @@ void bind_index(nb::module_& m) {
         .def("find_items", find_items, "scope"_a, "items"_a, "parts"_a, "headers"_a, "exact_only"_a, "tier_order"_a,
              "skip"_a)
         .def("places", places, "rows"_a, "parts"_a, "headers"_a, "exact_only"_a, "tier"_a, "skip"_a)
+        .def("stored", stored, "rows"_a, "parts"_a, "headers"_a, "needed_from"_a, "exact_only"_a, "tier_order"_a,
+             "skip"_a)
         .def("add_readers", add_readers, "placements"_a)
         .def("drop_readers", drop_readers, "placements"_a)
         .def("touch_unleased", touch_unleased, "rows"_a, "now_ms"_a)

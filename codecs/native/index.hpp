@@ -129,6 +129,14 @@ struct Acceptable {
     std::vector<std::uint32_t> skip;
 };
 
+// What is read to have a chunk: bytes as stored, the slowest tier of those that parts are read from, the form there.
+struct StoredCopy {
+    std::uint64_t bytes = 0;
+    std::uint32_t tokens = 0;
+    std::uint8_t tier = 0;
+    std::uint16_t form = 0;
+};
+
 // A placement with its part and chunk, for snapshots and recovery. kvstore/rows.py describes the same bytes.
 struct ExportRecord {
     Key key;
@@ -238,6 +246,14 @@ public:
     void places(std::uint32_t chunk, const PartTable& table, const Acceptable& acceptable, std::uint8_t tier,
                 Place* places) const;
 
+    // What is read to have a chunk: of each part that is needed the best copy in the fastest tier.
+    struct Needed {
+        const PartTable& table;
+        const std::uint32_t* from;  // first token needed, a part
+        const Acceptable& acceptable;
+        const std::string& tiers;  // fastest first
+    };
+    StoredCopy stored(std::uint32_t chunk, const Needed& needed) const;
     // Chunks of a scope with a time in `before_ms` (by scope; 0: never) that were used last before it, of `count` rows
     // from `start` on, `limit` at most; the row to go on from, -1 at the end.
     std::vector<std::uint32_t> idle_chunks(std::uint32_t start, std::size_t count, std::size_t limit,

@@ -125,6 +125,29 @@ void Index::places(std::uint32_t chunk, const PartTable& table, const Acceptable
     }
 }
 
+StoredCopy Index::stored(std::uint32_t chunk, const Needed& needed) const {
+    const ChunkRow& row = chunks_[chunk];
+    StoredCopy copy{0, row.tokens, 0, kRawForm};
+    std::size_t slowest = 0;
+    for (std::size_t j = 0; j < needed.table.parts.size(); ++j) {
+        const std::uint32_t part = part_of(chunk, needed.table.parts[j]);
+        if (part == kNone || row.position + row.tokens <= needed.from[j]) continue;
+        for (std::size_t rank = 0; rank < needed.tiers.size(); ++rank) {
+            const auto tier = static_cast<std::uint8_t>(needed.tiers[rank]);
+            const std::uint32_t found = good_placement(parts_[part], needed.acceptable, tier);
+            if (found == kNone) continue;
+            const PlacementRow& place = placements_[found];
+            copy.bytes += place.stored;
+            // Of raw and encoded parts in one tier the encoded ones are told: these have to be decoded.
+            if (rank > slowest || (rank == slowest && place.codec != kRawForm)) copy.form = place.codec;
+            if (rank >= slowest) copy.tier = tier;
+            slowest = std::max(slowest, rank);
+            break;
+        }
+    }
+    return copy;
+}
+
 std::vector<std::uint32_t> Index::live_chunks(std::uint32_t start, std::size_t limit, std::int64_t& next) const {
     std::vector<std::uint32_t> rows;
     std::uint32_t row = start;

@@ -182,6 +182,7 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
     @counted
     def update_connector_output(self, connector_output: Any) -> None:
         side, report = self._the_scheduler, connector_output.kv_connector_worker_meta
+        side.worth.completed()
         side.loaded(connector_output.finished_recving or set())
         if side.events is not None and report is not None:
             side.events.reported(report)

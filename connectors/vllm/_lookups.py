@@ -15,6 +15,8 @@ from kvstore.client import Client, Hit
 from kvstore.connectors.vllm._extras import Adapters, Origin
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._warn import Warn
+from kvstore.connectors.vllm._worth import Worth
+from kvstore.cost import Plan
 from kvstore.errors import InvalidArgument, KVStoreError
 from kvstore.keys import Chain, ChunkRef, Extras
 from kvstore.spec import KVSpec
@@ -26,8 +28,9 @@ TAILS = 32  # tokens between the places where a tail is looked for, at most a bl
 class Answer:
     """What a look-up found: `tokens` can be loaded, in whole blocks and at most all but one of those asked for.
 
-    `stored` is how far the store's chunks reach, `exact` how far they are exact. `extras` is None where the request has
-    no key: nothing of it is loaded or saved. `at` is when the lease was taken (monotonic seconds).
+    `stored` is how far the store's chunks reach, also where `plan` leaves out the end of them as slower to load,
+    `exact` how far they are exact. `extras` is None where the request has no key: nothing of it is loaded or saved.
+    `at` is when the lease was taken (monotonic seconds).
     """
 
     tokens: int = 0
@@ -38,6 +41,7 @@ class Answer:
     extras: Extras | None = None
     hit: Hit | None = None
     at: float = 0.0
+    plan: Plan | None = None
 
 
 class Lookups:
@@ -47,9 +51,12 @@ class Lookups:
     place where it waits.
     """
 
-    def __init__(self, client: Client, spec: KVSpec, block: int, options: Options, *, leased: bool) -> None:
+    def __init__(
+        self, client: Client, spec: KVSpec, block: int, options: Options, *, leased: bool, worth: Worth | None = None
+    ) -> None:
+        """`worth` says what the engine would take to compute a prompt itself."""
         self._client, self._spec, self._block, self._options = client, spec, block, options
-        self._leased = leased
+        self._leased, self._worth = leased, worth
         self._adapters = Adapters()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="kvstore-lookup")
         self._down_until = 0.0
@@ -133,22 +140,25 @@ class Lookups:
         if limit <= 0:
             return Answer(chain=chain, extras=extras)
         try:
-            hit, exact = self._longest(chain, limit)
+            hit, exact = self._longest(chain, limit, len(ids))
         except KVStoreError as error:
             self.lost(str(error))
             return Answer()
         if found is not None and hit.cold:
             self.later(partial(found, hit))
         usable = min(hit.tokens, limit) // self._block * self._block
-        return Answer(usable, hit.tokens, exact, hit.refs, chain, extras, hit, time.monotonic())
+        stored = hit.tokens + hit.left_out
+        return Answer(usable, stored, exact, hit.refs, chain, extras, hit, time.monotonic(), hit.plan)
 
-    def _longest(self, chain: Chain, limit: int) -> tuple[Hit, int]:
+    def _longest(self, chain: Chain, limit: int, tokens: int) -> tuple[Hit, int]:
         """The longest hit, and how far it is exact. A lossy one only where it is longer than what is exact."""
         lease = self._options.lease_s if self._leased else 0.0
-        exact = self._client.lookup(self._spec, chain, lease_s=lease, block_tokens=self._grid)
+        look = partial(self._client.lookup, self._spec, chain, lease_s=lease, block_tokens=self._grid)
+        prompt = None if self._worth is None else self._worth.prompt(tokens)
+        exact = look() if prompt is None else look(prompt=prompt)
         if self._options.fidelity == "exact" or exact.tokens >= limit:
             return exact, exact.tokens
-        lossy = self._client.lookup(self._spec, chain, fidelity=Fidelity.LOSSY, lease_s=lease, block_tokens=self._grid)
+        lossy = look(fidelity=Fidelity.LOSSY) if prompt is None else look(fidelity=Fidelity.LOSSY, prompt=prompt)
         longer = lossy.tokens > exact.tokens
         _release(exact if longer else lossy)
         return (lossy if longer else exact), exact.tokens

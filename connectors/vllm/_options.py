@@ -25,6 +25,9 @@ class Options(StoreOptions):
     counts as a miss. `lease_s` is how long a hit is held for a request that waits. `readers` and `writers` are threads;
     `staging_mib` bounds what waits to be stored, beyond that saves are dropped. `prefetch_mib` bounds what the store
     is asked to load ahead for requests that wait (0: nothing).
+
+    With `load_or_recompute` a hit is loaded as far as that is quicker than computing it, once the engine has seen how
+    fast it computes, or from the start with `prefill_tokens_per_s`.
     """
 
     POSITIVE: ClassVar[tuple[str, ...]] = (
@@ -40,6 +43,8 @@ class Options(StoreOptions):
     writers: int = 1
     staging_mib: int = 256
     prefetch_mib: int = 256
+    load_or_recompute: bool = True
+    prefill_tokens_per_s: float = 0.0
 
     @property
     def staging_bytes(self) -> int:

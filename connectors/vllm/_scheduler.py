@@ -19,6 +19,7 @@ from kvstore.connectors.vllm._plan import NULL_BLOCK, Blocks, LoadJob, Plan, Sav
 from kvstore.connectors.vllm._reports import UNASKED
 from kvstore.connectors.vllm._sources import cold_tokens
 from kvstore.connectors.vllm._taint import Taint
+from kvstore.connectors.vllm._worth import Worth
 from kvstore.errors import InvalidArgument
 from kvstore.keys import Chain, ChunkRef
 from kvstore.spec import KVSpec
@@ -63,11 +64,12 @@ class Scheduler:
     def __init__(self, client: Client, spec: KVSpec, block: int, options: Options, *, loads: bool, saves: bool) -> None:
         self._spec, self._block, self._options = spec, block, options
         self._loads, self._saves = loads, saves
-        self.lookups = Lookups(client, spec, block, options, leased=loads)
+        self.counts = Counts()
+        self.worth = Worth(spec, options, self.counts)
+        self.lookups = Lookups(client, spec, block, options, leased=loads, worth=self.worth)
         self._tracked: dict[str, Tracked] = {}
         self._plan = Plan()
         self._taint = Taint(TAINTED_BLOCKS)
-        self.counts = Counts()
         least = Fidelity.EXACT if options.fidelity == "exact" else Fidelity.LOSSY
         self._ahead = Ahead(client, spec, options.prefetch_bytes, least, self.counts, self.lookups.later)
         self.events: Events | None = None
@@ -90,6 +92,8 @@ class Scheduler:
         if self._options.fidelity != "exact":
             self._inherit_taint(tracked, computed)
         found = max(0, answer.tokens - computed)
+        if not self.worth.pays(answer.plan, len(request.all_token_ids), computed, answer.tokens):
+            found = 0
         return found, found > 0
 
     def cold(self, request: Any, external: int) -> int:
@@ -110,6 +114,7 @@ class Scheduler:
             refs = tuple(ref for ref in answer.refs if ref.end > tracked.start and ref.position < end)
             self._plan.loads.append(LoadJob(request.request_id, tracked.start, end, refs, blocks, answer.exact))
             tracked.loading, tracked.loaded_at = True, request.num_preemptions
+            self.worth.began(request.request_id, tracked.start, end, warm=not self.cold(request, external))
             self.counts.add(hit_tokens=external, lossy_tokens=max(0, end - max(answer.exact, tracked.start)))
             if end > answer.exact:
                 tracked.tainted = min(tracked.tainted, max(answer.exact, tracked.start) // self._block * self._block)
@@ -121,6 +126,7 @@ class Scheduler:
         """This step's plan. Called once per step."""
         plan, self._plan = self._plan, Plan()
         plan.idle = output.total_num_scheduled_tokens == 0
+        self.worth.scheduled(output)
         if self._saves:
             for identity, computed in _computed(output):
                 tracked = self._tracked.get(identity)
@@ -131,6 +137,7 @@ class Scheduler:
     def loaded(self, requests: set[str]) -> None:
         """The workers are done with loading these, well or not."""
         for identity in requests:
+            self.worth.ended(identity)
             tracked = self._tracked.get(identity)
             if tracked is not None:
                 tracked.loading = False
@@ -138,6 +145,7 @@ class Scheduler:
 
     def finished(self, request: Any, blocks: Blocks) -> None:
         """Save the tail, and forget the request. Its blocks are copied before anything overwrites them."""
+        self.worth.forget(request.request_id)
         tracked = self._tracked.pop(request.request_id, None)
         if tracked is None:
             return
@@ -209,6 +217,8 @@ class Scheduler:
         tracked.tail = max(tracked.tail, answer.stored)
         tracked.refs = [ref for ref in answer.chain.refs if ref.tokens == chunk]
         self.counts.add(asked_tokens=len(answer.chain.ids))
+        if answer.hit is not None and answer.hit.left_out:
+            self.counts.add(lookups_cut=1, left_out_tokens=answer.hit.left_out)
 
     def _ready(self, tracked: Tracked) -> bool:
         """Whether it is known under what keys a request is saved."""

@@ -47,6 +47,12 @@ class BulkBackend(Control):
 
         A large batch comes over several connections at once.
         """
+        began = time.monotonic()
+        outcomes = self._get(spec, wants, fidelity, verify)
+        self.link_speed.measured(wants, outcomes, time.monotonic() - began)
+        return outcomes
+
+    def _get(self, spec: KVSpec, wants: Sequence[Want], fidelity: Fidelity, verify: bool) -> Sequence[Exception | None]:
         if is_plain(spec, wants):
             return [self._get_one(spec, wants[0], fidelity, verify)]
         shares = _shares(wants, self._streams)

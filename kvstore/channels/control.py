@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
-from kvstore import _native, wire
+from kvstore import _native, wire, wire_plans
 from kvstore.api import Ack, Description, Drain, Fidelity, Found, Offer, Page, Query, Want, in_batches
 from kvstore.channels import artefacts
+from kvstore.channels.link_speed import LinkSpeed
 from kvstore.codecs import Artefact
 from kvstore.decoding import known_forms
 from kvstore.device_views import DeviceViews
@@ -40,6 +42,7 @@ class Control(ABC):
 
     def __init__(self) -> None:
         self._registered: set[bytes] = set()
+        self.link_speed = LinkSpeed()
 
     @abstractmethod
     def call(self, method: str, request: Any, response: Any) -> Any:
@@ -86,10 +89,18 @@ class Control(ABC):
 
     def lookup(self, query: Query) -> Found:
         """Ask for the longest prefix; with a lease, in this client's session."""
+        query = self.linked(query)
         found = found_from(self._look(lookup_request(query), query))
         if len(found.present) * REF_BYTES != len(query.refs):
             raise SpecMismatch(f"the server answers for {len(found.present)} chunks, not for those asked for")
         return found
+
+    def linked(self, query: Query) -> Query:
+        """A query whose prompt says how fast bytes come here, where that was measured."""
+        prompt = query.prompt
+        if prompt is None or prompt.link_bytes_per_s or not self.link_speed.bytes_per_s:
+            return query
+        return replace(query, prompt=replace(prompt, link_bytes_per_s=self.link_speed.bytes_per_s))
 
     def release(self, leases: Sequence[bytes]) -> None:
         """End leases."""
@@ -189,6 +200,7 @@ def lookup_request(query: Query, *, places: bool = False) -> Any:
         lease_ms=max(1, round(query.lease_s * 1000)) if query.lease else 0,
         in_session=bool(query.lease),
         places=places,
+        prompt=None if query.prompt is None else wire_plans.prompt_to_message(query.prompt),
     )
 
 
@@ -205,7 +217,8 @@ def found_from(answer: Any) -> Found:
     cold = tuple(wire.numbers_from_bytes(answer.cold)) if answer.cold else ()
     if cold and not set(used).issuperset(cold):
         raise SpecMismatch(f"the server's answer says of chunks that it does not use that they are cold: {cold[:8]}")
-    return Found(answer.tokens, used, present, answer.leased, cold=cold)
+    plan = wire_plans.plan_from_message(answer.plan) if answer.HasField("plan") else None
+    return Found(answer.tokens, used, present, answer.leased, cold=cold, plan=plan, left_out=answer.left_out)
 
 
 def get_request(spec: KVSpec, wants: Sequence[Want], fidelity: Fidelity, verify: bool) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -44,7 +45,9 @@ class GrpcBackend(Control):
     ) -> Sequence[Exception | None]:
         """Read parts in one call, each verified on arrival; what arrived damaged is asked for once more."""
         outcomes: dict[int, Exception | None] = {}
+        began = time.monotonic()
         self._get(spec, wants, range(len(wants)), outcomes, fidelity, verify)
+        self.link_speed.measured(wants, [outcomes[index] for index in range(len(wants))], time.monotonic() - began)
         damaged = [index for index, outcome in outcomes.items() if isinstance(outcome, Corrupt)]
         if damaged and not verify:
             self._get(spec, wants, damaged, outcomes, fidelity, True)

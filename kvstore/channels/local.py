@@ -29,6 +29,7 @@ from kvstore.channels.local_read import fill, header_length
 from kvstore.channels.local_releases import Releases
 from kvstore.channels.local_share import share
 from kvstore.channels.local_view import LocalView
+from kvstore.channels.local_worth import Telling, weigh
 from kvstore.channels.options import Options
 from kvstore.channels.stream import Frame, Stream
 from kvstore.decoding import FindArtefact, OwnView, known_forms, raw_record
@@ -85,6 +86,7 @@ class LocalBackend(Control):
         self._releases = Releases(self._lines)
         self._puts = LocalPuts(self._lines, self._life_of, self._releases.over)
         self._devices = LocalDevices(self._lines, self._life_of)
+        self._telling = Telling()
         self._lingering: deque[tuple[LocalView, Callable[[], None]]] = deque()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         _backends.add(self)
@@ -103,8 +105,10 @@ class LocalBackend(Control):
         """In shared memory, where that knows the answer, else by a call."""
         life = self._shared()
         if query.lease:
-            return self._lookup_unasked(life, query) or self._leased_lookup(query)
-        found = None if life.index is None else life.index.lookup(query)
+            unasked = query.prompt is None or not self._telling.is_due(query.spec.digest)
+            return (self._lookup_unasked(life, query) if unasked else None) or self._leased_lookup(query)
+        # Without a lease the index does not say where chunks lie, and so not what they are worth.
+        found = None if life.index is None or query.prompt is not None else life.index.lookup(query)
         return super().lookup(query) if found is None else found
 
     def release(self, leases: Sequence[bytes]) -> None:
@@ -124,6 +128,9 @@ class LocalBackend(Control):
         if old is not None and old.hazards is None:
             self._releases.add(query.lease)
         life.leases.add(query.lease, lease)
+        shape = None if query.prompt is None or life.hazards is None else life.hazards.shape(query.spec)
+        if query.prompt is not None and shape is not None:
+            return weigh(found, query, query.prompt, shape.token_bytes)
         return found
 
     def _leased_lookup(self, query: Query) -> Found:

@@ -148,6 +148,16 @@ def outage(args: Namespace) -> int:
     return _show(args, "outage", rows)
 
 
+def worth(args: Namespace) -> int:
+    """`bench worth`."""
+    from kvstore.bench import worth as bench
+
+    _prepare(args)
+    with progress("bench worth", args.rounds + args.rounds // 4) as advance:
+        rows = bench.run(rounds=args.rounds, path=Path(args.path) if args.path else None, advance=advance)
+    return _show(args, "worth", rows, ("loads", "slower", "slower_share", "tokens_loaded"))
+
+
 def _tier_rows(args: Namespace) -> list[Row]:
     module = "nvme" if args.name == "nvme" else f"tier_{args.name}"
     bench, options = import_module(f"kvstore.bench.{module}"), dict[str, Any]()

@@ -65,6 +65,7 @@ class Probe(Tier):
         self.inner, self.name = inner, inner.name
         self.reads = self.writes = 0
         self.read_delay_s = self.write_delay_s = 0.0
+        self.told_speed: Speed | None = None
         self.read_error: KVStoreError | None = None
         self.write_error: KVStoreError | None = None
         self.full = False
@@ -81,7 +82,7 @@ class Probe(Tier):
 
     @property
     def speed(self) -> Speed:
-        return self.inner.speed
+        return self.told_speed or self.inner.speed
 
     @property
     def max_record(self) -> int:
@@ -250,6 +251,7 @@ class Box:
             time.sleep(0.02)
         with core.lock:
             assert core.loads == 0
+            assert [core.backlog[tier] for tier in range(len(core.tiers))] == [0] * len(core.tiers)
             assert (core.doomed, core.bad) == (set(), set())
             rows = core.index.chunks(0, 1_000_000)[0].tolist()
             places = [core.index.placement(each) for row in rows for each in core.placements(row)]

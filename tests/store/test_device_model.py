@@ -53,7 +53,7 @@ class DeviceMachine(StoreMachine):
 
     def may_be_there(self, ref: ChunkRef, part: Part) -> bool:
         """Whether a part was put and not deleted, or somebody may hold it still."""
-        return (ref.key, part) in self.maybe or ref.key in self.doomed
+        return (ref.key, part) in self.maybe or self.may_be_back(ref)
 
     @rule(held=on_device)
     def read_on_device(self, held: tuple[DeviceViews, Held]) -> None:

@@ -69,6 +69,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.durable: set[tuple[bytes, Part]] = set()  # acknowledged as persisted and not evicted on purpose
         self.suspect: set[tuple[bytes, Part]] = set()  # a byte was changed on disk
         self.doomed: set[bytes] = set()  # deleted while somebody held it: may be there still
+        self.revived: set[bytes] = set()  # of these, what a crash may have brought back: there until it is deleted anew
         self.leased: dict[tuple[object, bytes], object] = {}  # what was placed under each lease last
 
     @initialize(roomy=st.booleans(), policy=st.sampled_from(POLICIES))
@@ -157,8 +158,12 @@ class StoreMachine(RuleBasedStateMachine):
                 assert where in self.suspect
                 self.durable.discard(where)
             else:
-                assert where in self.maybe or ref.key in self.doomed
+                assert where in self.maybe or self.may_be_back(ref)
                 assert np.array_equal(got, self.content(spec, ref, part))
+
+    def may_be_back(self, ref: ChunkRef) -> bool:
+        """Whether a chunk may be there although it was deleted."""
+        return ref.key in self.doomed or ref.key in self.revived
 
     def must_be_there(self, where: tuple[bytes, Part]) -> bool:
         """Nothing evicts from the disk here, which holds everything many times over."""
@@ -171,7 +176,7 @@ class StoreMachine(RuleBasedStateMachine):
         hit = self.client.lookup(spec, refs, lease_s=60)
         assert hit.refs == refs.refs[: len(hit.refs)]
         for ref in hit.refs:
-            assert ref.key in self.doomed or all((ref.key, part) in self.maybe for part in spec.parts())
+            assert self.may_be_back(ref) or all((ref.key, part) in self.maybe for part in spec.parts())
         durable = [all((ref.key, part) in self.durable for part in spec.parts()) for ref in refs.refs]
         clean = [all((ref.key, part) not in self.suspect for part in spec.parts()) for ref in refs.refs]
         least = next((i for i, both in enumerate(zip(durable, clean, strict=True)) if not all(both)), len(durable))
@@ -263,6 +268,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.maybe.discard((ref.key, part))
             self.durable.discard((ref.key, part))
         self.doomed.add(ref.key)
+        self.revived.discard(ref.key)
         assert self.client.contains(spec, [ref]) == [False]
 
     @rule(chunk=chunks, seconds=st.sampled_from([0.01, 60]))
@@ -307,6 +313,7 @@ class StoreMachine(RuleBasedStateMachine):
         shutil.copytree(old, new, ignore=shutil.ignore_patterns("LOCK"))
         self.client.close()
         shutil.rmtree(old)
+        self.revived |= self.doomed
         self.homes += 1
         self.reopen()
 

@@ -175,8 +175,40 @@ class RegisterSpecResponse(_message.Message):
     digest: bytes
     def __init__(self, digest: _Optional[bytes] = ...) -> None: ...
 
+class Prompt(_message.Message):
+    __slots__ = ("tokens", "flops_per_token", "flops_per_token2", "flops_per_s", "step_s", "overlap", "link_bytes_per_s")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_PER_TOKEN2_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    STEP_S_FIELD_NUMBER: _ClassVar[int]
+    OVERLAP_FIELD_NUMBER: _ClassVar[int]
+    LINK_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    flops_per_token: float
+    flops_per_token2: float
+    flops_per_s: float
+    step_s: float
+    overlap: bool
+    link_bytes_per_s: float
+    def __init__(self, tokens: _Optional[int] = ..., flops_per_token: _Optional[float] = ..., flops_per_token2: _Optional[float] = ..., flops_per_s: _Optional[float] = ..., step_s: _Optional[float] = ..., overlap: _Optional[bool] = ..., link_bytes_per_s: _Optional[float] = ...) -> None: ...
+
+class Plan(_message.Message):
+    __slots__ = ("start", "end", "seconds", "recompute_s", "reason")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTE_S_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    end: int
+    seconds: float
+    recompute_s: float
+    reason: int
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., seconds: _Optional[float] = ..., recompute_s: _Optional[float] = ..., reason: _Optional[int] = ...) -> None: ...
+
 class LookupRequest(_message.Message):
-    __slots__ = ("spec", "refs", "parts", "fidelity", "lease", "lease_ms", "in_session", "places")
+    __slots__ = ("spec", "refs", "parts", "fidelity", "lease", "lease_ms", "in_session", "places", "prompt")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     REFS_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
@@ -185,6 +217,7 @@ class LookupRequest(_message.Message):
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
     IN_SESSION_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
     spec: bytes
     refs: bytes
     parts: bytes
@@ -193,23 +226,28 @@ class LookupRequest(_message.Message):
     lease_ms: int
     in_session: bool
     places: bool
-    def __init__(self, spec: _Optional[bytes] = ..., refs: _Optional[bytes] = ..., parts: _Optional[bytes] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., lease: _Optional[bytes] = ..., lease_ms: _Optional[int] = ..., in_session: _Optional[bool] = ..., places: _Optional[bool] = ...) -> None: ...
+    prompt: Prompt
+    def __init__(self, spec: _Optional[bytes] = ..., refs: _Optional[bytes] = ..., parts: _Optional[bytes] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., lease: _Optional[bytes] = ..., lease_ms: _Optional[int] = ..., in_session: _Optional[bool] = ..., places: _Optional[bool] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ...) -> None: ...
 
 class LookupResponse(_message.Message):
-    __slots__ = ("tokens", "used", "present", "leased", "places", "cold")
+    __slots__ = ("tokens", "used", "present", "leased", "places", "cold", "plan", "left_out")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     USED_FIELD_NUMBER: _ClassVar[int]
     PRESENT_FIELD_NUMBER: _ClassVar[int]
     LEASED_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
     COLD_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     tokens: int
     used: bytes
     present: bytes
     leased: bool
     places: bytes
     cold: bytes
-    def __init__(self, tokens: _Optional[int] = ..., used: _Optional[bytes] = ..., present: _Optional[bytes] = ..., leased: _Optional[bool] = ..., places: _Optional[bytes] = ..., cold: _Optional[bytes] = ...) -> None: ...
+    plan: Plan
+    left_out: int
+    def __init__(self, tokens: _Optional[int] = ..., used: _Optional[bytes] = ..., present: _Optional[bytes] = ..., leased: _Optional[bool] = ..., places: _Optional[bytes] = ..., cold: _Optional[bytes] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., left_out: _Optional[int] = ...) -> None: ...
 
 class ReleaseRequest(_message.Message):
     __slots__ = ("leases",)

@@ -1,0 +1,171 @@
+"""What of a hit is worth loading, from what the tiers do just now: `kvstore.cost.plan`, fed with live figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore import cost
+from kvstore.catalog import Scope
+from kvstore.core import DRAM, Core
+from kvstore.cost import Plan, Prompt, TierSpeed
+from kvstore.forecasts import Forecast
+from kvstore.policy import Rows
+from kvstore.record import RAW
+from kvstore.spec import Part
+from kvstore.tiers.base import Speed
+from kvstore.walk import Flags, Reach, reach_of
+
+_ALL, _CUT = 2, 3  # reasons of `kvstore.cost.REASONS`
+LEFT_OUT = ("", "left_out_slower", "", "left_out_cut", "left_out_met")  # counters of tokens, by reason
+
+
+class _Stored(NamedTuple):
+    """A run of chunks as it is stored, a row each; `reach` says which refs they are of."""
+
+    tokens: npt.NDArray[np.uint32]
+    nbytes: npt.NDArray[np.uint64]
+    tiers: npt.NDArray[np.uint8]
+    forms: npt.NDArray[np.uint16]
+    ends: npt.NDArray[np.int64]
+
+
+class Asked(NamedTuple):
+    """A look-up with a prompt, and what the index says: `rows` are the chunks of its packed references.
+
+    `parts` is what it needs of them, `packed` and `headers` as the index takes that; `present`, `whole` and
+    `first_valid` are as in `kvstore.walk.reach_of`.
+    """
+
+    scope: Scope
+    refs: npt.NDArray[Any]
+    rows: Rows
+    parts: Sequence[Part]
+    packed: bytes
+    headers: bytes
+    present: Flags
+    whole: Flags
+    first_valid: Any
+    exact: bool
+    prompt: Prompt
+
+    def up_to(self, token: int) -> Reach:
+        """How far the chunks that end at a token or before it reach by themselves."""
+        near = (self.refs["position"] + self.refs["tokens"] <= token).view(np.uint8)
+        return reach_of(self.scope, self.refs, self.parts, self.present * near, self.whole * near, self.first_valid)
+
+
+class Choice(NamedTuple):
+    """What is to be loaded, why, and what to expect of it if some has to come from below DRAM."""
+
+    reach: Reach
+    plan: Plan
+    forecast: Forecast | None
+
+
+class Worth:
+    """Weighs hits. `speeds` is called without the store's lock, `choose` with it."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def speeds(self) -> list[Speed]:
+        """What each tier measures; nothing comes from one that is not to be used just now."""
+        nothing = Speed(0.0, 0.0, 0.0)
+        return [tier.speed if tier.state == "ok" else nothing for tier in self._core.tiers]
+
+    def choose(self, asked: Asked, reach: Reach, measured: Sequence[Speed]) -> Choice:
+        """What of a hit to load."""
+        start, counters, whole = _start(asked.refs), self._core.counters, reach
+        while True:
+            stored = self._stored(asked, reach, start)
+            speeds = self._speeds(stored, measured, asked)
+            overlap = asked.prompt.overlap and not asked.scope.windowed
+            plan = cost.plan(
+                stored.tokens, stored.nbytes, stored.tiers, prefill=asked.prompt.prefill, speeds=speeds,
+                prompt=max(asked.prompt.tokens, reach.tokens), start=start, overlap=overlap,
+            )  # fmt: skip
+            if plan.end >= reach.tokens or not plan.tokens:
+                break
+            reach = asked.up_to(plan.end)  # of a sliding window the whole, which may not end just there
+        counters["lookups_weighed"] += 1
+        if plan.reason == _ALL and reach.tokens < whole.tokens:
+            plan = plan._replace(reason=_CUT)
+        left = whole.tokens - start - plan.tokens
+        if left:
+            counters["lookups_cut"] += 1
+            counters[LEFT_OUT[plan.reason] or "left_out_cut"] += left
+        if not plan.tokens:
+            return Choice(Reach(start, range(0)), plan, None)
+        kept = stored.ends > plan.start
+        forecast = self._forecast(asked, reach, plan, stored, speeds, kept) if stored.tiers.any() else None
+        if plan.start > start:
+            reach = Reach(reach.tokens, np.asarray(reach.used, np.uint32)[kept])
+        return Choice(reach, plan, forecast)
+
+    def _stored(self, asked: Asked, reach: Reach, start: int) -> _Stored:
+        """The run as it is stored. What a chunk is preceded by and needs not be loaded counts as its own tokens."""
+        core, groups = self._core, asked.scope.spec.groups
+        needed = np.array([groups[part.group].first_needed(reach.tokens) for part in asked.parts], np.uint32)
+        _, nbytes, tiers, forms = core.index.stored(
+            reach.take(asked.rows), asked.packed, asked.headers, needed, asked.exact, core.order, core.bad_rows()
+        )
+        used = reach.take(asked.refs)
+        ends = used["position"].astype(np.int64) + used["tokens"]
+        tokens = cost.tokens_between(start, ends)
+        return _Stored(tokens, nbytes, tiers, forms, ends)
+
+    def _speeds(self, stored: _Stored, measured: Sequence[Speed], asked: Asked) -> list[TierSpeed]:
+        """What each tier does for this run: what is read is then decoded, and crosses the link."""
+        core, found, encoded = self._core, list[TierSpeed](), stored.forms.any()
+        link = asked.prompt.link_bytes_per_s or measured[DRAM].read_bytes_per_s
+        for tier, speed in enumerate(measured):
+            decode_s = self._decode_s(stored, tier) if encoded else 0.0
+            if tier == DRAM:
+                found.append(TierSpeed(speed.latency_s, link, 1 / decode_s if decode_s else 0.0))
+                continue
+            factor = self._caution(tier)
+            rate = speed.read_bytes_per_s / factor
+            queue = core.backlog[tier] / rate if rate else 0.0
+            found.append(TierSpeed(speed.latency_s * factor, rate, 1 / (decode_s + 1 / link), queue))
+        return found
+
+    def _decode_s(self, stored: _Stored, tier: int) -> float:
+        """Seconds that decoding takes for each stored byte of the run in a tier, over the forms that are there."""
+        there = stored.tiers == tier
+        nbytes, seconds = float(stored.nbytes[there].sum()), 0.0
+        for form in np.unique(stored.forms[there]).tolist():
+            if form != RAW:
+                some = float(stored.nbytes[there & (stored.forms == form)].sum())
+                seconds += some / self._core.coder.decoding_bytes_per_s(form)
+        return seconds / nbytes if nbytes else 0.0
+
+    def _forecast(
+        self, asked: Asked, reach: Reach, plan: Plan, stored: _Stored, speeds: Sequence[TierSpeed], kept: Any
+    ) -> Forecast | None:
+        """What to expect of the loads from below DRAM; the slowest of their tiers answers for it."""
+        cold = kept & (stored.tiers != DRAM)
+        if not cold.any():
+            return None
+        tiers = stored.tiers[cold]
+        times = {tier: self._cold_s(stored, cold, tier, speeds[tier]) for tier in np.unique(tiers).tolist()}
+        tier = max(times, key=lambda each: times[each])
+        nbytes = dict(zip(reach.take(asked.rows)[cold].tolist(), stored.nbytes[cold].tolist(), strict=True))
+        other_s = max(0.0, plan.seconds - times[tier])
+        return Forecast(tier, nbytes, times[tier] / self._caution(tier), other_s, plan.recompute_s)
+
+    def _caution(self, tier: int) -> float:
+        """How many times longer than its speed says a load from a tier is taken to last."""
+        return self._core.forecasts.factor(tier) * self._core.forecasts.margin(tier)
+
+    @staticmethod
+    def _cold_s(stored: _Stored, cold: Any, tier: int, speed: TierSpeed) -> float:
+        nbytes = float(stored.nbytes[cold & (stored.tiers == tier)].sum())
+        return speed.queue_s + speed.latency_s + nbytes / speed.bytes_per_s
+
+
+def _start(refs: npt.NDArray[Any]) -> int:
+    return int(refs["position"][0]) if len(refs) else 0
