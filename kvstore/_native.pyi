@@ -1259,6 +1259,10 @@ class ValuePolicy(Policy):
     def ghosts(self) -> int:
         """Chunks known that are not here: eight to each that is, at most `max_rows`."""
 
+    @property
+    def followed(self) -> str | None:
+        """The simpler policy that it follows because that does better: lru, arc or mq. No hint is heeded then."""
+
 def policy_names() -> list[str]:
     """The policies that `Policy` knows."""
 
@@ -1298,6 +1302,12 @@ class PolicyCache:
 def admit_chunk(index: Index, policy: Policy, chunk: int, tier: int, now_ms: int) -> None:
     """Tell a policy that a chunk (its row), or more of it, has come to its tier."""
 
+def demand_missing(orders: list[Policy], scope: int, refs: Buffer, rows: NDArray[np.int64], now_ms: int) -> None:
+    """Tell policies which chunks of a look-up each has not. `refs` and `rows` are those of `Index.lookup`.
+
+    ValueError unless every ref has a row.
+    """
+
 def use_unleased(index: Index, orders: list[Policy], chunk: int, now_ms: int) -> None:
     """Note that a chunk (its row) was used, in the index and in policies, unless it is under a lease."""
 
@@ -1327,6 +1337,10 @@ class Policy:
 
     def hit(self, rows: Buffer, now_ms: int, forward: bool = False) -> None:
         """Chunks of one prefix were used, root first; touched leaf to root, or `forward`. Others are skipped."""
+
+    @property
+    def wants_demand(self) -> bool:
+        """Whether telling of demand is worth a store's time."""
 
     def demand(self, keys: NDArray[np.uint64], now_ms: int) -> None:
         """Chunks were asked for that are not here."""

@@ -133,6 +133,7 @@ class Session:
             if query.lease:
                 used = reach.take(rows)
                 self._take_lease(query.lease, until, used)
+                core.usage.asked(scope, query.refs, rows)
                 if choice is not None and choice.forecast is not None:
                     core.forecasts.expect((self._number, query.lease), choice.forecast)
                 if len(far.used):  # what is asked for and computed all the same is in use, too

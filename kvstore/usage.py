@@ -43,6 +43,7 @@ class Usage:
         self.told: Callable[[Rows], None] = _nobody  # of rows that were used, root first
         self._policies: dict[tuple[int, bytes], Policy] = {}
         self._orders: dict[bytes, list[Policy]] = {}
+        self._demanding: dict[bytes, list[Policy]] = {}
 
     def counted(self) -> dict[str, int]:
         """The counters, with what was put and read natively."""
@@ -112,6 +113,16 @@ class Usage:
         if found is None:
             found = self._orders[namespace.digest] = [self.policy(tier, namespace) for tier in range(self._tiers)]
         return found
+
+    def asked(self, scope: Scope, refs: bytes, rows: npt.NDArray[np.int64]) -> None:
+        """A look-up under a lease asked for chunks, of which the index has `rows`; told before `used`."""
+        digest = scope.namespace.digest
+        demanding = self._demanding.get(digest)
+        if demanding is None:
+            demanding = [policy for policy in self.orders(scope.namespace) if policy.wants_demand]
+            self._demanding[digest] = demanding
+        if demanding:
+            _native.demand_missing(demanding, scope.number, refs, rows, now_ms())
 
     def used(self, rows: Rows, namespace: Namespace) -> None:
         """Chunks of one prefix, root first, were used."""

@@ -20,14 +20,6 @@ Key to_key(const nb::bytes& bytes, const char* name) { return fixed_bytes<Key>(b
 
 nb::bytes to_bytes(const Key& key) { return nb::bytes(key.data(), key.size()); }
 
-std::size_t record_count(const BufferView& buffer, std::size_t record_bytes, const char* name) {
-    if (buffer.bytes() % record_bytes != 0)
-        throw nb::value_error((std::string(name) + " has " + std::to_string(buffer.bytes()) +
-                               " bytes, no multiple of the record's " + std::to_string(record_bytes))
-                                  .c_str());
-    return buffer.bytes() / record_bytes;
-}
-
 std::uint32_t default_maximum(std::uint32_t max_chunks, std::uint32_t times, std::uint32_t given) {
     if (given != 0) return given;
     return static_cast<std::uint32_t>(std::min<std::uint64_t>(std::uint64_t{max_chunks} * times, kMaxRows));
@@ -51,15 +43,6 @@ nb::object find_many(const Index& index, std::uint32_t scope, nb::handle object)
     NewArray rows("i8", count);
     index.find_many(scope, keys.data(), count, rows.data<std::int64_t>());
     return rows.release();
-}
-
-// Packed records need not be aligned; x86-64 and AArch64 read them all the same, the language does not.
-template <typename Record>
-std::vector<Record> aligned(nb::handle object, const char* name) {
-    const BufferView buffer(object, name);
-    std::vector<Record> records(record_count(buffer, sizeof(Record), name));
-    if (!records.empty()) std::memcpy(records.data(), buffer.data(), buffer.bytes());
-    return records;
 }
 
 nb::object lookup(Index& index, std::uint32_t scope, nb::handle refs_object, nb::handle parts_object,

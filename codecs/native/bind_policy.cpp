@@ -6,11 +6,14 @@
 #include "policy_value.hpp"
 #include "use.hpp"
 
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <optional>
 
 namespace kvstore {
 
@@ -94,6 +97,7 @@ void bind_policy(nb::module_& m) {
             }, "row"_a, "key"_a, "parent"_a, "position"_a, "tokens"_a, "bytes"_a, "now_ms"_a, "parent_row"_a = -1)
         .def("hit", hit, "rows"_a, "now_ms"_a, "forward"_a = false)
         .def("demand", demand, "keys"_a, "now_ms"_a)
+        .def_prop_ro("wants_demand", &Policy::wants_demand)
         .def("remove", [](Policy& policy, std::int64_t row, bool evicted, std::int64_t now_ms) {
                 policy.remove(checked_row(row), evicted, now_ms);
             }, "row"_a, "evicted"_a, "now_ms"_a)
@@ -116,7 +120,11 @@ void bind_policy(nb::module_& m) {
         .def("awaited", [](ValuePolicy& policy, std::int64_t row, std::int64_t until_ms) {
                 policy.awaited(checked_row(row), until_ms);
             }, "row"_a, "until_ms"_a)
-        .def_prop_ro("ghosts", &ValuePolicy::ghosts);
+        .def_prop_ro("ghosts", &ValuePolicy::ghosts)
+        .def_prop_ro("followed", [](const ValuePolicy& policy) -> std::optional<std::string> {
+            if (policy.followed() == Shadows::kNone) return std::nullopt;
+            return std::string(Shadows::kNames[policy.followed()]);
+        });
     m.def("policy_names", [] {
         std::vector<std::string> names(policy_names().begin(), policy_names().end());
         return names;
@@ -133,6 +141,13 @@ void bind_policy(nb::module_& m) {
                             std::int64_t now_ms) {
         admit_chunk(index, policy, index.checked_chunk(static_cast<std::uint64_t>(chunk)), tier, now_ms);
     }, "index"_a, "policy"_a, "chunk"_a, "tier"_a, "now_ms"_a);
+    m.def("demand_missing", [](const std::vector<Policy*>& orders, std::uint32_t scope, nb::handle refs_object,
+                               nb::handle rows_object, std::int64_t now_ms) {
+        const std::vector<ChunkRef> refs = aligned<ChunkRef>(refs_object, "refs");
+        const std::vector<std::int64_t> rows = aligned<std::int64_t>(rows_object, "rows");
+        if (rows.size() != refs.size()) throw nb::value_error("every ref has a row, -1 if it is not there");
+        for (Policy* const order : orders) demand_missing(*order, scope, refs, rows, now_ms);
+    }, "orders"_a, "scope"_a, "refs"_a, "rows"_a, "now_ms"_a);
     m.def("use_unleased", &use_unleased, "index"_a, "orders"_a, "chunk"_a, "now_ms"_a);
 }
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <vector>
 
 namespace kvstore {
 
@@ -54,6 +55,23 @@ Record record_of(const nb::bytes& bytes, const char* name) {
     Record record;
     std::memcpy(&record, packed.data(), sizeof record);
     return record;
+}
+
+inline std::size_t record_count(const BufferView& buffer, std::size_t record_bytes, const char* name) {
+    if (buffer.bytes() % record_bytes != 0)
+        throw nb::value_error((std::string(name) + " has " + std::to_string(buffer.bytes()) +
+                               " bytes, no multiple of the record's " + std::to_string(record_bytes))
+                                  .c_str());
+    return buffer.bytes() / record_bytes;
+}
+
+// Packed records need not be aligned; x86-64 and AArch64 read them all the same, the language does not.
+template <typename Record>
+std::vector<Record> aligned(nb::handle object, const char* name) {
+    const BufferView buffer(object, name);
+    std::vector<Record> records(record_count(buffer, sizeof(Record), name));
+    if (!records.empty()) std::memcpy(records.data(), buffer.data(), buffer.bytes());
+    return records;
 }
 
 // A one-dimensional array of whole numbers of 64 bits (offsets, lengths).

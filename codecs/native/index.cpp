@@ -234,22 +234,23 @@ bool Index::evictable(std::uint64_t chunk_row, std::int64_t now_ms) const {
     return true;
 }
 
+std::uint64_t Index::name_of(std::uint32_t scope, const Key& key) {
+    std::uint64_t head;
+    std::memcpy(&head, key.data(), sizeof head);
+    return head == 0 ? 0 : head ^ mixed_key(scope);
+}
+
 Arrival Index::arrival(std::uint32_t row, std::uint8_t tier, std::int64_t now_ms) const {
     const ChunkRow& chunk = chunks_[row];
-    const auto name = [&](const Key& key) {
-        std::uint64_t head;
-        std::memcpy(&head, key.data(), sizeof head);
-        return head == 0 ? 0 : head ^ mixed_key(chunk.scope);  // one policy sees the chunks of several specs
-    };
     std::uint64_t bytes = 0;
     for (std::uint32_t part = chunk.first_part; part != kNone; part = parts_[part].next) {
         const std::uint32_t placement = placement_in(parts_[part], tier);
         if (placement != kNone) bytes += placements_[placement].stored;
     }
-    const std::uint64_t parent = name(chunk.parent);
+    const std::uint64_t parent = name_of(chunk.scope, chunk.parent);
     const std::int64_t known = parent == 0 ? -1 : find(chunk.scope, chunk.parent);
     const bool used = known >= 0 && now_ms - chunks_[static_cast<std::uint32_t>(known)].last_use <= kMomentMs;
-    return {name(chunk.key), parent, chunk.position, chunk.tokens, bytes,
+    return {name_of(chunk.scope, chunk.key), parent, chunk.position, chunk.tokens, bytes,
             used ? static_cast<std::uint32_t>(known) : kNoRow};
 }
 

@@ -215,6 +215,8 @@ public:
     void touch(std::uint32_t chunk, std::int64_t now_ms);
     bool is_leased(std::uint32_t chunk) const { return chunks_[chunk].leases > 0; }
     bool evictable(std::uint64_t chunk, std::int64_t now_ms) const;
+    // What policies know a chunk by: one sees the chunks of several specs. 0 for the key of no chunk.
+    static std::uint64_t name_of(std::uint32_t scope, const Key& key);
     // What the policy of a tier is told of a chunk with placements there.
     Arrival arrival(std::uint32_t chunk, std::uint8_t tier, std::int64_t now_ms) const;
     bool is_live_chunk(std::uint32_t row) const { return chunks_.is_live(row); }

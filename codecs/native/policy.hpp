@@ -53,6 +53,8 @@ public:
     virtual void demand(const std::uint64_t* keys, std::size_t count, std::int64_t now_ms) {
         (void)keys, (void)count, (void)now_ms;
     }
+    // Whether `demand` is worth the time that it takes a store to tell.
+    virtual bool wants_demand() const { return false; }
     // A chunk is gone: evicted to make room (it may become a ghost), or deleted, expired, quarantined (it must not). One
     // that is not here is ignored.
     virtual void remove(std::uint32_t row, bool evicted, std::int64_t now_ms) = 0;

@@ -27,14 +27,17 @@ std::uint32_t group_of(const Known& known) {
 }  // namespace
 
 ValuePolicy::ValuePolicy(std::uint32_t max_rows)
-    : queues_(max_rows), rows_(max_rows), known_(max_rows), max_rows_(max_rows) {
+    : queues_(max_rows), rows_(max_rows), known_(max_rows), shadows_(max_rows), max_rows_(max_rows) {
     rank();
 }
 
 void ValuePolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t now_ms) {
     queues_.check(row);
     begin_event(now_ms);
+    if (order_) order_->admit(row, chunk, now_ms);
     if (contains(row)) {
+        rows_[row].bytes = chunk.bytes;
+        shadows_.resized(chunk);
         rows_[row].worthless = is_worthless(chunk);
         if (is_leaf(row)) {
             dequeue(row);
@@ -61,11 +64,12 @@ void ValuePolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t no
     known.flags = static_cast<std::uint8_t>(known.flags & ~(KnownChunks::kTold | KnownChunks::kAlone));
     if (!linked) known.flags |= KnownChunks::kAlone;
     if (!told) use(node, request_.is_last(key));
-    rows_[row] = {node, 0, 0, Hint::none, is_worthless(chunk), false};
+    rows_[row] = {chunk.bytes, node, 0, 0, Hint::none, is_worthless(chunk) || is_severed(chunk.parent), true, false};
     ++size_;
     ++admissions_;
     adopt(row, chunk.parent);
     if (is_leaf(row)) enqueue(row);
+    shadows_.came(chunk, linked, now_ms);
 }
 
 void ValuePolicy::hit(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) {
@@ -74,11 +78,17 @@ void ValuePolicy::hit(const std::uint32_t* rows, std::size_t count, std::int64_t
     if (count == 0) return;
     const Known& deepest = known_[rows_[rows[count - 1]].node];
     if ((deepest.flags & KnownChunks::kAlone) == 0) request_.hit(deepest.key, deepest.place);
+    if (order_) order_->hit(rows, count, now_ms);
+    keys_.clear();
+    for (std::size_t i = 0; i < count; ++i)
+        if (contains(rows[i])) keys_.push_back(known_[rows_[rows[i]].node].key);
+    shadows_.used(keys_, deepest.place + 1U == keys_.size(), now_ms);
     for (std::size_t i = count; i-- > 0;) {
         const std::uint32_t row = rows[i];
         if (!contains(row)) continue;
         dequeue(row);
         rows_[row].hint = Hint::none;
+        rows_[row].young = false;
         use(rows_[row].node, i + 1 == count && request_.missing() == 0);
         if (is_leaf(row)) enqueue(row);
     }
@@ -87,6 +97,9 @@ void ValuePolicy::hit(const std::uint32_t* rows, std::size_t count, std::int64_t
 void ValuePolicy::demand(const std::uint64_t* keys, std::size_t count, std::int64_t now_ms) {
     if (count == 0) return;
     begin_event(now_ms);
+    follow(now_ms);
+    if (order_) order_->demand(keys, count, now_ms);
+    shadows_.asked({keys, count}, now_ms);
     std::size_t fresh = 0, length = 0;
     for (std::size_t i = 0; i < count; ++i) {
         const std::uint32_t node = known_.find(keys[i]);
@@ -191,6 +204,13 @@ void ValuePolicy::rank() {
 std::uint32_t ValuePolicy::place_of(const Arrival& chunk) {
     chunk_tokens_ = std::max(chunk_tokens_, chunk.tokens);
     return chunk.position / chunk_tokens_;
+}
+
+// A prompt that is put root first may be its own victim. What follows a chunk that had to go meanwhile is of no use.
+bool ValuePolicy::is_severed(std::uint64_t parent) const {
+    if (parent == 0 || std::find(severed_.begin(), severed_.end(), parent) == severed_.end()) return false;
+    const std::uint32_t node = known_.find(parent);
+    return node == 0 || known_[node].row == 0;
 }
 
 // The latency of a load is not asked for: all chunks of a prompt wait for it once.

@@ -8,9 +8,11 @@
 #include "policy_value_queues.hpp"
 #include "policy_value_request.hpp"
 #include "policy_value_reuse.hpp"
+#include "policy_value_shadows.hpp"
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace kvstore {
@@ -18,9 +20,11 @@ namespace kvstore {
 // A chunk is of a kind: how often it was used, whether it ends a prompt, and what the reuse model expects of it. A kind
 // and an age make a queue, the queues are ordered by the density of hits that Hazards has learned, and the victim is
 // the oldest chunk of the least queue. Only chunks that no other here follows are in queues: the tail of a prefix goes
-// before its head, whatever is expected of the head. Nothing is set for a workload. Ghosts, eight to each chunk here
-// but at most `max_rows`, keep how often and when. 48 bytes a known chunk, 20 more for a row that is here, and the
-// table of keys. O(kinds · ages²) to rank, once in `kRankEvery` uses; O(1) amortised for all else.
+// before its head, whatever is expected of the head. Nothing is set for a workload. Where the shadows say that a
+// simpler policy does better, victims are taken in its order. Ghosts, eight to each chunk here but at most `max_rows`,
+// keep how often and when. 48 bytes a known chunk, 28 more for a row that is here, the table of keys, and a sixth of all
+// that for shadows. O(kinds · ages²) to rank, once in `kRankEvery` uses; O(1) amortised for all else but to begin to
+// follow another policy.
 class ValuePolicy final : public Policy {
 public:
     explicit ValuePolicy(std::uint32_t max_rows);
@@ -28,12 +32,16 @@ public:
     void admit(std::uint32_t row, const Arrival& chunk, std::int64_t now_ms) override;
     void hit(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) override;
     void demand(const std::uint64_t* keys, std::size_t count, std::int64_t now_ms) override;
+    bool wants_demand() const override { return true; }
     void remove(std::uint32_t row, bool evicted, std::int64_t now_ms) override;
     std::int64_t victim(std::int64_t after = -1) override;
+    void set_capacity(std::uint64_t bytes) override;
     void set_costs(const Costs& costs) override { costs_ = costs; }
     std::size_t size() const override { return size_; }
     bool contains(std::uint32_t row) const override { return row < rows_.size() && rows_[row].node != 0; }
     std::size_t ghosts() const { return known_.ghosts(); }
+    // The policy that is followed, of Shadows::kNames, because it does better; Shadows::kNone: none.
+    std::size_t followed() const { return shadows_.chosen(); }
 
     // Hints, until the chunk's next use. The prompt that ends with this row will not be continued: what it shares with
     // no other here goes first, from the tail on. A row that is not here, or that others follow, is ignored.
@@ -49,15 +57,18 @@ private:
     static constexpr std::size_t kGhostsPerRow = 8;
     static constexpr std::size_t kLeastGhosts = 64;
     static constexpr std::uint64_t kRankEvery = 1024;
+    static constexpr std::size_t kSevered = 16;  // so many prompts may be put at a time
 
     enum class Hint : std::uint8_t { none, ended, awaited };
 
     struct Row {
+        std::uint64_t bytes;
         std::uint32_t node;    // 0: not here
         std::uint32_t parent;  // its node, 0: none
         std::uint16_t queue;   // plus one; 0: in none
         Hint hint;
-        bool worthless;  // loading it takes longer than computing it
+        bool worthless;  // loading it takes longer than computing it, or nobody gets to it
+        bool young;      // it came, and has not been used or followed since
         bool given;      // by the walk that is on
     };
 
@@ -75,6 +86,8 @@ private:
     void rank();
     std::uint32_t place_of(const Arrival& chunk);
     bool is_worthless(const Arrival& chunk) const;
+    bool is_severed(std::uint64_t parent) const;
+    void follow(std::int64_t now_ms);
 
     // policy_value_rows.cpp
     std::uint32_t make_node(std::uint64_t key);
@@ -101,12 +114,18 @@ private:
     Hazards hazards_;
     ReuseModel model_;
     RequestShape request_;
+    Shadows shadows_;
+    std::unique_ptr<Policy> order_;  // of what is here, by the policy that is followed
+    std::vector<std::uint64_t> keys_;
+    std::uint64_t capacity_ = 0;
     Ages ages_;
     std::vector<std::uint32_t> walk_;       // what `victim` has given, one asked for after the other
     std::vector<std::uint32_t> unsettled_;  // nodes that may be forgotten when it ends
     std::size_t walk_from_ = 0;             // the rank at which it began
     std::int64_t resumed_at_ = -1;          // the row that it follows
     std::vector<Wait> waits_;
+    std::array<std::uint64_t, kSevered> severed_{};  // the keys of young ones that were evicted, the last few
+    std::size_t severed_at_ = 0;
     std::size_t size_ = 0;
     std::uint32_t max_rows_;
     std::uint32_t chunk_tokens_ = 1;  // of the longest chunk so far

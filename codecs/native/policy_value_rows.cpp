@@ -17,6 +17,7 @@ void ValuePolicy::adopt(std::uint32_t row, std::uint64_t parent) {
     if (node == 0) node = make_node(parent);
     rows_[row].parent = node;
     Known& known = known_[node];
+    if (known.row != 0) rows_[known.row - 1].young = false;
     if (++known.children == 1 && known.row != 0) dequeue(known.row - 1);
 }
 
@@ -28,10 +29,13 @@ void ValuePolicy::release_parent(std::uint32_t row) {
     settle(node);
 }
 
-void ValuePolicy::remove(std::uint32_t row, bool evicted, std::int64_t) {
+void ValuePolicy::remove(std::uint32_t row, bool evicted, std::int64_t now_ms) {
     if (!contains(row)) return;
     Row& gone = rows_[row];
     const std::uint32_t node = gone.node;
+    if (order_) order_->remove(row, evicted, now_ms);
+    shadows_.left(known_[node].key, evicted, now_ms);
+    const bool young = gone.young;
     if (gone.given) {  // a walk is on, and its parent is without it already
         if (gone.parent != 0) unsettled_.push_back(gone.parent);
     } else {
@@ -45,6 +49,7 @@ void ValuePolicy::remove(std::uint32_t row, bool evicted, std::int64_t) {
     Known& known = known_[node];
     known.row = 0;
     if (evicted) {
+        if (young) severed_[severed_at_++ % kSevered] = known.key;
         known_.append(node);
         known_.bury(node);
     } else {

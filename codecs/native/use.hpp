@@ -5,6 +5,7 @@
 #include "policy.hpp"
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace kvstore {
@@ -13,6 +14,17 @@ namespace kvstore {
 inline void admit_chunk(const Index& index, Policy& policy, std::uint32_t chunk, std::uint8_t tier,
                         std::int64_t now_ms) {
     policy.admit(chunk, index.arrival(chunk, tier, now_ms), now_ms);
+}
+
+// Tells a policy which chunks of a look-up it has not, before it is told of the use of those that it has. `rows` are
+// what the index has of them, -1 or a row. Needs the store's lock.
+inline void demand_missing(Policy& policy, std::uint32_t scope, std::span<const ChunkRef> refs,
+                           std::span<const std::int64_t> rows, std::int64_t now_ms) {
+    std::vector<std::uint64_t> keys;
+    for (std::size_t i = 0; i < refs.size(); ++i)
+        if (rows[i] < 0 || !policy.contains(static_cast<std::uint32_t>(rows[i])))
+            keys.push_back(Index::name_of(scope, refs[i].key));
+    if (!keys.empty()) policy.demand(keys.data(), keys.size(), now_ms);
 }
 
 // Notes that a chunk was used, unless it is under a lease: its look-up has told. Needs the store's lock.

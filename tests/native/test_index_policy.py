@@ -1,9 +1,11 @@
 """What the index tells a policy of a chunk, and which chunks have not been used for long."""
 
+import struct
+
 import numpy as np
 import pytest
 
-from kvstore._native import Index, Policy, admit_chunk, use_unleased
+from kvstore._native import Index, Policy, admit_chunk, demand_missing, use_unleased
 from kvstore.policy import victims
 
 MINUTE = 60_000
@@ -97,3 +99,23 @@ def test_idle_chunks() -> None:
     assert (found.tolist(), following) == ([rows[1]], 2)
     with pytest.raises(IndexError):
         index.idle_chunks(-1, 1, 1, [])
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_policy_is_told_of_the_chunks_of_a_look_up_that_it_has_not(asked: bool) -> None:
+    index, policy = Index(16, 7), Policy("arc", 16)
+    policy.set_capacity(200)
+    gone, often = put(index, 1, 0), put(index, 2, 0)
+    for row in (gone, often):
+        admit_chunk(index, policy, row, 0, 0)
+    policy.hit(np.array([often]), 0)
+    policy.remove(gone, True, 0)
+    refs = b"".join(key(number) + struct.pack("<II", number * 16, 16) for number in (1, 2, 9))
+    if asked:
+        demand_missing([policy], 0, refs, np.array([gone, often, -1]), 1)
+    once = put(index, 3, 1)
+    admit_chunk(index, policy, once, 0, 1)
+    # ARC gives what was used once more room when it hears that such a chunk has gone too early.
+    assert policy.victim() == (often if asked else once)
+    with pytest.raises(ValueError, match="every ref has a row"):
+        demand_missing([policy], 0, refs, np.array([gone]), 1)

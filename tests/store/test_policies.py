@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import time
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
 import kvstore
+from kvstore import _native
 from kvstore.appraisal import appraise
 from kvstore.config import Config, NamespaceConfig
 from kvstore.errors import ConfigError, NotFound, Shed
@@ -184,3 +186,25 @@ def is_counted_once(client: kvstore.Client) -> bool:
     stats = client.stats()
     listed = sum(record_bytes(place) for info in client.list() for place in info.placements if place.tier == "nvme")
     return bool(stats["tiers"]["nvme"]["used"] == listed)
+
+
+@EVERY
+def test_a_look_up_under_a_lease_tells_what_it_does_not_find(
+    box: Box, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = box.open(policy=policy)
+    there, asked = prompt(SMALL, 2), prompt(SMALL, 5)  # the same tokens, three chunks further
+    box.fill(client, SMALL, there.refs)
+    told: list[tuple[list[str], list[bool]]] = []
+    real = _native.demand_missing
+
+    def noted(orders: list[_native.Policy], scope: int, refs: bytes, rows: Any, now_ms: int) -> None:
+        told.append(([type(order).__name__ for order in orders], [row >= 0 for row in rows]))
+        real(orders, scope, refs, rows, now_ms)
+
+    monkeypatch.setattr(_native, "demand_missing", noted)
+    client.lookup(SMALL, asked)
+    assert not told  # who only asks uses nothing
+    client.lookup(SMALL, asked, lease_s=60).release()
+    wanted = [(["ValuePolicy"], [True, True, False, False, False])]
+    assert told == (wanted if policy == "value" else [])

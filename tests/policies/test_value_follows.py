@@ -1,0 +1,96 @@
+"""`value` follows a simpler policy where that does better, and lets a prompt be its own victim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from kvstore._native import Policy, ValuePolicy
+from tests.policies.prompts import TOKENS, Prompt, PromptCache
+
+CAPACITY = 200
+
+
+def chats(count: int) -> Iterator[Prompt]:
+    """Twelve conversations at a time, each of which comes back longer, until new ones take their place."""
+    rng = np.random.default_rng(3)
+    running: list[list[int]] = []
+    for number in range(count):
+        if not running or rng.random() < 0.15:
+            running.append([(number + 1) * 1000])
+            running = running[-12:]
+        chat = running[rng.integers(len(running))]
+        chat.extend(range(chat[-1] + 1, chat[-1] + 2 + int(rng.integers(4))))
+        yield list(chat)
+
+
+def played(cache: PromptCache, policy: ValuePolicy, *, end_all: bool) -> dict[str | None, float]:
+    """The share of chunks that were hit, by the policy that was followed; every prompt may be said to have ended."""
+    hits: dict[str | None, int] = {}
+    asked: dict[str | None, int] = {}
+    for prompt in chats(12_000):
+        followed = policy.followed
+        hits[followed] = hits.get(followed, 0) + cache.request(prompt)
+        asked[followed] = asked.get(followed, 0) + len(prompt)
+        if end_all and prompt[-1] in cache.rows:
+            policy.ended(cache.rows[prompt[-1]])
+    return {followed: hits[followed] / asked[followed] for followed in hits}
+
+
+def test_hints_that_are_all_wrong_are_found_out() -> None:
+    policy = ValuePolicy(CAPACITY)
+    shares = played(PromptCache(policy, CAPACITY), policy, end_all=True)
+    lru = PromptCache(Policy("lru", CAPACITY), CAPACITY).play(chats(12_000))
+    assert shares.pop(None) < lru - 0.1
+    assert shares
+    assert all(share > lru - 0.02 for share in shares.values()), (shares, lru)
+
+
+def test_nothing_is_followed_that_is_no_better() -> None:
+    policy = ValuePolicy(CAPACITY)
+    shares = played(PromptCache(policy, CAPACITY), policy, end_all=False)
+    lru = PromptCache(Policy("lru", CAPACITY), CAPACITY).play(chats(12_000))
+    assert shares.keys() == {None}
+    assert shares[None] > lru - 0.02
+
+
+def test_while_another_policy_is_followed_all_rows_are_victims_in_its_order() -> None:
+    policy = ValuePolicy(CAPACITY)
+    cache = PromptCache(policy, CAPACITY)
+    for prompt in chats(12_000):
+        cache.request(prompt)
+        if policy.followed is not None:
+            break
+        if prompt[-1] in cache.rows:
+            policy.ended(cache.rows[prompt[-1]])
+    assert policy.followed is not None
+    order = cache.order()
+    assert sorted(order) == sorted(cache.rows)
+    gone = cache.rows[order[0]]
+    cache.evict(gone)
+    assert gone not in policy
+    assert cache.order() == order[1:]
+
+
+def test_what_follows_a_chunk_that_had_to_go_meanwhile_goes_next() -> None:
+    policy = ValuePolicy(10)
+    for row, name in enumerate((1, 2, 3)):
+        policy.admit(row, name, 0, 0, TOKENS, 1, 0)
+    policy.admit(3, 10, 0, 0, TOKENS, 1, 0)
+    policy.remove(3, True, 0)  # its prompt was still on its way
+    policy.admit(3, 11, 10, TOKENS, TOKENS, 1, 0)
+    assert policy.victim() == 3
+    policy.remove(3, True, 0)
+    policy.admit(3, 12, 11, 2 * TOKENS, TOKENS, 1, 0)
+    assert policy.victim() == 3
+
+
+def test_what_follows_a_chunk_that_is_back_does_not_go_next() -> None:
+    policy = ValuePolicy(10)
+    policy.admit(0, 1, 0, 0, TOKENS, 1, 0)
+    policy.admit(1, 10, 0, 0, TOKENS, 1, 0)
+    policy.remove(1, True, 0)
+    policy.admit(1, 10, 0, 0, TOKENS, 1, 0)
+    policy.admit(2, 11, 10, TOKENS, TOKENS, 1, 0)
+    assert policy.victim() == 0
