@@ -27,9 +27,9 @@ def test_what_is_slower_to_load_is_computed(start, tmp_path, llama):
         server.program = (SLOW, str(1 << 18))  # four seconds for 256 tokens
         server.start()
 
-        engine = start(llama, transfer(server.address, lookup_timeout_s=10.0, load_or_recompute=True))
-        for seed in range(1, 13):  # it sees how fast it computes
-            engine.ask(prompt(80 * seed, seed=seed))
+        # What such a model really takes depends on the machine: a quick one computes these prompts sooner than any disk.
+        known = {"load_or_recompute": True, "prefill_tokens_per_s": 2000.0}
+        engine = start(llama, transfer(server.address, lookup_timeout_s=10.0, **known))
         # Nobody knows yet how slow this disk is: the first are loaded, until that is known.
         cached = [engine.ask(each)["answers"][0]["cached"] for each in taught]
         assert cached[0] > 0
