@@ -27,7 +27,7 @@ def test_what_is_slower_to_load_is_computed(start, tmp_path, llama):
         server.program = (SLOW, str(1 << 18))  # four seconds for 256 tokens
         server.start()
 
-        # What such a model really takes depends on the machine: a quick one computes these prompts sooner than any disk.
+        # What such a model really takes depends on the machine: a quick one computes these sooner than any disk reads.
         known = {"load_or_recompute": True, "prefill_tokens_per_s": 2000.0}
         engine = start(llama, transfer(server.address, lookup_timeout_s=10.0, **known))
         # Nobody knows yet how slow this disk is: the first are loaded, until that is known.
