@@ -51,7 +51,7 @@ def until_lines(path: Path, count: int) -> None:
 
 def events(*chains: list[ChunkRef], spec: bytes = b"s" * 16) -> list[Event]:
     return [
-        Event("lookup", b"", spec, Part(0, 0, (0, 0)), "", 5000 + 100 * n, pack_refs(refs))
+        Event("lookup", b"", spec, Part(0, 0, (0, 0)), "", 5000 + 100 * n, refs=pack_refs(refs))
         for n, refs in enumerate(chains)
     ]
 
