@@ -178,7 +178,7 @@ class TestTheWayThere:
 
     def test_by_configuration(self, shared_place: Place) -> None:
         config = Config(remote=RemoteConfig(shared_place.url, password=PEERS_TOKEN))
-        dram, below = open_tiers(config)
+        dram, below, _ = open_tiers(config)
         try:
             assert [(tier.kind, tier.stats()["engine"]) for tier in below] == [("remote", "peer")]
         finally:
