@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
+from typing import Any
+
+from kvstore.errors import KVStoreError
 
 IN_FLIGHT_BYTES = 8 << 20  # of one batch, for each drive; two transfers at least
 
@@ -37,6 +40,22 @@ class IoPool:
             self._batches.put(batch)
         batch.drain()
         batch.done.wait()
+
+    def outcomes(
+        self, requests: Sequence[tuple[Any, ...]], work: Callable[..., None], nbytes: int = 0
+    ) -> list[Exception | None]:
+        """`run` of `work(*request)` for each request: the `KVStoreError` that it raised, or None, in their order."""
+        found: list[Exception | None] = [None] * len(requests)
+
+        def one(index: int) -> None:
+            try:
+                work(*requests[index])
+            except KVStoreError as error:
+                found[index] = error
+
+        if requests:
+            self.run(len(requests), one, nbytes)
+        return found
 
     def close(self) -> None:
         """End the threads; batches that are under way are finished by their callers."""

@@ -222,19 +222,11 @@ class NvmeTier(Tier):
                 self._meter.reads.end(start, done)
 
     def read_many(self, requests: Sequence[tuple[int, int, memoryview]]) -> Sequence[Exception | None]:
-        outcomes: list[Exception | None] = [None] * len(requests)
-
-        def read(index: int) -> None:
-            try:
-                self._read(*requests[index])
-            except KVStoreError as error:
-                outcomes[index] = error
-
         if not requests:
-            return outcomes
+            return []
         with self._calls:
             start = self._meter.reads.begin()
-            self._pool.run(len(requests), read, sum(len(out) for _, _, out in requests))
+            outcomes = self._pool.outcomes(requests, self._read, sum(len(out) for _, _, out in requests))
             done = [len(out) for (_, _, out), error in zip(requests, outcomes, strict=True) if error is None]
             self._meter.reads.end(start, sum(done), len(done))
         return outcomes

@@ -176,21 +176,13 @@ class PeersTier(Tier):
 
     def read_many(self, requests: Sequence[tuple[int, int, memoryview]]) -> Sequence[Exception | None]:
         self._check_open()
-        outcomes: list[Exception | None] = [None] * len(requests)
-
-        def read(index: int) -> None:
-            try:
-                self._read(*requests[index])
-            except KVStoreError as error:
-                outcomes[index] = error
-
-        if requests:
-            self._pool.run(len(requests), read)
-        return outcomes
+        return self._pool.outcomes(requests, self._read)
 
     def _read(self, location: int, offset: int, out: memoryview) -> None:
         if out.readonly or not out.c_contiguous:
             raise InvalidArgument("what is read into must be writable memory in one piece")
+        if offset < 0:
+            raise InvalidArgument(f"a record has no byte {offset}")
         place = self._table.get(location)
         peer = self._numbered.get(place.tag >> _FORM_BITS)
         if peer is None:
