@@ -1243,7 +1243,7 @@ class Arrival:
     def damaged(self) -> list[int]: ...
 
 class ValuePolicy(Policy):
-    """The policy `value` (docs/policy.md), with hints that hold until the chunk's next use.
+    """The policy `value` (docs/value.md), with hints that hold until the chunk's next use.
 
     Rows that are not here, or that others here follow, are ignored; IndexError for one that no policy can have.
     """
@@ -1265,39 +1265,6 @@ class ValuePolicy(Policy):
 
 def policy_names() -> list[str]:
     """The policies that `Policy` knows."""
-
-@final
-class PolicyCache:
-    """A tier without bytes: an empty policy's chunks, `capacity` bytes at most, `max_rows` of them.
-
-    A whole trace is run over it in one call. ValueError without a capacity or for a policy that is not empty.
-    """
-
-    def __init__(self, policy: Policy, capacity: int, max_rows: int) -> None: ...
-    def replay(
-        self,
-        keys: NDArray[np.uint64],
-        parents: NDArray[np.uint64],
-        positions: NDArray[np.uint64],
-        tokens: NDArray[np.uint64],
-        bytes: NDArray[np.uint64],
-        lengths: NDArray[np.uint64],
-        times: NDArray[np.uint64],
-        forward: bool = False,
-    ) -> NDArray[np.uint8]:
-        """Whether each chunk was there when its request came.
-
-        Columns have one item a chunk, those of a request root first; `lengths` and `times` (ms) one a request. After
-        that look all chunks of the request are gone through, leaf to root or `forward`: what is there is hit, what is
-        not is demanded and admitted after victims have made room.
-        """
-
-    @property
-    def used(self) -> int: ...
-    @property
-    def evictions(self) -> int: ...
-    def keys(self) -> list[int]:
-        """What is there now."""
 
 def admit_chunk(index: Index, policy: Policy, chunk: int, tier: int, now_ms: int) -> None:
     """Tell a policy that a chunk (its row), or more of it, has come to its tier."""
@@ -1335,8 +1302,8 @@ class Policy:
         It goes just before its parent where `parent_row` says that this was used a moment ago.
         """
 
-    def hit(self, rows: Buffer, now_ms: int, forward: bool = False) -> None:
-        """Chunks of one prefix were used, root first; touched leaf to root, or `forward`. Others are skipped."""
+    def hit(self, rows: Buffer, now_ms: int) -> None:
+        """Chunks of one prefix were used, root first; touched leaf to root. Others are skipped."""
 
     @property
     def wants_demand(self) -> bool:

@@ -1,8 +1,7 @@
-// Policies for Python, and a cache without bytes that runs one over a whole trace.
+// Policies for Python.
 #include "bind.hpp"
 #include "buffer.hpp"
 #include "policy.hpp"
-#include "policy_cache.hpp"
 #include "policy_value.hpp"
 #include "use.hpp"
 
@@ -12,7 +11,6 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
 #include <optional>
 
 namespace kvstore {
@@ -34,9 +32,8 @@ std::vector<std::uint32_t> rows_of(nb::handle object) {
     return rows;
 }
 
-void hit(Policy& policy, nb::handle object, std::int64_t now_ms, bool forward) {
-    std::vector<std::uint32_t> rows = rows_of(object);
-    if (forward) std::reverse(rows.begin(), rows.end());
+void hit(Policy& policy, nb::handle object, std::int64_t now_ms) {
+    const std::vector<std::uint32_t> rows = rows_of(object);
     policy.hit(rows.data(), rows.size(), now_ms);
 }
 
@@ -45,42 +42,6 @@ void demand(Policy& policy, nb::handle object, std::int64_t now_ms) {
     std::vector<std::uint64_t> keys(given.size());
     for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = given[i];
     policy.demand(keys.data(), keys.size(), now_ms);
-}
-
-// Columns of the chunks of a trace; each must have as many items as the keys.
-struct Columns {
-    Columns(nb::handle keys, nb::handle parents, nb::handle positions, nb::handle tokens, nb::handle bytes)
-        : keys(keys, "keys"), parents(parents, "parents"), positions(positions, "positions"), tokens(tokens, "tokens"),
-          bytes(bytes, "bytes") {
-        for (const std::size_t size : {this->parents.size(), this->positions.size(), this->tokens.size(),
-                                       this->bytes.size()})
-            if (size != this->keys.size()) throw nb::value_error("the columns of chunks must be of one length");
-    }
-    Arrival operator[](std::size_t i) const {
-        return {keys[i], parents[i], static_cast<std::uint32_t>(positions[i]), static_cast<std::uint32_t>(tokens[i]),
-                bytes[i], kNoRow};
-    }
-
-    Words keys, parents, positions, tokens, bytes;
-};
-
-nb::object replay(PolicyCache& cache, nb::handle keys, nb::handle parents, nb::handle positions, nb::handle tokens,
-                  nb::handle bytes, nb::handle lengths_object, nb::handle times_object, bool forward) {
-    const Columns columns(keys, parents, positions, tokens, bytes);
-    const Words lengths(lengths_object, "lengths"), times(times_object, "times");
-    if (lengths.size() != times.size()) throw nb::value_error("every request has a length and a time");
-    NewArray found("u1", columns.keys.size());
-    std::vector<Arrival> chunks;
-    std::size_t begin = 0;
-    for (std::size_t i = 0; i < lengths.size(); ++i) {
-        if (lengths[i] > columns.keys.size() - begin) throw nb::value_error("requests are longer than the columns");
-        chunks.clear();
-        for (std::size_t j = 0; j < lengths[i]; ++j) chunks.push_back(columns[begin + j]);
-        cache.serve(chunks, static_cast<std::int64_t>(times[i]), forward, found.data<std::uint8_t>() + begin);
-        begin += chunks.size();
-    }
-    if (begin != columns.keys.size()) throw nb::value_error("requests are shorter than the columns");
-    return found.release();
 }
 
 }  // namespace
@@ -95,7 +56,7 @@ void bind_policy(nb::module_& m) {
                          std::int64_t parent_row) {
                 policy.admit(checked_row(row), {key, parent, position, tokens, bytes, row_or_none(parent_row)}, now_ms);
             }, "row"_a, "key"_a, "parent"_a, "position"_a, "tokens"_a, "bytes"_a, "now_ms"_a, "parent_row"_a = -1)
-        .def("hit", hit, "rows"_a, "now_ms"_a, "forward"_a = false)
+        .def("hit", hit, "rows"_a, "now_ms"_a)
         .def("demand", demand, "keys"_a, "now_ms"_a)
         .def_prop_ro("wants_demand", &Policy::wants_demand)
         .def("remove", [](Policy& policy, std::int64_t row, bool evicted, std::int64_t now_ms) {
@@ -129,14 +90,6 @@ void bind_policy(nb::module_& m) {
         std::vector<std::string> names(policy_names().begin(), policy_names().end());
         return names;
     });
-    nb::class_<PolicyCache>(m, "PolicyCache")
-        .def(nb::init<Policy&, std::uint64_t, std::uint32_t>(), "policy"_a, "capacity"_a, "max_rows"_a,
-             nb::keep_alive<1, 2>())
-        .def("replay", replay, "keys"_a, "parents"_a, "positions"_a, "tokens"_a, "bytes"_a, "lengths"_a, "times"_a,
-             "forward"_a = false)
-        .def_prop_ro("used", &PolicyCache::used)
-        .def_prop_ro("evictions", &PolicyCache::evictions)
-        .def("keys", &PolicyCache::keys);
     m.def("admit_chunk", [](const Index& index, Policy& policy, std::int64_t chunk, std::uint8_t tier,
                             std::int64_t now_ms) {
         admit_chunk(index, policy, index.checked_chunk(static_cast<std::uint64_t>(chunk)), tier, now_ms);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvstore._native import Policy, PolicyCache
+from kvstore._native import Policy
 from kvstore.policy import POLICIES, victims
 
 EVERY = pytest.mark.parametrize("name", POLICIES)
@@ -74,45 +74,13 @@ def test_without_a_capacity(name: str) -> None:
     assert len(set(victims(policy))) == 60
 
 
-@EVERY
-def test_a_cache_of_bytes(name: str) -> None:
-    rng = np.random.default_rng(5)
-    keys = rng.zipf(1.2, 20_000).astype(np.uint64) % 2000
-    sizes = (keys * 37 % 9 + 1).astype(np.uint64)
-    zeros, ones = np.zeros(len(keys), np.uint64), np.ones(len(keys), np.uint64)
-    cache = PolicyCache(Policy(name, 500), 1000, 500)
-    found = cache.replay(keys, zeros, zeros, ones, sizes, ones, np.arange(len(keys), dtype=np.uint64))
-    held = np.array(cache.keys(), np.uint64)
-    assert cache.used == int((held * 37 % 9 + 1).sum()) <= 1000
-    assert len(set(held.tolist())) == len(held)
-    assert len(keys) - int(found.sum()) == cache.evictions + len(held)
-    assert found.mean() > 0.3
-
-
-@EVERY
-def test_what_a_request_finds_is_what_was_there_before_it(name: str) -> None:
-    cache = PolicyCache(Policy(name, 10), 3, 10)
-    keys = np.array([1, 2, 3, 4, 5, 1, 2, 3, 4, 5], np.uint64)
-    zeros, ones = np.zeros(10, np.uint64), np.ones(10, np.uint64)
-    found = cache.replay(keys, zeros, zeros, ones, ones, np.array([5, 5], np.uint64), np.array([1, 2], np.uint64))
-    assert found[:5].sum() == 0
-    assert found[5:].sum() == 3
-    with pytest.raises(ValueError, match="longer than the columns"):
-        cache.replay(keys, zeros, zeros, ones, ones, np.array([11], np.uint64), np.array([1], np.uint64))
-    with pytest.raises(ValueError, match="shorter than the columns"):
-        cache.replay(keys, zeros, zeros, ones, ones, np.array([9], np.uint64), np.array([1], np.uint64))
-    with pytest.raises(ValueError, match="of one length"):
-        cache.replay(keys, zeros[:3], zeros, ones, ones, np.array([10], np.uint64), np.array([1], np.uint64))
-    with pytest.raises(ValueError, match="needs a capacity"):
-        PolicyCache(Policy(name, 10), 0, 10)
-
-
 def test_lru_touches_a_prefix_leaf_to_root() -> None:
     policy = Policy("lru", 10)
     fill(policy, 5)
     policy.hit(np.array([0, 1, 2], np.uint32), 10)
     assert list(victims(policy)) == [3, 4, 2, 1, 0]
-    policy.hit(np.array([2, 3], np.uint32), 11, forward=True)
+    policy.hit(np.array([2], np.uint32), 11)
+    policy.hit(np.array([3], np.uint32), 11)
     assert list(victims(policy)) == [4, 1, 0, 2, 3]
 
 

@@ -18,7 +18,7 @@ from kvstore.sim.replay import Replay
 from kvstore.sim.setup import BELADY, SPEEDS, Capacity, Setup, Tier
 from kvstore.sim.trace import Column, Trace
 
-from .traces import REAL, conversations, linked, real
+from .traces import REAL, conversations, head, linked, real
 
 lcs = pytest.importorskip("libcachesim", reason="libcachesim is not installed: pip install 'tiered-kvstore[test]'")
 NAMES = {"lru": "LRU", "fifo": "FIFO", "lfu": "LFU", "s3fifo": "S3FIFO", "arc": "ARC", BELADY: "Belady"}
@@ -50,16 +50,6 @@ def reached(trace: Trace, name: str, capacity: int) -> Column:
 def _there(cache: Any, request: Any, number: int) -> bool:
     request.obj_id = number
     return cache.find(request, False) is not None
-
-
-def head(trace: Trace, requests: int) -> Trace:
-    """Its first requests."""
-    events = int(trace.starts[min(requests, trace.requests)])
-    return Trace(
-        trace.name, trace.names, trace.block, trace.times_ms[:requests], trace.input_tokens[:requests],
-        trace.tenants[:requests], trace.linked[:requests], trace.starts[: requests + 1], trace.chunk[:events],
-        trace.position[:events], trace.chunk_tokens,
-    )  # fmt: skip
 
 
 def agree(trace: Trace, name: str, capacity: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,16 @@ def real(name: str) -> Trace:
 @cache
 def _kept(path: Path) -> Trace:
     return read(path)
+
+
+def head(trace: Trace, requests: int) -> Trace:
+    """Its first requests, and the chunks that they have: these are numbered in the order in which they come."""
+    chunk = trace.chunk[: int(trace.starts[min(requests, trace.requests)])]
+    return replace(
+        trace, times_ms=trace.times_ms[:requests], input_tokens=trace.input_tokens[:requests],
+        tenants=trace.tenants[:requests], linked=trace.linked[:requests], starts=trace.starts[: requests + 1],
+        chunk=chunk, position=trace.position[: len(chunk)], chunk_tokens=trace.chunk_tokens[: int(chunk.max()) + 1],
+    )  # fmt: skip
 
 
 def linked(prompts: Sequence[Sequence[int]], *, tail: int = BLOCK) -> Trace:
