@@ -202,21 +202,24 @@ void SimReplay::step_leaf_first(std::size_t request) {
     told();
 }
 
-// As a store sees it: what the look-up hits is touched in one call, then the rest is stored in prompt order. What is
-// there behind a gap is put again, which is no use of it.
+// As a store sees it: what the look-up hits is touched in one call and loaded, the lease is given back, and then the rest
+// is stored in prompt order. What is there behind a gap is put again, which is no use of it.
 void SimReplay::step_as_put(std::size_t request) {
     const auto stamp = static_cast<std::uint32_t>(request + 1);
     const std::size_t begin = trace_.starts[request], end = trace_.starts[request + 1];
     for (std::size_t i = begin; i < end; ++i) {
         const std::uint32_t chunk = trace_.chunk[i];
         if (where_[chunk] == 0 && trace_.linked[request] != 0) break;
-        if (where_[chunk] != 0 && seen_[chunk] != stamp) rows_.push_back(row_of_[chunk]);
+        if (where_[chunk] == 0 || seen_[chunk] == stamp) continue;
         seen_[chunk] = stamp;
+        rows_.push_back(row_of_[chunk]);
+        leased_[row_of_[chunk]] = 0;
     }
     tell_hits(request);
     for (std::size_t i = begin; i < end; ++i) {
         const std::uint32_t chunk = trace_.chunk[i];
         if (here(chunk, 0)) continue;
+        if (seen_[chunk] == stamp && where_[chunk] == 0) continue;  // it was hit, and has gone since
         const bool follows = trace_.linked[request] != 0 && i > begin && seen_[trace_.chunk[i - 1]] == stamp;
         admit(chunk, 0, false, follows ? row_of_[trace_.chunk[i - 1]] : kNoRow);
         seen_[chunk] = stamp;

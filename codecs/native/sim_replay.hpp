@@ -29,8 +29,8 @@ struct SimTrace {
 };
 
 // In which order the chunks of a request reach the policy. `leaf`: from the tail of the prompt to its head, so that in
-// any order of use the tail goes first. `put`: those that the look-up hits in one call, then the new ones in prompt
-// order, as an engine stores them.
+// any order of use the tail goes first. `put`: those that the look-up hits in one call, then, without a lease any
+// more, the new ones in prompt order, as an engine stores them.
 // `forward`: every chunk by itself, in prompt order, as simulators of single objects do; nothing is leased, and nothing
 // has a parent.
 enum class Touch : int { leaf, put, forward };

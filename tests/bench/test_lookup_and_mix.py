@@ -210,9 +210,10 @@ def test_the_simulator_has_the_same_hit_ratio(policy: str) -> None:
     (row,) = mix.run(plan, model=spec, clients=(1,), mode="embedded")
     assert (row["policy"], row["sheds"]) == (policy, {})
     assert 0.2 < row["hit_ratio"] < 0.9
-    assert row["sim_hit_ratio"] == pytest.approx(row["hit_ratio"], abs=0.02)  # by chance: 600 requests are few
-    if policy == "lru":
-        assert row["sim_hit_ratio"] == row["hit_ratio"]
+    # Queues that are parts of the capacity begin to be in a store when it is told (every 15 s), and GDSF divides by the
+    # bytes of a chunk, which a store counts without their header.
+    off = 0.02 if policy in ("s3fifo", "arc", "gdsf") else 0.0
+    assert row["sim_hit_ratio"] == pytest.approx(row["hit_ratio"], rel=0.0, abs=off)
     assert row["slower_share"] is None  # no model is known, so no prefill
 
 

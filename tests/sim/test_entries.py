@@ -68,17 +68,16 @@ def test_what_came_and_has_not_gone_is_there(
 
 
 @EVERY
-@pytest.mark.parametrize("touch", ["leaf", "put"])
 @settings(max_examples=25, deadline=None)
 @given(prompts=ids, tokens=capacities, segments=st.booleans())
 def test_what_a_request_hits_it_leaves_there(
-    policy: str, touch: str, prompts: list[list[int]], tokens: list[int], segments: bool
+    policy: str, prompts: list[list[int]], tokens: list[int], segments: bool
 ) -> None:
     """Each is asked again at once. What it hit was leased while it took others in, so that it hits no less."""
     twice = [each for prompt in prompts for each in (prompt, prompt)]
     if segments:
-        told = played(sized(twice), policy, touch, *tokens)
+        told = played(sized(twice), policy, "leaf", *tokens)
     else:
         tiers = [Tier("t", Capacity("", nbytes=(each // 10) * BLOCK * BYTES), SPEED) for each in tokens]
-        told = Replay(linked(twice), Setup((), warm=0.0, touch=touch)).play(policy, tiers)
+        told = Replay(linked(twice), Setup((), warm=0.0)).play(policy, tiers)
     assert (told.hit_tokens[1::2] >= told.hit_tokens[::2]).all()

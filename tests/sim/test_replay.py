@@ -35,7 +35,8 @@ def played(trace: Trace, policy: str, *blocks: int, **options: object) -> Outcom
 class ModelLru:
     """LRU over tiers, as the store has it: victims go down, what is hit below comes up and stays below.
 
-    A tier is a list, the oldest first. What is put goes just before its parent where that was used by the request.
+    A tier is a list, the oldest first. What is put goes just before its parent where that was used by the request, which
+    holds nothing any more.
     """
 
     def __init__(self, capacities: list[int]) -> None:
@@ -46,23 +47,24 @@ class ModelLru:
         hit = 0
         while hit < len(ids) and any(ids[hit] in tier for tier in self.tiers):
             hit += 1
-        held = set(ids[:hit])
         if touch == "put":
-            self._put(ids, hit, held)
+            self._put(ids, hit)
             return hit
+        held = set(ids[:hit])
         for each in reversed(ids):
             self._touch(each)
             if each not in self.tiers[0]:
                 self._admit(each, 0, held)
         return hit
 
-    def _put(self, ids: list[int], hit: int, held: set[int]) -> None:
+    def _put(self, ids: list[int], hit: int) -> None:
         for each in reversed(ids[:hit]):
             self._touch(each)
         used = set(ids[:hit])
         for before, each in zip([-1, *ids], ids, strict=False):
-            if each not in self.tiers[0]:
-                self._admit(each, 0, held, before if before in used else -1)
+            there = any(each in tier for tier in self.tiers)
+            if each not in self.tiers[0] and (there or each not in used):
+                self._admit(each, 0, set(), before if before in used else -1)
                 used.add(each)
 
     def _touch(self, each: int) -> None:
