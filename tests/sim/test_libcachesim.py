@@ -74,3 +74,10 @@ def test_the_real_traces(trace: str, name: str) -> None:
     chunks = len(np.unique(some.chunk))
     for share in (0.01, 0.1):
         agree(some, name, max(1, int(share * chunks) // 10) * 10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_event_by_event(name: str) -> None:
+    """Requests for one object each."""
+    ids = np.random.default_rng(2).zipf(1.2, 5000) % 1500
+    agree(linked([[number] for number in ids.tolist()]), name, 100)

@@ -15,8 +15,9 @@ from kvstore.policy import POLICIES
 from tests.store.conftest import SMALL, MiB, check_policies, content, prompt, record_bytes
 
 RECORD = 12288  # of a chunk, with its header
-QUOTAS = {"default": 0, "small": 7 * RECORD, "large": 40 * RECORD}
-CHAINS = [prompt(SMALL, 1 + seed % 6, seed, tail=seed % 3) for seed in range(30)]
+DRAM = MiB // 2
+QUOTAS = {"default": 0, "small": 4 * RECORD, "large": 15 * RECORD}
+CHAINS = [prompt(SMALL, 1 + seed % 4, seed, tail=seed % 3) for seed in range(12)]
 PART = SMALL.part()
 
 tenants = st.sampled_from(sorted(QUOTAS))
@@ -24,7 +25,7 @@ chains = st.sampled_from(CHAINS)
 
 
 class TenantMachine(RuleBasedStateMachine):
-    """A MiB in quarters: room for 84 chunks, which each belong to one tenant for as long as it needs them."""
+    """Half a MiB in quarters: room for 40 chunks, a quarter belongs to one tenant for as long as it needs it."""
 
     hits = Bundle("hits")
 
@@ -39,22 +40,20 @@ class TenantMachine(RuleBasedStateMachine):
         """One tenant has a policy of its own."""
         spaces = [NamespaceConfig(name, quota, policy=other if name == "large" else None)
                   for name, quota in QUOTAS.items()]  # fmt: skip
-        config = Config(
-            dram=DramConfig(MiB, MiB // 4), namespaces=tuple(spaces), put_wait_s=0.01, policy=policy
-        )
+        config = Config(dram=DramConfig(DRAM, DRAM // 4), namespaces=tuple(spaces), put_wait_s=0.0, policy=policy)
         first = kvstore.open(config)
         self.store = first.backend._store  # type: ignore[attr-defined]
         self.clients = {name: kvstore.Client(self.store.session(name)) for name in QUOTAS}
         self.first = first
 
-    @rule(tenant=tenants, chain=chains)
-    def put(self, tenant: str, chain: kvstore.Chain) -> None:
-        """A prompt, root first, as far as there is room."""
-        for ref in chain.refs:
+    @rule(tenant=tenants, some=st.lists(chains, min_size=1, max_size=4))
+    def put(self, tenant: str, some: list[kvstore.Chain]) -> None:
+        """Prompts, root first, as far as there is room."""
+        for ref in [ref for chain in some for ref in chain.refs]:
             try:
                 self.clients[tenant].put(SMALL, ref, content(SMALL, ref, PART))
             except Shed:
-                return
+                continue
             self.deleted.discard((tenant, ref.key))
 
     @rule(target=hits, tenant=tenants, chain=chains)
@@ -111,7 +110,7 @@ class TenantMachine(RuleBasedStateMachine):
             used = sum(record_bytes(place) for info in listed for place in info.placements)
             doomed = self.doomed_bytes(name)
             assert client.stats()["namespace"]["used"] == used + doomed
-            assert used + doomed <= (QUOTAS[name] or MiB)
+            assert used + doomed <= (QUOTAS[name] or DRAM)
             lies += used + doomed
         assert core.dram.used == lies <= core.dram.capacity
         check_policies(core)
@@ -120,7 +119,9 @@ class TenantMachine(RuleBasedStateMachine):
         """What was deleted while somebody held it takes room until it is released."""
         core = self.store._core
         with core.lock:
-            rows = [row for row in core.doomed if core.catalog.scopes[core.index.chunk(row).scope].namespace.name == name]
+            rows = [
+                row for row in core.doomed if core.catalog.scopes[core.index.chunk(row).scope].namespace.name == name
+            ]
             return sum(4096 + -(-core.index.placement(each).stored // 4096) * 4096
                        for row in rows for each in core.placements(row))  # fmt: skip
 
