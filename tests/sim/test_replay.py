@@ -35,8 +35,8 @@ def played(trace: Trace, policy: str, *blocks: int, **options: object) -> Outcom
 class ModelLru:
     """LRU over tiers, as the store has it: victims go down, what is hit below comes up and stays below.
 
-    A tier is a list, the oldest first. What is put goes just before its parent where that was used by the request, which
-    holds nothing any more.
+    A tier is a list, the oldest first. What is put goes just before its parent where that was used by the request,
+    which holds nothing any more.
     """
 
     def __init__(self, capacities: list[int]) -> None:
