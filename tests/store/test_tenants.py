@@ -1,5 +1,5 @@
-"""A Hypothesis state machine of tenants that share a DRAM, under any policy: what is leased or pinned stays, no tenant is
-over its quota and no tier over its capacity by a byte, and every chunk is counted once."""
+"""A Hypothesis state machine of tenants that share a DRAM, under any policy: what is leased or pinned stays, no tenant
+is over its quota and no tier over its capacity by a byte, and every chunk is counted once."""
 
 from __future__ import annotations
 
@@ -119,11 +119,9 @@ class TenantMachine(RuleBasedStateMachine):
         """What was deleted while somebody held it takes room until it is released."""
         core = self.store._core
         with core.lock:
-            rows = [
-                row for row in core.doomed if core.catalog.scopes[core.index.chunk(row).scope].namespace.name == name
-            ]
-            return sum(4096 + -(-core.index.placement(each).stored // 4096) * 4096
-                       for row in rows for each in core.placements(row))  # fmt: skip
+            scopes = {row: core.catalog.scopes[core.index.chunk(row).scope] for row in core.doomed}
+            rows = [row for row, scope in scopes.items() if scope.namespace.name == name]
+            return sum(record_bytes(core.index.placement(each)) for row in rows for each in core.placements(row))
 
     def teardown(self) -> None:
         """With every lease ended."""
