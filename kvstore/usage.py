@@ -17,6 +17,8 @@ from kvstore import _native
 from kvstore.catalog import Catalog, Namespace, Scope
 from kvstore.policy import LRU, Policy, Rows, victims
 
+_TALLIED = ("hits_dram", "stored", "stored_bytes", "peer_reads", "peer_bytes")
+
 
 def now_ms() -> int:
     """Unix time in milliseconds."""
@@ -49,9 +51,8 @@ class Usage:
         """The counters, with what was put and read natively."""
         counters = self.counters.copy()
         for namespace in self._catalog.namespaces.values():
-            counters["hits_dram"] += namespace.tally.hits_dram
-            counters["stored"] += namespace.tally.stored
-            counters["stored_bytes"] += namespace.tally.stored_bytes
+            for name in _TALLIED:
+                counters[name] += getattr(namespace.tally, name)
         return {name: count for name, count in counters.items() if count}
 
     def policy(self, tier: int, namespace: Namespace) -> Policy:
