@@ -1279,6 +1279,17 @@ class Arrival:
     @property
     def damaged(self) -> list[int]: ...
 
+@final
+class UseLog(Policy):
+    """Orders nothing, and remembers what was used of what a tier of an index holds. Needs the store's lock.
+
+    The last `most` uses are kept, each of chunks of one prefix.
+    """
+
+    def __init__(self, index: Index, tier: int, most: int) -> None: ...
+    def take(self) -> list[NDArray[np.uint32]]:
+        """Rows of the chunks that were used since this was asked last: an array a use, the root of its prefix first."""
+
 class ValuePolicy(Policy):
     """The policy `value` (docs/policy.md), with hints that hold until the chunk's next use.
 

@@ -111,7 +111,7 @@ def answer(peer: PeerLines, method: int, message: bytes) -> bytes | str:
         line.in_step = True
         return pb.Failure.FromString(frame.message).error if frame.flags & FAILED else bytes(out)
 
-    return peer._lines.run(ask)
+    return peer._lines.once(ask, time.monotonic() + WITHIN_S)
 
 
 def record_by_python(running: Running, message: bytes) -> bytes | str:
@@ -245,7 +245,7 @@ class TestRecords:
             line.in_step = True
             return out
 
-        assert peer._lines.run(slowly)[BLOCK:] == data
+        assert peer._lines.once(slowly, time.monotonic() + WITHIN_S)[BLOCK:] == data
 
     def test_one_who_stops_reading_holds_nothing_for_long(
         self, running: Running, kit: Any, monkeypatch: pytest.MonkeyPatch
@@ -262,7 +262,7 @@ class TestRecords:
             assert running.readers() == 1
             kit.until(lambda: running.readers() == 0)
 
-        peer._lines.run(stuck)
+        peer._lines.once(stuck, time.monotonic() + WITHIN_S)
 
     def test_over_tls(self, certificates: Path, kit: Any) -> None:
         running = Running({"tls_cert": certificates / "server.pem", "tls_key": certificates / "server.key"})
