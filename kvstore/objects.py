@@ -116,7 +116,7 @@ class Objects:
     def _see(self, key: bytes, look: Callable[[memoryview], None]) -> None:
         ref = self._ref(key)
         if ref is None:
-            raise NotFound("there is no object of this name")
+            raise NotFound(f"there is no object of key {key.hex()}")
 
         def checked(called: str, data: memoryview) -> None:
             if object_key(called) != key:

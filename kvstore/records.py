@@ -63,7 +63,11 @@ class Records:
         self._taught: set[int] = set()
 
     def native_reads(self, record_method: int, object_method: int) -> _native.PeerReads:
-        """What answers frames of these methods without Python: records of a spec once one was read here."""
+        """What answers frames of these methods without Python: records of a spec once one was read here.
+
+        What was given before is told of no more specs.
+        """
+        self._taught.clear()
         self._reads = _native.PeerReads(record_method, object_method, self._core.room.wake)
         return self._reads
 

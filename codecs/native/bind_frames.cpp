@@ -157,16 +157,15 @@ public:
         const FrameHead head = frame_head(method, 0, bytes_of(message), 0);
         std::array<iovec, 2> pieces = {piece_of(&head, kHeadBytes), piece_of(message.data(), message.bytes())};
         const FrameLimit limit = limit_of(deadline, patience);
-        bool filled = false;
-        nb::object found = outcome_of(
+        bool other = false;
+        const nb::object found = outcome_of(
             [&] {
                 const FrameOutcome outcome = ask(pieces, limit, longest);
-                if (outcome != FrameOutcome::done || !answers(method, out.bytes())) return outcome;
-                filled = true;
-                return socket_.read({out.data(), out.bytes()}, limit);
+                other = outcome == FrameOutcome::done && !answers(method, out.bytes());
+                return other || outcome != FrameOutcome::done ? outcome : socket_.read({out.data(), out.bytes()}, limit);
             },
-            true);
-        return filled && nb::isinstance<Frame>(found) ? told(FrameOutcome::done, 0) : found;
+            false);
+        return other ? frame_in(socket_.buffer()) : found;
     }
 
     // `exchange` for a get of one whole raw part: its payload is read and checked if the answer announces just that.

@@ -68,7 +68,7 @@ class Connection:
 
 @dataclass(frozen=True)
 class PeerCalls:
-    """What answers other servers: by the number of the method, and `reads` while the next frame is waited for."""
+    """What answers other servers: `handlers` by the number of the method, `reads` what is plain, without Python."""
 
     handlers: Mapping[int, PeerHandler]
     reads: _native.PartSource

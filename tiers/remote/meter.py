@@ -37,7 +37,7 @@ class Latencies:
         with self._lock:
             if self._count < least:
                 return None
-            seconds = np.sort(self._seconds[: self._count])  # of a copy
+            seconds = np.sort(self._seconds[: self._count])
         return float(seconds[min(len(seconds) - 1, int(share * len(seconds)))])
 
 
