@@ -6,7 +6,7 @@ release the GIL for more than 64 KiB; methods of the classes hold it, so that ea
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, TypeAlias, TypedDict, final
+from typing import Any, ClassVar, Literal, TypeAlias, TypedDict, final
 
 import numpy as np
 import typing_extensions
@@ -264,13 +264,18 @@ class FrameSocket:
     def receive(self, deadline: float | None, patience: float, idle: bool, longest: int) -> Frame | int:
         """The next frame. With `idle` its first byte may take longer than `patience`."""
 
-    def serve(self, puts: StagedPuts | None, gets: PlainGets | None, patience: float, longest: int) -> Frame | int:
+    def serve(self, puts: StagedPuts | None, gets: PartSource | None, patience: float, longest: int) -> Frame | int:
         """`receive` with `idle` and without a deadline; what `puts` and `gets` can answer is answered meanwhile."""
 
     def exchange(
         self, method: int, message: Buffer, ahead: Buffer, deadline: float | None, patience: float, longest: int
     ) -> Frame | int:
         """Send `ahead` and a frame without payload, and receive the next frame."""
+
+    def fill(
+        self, method: int, message: Buffer, out: Buffer, deadline: float | None, patience: float, longest: int
+    ) -> Frame | int:
+        """`exchange` for an answer whose payload fills `out`: 0 where it has just as much of it, which was read."""
 
     def fetch(
         self,
@@ -1136,6 +1141,14 @@ class Tally:
         """Bytes of their payload."""
 
     @property
+    def peer_reads(self) -> int:
+        """Reads of records by other servers."""
+
+    @property
+    def peer_bytes(self) -> int:
+        """Bytes that they read."""
+
+    @property
     def used(self) -> int:
         """Bytes of the namespace's records; whoever adds or removes some in Python counts here, too."""
 
@@ -1193,19 +1206,14 @@ class HeldPart:
         """Let it go. A second call does nothing."""
 
 @final
-class PlainGets:
-    """Gets of one whole part each, answered natively where it lies raw and exact in DRAM.
+class PartScope:
+    """Where the parts of one spec of a namespace are found, and who is told that they were used.
 
-    They are counted as used. `freed` is called, in any thread, where somebody waits for readers to go.
+    `orders` are those of every tier; `parts` and the lengths of their headers (u32) are packed as for the index.
     """
 
-    def __init__(self, method: int, freed: Callable[[], object]) -> None: ...
-    def find(self, message: Buffer) -> HeldPart | None:
-        """What an encoded `GetRequest` asks for; None where it is not plain or not there."""
-
-    def add_scope(
+    def __init__(
         self,
-        spec: bytes,
         intake: Intake,
         holdings: Holdings,
         tally: Tally,
@@ -1214,11 +1222,40 @@ class PlainGets:
         namespace: bytes,
         parts: bytes,
         headers: bytes,
-    ) -> bool:
-        """Answer gets of a spec from now on; False where 1,024 are known.
+    ) -> None: ...
 
-        `orders` are those of every tier; `parts` and the lengths of their headers (u32) are packed as for the index.
-        """
+class PartSource:
+    """What answers frames of some methods natively, with bytes that are held in DRAM until they are sent."""
+
+    def find(self, method: int, message: Buffer) -> HeldPart | None:
+        """What a frame asks for, counted as used; None where it is not plain or not there."""
+
+@final
+class PlainGets(PartSource):
+    """Gets of one whole part each, answered natively where it lies raw and exact in DRAM.
+
+    `freed` is called, in any thread, where somebody waits for readers to go.
+    """
+
+    def __init__(self, method: int, freed: Callable[[], object]) -> None: ...
+    def add_scope(self, spec: bytes, scope: PartScope) -> bool:
+        """Answer gets of a spec from now on; False where 1,024 are known."""
+
+@final
+class PeerReads(PartSource):
+    """Reads of other servers, answered natively where what they name lies exact in DRAM, in any form.
+
+    `freed` is called, in any thread, where somebody waits for readers to go.
+    """
+
+    RECENT_MS: ClassVar[int]
+
+    def __init__(self, record_method: int, object_method: int, freed: Callable[[], object]) -> None: ...
+    def add_records(self, spec: bytes, scope: PartScope) -> None:
+        """Answer reads of records of a spec, in the scope's namespace, from now on."""
+
+    def add_objects(self, scope: PartScope, data_at: int) -> None:
+        """Answer reads of objects, whose spec has one part and whose bytes begin `data_at` in it."""
 
 @final
 class RawPart:
@@ -1241,6 +1278,17 @@ class Arrival:
     def take(self, bytes: Buffer) -> None: ...
     @property
     def damaged(self) -> list[int]: ...
+
+@final
+class UseLog(Policy):
+    """Orders nothing, and remembers what was used of what a tier of an index holds. Needs the store's lock.
+
+    The last `most` uses are kept, each of chunks of one prefix.
+    """
+
+    def __init__(self, index: Index, tier: int, most: int) -> None: ...
+    def take(self) -> list[NDArray[np.uint32]]:
+        """Rows of the chunks that were used since this was asked last: an array a use, the root of its prefix first."""
 
 class ValuePolicy(Policy):
     """The policy `value` (docs/value.md), with hints that hold until the chunk's next use.

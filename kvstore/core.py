@@ -45,6 +45,7 @@ DRAM = 0  # the number of the arena among the tiers; slower ones follow, and the
 CHUNK_GONE = 2  # flag of Index.remove_placement
 ROWS_AT_ONCE = 64  # chunks let go when the index is full
 ERASED = ("deleted", "quarantined")  # from shared tiers too, whoever wrote it
+USES = 4096  # of what other hosts hold that they are told of together; of more than these the last
 _NO_ROWS = np.empty(0, np.uint32)
 
 
@@ -102,7 +103,9 @@ class Core:
         )
         # What others wrote to shared tiers has an order of its own, since letting go of it makes no room in them.
         self.found = len(self.tiers)
-        self.usage = Usage(self.index, self.catalog, len(self.tiers) + 1, config.max_chunks, config.policy)
+        # What was used of what other hosts hold: their stores are told.
+        self.uses = None if self.peers is None else _native.UseLog(self.index, self.peers, USES)
+        self.usage = Usage(self.index, self.catalog, len(self.tiers) + 1, config.max_chunks, config.policy, self.uses)
         self.counters = self.usage.counters
         self.fetcher = Fetcher(self.tiers, coder.artefacts, self.count)
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have

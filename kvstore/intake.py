@@ -1,8 +1,9 @@
-"""What the native ways in and out (`kvstore._native.StagedPuts`, `PlainGets`) are told about the store.
+"""What the native ways in and out (`kvstore._native.StagedPuts`, `PlainGets`, `PeerReads`) are told about the store.
 
 Puts: what is stored raw in DRAM and acknowledged there, of a namespace without a quota and a spec without windows,
 while nobody watches. All else, and what turns out not to be new, goes the general way (`kvstore.writer`). Gets: one
-whole part that lies raw and exact in DRAM; all else is `kvstore.transfer`'s.
+whole part that lies raw and exact in DRAM; all else is `kvstore.transfer`'s. Reads of other servers: what lies exact in
+DRAM, in any form; all else is `kvstore.records`' and `kvstore.objects`'.
 """
 
 from __future__ import annotations
@@ -34,10 +35,15 @@ def teach(core: Core, scope: Scope, puts: _native.StagedPuts, part: Part, tokens
 
 def teach_gets(core: Core, scope: Scope, gets: _native.PlainGets) -> None:
     """Have gets of a spec's parts answered natively."""
+    gets.add_scope(scope.spec.digest, part_scope(core, scope))
+
+
+def part_scope(core: Core, scope: Scope) -> _native.PartScope:
+    """Where native code finds the parts of a spec, and tells that they were used."""
     namespace = scope.namespace
     with core.lock:
         orders = core.usage.orders(namespace)
-    gets.add_scope(
-        scope.spec.digest, core.intake, core.dram.holdings(namespace.digest), namespace.tally, orders,
-        scope.number, namespace.digest, scope.packed_parts, scope.packed_headers,
+    return _native.PartScope(
+        core.intake, core.dram.holdings(namespace.digest), namespace.tally, orders, scope.number, namespace.digest,
+        scope.packed_parts, scope.packed_headers,
     )  # fmt: skip

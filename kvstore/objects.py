@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from hashlib import sha256
 
+from kvstore import _native
 from kvstore.api import Ack
 from kvstore.config import Config
 from kvstore.core import Core
 from kvstore.errors import ConfigError, Corrupt, InvalidArgument, NotFound, TooLarge
+from kvstore.intake import part_scope
 from kvstore.keys import NO_PARENT, ChunkRef
 from kvstore.session import Session
 from kvstore.spec import KVGroup, KVSpec
-from kvstore.tiers.remote.object_names import LONGEST, check_name
+from kvstore.tiers.remote.object_names import LONGEST, check_name, object_key
 
 NAMESPACE = "kvstore.objects"
 BLOCK = 4096
@@ -45,12 +46,16 @@ class Objects:
         self._scope = session.scope(_SPEC)
         (self._part,) = self._scope.parts
 
+    def teach(self, reads: _native.PeerReads) -> None:
+        """Have reads of objects answered natively, where they lie in DRAM."""
+        reads.add_objects(part_scope(self._core, self._scope), DATA_AT)
+
     def put(self, name: str, nbytes: int, fill: Callable[[memoryview], None]) -> bool:
         """Keep an object of so many bytes, which `fill` writes where they stay; False if its name is taken.
 
         Then nothing was filled, unless another writer was faster meanwhile. `Shed` without room, `TooLarge`.
         """
-        key, blocks = _key(name), -(-(DATA_AT + nbytes) // BLOCK)
+        key, blocks = object_key(check_name(name)), -(-(DATA_AT + nbytes) // BLOCK)
         if blocks > MOST_BLOCKS:
             raise TooLarge(f"an object has {MOST_BLOCKS * BLOCK - DATA_AT} bytes at most, not {nbytes}")
         if self._ref(key) is not None:
@@ -69,16 +74,22 @@ class Objects:
                     raise
                 return False
 
-    def read(self, name: str, offset: int, nbytes: int, send: Callable[[memoryview], None]) -> None:
-        """Have bytes of an object sent from where they lie. `NotFound`; `Corrupt` beyond its end."""
-        self._see(name, lambda data: send(_cut(name, data, offset, nbytes)))
+    def read(self, key: bytes, offset: int, nbytes: int, send: Callable[[memoryview], None]) -> None:
+        """Have bytes of the object of a key sent from where they lie. `NotFound`; `Corrupt` beyond its end."""
+
+        def cut(data: memoryview) -> None:
+            if offset + nbytes > len(data):
+                raise Corrupt(f"an object of {len(data)} bytes has not the {offset + nbytes} asked for")
+            send(data[offset : offset + nbytes])
+
+        self._see(key, cut)
 
     def heads(self, names: Sequence[str], nbytes: int) -> Sequence[bytes | None]:
         """The first bytes of each object, None for what is not there."""
         found: list[bytes | None] = []
         for name in names:
             try:
-                self._see(name, lambda data: found.append(bytes(data[:nbytes])))
+                self._see(object_key(check_name(name)), lambda data: found.append(bytes(data[:nbytes])))
             except NotFound:
                 found.append(None)
         return found
@@ -86,7 +97,7 @@ class Objects:
     def delete(self, names: Sequence[str]) -> None:
         """Remove objects; one that is not there is no error."""
         if names:
-            self._session.delete(_SPEC, [_key(name) for name in names])
+            self._session.delete(_SPEC, [object_key(check_name(name)) for name in names])
 
     def list(self, prefix: str, cursor: int) -> tuple[Sequence[tuple[str, int]], int]:
         """Names and lengths of some objects, and the cursor for the next ones (0: that was all)."""
@@ -102,14 +113,14 @@ class Objects:
                 continue
         return [each for each in found if each[0].startswith(prefix)], page.cursor
 
-    def _see(self, name: str, look: Callable[[memoryview], None]) -> None:
-        ref = self._ref(_key(name))
+    def _see(self, key: bytes, look: Callable[[memoryview], None]) -> None:
+        ref = self._ref(key)
         if ref is None:
-            raise NotFound(f"there is no object {name!r}")
+            raise NotFound(f"there is no object of key {key.hex()}")
 
         def checked(called: str, data: memoryview) -> None:
-            if called != name:
-                raise Corrupt(f"the object {name!r} says that it is {called!r}")
+            if object_key(called) != key:
+                raise Corrupt(f"the object of key {key.hex()} says that it is {called!r}")
             look(data)
 
         self._see_ref(ref, checked)
@@ -131,13 +142,3 @@ class Objects:
             if row < 0 or row in core.doomed or not core.index.chunk_parts(row):
                 return None
             return ChunkRef(key, NO_PARENT, 0, core.index.chunk(row).tokens)
-
-
-def _key(name: str) -> bytes:
-    return sha256(check_name(name).encode()).digest()
-
-
-def _cut(name: str, data: memoryview, offset: int, nbytes: int) -> memoryview:
-    if offset + nbytes > len(data):
-        raise Corrupt(f"{name} has {len(data)} bytes, not the {offset + nbytes} asked for")
-    return data[offset : offset + nbytes]

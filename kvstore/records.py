@@ -12,10 +12,12 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from kvstore import _native
 from kvstore.api import Fidelity
 from kvstore.catalog import Scope
 from kvstore.core import DRAM, Copy, Core
 from kvstore.errors import Corrupt, NotFound, Shed
+from kvstore.intake import part_scope
 from kvstore.keys import ChunkRef
 from kvstore.loader import Loader
 from kvstore.record import Entry
@@ -24,7 +26,7 @@ from kvstore.tiers.remote.names import unpack as unpack_name
 from kvstore.usage import now_ms
 
 AT_ONCE = 64  # names looked up under the lock
-RECENT_MS = 10_000  # a use that was told of so lately is not told again by the reads that follow it
+RECENT_MS = _native.PeerReads.RECENT_MS  # a use told of so lately is not told again by the reads that follow it
 
 
 class HeldRecord:
@@ -57,6 +59,17 @@ class Records:
     def __init__(self, core: Core, loader: Loader) -> None:
         self._core, self._loader = core, loader
         self._own = bytes(number for number, tier in enumerate(core.tiers) if not tier.shared)
+        self._reads: _native.PeerReads | None = None
+        self._taught: set[int] = set()
+
+    def native_reads(self, record_method: int, object_method: int) -> _native.PeerReads:
+        """What answers frames of these methods without Python: records of a spec once one was read here.
+
+        What was given before is told of no more specs.
+        """
+        self._taught.clear()
+        self._reads = _native.PeerReads(record_method, object_method, self._core.room.wake)
+        return self._reads
 
     def find(self, names: Sequence[bytes], *, used: bool = False) -> Sequence[Entry | None]:
         """What is here of packed names. `used` tells that they were used just now, those of a prefix root first.
@@ -96,6 +109,7 @@ class Records:
             core.counters["peer_reads"] += 1
             core.counters["peer_bytes"] += nbytes
         self._check_same(copy, form, total)
+        self._teach(scope)
         if copy.tier == DRAM:
             return self._held(copy, offset, nbytes)
         with core.lock:
@@ -108,6 +122,11 @@ class Records:
             return self._read_around(scope, name, offset, nbytes, form, total)
         self._check_same(copy, form, total)
         return self._held(copy, offset, nbytes)
+
+    def _teach(self, scope: Scope) -> None:
+        if self._reads is not None and scope.number not in self._taught:
+            self._taught.add(scope.number)
+            self._reads.add_records(scope.spec.digest, part_scope(self._core, scope))
 
     def _check_same(self, copy: Copy, form: int, total: int) -> None:
         if (copy.form, copy.total) != (form, total):

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvstore import _native
 from kvstore.core import Core
 from kvstore.errors import KVStoreError
 from kvstore.namespace import namespace_digest
@@ -30,7 +31,6 @@ AT_ONCE = 512
 ROWS_AT_ONCE = 64  # looked at under the lock
 PAUSE_S = 0.25  # while the directory is not to be used
 TELL_S = 0.1  # uses are told of so often
-USES = 4096  # look-ups whose uses wait; more are not told of
 
 
 class _Touched(NamedTuple):
@@ -42,22 +42,22 @@ class _Touched(NamedTuple):
 
 def sharing_of(core: Core) -> Sharing | None:
     """The sharing of a store, if a directory of hosts is among its tiers."""
-    if core.peers is None:
+    if core.peers is None or core.uses is None:
         return None
     from kvstore.tiers.peers import PeersTier
 
     tier = core.tiers[core.peers]
-    return Sharing(core, core.peers, tier) if isinstance(tier, PeersTier) else None
+    return Sharing(core, core.peers, tier, core.uses) if isinstance(tier, PeersTier) else None
 
 
 class Sharing:
     """Keeps the directory up with the index, in a thread of its own, and tells owners of uses in another."""
 
-    def __init__(self, core: Core, number: int, tier: PeersTier) -> None:
-        self._core, self._number, self._tier = core, number, tier
+    def __init__(self, core: Core, number: int, tier: PeersTier, uses: _native.UseLog) -> None:
+        """`uses` is of that tier, whose number it is."""
+        self._core, self._number, self._tier, self._uses = core, number, tier, uses
         self._touched: deque[_Touched] = deque()
         self._batch: list[_Touched] = []
-        self._uses: deque[Rows] = deque(maxlen=USES)
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._gone = threading.Event()
@@ -69,7 +69,6 @@ class Sharing:
 
     def start(self) -> None:
         """Begin to tell of uses."""
-        self._core.usage.told = self._uses.append
         self._tier.watch_hosts(self._gone.set)
         self._threads[1].start()
 
@@ -192,7 +191,9 @@ class Sharing:
     def _tell_all(self) -> None:
         while not self._stop.wait(TELL_S):
             copies = dict[int, int]()
-            for prefix in reversed([self._uses.popleft() for _ in range(len(self._uses))]):
+            with self._core.lock:
+                uses = self._uses.take()
+            for prefix in reversed(uses):
                 for location, placement in self._copies(prefix):  # the last use first: it is to be the last there, too
                     copies.setdefault(location, placement)
             if copies:

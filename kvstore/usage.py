@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,8 @@ import numpy.typing as npt
 from kvstore import _native
 from kvstore.catalog import Catalog, Namespace, Scope
 from kvstore.policy import LRU, Policy, Rows, victims
+
+_TALLIED = ("hits_dram", "stored", "stored_bytes", "peer_reads", "peer_bytes")
 
 
 def now_ms() -> int:
@@ -33,14 +35,17 @@ class FoundItems(NamedTuple):
 
 
 class Usage:
-    """Hits, misses and orders of use. `counters` are the store's, by name."""
+    """Hits, misses and orders of use. `counters` are the store's, by name; `uses` is told of every use."""
 
-    def __init__(self, index: _native.Index, catalog: Catalog, tiers: int, max_chunks: int, policy: str) -> None:
+    def __init__(
+        self, index: _native.Index, catalog: Catalog, tiers: int, max_chunks: int, policy: str,
+        uses: _native.UseLog | None = None,
+    ) -> None:  # fmt: skip
         self.counters: Counter[str] = Counter()
         self._index, self._catalog = index, catalog
         self._tiers, self._max_chunks, self._policy = tiers, max_chunks, policy
         self._spares: dict[bytes, Policy] = {}
-        self.told: Callable[[Rows], None] = _nobody  # of rows that were used, root first
+        self._uses = [] if uses is None else [uses]
         self._policies: dict[tuple[int, bytes], Policy] = {}
         self._orders: dict[bytes, list[Policy]] = {}
         self._demanding: dict[bytes, list[Policy]] = {}
@@ -49,9 +54,8 @@ class Usage:
         """The counters, with what was put and read natively."""
         counters = self.counters.copy()
         for namespace in self._catalog.namespaces.values():
-            counters["hits_dram"] += namespace.tally.hits_dram
-            counters["stored"] += namespace.tally.stored
-            counters["stored_bytes"] += namespace.tally.stored_bytes
+            for name in _TALLIED:
+                counters[name] += getattr(namespace.tally, name)
         return {name: count for name, count in counters.items() if count}
 
     def policy(self, tier: int, namespace: Namespace) -> Policy:
@@ -111,7 +115,8 @@ class Usage:
         """The policies of every tier, for native code to tell when a chunk is used."""
         found = self._orders.get(namespace.digest)
         if found is None:
-            found = self._orders[namespace.digest] = [self.policy(tier, namespace) for tier in range(self._tiers)]
+            orders = [self.policy(tier, namespace) for tier in range(self._tiers)]
+            found = self._orders[namespace.digest] = [*orders, *self._uses]
         return found
 
     def asked(self, scope: Scope, refs: bytes, rows: npt.NDArray[np.int64]) -> None:
@@ -157,11 +162,5 @@ class Usage:
         _native.use_unleased(self._index, self.orders(scope.namespace), chunk, now_ms())
 
     def _tell(self, rows: Rows, namespace: Namespace, now: int) -> None:
-        self.told(rows)
         for policy in self.orders(namespace):
             policy.hit(rows, now)
-
-
-def _nobody(rows: Rows) -> None:
-    """Where no other host wants to know."""
-    del rows

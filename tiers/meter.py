@@ -36,24 +36,29 @@ class Flow:
             self.active += 1
         return now
 
-    def end(self, start: float, nbytes: int, records: int = 1) -> None:
-        """A transfer of so many records ended with so many bytes moved (0: it failed)."""
+    def end(self, start: float, nbytes: int, records: int = 1) -> float:
+        """A transfer of so many records ended with so many bytes moved (0: it failed); the seconds that it took."""
         now = time.perf_counter()
+        took = now - start
         with self._lock:
             self.active -= 1
             self._busy += now - self._since
             self._since = now
-            if not nbytes:
-                return
-            self.nbytes += nbytes
-            self.records += records
-            if nbytes <= _LATENCY_BYTES:
-                first_byte = max(0.0, now - start - nbytes / self.bytes_per_s)
-                self.latency_s += _WEIGHT * (first_byte - self.latency_s)
-            moved = self.nbytes - self._folded
-            if moved >= _FOLD_BYTES and self._busy > 0:
-                self.bytes_per_s += _FOLD_WEIGHT * (moved / self._busy - self.bytes_per_s)
-                self._folded, self._busy = self.nbytes, 0.0
+            if nbytes:
+                self._moved(took, nbytes, records)
+        return took
+
+    def _moved(self, took: float, nbytes: int, records: int) -> None:
+        """Needs the lock."""
+        self.nbytes += nbytes
+        self.records += records
+        if nbytes <= _LATENCY_BYTES:
+            first_byte = max(0.0, took - nbytes / self.bytes_per_s)
+            self.latency_s += _WEIGHT * (first_byte - self.latency_s)
+        moved = self.nbytes - self._folded
+        if moved >= _FOLD_BYTES and self._busy > 0:
+            self.bytes_per_s += _FOLD_WEIGHT * (moved / self._busy - self.bytes_per_s)
+            self._folded, self._busy = self.nbytes, 0.0
 
 
 class Meter:

@@ -3,7 +3,7 @@
 #include "bind.hpp"
 #include "buffer.hpp"
 #include "frames.hpp"
-#include "plain_gets_object.hpp"
+#include "held_part.hpp"
 #include "staged_puts_object.hpp"
 
 #include <nanobind/stl/vector.h>
@@ -120,7 +120,7 @@ public:
     }
 
     // Waits for a frame without limit, and answers the puts and gets that come meanwhile.
-    nb::object serve(StagedPutsObject* puts, PlainGetsObject* gets, double patience, std::size_t longest) {
+    nb::object serve(StagedPutsObject* puts, PartSource* gets, double patience, std::size_t longest) {
         const FrameLimit limit{std::numeric_limits<double>::infinity(), patience};
         return outcome_of(
             [&] {
@@ -144,15 +144,28 @@ public:
         std::array<iovec, 3> pieces = {piece_of(ahead.data(), ahead.bytes()), piece_of(&head, kHeadBytes),
                                        piece_of(message.data(), message.bytes())};
         const FrameLimit limit = limit_of(deadline, patience);
-        sent_ = false;
-        return outcome_of(
+        return outcome_of([&] { return ask(pieces, limit, longest); }, true);
+    }
+
+    // `exchange` for an answer whose payload fills `out`: it is read if there is just as much of it.
+    // Gives 0 then, and otherwise what `exchange` does.
+    nb::object fill(std::uint16_t method, nb::handle message_object, nb::handle out_object, nb::handle deadline,
+                    double patience, std::size_t longest) {
+        const BufferView message(message_object, "message");
+        const BufferView out(out_object, "out", true);
+        require_message(message.bytes());
+        const FrameHead head = frame_head(method, 0, bytes_of(message), 0);
+        std::array<iovec, 2> pieces = {piece_of(&head, kHeadBytes), piece_of(message.data(), message.bytes())};
+        const FrameLimit limit = limit_of(deadline, patience);
+        bool other = false;
+        const nb::object found = outcome_of(
             [&] {
-                const FrameOutcome outcome = socket_.send(pieces, {}, limit);
-                if (outcome != FrameOutcome::done) return outcome;
-                sent_ = true;
-                return socket_.receive(limit, false, longest);
+                const FrameOutcome outcome = ask(pieces, limit, longest);
+                other = outcome == FrameOutcome::done && !answers(method, out.bytes());
+                return other || outcome != FrameOutcome::done ? outcome : socket_.read({out.data(), out.bytes()}, limit);
             },
-            true);
+            false);
+        return other ? frame_in(socket_.buffer()) : found;
     }
 
     // `exchange` for a get of one whole raw part: its payload is read and checked if the answer announces just that.
@@ -168,15 +181,11 @@ public:
         const FrameHead head = frame_head(method, 0, bytes_of(message), 0);
         std::array<iovec, 2> pieces = {piece_of(&head, kHeadBytes), piece_of(message.data(), message.bytes())};
         std::optional<std::vector<std::uint32_t>> damaged;
-        sent_ = false;
         nb::object found = outcome_of(
             [&] {
-                FrameOutcome outcome = socket_.send(pieces, {}, limit);
-                if (outcome != FrameOutcome::done) return outcome;
-                sent_ = true;
-                outcome = socket_.receive(limit, false, longest);
-                if (outcome != FrameOutcome::done) return outcome;
-                return take_part(method, part, asked, {out.data(), out.bytes()}, limit, damaged);
+                const FrameOutcome outcome = ask(pieces, limit, longest);
+                if (outcome != FrameOutcome::done || !answers(method, out.bytes())) return outcome;
+                return take_part(part, asked, {out.data(), out.bytes()}, limit, damaged);
             },
             true);
         return damaged ? nb::cast(*damaged) : found;
@@ -219,7 +228,7 @@ private:
     }
 
     // Answers the frame that has come, if it is a put or a get of the plain kind; nothing if it is not.
-    std::optional<FrameOutcome> answer(StagedPutsObject* puts, PlainGetsObject* gets, FrameLimit limit) {
+    std::optional<FrameOutcome> answer(StagedPutsObject* puts, PartSource* gets, FrameLimit limit) {
         const FrameBuffer& buffer = socket_.buffer();
         if (puts != nullptr && puts->take(buffer.head, buffer.message, socket_.fd())) {
             iovec piece = piece_of(puts->answer().data(), puts->answer().size());
@@ -227,19 +236,31 @@ private:
         }
         const std::unique_ptr<HeldPart> held = gets ? gets->find(buffer.head, buffer.message) : nullptr;
         if (!held) return {};
-        const FrameHead head = frame_head(gets->method(), 0, held->message, held->payload.size());
+        const FrameHead head = frame_head(buffer.head.method, 0, held->message, held->payload.size());
         std::array<iovec, 3> pieces = {piece_of(&head, kHeadBytes),
                                        piece_of(held->message.data(), held->message.size()),
                                        piece_of(held->payload.data(), held->payload.size())};
         return socket_.send(pieces, {}, limit);
     }
 
-    // Reads the payload of the frame that has come, if that is what was asked for: then there is a list in `damaged`.
-    FrameOutcome take_part(std::uint16_t method, const RawPart& part, const ItemRef& asked,
-                           std::span<std::uint8_t> out, FrameLimit limit,
-                           std::optional<std::vector<std::uint32_t>>& damaged) {
+    // Sends a question and receives the next frame.
+    FrameOutcome ask(std::span<iovec> pieces, FrameLimit limit, std::size_t longest) {
+        sent_ = false;
+        const FrameOutcome outcome = socket_.send(pieces, {}, limit);
+        if (outcome != FrameOutcome::done) return outcome;
+        sent_ = true;
+        return socket_.receive(limit, false, longest);
+    }
+
+    // Whether the frame that has come is a plain answer of this method with so much payload.
+    bool answers(std::uint16_t method, std::size_t payload) {
         const FrameHead& head = socket_.buffer().head;
-        if (head.method != method || head.flags != 0 || head.payload != out.size()) return FrameOutcome::done;
+        return head.method == method && head.flags == 0 && head.payload == payload;
+    }
+
+    // Reads the payload of the frame that has come, if that is what was asked for: then there is a list in `damaged`.
+    FrameOutcome take_part(const RawPart& part, const ItemRef& asked, std::span<std::uint8_t> out, FrameLimit limit,
+                           std::optional<std::vector<std::uint32_t>>& damaged) {
         std::optional<Digests> digests = part.digests(socket_.buffer().message, asked);
         if (!digests) return FrameOutcome::done;
         PartArrival arrival(part.groups(), std::move(*digests));
@@ -348,6 +369,7 @@ void bind_frames(nb::module_& m) {
         .def("serve", &Wire::serve, "puts"_a.none(), "gets"_a.none(), "patience"_a, "longest"_a)
         .def("exchange", &Wire::exchange, "method"_a, "message"_a, "ahead"_a, "deadline"_a.none(), "patience"_a,
              "longest"_a)
+        .def("fill", &Wire::fill, "method"_a, "message"_a, "out"_a, "deadline"_a.none(), "patience"_a, "longest"_a)
         .def("fetch", &Wire::fetch, "method"_a, "message"_a, "part"_a, "item"_a, "out"_a, "deadline"_a.none(),
              "patience"_a, "longest"_a)
         .def("read", &Wire::read, "out"_a, "deadline"_a.none(), "patience"_a)

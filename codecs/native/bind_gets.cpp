@@ -1,26 +1,15 @@
-// Plain gets for Python: what answers them, and what checks the answers.
+// Plain gets and the reads of other servers for Python: what answers them, and what checks the answers.
 #include "arrival.hpp"
 #include "bind.hpp"
 #include "buffer.hpp"
-#include "plain_gets_object.hpp"
+#include "peer_reads.hpp"
+#include "plain_gets.hpp"
 #include "ranges.hpp"
 #include "staged_puts_object.hpp"
 
 #include <nanobind/stl/vector.h>
 
 namespace kvstore {
-
-PlainGetsObject::PlainGetsObject(std::uint16_t method, nb::object freed)
-    : freed_(std::move(freed)),
-      gets_([this] {
-          const nb::gil_scoped_acquire acquire;
-          try {
-              freed_();
-          } catch (nb::python_error& error) {
-              error.discard_as_unraisable("a reader has gone");
-          }
-      }),
-      method_(method) {}
 
 namespace {
 
@@ -53,15 +42,29 @@ private:
     std::vector<std::uint8_t> head_;
 };
 
-nb::object find(PlainGetsObject& gets, nb::handle message_object) {
+nb::object find(PartSource& source, std::uint16_t method, nb::handle message_object) {
     const BufferView message(message_object, "message");
+    FrameHead head{};
+    head.method = method;
     std::unique_ptr<HeldPart> found;
     {
         const nb::gil_scoped_release release;
-        found = gets.gets().find({message.data(), message.bytes()});
+        found = source.find(head, {message.data(), message.bytes()});
     }
     if (!found) return nb::none();
-    return nb::cast(new Held(gets.method(), std::move(found)), nb::rv_policy::take_ownership);
+    return nb::cast(new Held(method, std::move(found)), nb::rv_policy::take_ownership);
+}
+
+// Tells Python that a reader has gone.
+std::function<void()> told_of_readers(nb::object freed) {
+    return [freed = std::move(freed)] {
+        const nb::gil_scoped_acquire acquire;
+        try {
+            freed();
+        } catch (nb::python_error& error) {
+            error.discard_as_unraisable("a reader has gone");
+        }
+    };
 }
 
 template <typename Record>
@@ -72,14 +75,12 @@ std::vector<Record> records_of(const nb::bytes& packed, const char* name) {
     return records;
 }
 
-bool add_scope(PlainGetsObject& self, const nb::bytes& spec, Intake& intake, Holdings& holdings, Tally& tally,
-               const std::vector<Policy*>& orders, std::uint32_t scope, const nb::bytes& ns, const nb::bytes& parts,
-               const nb::bytes& headers) {
+PartScope scope_of(Intake& intake, Holdings& holdings, Tally& tally, const std::vector<Policy*>& orders,
+                   std::uint32_t scope, const nb::bytes& ns, const nb::bytes& parts, const nb::bytes& headers) {
     PartTable table{records_of<PartId>(parts, "parts"), records_of<std::uint32_t>(headers, "headers")};
-    if (table.parts.size() != table.headers.size()) throw nb::value_error("every part has a length of its header");
-    return self.gets().add_scope(fixed_bytes<SpecDigest>(spec, "spec"),
-                                 {&intake, &holdings, &tally, orders, scope,
-                                  fixed_bytes<SpecDigest>(ns, "namespace"), std::move(table)});
+    if (table.parts.empty() || table.parts.size() != table.headers.size())
+        throw nb::value_error("every part has a length of its header, and there is one at least");
+    return {&intake, &holdings, &tally, orders, scope, fixed_bytes<SpecDigest>(ns, "namespace"), std::move(table)};
 }
 
 // An arrival whose destination Python reads into.
@@ -116,12 +117,32 @@ void bind_gets(nb::module_& m) {
         .def_prop_ro("head", &Held::head)
         .def_prop_ro("data", &Held::data)
         .def("close", &Held::close);
-    nb::class_<PlainGetsObject>(m, "PlainGets")
-        .def(nb::init<std::uint16_t, nb::object>(), "method"_a, "freed"_a)
-        .def("find", find, "message"_a, nb::keep_alive<0, 1>())
-        .def("add_scope", add_scope, "spec"_a, "intake"_a, "holdings"_a, "tally"_a, "orders"_a, "scope"_a,
-             "namespace"_a, "parts"_a, "headers"_a, nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(),
-             nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>());  // a list holds what is in it: it must not change
+    nb::class_<PartScope>(m, "PartScope")
+        .def("__init__", [](PartScope* self, Intake& intake, Holdings& holdings, Tally& tally,
+                            const std::vector<Policy*>& orders, std::uint32_t scope, const nb::bytes& ns,
+                            const nb::bytes& parts, const nb::bytes& headers) {
+                new (self) PartScope(scope_of(intake, holdings, tally, orders, scope, ns, parts, headers));
+            }, "intake"_a, "holdings"_a, "tally"_a, "orders"_a, "scope"_a, "namespace"_a, "parts"_a, "headers"_a,
+            nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(),
+            nb::keep_alive<1, 5>());  // a list holds what is in it: it must not change
+    nb::class_<PartSource>(m, "PartSource").def("find", find, "method"_a, "message"_a, nb::keep_alive<0, 1>());
+    nb::class_<PlainGets, PartSource>(m, "PlainGets")
+        .def("__init__", [](PlainGets* self, std::uint16_t method, nb::object freed) {
+                new (self) PlainGets(method, told_of_readers(std::move(freed)));
+            }, "method"_a, "freed"_a)
+        .def("add_scope", [](PlainGets& self, const nb::bytes& spec, const PartScope& scope) {
+                return self.add_scope(fixed_bytes<SpecDigest>(spec, "spec"), scope);
+            }, "spec"_a, "scope"_a, nb::keep_alive<1, 3>());
+    nb::class_<PeerReads, PartSource>(m, "PeerReads")
+        .def("__init__", [](PeerReads* self, std::uint16_t record_method, std::uint16_t object_method,
+                            nb::object freed) {
+                new (self) PeerReads(record_method, object_method, told_of_readers(std::move(freed)));
+            }, "record_method"_a, "object_method"_a, "freed"_a)
+        .def("add_records", [](PeerReads& self, const nb::bytes& spec, const PartScope& scope) {
+                self.add_records(fixed_bytes<SpecDigest>(spec, "spec"), scope);
+            }, "spec"_a, "scope"_a, nb::keep_alive<1, 3>())
+        .def("add_objects", &PeerReads::add_objects, "scope"_a, "data_at"_a, nb::keep_alive<1, 2>())
+        .def_prop_ro_static("RECENT_MS", [](nb::handle) { return PeerReads::kRecentMs; });
     nb::class_<RawPart>(m, "RawPart")
         .def("__init__", [](RawPart* self, const nb::bytes& spec, nb::handle offsets, nb::handle lengths,
                             std::uint64_t nbytes) {

@@ -4,6 +4,7 @@
 #include "policy.hpp"
 #include "policy_value.hpp"
 #include "use.hpp"
+#include "use_log.hpp"
 
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
@@ -85,6 +86,18 @@ void bind_policy(nb::module_& m) {
         .def_prop_ro("followed", [](const ValuePolicy& policy) -> std::optional<std::string> {
             if (policy.followed() == Shadows::kNone) return std::nullopt;
             return std::string(Shadows::kNames[policy.followed()]);
+        });
+    nb::class_<UseLog, Policy>(m, "UseLog")
+        .def(nb::init<const Index&, std::uint8_t, std::size_t>(), "index"_a, "tier"_a, "most"_a,
+             nb::keep_alive<1, 2>())
+        .def("take", [](UseLog& log) {
+            nb::list uses;
+            for (const std::vector<std::uint32_t>& rows : log.take()) {
+                NewArray found("u4", rows.size());
+                std::copy(rows.begin(), rows.end(), found.data<std::uint32_t>());
+                uses.append(found.release());
+            }
+            return uses;
         });
     m.def("policy_names", [] {
         std::vector<std::string> names(policy_names().begin(), policy_names().end());

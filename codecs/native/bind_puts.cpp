@@ -74,6 +74,8 @@ void bind_puts(nb::module_& m) {
         .def_ro("hits_dram", &Tally::hits_dram)
         .def_ro("stored", &Tally::stored)
         .def_ro("stored_bytes", &Tally::stored_bytes)
+        .def_ro("peer_reads", &Tally::peer_reads)
+        .def_ro("peer_bytes", &Tally::peer_bytes)
         .def_rw("used", &Tally::used);
     nb::class_<StagedPutsObject>(m, "StagedPuts")
         .def("__init__", [](StagedPutsObject* self, std::uint16_t method, const nb::bytes& prefix,

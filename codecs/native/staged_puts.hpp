@@ -25,11 +25,13 @@ struct Intake {
     std::atomic<bool> watched = false;  // somebody wants to hear of every put, which Python tells
 };
 
-// What was put into a namespace natively, and read from it. Needs the store's lock.
+// What was put into a namespace natively, and read from it, by other servers too. Needs the store's lock.
 struct Tally {
     std::uint64_t hits_dram = 0;
     std::uint64_t stored = 0;        // parts
     std::uint64_t stored_bytes = 0;  // of payload
+    std::uint64_t peer_reads = 0;
+    std::uint64_t peer_bytes = 0;
     std::int64_t used = 0;           // bytes of records; Python adds and takes away here, too
 };
 

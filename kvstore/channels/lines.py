@@ -126,6 +126,23 @@ class Lines:
             return frame.message
         return self.checked(line, frame).message
 
+    def fill(self, line: Stream, number: int, message: bytes, out: memoryview) -> None:
+        """`exchange`, for an answer whose payload fills `out`."""
+        line.in_step = False
+        try:
+            found = line.fill(number, message, out)
+        except Unavailable:
+            if not line.sent:
+                self._hear_why(line)
+            raise
+        if found is not True:
+            frame = self.checked(line, found)
+            if frame.payload != out.nbytes:
+                line.in_step = False
+                raise BadFrame(f"{self.name} sends {frame.payload} bytes where {out.nbytes} were asked for")
+            line.read_into(out)
+        line.in_step = True
+
     def answer(self, line: Stream) -> Frame:
         """The answer to what was sent on a line, once whatever the server says ahead of it has been dealt with."""
         return self.checked(line, line.receive())

@@ -85,17 +85,7 @@ class PeerLines:
     def receive(self, method: int, request: Any, out: memoryview, timeout_s: float) -> None:
         """One message, and an answer whose payload fills `out`."""
         data = request.SerializeToString()
-
-        def attempt(line: Stream) -> None:
-            self._lines.exchange(line, method, data)
-            if line.unread != out.nbytes:
-                line.in_step = False
-                raise BadFrame(f"{self._lines.name} sends {line.unread} bytes where {out.nbytes} were asked for")
-            if out.nbytes:
-                line.read_into(out)
-            line.in_step = True
-
-        self._lines.once(attempt, time.monotonic() + timeout_s)
+        self._lines.once(lambda line: self._lines.fill(line, method, data, out), time.monotonic() + timeout_s)
 
     def close(self) -> None:
         """End every connection; calls under way end with `Closed`."""

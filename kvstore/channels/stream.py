@@ -23,6 +23,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Sequence
+from typing import Literal
 
 from kvstore import _native
 from kvstore.channels.tls_frames import TlsFrames
@@ -133,6 +134,18 @@ class Stream:
             raise self._failed(error) from None
         return self._taken(found, longest)
 
+    def fill(self, method: int, message: bytes, out: memoryview) -> Literal[True] | Frame | None:
+        """`exchange` for an answer whose payload fills `out` (contiguous bytes): True where it has.
+
+        What is not announced with just as many bytes is not read: its frame is given, as `exchange` does.
+        """
+        self.asked = method
+        try:
+            found = self._frames.fill(method, message, out, self.deadline, self.patience, MAX_MESSAGE)
+        except OSError as error:
+            raise self._failed(error) from None
+        return True if found == _native.FRAME_SENT else self._taken(found, MAX_MESSAGE)
+
     def fetch(
         self, method: int, message: bytes, part: _native.RawPart, item: bytes, out: memoryview
     ) -> list[int] | Frame | None:
@@ -148,7 +161,7 @@ class Stream:
             raise self._failed(error) from None
         return found if isinstance(found, list) else self._taken(found, MAX_MESSAGE)
 
-    def next_question(self, puts: _native.StagedPuts | None, gets: _native.PlainGets | None) -> Frame | None:
+    def next_question(self, puts: _native.StagedPuts | None, gets: _native.PartSource | None) -> Frame | None:
         """`receive` with `idle`. What `puts` and `gets` can answer natively is answered meanwhile."""
         if isinstance(self._frames, TlsFrames) or (puts is None and gets is None):
             return self.receive(idle=True)

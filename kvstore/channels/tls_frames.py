@@ -68,6 +68,14 @@ class TlsFrames:
         self.sent = True
         return self.receive(deadline, patience, False, longest)
 
+    def fill(
+        self, method: int, message: bytes, out: memoryview, deadline: float | None, patience: float, longest: int
+    ) -> Frame | int:
+        found = self.exchange(method, message, b"", deadline, patience, longest)
+        if isinstance(found, int) or found.method != method or found.flags or found.payload != len(out):
+            return found
+        return self.read(out, deadline, patience)
+
     def fetch(
         self,
         method: int,

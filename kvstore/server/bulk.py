@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
-from kvstore import _native, wire
+from kvstore import wire
 from kvstore.channels.stream import Frame, encode
 from kvstore.errors import InvalidArgument
-from kvstore.server.streams import Connection, Handler
+from kvstore.server.streams import Connection, Handler, send_held
 from kvstore.service import Service, Session
 from kvstore.session import Session as StoreSession
 from kvstore.transfer import GetPlan, Outgoing
@@ -31,7 +31,7 @@ def handlers() -> Mapping[int, Handler]:
     def get(connection: Connection, frame: Frame) -> None:
         """Every item in order: a frame with its head, its payload behind it."""
         service, session = connection.service, connection.session
-        if connection.gets is not None and _send_plain(connection, frame, connection.gets):
+        if connection.gets is not None and send_held(connection.stream, frame, connection.gets):
             return
         plan = service.plan_get(session, wire.parse(pb.GetRequest, frame.message))
         items = Opened(service, session, plan, pool)
@@ -57,20 +57,6 @@ def put(connection: Connection, frame: Frame) -> None:
     finally:
         incoming.abort()
     connection.answer(frame, done)
-
-
-def _send_plain(connection: Connection, frame: Frame, gets: _native.PlainGets) -> bool:
-    """Answer a plain get, which over TLS comes here; False where it is anything else."""
-    found = None if frame.payload or frame.flags else gets.find(frame.message)
-    if found is None:
-        return False
-    data = found.data
-    try:
-        connection.stream.send_raw((found.head, data))
-    finally:
-        data.release()  # before the memory may become another's
-        found.close()
-    return True
 
 
 def _send(connection: Connection, frame: Frame, items: Iterator[Outgoing]) -> None:

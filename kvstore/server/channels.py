@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Mapping
 from pathlib import Path
 
 from kvstore.config import ServerConfig
 from kvstore.server import bulk, local
 from kvstore.server.access import Access, check_exposure
 from kvstore.server.listen import bulk_address, bulk_listener, local_listener
-from kvstore.server.streams import PeerHandler, StreamServer, tls_greeter
+from kvstore.server.streams import PeerCalls, StreamServer, tls_greeter
 from kvstore.service import Service
 
 INSTANCE_BYTES = 16
@@ -20,9 +19,7 @@ INSTANCE_BYTES = 16
 class Channels:
     """Starts and stops both; `local` and `bulk` say where they listen, empty where they do not."""
 
-    def __init__(
-        self, config: ServerConfig, service: Service, access: Access, peers: Mapping[int, PeerHandler] | None
-    ) -> None:
+    def __init__(self, config: ServerConfig, service: Service, access: Access, peers: PeerCalls | None) -> None:
         """`peers` answer other servers on the bulk channel; None refuses them."""
         self._peers = peers
         self.local = ""

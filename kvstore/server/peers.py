@@ -6,25 +6,28 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from kvstore import wire
+from kvstore import _native, wire
 from kvstore.channels.stream import Frame, Stream, encode
 from kvstore.errors import InvalidArgument
+from kvstore.keys import check_key
 from kvstore.objects import Objects
 from kvstore.peer_wire import MOST_HEAD_BYTES, MOST_NAMES, NO_ROW, pack_row, split_names
 from kvstore.records import Records
-from kvstore.server.streams import PeerHandler
+from kvstore.server.streams import PeerCalls, PeerHandler, send_held
 from kvstore.v1 import kvstore_pb2 as pb
 
 _RECORD_ANSWER = pb.RecordResponse().SerializeToString()
 _OBJECT_ANSWER = pb.ReadObjectResponse().SerializeToString()
 
 
-def handlers(records: Records, objects: Objects) -> Mapping[int, PeerHandler]:
-    """By the number of the method."""
-    return {**_of_records(records), **_of_objects(objects)}
+def peer_calls(records: Records, objects: Objects) -> PeerCalls:
+    """What answers other servers."""
+    reads = records.native_reads(pb.METHOD_RECORD, pb.METHOD_READ_OBJECT)
+    objects.teach(reads)
+    return PeerCalls({**_of_records(records, reads), **_of_objects(objects, reads)}, reads)
 
 
-def _of_records(records: Records) -> Mapping[int, PeerHandler]:
+def _of_records(records: Records, reads: _native.PeerReads) -> Mapping[int, PeerHandler]:
 
     def find(stream: Stream, frame: Frame) -> None:
         request = _request(pb.FindRequest, frame)
@@ -33,6 +36,8 @@ def _of_records(records: Records) -> Mapping[int, PeerHandler]:
         stream.send(frame.method, pb.FindResponse(rows=rows).SerializeToString())
 
     def record(stream: Stream, frame: Frame) -> None:
+        if send_held(stream, frame, reads):
+            return
         request = _request(pb.RecordRequest, frame)
         (name,) = split_names(request.name)
         with records.read(name, request.offset, request.bytes, request.form, request.total) as held:
@@ -41,7 +46,7 @@ def _of_records(records: Records) -> Mapping[int, PeerHandler]:
     return {pb.METHOD_FIND: find, pb.METHOD_RECORD: record}
 
 
-def _of_objects(objects: Objects) -> Mapping[int, PeerHandler]:
+def _of_objects(objects: Objects, reads: _native.PeerReads) -> Mapping[int, PeerHandler]:
     def put(stream: Stream, frame: Frame) -> None:
         request = wire.parse(pb.PutObjectRequest, frame.message)
         stored = objects.put(request.name, frame.payload, stream.read_into)
@@ -49,12 +54,14 @@ def _of_objects(objects: Objects) -> Mapping[int, PeerHandler]:
         stream.send(frame.method, pb.PutObjectResponse(stored=stored).SerializeToString())
 
     def read(stream: Stream, frame: Frame) -> None:
+        if send_held(stream, frame, reads):
+            return
         request = _request(pb.ReadObjectRequest, frame)
 
         def send(data: memoryview) -> None:
             stream.send_raw((encode(frame.method, _OBJECT_ANSWER, 0, len(data)), data))
 
-        objects.read(request.name, request.offset, request.bytes, send)
+        objects.read(check_key(request.key), request.offset, request.bytes, send)
 
     def heads(stream: Stream, frame: Frame) -> None:
         request = _request(pb.ObjectHeadsRequest, frame)

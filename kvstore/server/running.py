@@ -16,11 +16,11 @@ from grpc_reflection.v1alpha import reflection
 from kvstore.config import Config
 from kvstore.errors import ConfigError
 from kvstore.pieces import PIECE_BYTES, keep_freed_memory
-from kvstore.server import peers as peer_calls
 from kvstore.server.access import Access, check_exposure, server_credentials
 from kvstore.server.calls import Workers
 from kvstore.server.channels import Channels
 from kvstore.server.front import SERVICE_NAME, Front
+from kvstore.server.peers import peer_calls
 from kvstore.service import Service, SessionSource
 from kvstore.store import Store
 
@@ -49,7 +49,7 @@ class Server:
         self._service = Service(store, may_operate=config.may_operate)
         peers = None
         if isinstance(store, Store) and config.peers is not None:
-            peers = peer_calls.handlers(store.records, store.objects())
+            peers = peer_calls(store.records, store.objects())
         self._channels = Channels(self._config, self._service, self._access, peers)
         self._grace = 0.0
         self._stop: asyncio.Event | None = None

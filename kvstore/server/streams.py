@@ -59,11 +59,19 @@ class Connection:
     service: Service
     ending: list[Callable[[], object]] = field(default_factory=list)
     puts: _native.StagedPuts | None = None
-    gets: _native.PlainGets | None = None
+    gets: _native.PartSource | None = None
 
     def answer(self, frame: Frame, message: Any, *, flags: int = 0) -> None:
         """Answer a frame with a message."""
         self.stream.send(frame.method, message.SerializeToString(), flags=flags)
+
+
+@dataclass(frozen=True)
+class PeerCalls:
+    """What answers other servers: `handlers` by the number of the method, `reads` what is plain, without Python."""
+
+    handlers: Mapping[int, PeerHandler]
+    reads: _native.PartSource
 
 
 class StreamServer:
@@ -84,7 +92,7 @@ class StreamServer:
         name: str,
         limit: int,
         greet: Greet | None = None,
-        peers: Mapping[int, PeerHandler] | None = None,
+        peers: PeerCalls | None = None,
     ) -> None:
         """`peers` answer other servers; where there are none these are refused."""
         self._listener = listener
@@ -200,15 +208,15 @@ class StreamServer:
     def _serve_peer(self, stream: Stream, hello: Any) -> None:
         """Raises what keeps a peer from coming in, and nothing after that."""
         self._access.check_peer(hello.token)
-        handlers = self._peers
-        if handlers is None:
+        peers = self._peers
+        if peers is None:
             raise PermissionDenied(f"the {self._name} channel is not for other servers: use the bulk channel")
         self._greet_back(stream, __version__, "")
         self._answer_all(
             stream,
-            lambda: stream.receive(idle=True),
-            lambda frame: handlers[frame.method](stream, frame),
-            handlers,
+            lambda: stream.next_question(None, peers.reads),
+            lambda frame: peers.handlers[frame.method](stream, frame),
+            peers.handlers,
         )
 
     def _hear_hello(self, stream: Stream) -> Any:
@@ -277,6 +285,20 @@ class StreamServer:
         finally:
             stream.drop_untaken()
         return True
+
+
+def send_held(stream: Stream, frame: Frame, source: _native.PartSource) -> bool:
+    """Answer what `source` can, which over TLS comes here; False where it is anything else."""
+    found = None if frame.payload or frame.flags else source.find(frame.method, frame.message)
+    if found is None:
+        return False
+    data = found.data
+    try:
+        stream.send_raw((found.head, data))
+    finally:
+        data.release()  # before the memory may become another's
+        found.close()
+    return True
 
 
 def check_peer(stream: Stream) -> None:

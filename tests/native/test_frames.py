@@ -11,6 +11,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -208,6 +209,43 @@ def test_an_exchange_tells_how_far_it_came(pair: tuple[socket.socket, FrameSocke
     near.close()
     with pytest.raises(BrokenPipeError):
         frames.exchange(7, b"question", b"", None, 5.0, LONGEST)
+
+
+def test_an_answer_fills_memory_if_it_has_just_as_much(pair: tuple[socket.socket, FrameSocket]) -> None:
+    near, frames = pair
+    payload = os.urandom(300_000)
+
+    def ask(sent: bytes, length: int, within_s: float = 5.0) -> tuple[Any, bytearray]:
+        out = bytearray(length)
+        thread = threading.Thread(target=near.sendall, args=(sent,))
+        thread.start()
+        found = frames.fill(7, b"question", out, time.monotonic() + within_s, 5.0, LONGEST)
+        thread.join()
+        assert near.recv(1000) == encode_frame(7, b"question", 0, 0)
+        return found, out
+
+    assert ask(encode_frame(7, b"answer", 0, 300_000) + payload, 300_000) == (_native.FRAME_SENT, payload)
+    assert ask(encode_frame(7, b"", 0, 0), 0) == (_native.FRAME_SENT, b"")
+    others = [(7, 0, b"", 299), (7, 0, b"", 301), (8, 0, b"", 300), (7, 2, b"", 300), (7, 4, b"", 300)]
+    for method, flags, message, length in others:  # which are given, and what follows them is left
+        found, out = ask(encode_frame(method, message, flags, length) + payload[:length], 300)
+        assert fields(found) == (method, flags, message, length)
+        assert out == bytes(300)
+        left = bytearray(length)
+        assert frames.read(left, None, 5.0) == _native.FRAME_SENT
+        assert left == payload[:length]
+    assert ask(encode_frame(7, b"", 0, 300_000) + payload[:200_000], 300_000, 0.2)[0] == _native.FRAME_LATE
+    assert frames.sent
+
+
+def test_an_answer_that_ends_in_the_middle_fills_nothing(pair: tuple[socket.socket, FrameSocket]) -> None:
+    near, frames = pair
+    near.sendall(encode_frame(7, b"", 0, 1000) + bytes(999))
+    near.shutdown(socket.SHUT_WR)
+    assert frames.fill(7, b"", bytearray(1000), None, 5.0, LONGEST) == _native.FRAME_CUT_OFF
+    with pytest.raises(ValueError, match="out"):
+        frames.fill(7, b"", bytes(10), None, 5.0, LONGEST)
+    near.close()
 
 
 def test_descriptors_come_in_order_and_are_closed_where_nobody_takes_them(

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from kvstore._native import Index, Policy, admit_chunk, demand_missing, use_unleased
+from kvstore._native import Index, Policy, UseLog, admit_chunk, demand_missing, use_unleased
 from kvstore.policy import victims
 
 MINUTE = 60_000
@@ -119,3 +119,25 @@ def test_a_policy_is_told_of_the_chunks_of_a_look_up_that_it_has_not(asked: bool
     assert policy.victim() == (often if asked else once)
     with pytest.raises(ValueError, match="every ref has a row"):
         demand_missing([policy], 0, refs, np.array([gone]), 1)
+
+
+def test_a_log_remembers_uses_of_what_its_tier_holds() -> None:
+    index = Index(16, 7)
+    log = UseLog(index, 3, 2)
+    rows = [put(index, number, 0) for number in range(1, 5)]
+    index.insert(0, key(5), bytes(32), 0, 16, 0, 0, 0, 0, 1, 0, 100, 3, 0, 0, True, 4096, 100)
+    there = index.find(0, key(5))
+    for row in (rows[0], rows[2]):  # a second part of which alone is there
+        part = index.add_part(row, 0, 1, 0, 1, 0, 100)
+        index.add_placement(part, 3, 0, 0, True, 4096, 100)
+    for row in (rows[0], rows[1], there):
+        use_unleased(index, [log], row, MINUTE)
+    assert [each.tolist() for each in log.take()] == [[rows[0]], [there]]
+    assert log.take() == []
+    log.hit(np.array([rows[2], -1, rows[1], there, 15], np.int64), 0)
+    for row in (there, rows[0]):  # more than are kept
+        log.hit(np.array([row], np.int64), 0)
+    assert [each.tolist() for each in log.take()] == [[there], [rows[0]]]
+    log.hit(np.array([rows[2], -1, rows[1], there, 15], np.int64), 0)
+    assert [each.tolist() for each in log.take()] == [[rows[2], there]]
+    assert (len(log), list(victims(log)), there in log) == (0, [], False)

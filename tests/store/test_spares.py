@@ -136,6 +136,35 @@ def test_what_others_have_lost_is_asked_for_anew_in_every_look_up(host: Host) ->
     assert counted == 2 * (LARGE.part_bytes(LARGE.part(), LARGE.chunk_tokens) + 4096)  # theirs is not this host's
 
 
+def test_every_use_of_what_others_hold_is_kept_for_them(host: Host) -> None:
+    mine, theirs, core, client = prompt(LARGE, 2, 1).refs, prompt(LARGE, 4).refs, host.store.core, host.client
+    host.put(mine)
+
+    def used() -> list[list[bytes]]:
+        assert core.uses is not None
+        with core.lock:
+            return [[core.index.chunk(row).key for row in rows.tolist()] for rows in core.uses.take()]
+
+    keys = [ref.key for ref in theirs]
+    client.lookup(LARGE, list(theirs))
+    assert used() == []  # without a lease it is a question and no use
+    client.get(LARGE, theirs[0])
+    assert used() == [keys[:1]]
+    client.get(LARGE, theirs[0])  # from DRAM by now
+    client.view(LARGE, theirs[1]).close()
+    assert used() == [keys[:1], keys[1:2]]
+    outs = [content(LARGE, ref, LARGE.part()).copy() for ref in (*theirs[:2], *mine)]
+    wants = [client.want(LARGE, ref, out) for ref, out in zip((*theirs[:2], *mine), outs, strict=True)]
+    assert list(client.get_many(LARGE, wants)) == [None] * 4
+    assert used() == [keys[:2]]
+    host.read(mine)
+    assert used() == []
+    with client.lookup(LARGE, list(theirs), lease_s=5):
+        assert used() == [keys]
+        client.get(LARGE, theirs[3])
+        assert used() == []  # its look-up has told
+
+
 def test_a_put_is_stored_here_whatever_others_have(host: Host) -> None:
     refs = prompt(LARGE, 4).refs
     host.read(refs[:2])  # spares

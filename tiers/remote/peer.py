@@ -32,7 +32,7 @@ from kvstore.errors import (
 from kvstore.peer_wire import MOST_HEAD_BYTES, MOST_NAMES
 from kvstore.tiers.base import TierFull
 from kvstore.tiers.remote.engine import Engine
-from kvstore.tiers.remote.object_names import check_name
+from kvstore.tiers.remote.object_names import check_name, object_key
 from kvstore.v1 import kvstore_pb2 as pb
 
 PLAIN, TLS = "kvstore", "kvstores"
@@ -84,7 +84,7 @@ class PeerEngine(Engine):
         return _translated(put)
 
     def read_into(self, name: str, offset: int, out: memoryview, timeout_s: float) -> None:
-        request = pb.ReadObjectRequest(name=check_name(name), offset=offset, bytes=out.nbytes)
+        request = pb.ReadObjectRequest(key=object_key(check_name(name)), offset=offset, bytes=out.nbytes)
         _translated(lambda: self._lines.receive(pb.METHOD_READ_OBJECT, request, out.cast("B"), timeout_s))
 
     def heads(self, names: Sequence[str], nbytes: int, timeout_s: float) -> Sequence[bytes | None]:

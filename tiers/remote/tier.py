@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 from kvstore.errors import (
@@ -208,11 +209,7 @@ class RemoteTier(Tier):
         place = self._table.get(location)
         if not out.nbytes:
             return
-        called, timeout_s = object_name(place.name), self._timeout(out.nbytes)
-
-        def read(memory: memoryview, within_s: float) -> None:
-            self._attempts.run(lambda left: self.engine.read_into(called, offset, memory, left), within_s)
-
+        read, timeout_s = partial(self._fetch, object_name(place.name), offset), self._timeout(out.nbytes)
         try:
             with self._meter.reading(out.nbytes):
                 if self._hedge is None:
@@ -222,6 +219,9 @@ class RemoteTier(Tier):
         except NotFound:
             self._meter.count("lost")
             raise
+
+    def _fetch(self, called: str, offset: int, out: memoryview, within_s: float) -> None:
+        self._attempts.run(lambda left: self.engine.read_into(called, offset, out, left), within_s)
 
     def find(self, names: Sequence[Name], timeout_s: float) -> Sequence[tuple[Record, int] | None]:
         """Of each name the record that is there, whoever wrote it, and a location; None for the rest.

@@ -743,14 +743,14 @@ class PutObjectResponse(_message.Message):
     def __init__(self, stored: _Optional[bool] = ...) -> None: ...
 
 class ReadObjectRequest(_message.Message):
-    __slots__ = ("name", "offset", "bytes")
-    NAME_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("key", "offset", "bytes")
+    KEY_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
-    name: str
+    key: bytes
     offset: int
     bytes: int
-    def __init__(self, name: _Optional[str] = ..., offset: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, key: _Optional[bytes] = ..., offset: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class ReadObjectResponse(_message.Message):
     __slots__ = ()

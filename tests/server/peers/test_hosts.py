@@ -47,6 +47,18 @@ def test_what_one_host_stores_the_others_find_and_read(fleet: Starter, kit: Any)
         client.close()
 
 
+def test_its_owner_is_told_of_every_use_of_a_record(fleet: Starter, kit: Any) -> None:
+    made, (ref,) = fleet(2), kit.prompt(chunks=1).refs
+    with made.hosts[0].connect() as owner, made.hosts[1].connect() as reader:
+        kit.fill(owner, kit.prompt(chunks=1))
+        kit.published(owner)
+        assert reader.lookup(kit.spec, [ref]).tokens == ref.tokens  # without a lease, so that only gets are uses
+        for _ in range(3):  # answered by Python first, then natively
+            (before,) = [info.hits for info in owner.list()]
+            assert (reader.get(kit.spec, ref) == kit.content(ref)).all()
+            kit.until(lambda before=before: [info.hits for info in owner.list()] > [before])
+
+
 def test_a_prefix_that_is_spread_over_hosts(fleet: Starter, kit: Any) -> None:
     made, chain = fleet(3), kit.prompt(chunks=9)
     clients = [host.connect() for host in made.hosts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -259,7 +260,7 @@ class TestWhatItDoesToTheOwner:
                 line.in_step = True
                 return out
 
-            out = peer._lines.run(slowly)
+            out = peer._lines.once(slowly, time.monotonic() + WITHIN_S)
             assert with_payload.is_set()
             assert out[entry.total_bytes - len(data) :] == data
             kit.until(lambda: client.stats()["tiers"]["dram"]["used"] == 0)  # with its reader it goes
