@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from kvstore import _native
+from kvstore.config import SECOND_TOUCH
 from kvstore.errors import InvalidArgument
-from kvstore.sim.setup import TOUCHES, Setup, Tiers
+from kvstore.sim.setup import TOUCHES, Setup, Tier, Tiers
 from kvstore.sim.trace import Column, Trace
 
 
@@ -72,13 +73,20 @@ class Replay:
                 )
         return found
 
+    def _per_day(self, tier: Tier) -> int:
+        budget = tier.write_bytes_per_day
+        return 0 if budget is None else max(1, budget.of(int(self.chunk_bytes.sum())))
+
     def play(self, policy: str, tiers: Tiers) -> Outcome:
         """The whole trace. `policy` is one of the store's, or `belady`.
 
         Belady's rule need not take in what is used later than all that is there, except in the order `forward`.
         """
         setup = self.setup
-        given = [(nbytes, tier.smaller, tier.speed) for nbytes, tier in zip(self.capacities(tiers), tiers, strict=True)]
+        given = [
+            (nbytes, tier.smaller, tier.speed, tier.admit == SECOND_TOUCH, self._per_day(tier))
+            for nbytes, tier in zip(self.capacities(tiers), tiers, strict=True)
+        ]
         start = time.perf_counter()
         told: dict[str, Any] = _native.sim_replay(
             self._native, policy, given, list(setup.shares) or [1.0] * len(self.trace.names), self.prefill.packed,

@@ -1,0 +1,188 @@
+"""What may go down to a slow or wearing tier: a filter for each that has `admit` or `write_bytes_per_day`.
+
+The filter is `codecs/native/admission.hpp`, the simulator's as well. It is asked again and again while a chunk grows
+cold, and what it refuses stays where it is: the policy lets go of it there, and that is when a refusal counts. What a
+client was promised to be on disk, what a drain moves and what the store's end writes down is not asked about, but paid
+for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from kvstore import _native
+from kvstore.catalog import Scope
+from kvstore.config import ALL, SECOND_TOUCH
+from kvstore.usage import now_ms
+
+if TYPE_CHECKING:
+    from kvstore.core import Core
+
+OPEN, *WHYS = _native.entry_names()
+SPENT = "budget_spent"
+FILE = "budget"  # beside the records of every tier that survives the process
+VERSION = 1
+
+
+class Admissions:
+    """The filters of one store's tiers. Methods need the store's lock unless they say that they take it."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        below = enumerate(core.config.below, 1)
+        self._rules = {number: each for number, each in below if each.admit != ALL or each.write_bytes_per_day}
+        self._filters = {
+            number: _native.Admission(
+                each.admit == SECOND_TOUCH, each.write_bytes_per_day, core.tiers[number].capacity,
+                core.config.max_chunks,
+            )
+            for number, each in self._rules.items()
+        }  # fmt: skip
+        self._budgeted = [number for number, each in self._rules.items() if each.write_bytes_per_day]
+        self._announced: set[int] = set()
+
+    def admits(self, tier: int, chunk: int) -> bool:
+        """Whether a chunk may be written to a tier just now."""
+        found = self._filters.get(tier)
+        return found is None or found.judge_chunk(self._core.index, chunk) == OPEN
+
+    def let_go(self, chunk: int, tier: int, placements: Sequence[int]) -> None:
+        """What a chunk has in a tier is about to go to make room: count it as refused where that is why it is lost.
+
+        Called before the placements are withdrawn.
+        """
+        core, below = self._core, self._core.next_below(tier)
+        if below is None or below not in self._filters or core.all_in(below, placements):
+            return
+        found = self._filters[below]
+        why = found.judge_chunk(core.index, chunk)
+        if why != OPEN:
+            found.refuse(why, sum(core.index.placement(each).stored for each in placements))
+            core.counters[f"refused_{core.tiers[below].name}_{why}"] += 1
+
+    def gone(self, scope: Scope, key: bytes, nbytes: int) -> None:
+        """A chunk was evicted from the last tier that had it, a part of so many bytes last."""
+        for found in self._filters.values():
+            found.remember_chunk(scope.number, key, nbytes * len(scope.parts))
+
+    def came(self, tier: int, nbytes: int) -> None:
+        """A record of this length has come to a tier."""
+        if tier in self._filters:
+            self._filters[tier].came(nbytes)
+
+    def left(self, tier: int, nbytes: int) -> None:
+        """A record of this length has left a tier, for whatever reason."""
+        if tier in self._filters:
+            self._filters[tier].left(nbytes)
+
+    def was_full(self, tier: int) -> None:
+        """Something in a tier had to go to make room, and went."""
+        if tier in self._filters:
+            self._filters[tier].was_full()
+
+    def set_capacity(self, tier: int, nbytes: int) -> None:
+        """What a tier may hold now: a drive may have gone."""
+        if tier in self._filters:
+            self._filters[tier].set_capacity(nbytes)
+
+    @contextmanager
+    def writing(self, tier: int, nbytes: int) -> Iterator[None]:
+        """A record of this length is written to a tier as long as a `with` lasts. Takes the lock."""
+        found, core = self._filters.get(tier), self._core
+        if found is None:
+            yield
+            return
+        with core.lock:
+            found.begin(nbytes)
+        try:
+            yield
+        finally:
+            written = core.tiers[tier].written_bytes
+            with core.lock:
+                found.end(nbytes)
+                found.settle(written, now_ms())
+
+    def settle(self) -> None:
+        """Pay for what tiers have written, by themselves as well, and take in what the time brought. Takes the lock."""
+        core = self._core
+        for number in self._budgeted:
+            written = core.tiers[number].written_bytes
+            with core.lock:
+                self._filters[number].settle(written, now_ms())
+                spent = self._filters[number].state == SPENT
+            if spent and number not in self._announced:
+                self._announced.add(number)
+                name = core.tiers[number].name
+                core.events.announce(
+                    f"{name} has used up write_bytes_per_day: until some is left only what has to be on disk is "
+                    "written there (said once; `kvstore tiers` tells more)",
+                    name,
+                )
+
+    def put_aside(self) -> None:
+        """Have what is left of budgets on the tiers that survive the process. Takes the lock. `StorageError`."""
+        core = self._core
+        if not self._budgeted:
+            return
+        with core.lock:
+            left = {core.tiers[number].name: self._filters[number].budget_left for number in self._budgeted}
+        data = json.dumps({"version": VERSION, "at_ms": now_ms(), "left_bytes": left}).encode()
+        for tier in core.below:
+            if tier.persistent and tier.state == "ok":
+                tier.put_aside(FILE, data)
+
+    def recall(self) -> Sequence[str]:
+        """Go on with the budgets of the store that was here before; what was wrong with them, in words.
+
+        Takes the lock. Where nobody knows what was left, as of a tier that is new, a budget is whole; where that cannot
+        be read it is spent.
+        """
+        core, notes = self._core, list[str]()
+        if not self._budgeted:
+            return notes
+        latest: dict[str, Any] = {"at_ms": -1, "left_bytes": {}}
+        for tier in core.below:
+            for data in tier.recall(FILE) if tier.persistent else ():
+                told = _parsed(data)
+                if told is None:
+                    notes.append(f"what was left of write_bytes_per_day in {tier.name} cannot be read: nothing is")
+                    told = {"at_ms": now_ms(), "left_bytes": dict.fromkeys((each.name for each in core.below), 0.0)}
+                latest = max(latest, told, key=lambda each: int(each["at_ms"]))
+        with core.lock:
+            for number in self._budgeted:
+                left = latest["left_bytes"].get(core.tiers[number].name)
+                if left is not None:
+                    self._filters[number].restore(left, latest["at_ms"])
+                    self._filters[number].settle(core.tiers[number].written_bytes, now_ms())
+        return notes
+
+    def stats(self, tier: int) -> dict[str, Any]:
+        """What a tier's filter does, for `kvstore stats`; nothing where there is none."""
+        if tier not in self._filters:
+            return {}
+        core, found, rule = self._core, self._filters[tier], self._rules[tier]
+        told: dict[str, Any] = {
+            "admit": rule.admit,
+            "write_bytes_per_day": rule.write_bytes_per_day,
+            "refused": {why: core.counters[f"refused_{core.tiers[tier].name}_{why}"] for why in WHYS},
+            "has_room": found.has_room,
+            "remembered": found.ghosts,
+        }
+        if rule.write_bytes_per_day:
+            told["budget"], told["budget_left"] = found.state, int(found.budget_left)
+            told["budget_most"] = int(found.budget_most)
+        return told
+
+
+def _parsed(data: bytes) -> dict[str, Any] | None:
+    """What `put_aside` wrote; None for anything else."""
+    try:
+        told = json.loads(data)
+        good = told["version"] == VERSION and isinstance(told["at_ms"], int)
+        told["left_bytes"] = {str(name): float(left) for name, left in told["left_bytes"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return told if good else None
