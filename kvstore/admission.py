@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kvstore import _native
 from kvstore.catalog import Scope
 from kvstore.config import ALL, SECOND_TOUCH
+from kvstore.errors import KVStoreError
 from kvstore.usage import now_ms
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Admissions:
         Called before the placements are withdrawn.
         """
         core, below = self._core, self._core.next_below(tier)
-        if below is None or below not in self._filters or core.all_in(below, placements):
+        if below is None or below not in self._filters or not core.is_usable(below) or core.all_in(below, placements):
             return
         found = self._filters[below]
         why = found.judge_chunk(core.index, chunk)
@@ -123,7 +124,10 @@ class Admissions:
                 )
 
     def put_aside(self) -> None:
-        """Have what is left of budgets on the tiers that survive the process. Takes the lock. `StorageError`."""
+        """Have what is left of budgets on the tiers that survive the process. Takes the lock.
+
+        One that cannot keep it is counted, and goes on later with what it kept last.
+        """
         core = self._core
         if not self._budgeted:
             return
@@ -132,7 +136,10 @@ class Admissions:
         data = json.dumps({"version": VERSION, "at_ms": now_ms(), "left_bytes": left}).encode()
         for tier in core.below:
             if tier.persistent and tier.state == "ok":
-                tier.put_aside(FILE, data)
+                try:
+                    tier.put_aside(FILE, data)
+                except KVStoreError:
+                    core.count("budgets_not_kept")
 
     def recall(self) -> Sequence[str]:
         """Go on with the budgets of the store that was here before; what was wrong with them, in words.

@@ -59,11 +59,9 @@ def _filter_text(name: str, tier: Mapping[str, Any]) -> str:
     text = f"{name}: admits {tier['admit']}; refused {sum(refused.values())} chunks{f' ({told})' if told else ''}"
     if not tier["write_bytes_per_day"]:
         return text
-    state = {"open": "", "budget_low": "only what was used twice comes down, ", "budget_spent": "nothing comes down, "}
-    return (
-        f"{text}; of {size(tier['write_bytes_per_day'])} a day {state[tier['budget']]}{size(max(0, tier['budget_left']))} "
-        f"may be written now, {size(tier['budget_most'])} at most"
-    )
+    left, most = size(max(0, tier["budget_left"])), size(tier["budget_most"])
+    state = {"open": "", "budget_low": ": only what was used twice comes down", "budget_spent": ": nothing comes down"}
+    return f"{text}; {left} of {most} may be written now{state[tier['budget']]}"
 
 
 def _move(args: Namespace) -> int:
