@@ -9,9 +9,9 @@ for.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvstore import _native
 from kvstore.catalog import Scope
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 OPEN, *WHYS = _native.entry_names()
 SPENT = "budget_spent"
-FILE = "budget"  # beside the records of every tier that survives the process
+FILE = "budget"  # on every tier that survives the process and has a place for it
 VERSION = 1
 
 
@@ -147,24 +147,25 @@ class Admissions:
         Takes the lock. Where nobody knows what was left, as of a tier that is new, a budget is whole; where that cannot
         be read it is spent.
         """
-        core, notes = self._core, list[str]()
+        core = self._core
         if not self._budgeted:
-            return notes
-        latest: dict[str, Any] = {"at_ms": -1, "left_bytes": {}}
-        for tier in core.below:
-            for data in tier.recall(FILE) if tier.persistent else ():
-                told = _parsed(data)
-                if told is None:
-                    notes.append(f"what was left of write_bytes_per_day in {tier.name} cannot be read: nothing is")
-                    told = {"at_ms": now_ms(), "left_bytes": dict.fromkeys((each.name for each in core.below), 0.0)}
-                latest = max(latest, told, key=lambda each: int(each["at_ms"]))
+            return ()
+        kept = [data for tier in core.below if tier.persistent for data in tier.recall(FILE)]
+        known = [told for told in map(_parsed, kept) if told is not None]
+        left: Mapping[str, float] = {}
+        at_ms = now_ms()
+        if known:
+            latest = max(known, key=lambda told: told.at_ms)
+            left, at_ms = latest.left, latest.at_ms
+        elif kept:
+            left = {core.tiers[number].name: 0.0 for number in self._budgeted}
         with core.lock:
             for number in self._budgeted:
-                left = latest["left_bytes"].get(core.tiers[number].name)
-                if left is not None:
-                    self._filters[number].restore(left, latest["at_ms"])
-                    self._filters[number].settle(core.tiers[number].written_bytes, now_ms())
-        return notes
+                name = core.tiers[number].name
+                if name in left:
+                    self._filters[number].restore(left[name], at_ms)
+                    self._filters[number].settle(0, now_ms())
+        return () if known or not kept else ("what was left of write_bytes_per_day cannot be read: nothing is",)
 
     def stats(self, tier: int) -> dict[str, Any]:
         """What a tier's filter does, for `kvstore stats`; nothing where there is none."""
@@ -184,12 +185,19 @@ class Admissions:
         return told
 
 
-def _parsed(data: bytes) -> dict[str, Any] | None:
+class _Kept(NamedTuple):
+    """What was left of budgets, by their tiers' names, at some time."""
+
+    at_ms: int
+    left: Mapping[str, float]
+
+
+def _parsed(data: bytes) -> _Kept | None:
     """What `put_aside` wrote; None for anything else."""
     try:
         told = json.loads(data)
-        good = told["version"] == VERSION and isinstance(told["at_ms"], int)
-        told["left_bytes"] = {str(name): float(left) for name, left in told["left_bytes"].items()}
+        if told["version"] != VERSION:
+            return None
+        return _Kept(int(told["at_ms"]), {str(name): float(left) for name, left in told["left_bytes"].items()})
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return told if good else None

@@ -15,7 +15,7 @@ from kvstore.policy import POLICIES
 from kvstore.sim import report as simulation
 from kvstore.sim.models import model_of
 from kvstore.sim.report import Row
-from kvstore.sim.setup import CAPACITIES, Setup, Tiers, capacity_of, single_tiers, tier_of, with_filter
+from kvstore.sim.setup import CAPACITIES, Setup, Tiers, per_day_of, single_tiers, tier_of, with_filter
 from kvstore.sim.trace import Trace, mix, read, then
 
 PLOTTED = ("0.5%", "1%", "2%", "5%", "10%", "20%", "40%")
@@ -70,8 +70,8 @@ def setup_of(args: Namespace) -> Setup:
     if args.tiers:
         stacks = [tuple(tier_of(each) for each in args.tiers)]
     if args.admit != ALL or args.write_bytes_per_day:
-        budget = capacity_of(args.write_bytes_per_day) if args.write_bytes_per_day else None
-        stacks = [with_filter(each, args.admit, budget) for each in stacks]
+        per_day = per_day_of(args.write_bytes_per_day) if args.write_bytes_per_day else 0
+        stacks = [with_filter(each, args.admit, per_day) for each in stacks]
     return Setup(
         stacks, tuple(args.policies or POLICIES), model_of(args.model), args.prefill_tflops * 1e12, args.step_ms / 1e3,
         args.touch, args.warm, args.overlap, args.whole_blocks, args.shares or (),

@@ -21,7 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tier", dest="tiers", action="append", metavar="TIER", help="repeatable, the fastest first")
     parser.add_argument("--admit", choices=RULES, default=ALL,
                         help="which chunks come down to the tiers below the first (all)")  # fmt: skip
-    parser.add_argument("--write-bytes-per-day", metavar="SIZE", help="to each of these, bytes or a share (no bound)")
+    parser.add_argument("--write-bytes-per-day", metavar="SIZE", help="to each of these (no bound)")
     parser.add_argument("--plot", metavar="FILE", help="draw hit ratio over cache size")
     joined = parser.add_mutually_exclusive_group()
     joined.add_argument("--mix", action="store_true", help="several traces at once, each a tenant of its own")

@@ -12,7 +12,7 @@ import numpy as np
 from kvstore import _native
 from kvstore.config import SECOND_TOUCH
 from kvstore.errors import InvalidArgument
-from kvstore.sim.setup import TOUCHES, Setup, Tier, Tiers
+from kvstore.sim.setup import TOUCHES, Setup, Tiers
 from kvstore.sim.trace import Column, Trace
 
 
@@ -73,10 +73,6 @@ class Replay:
                 )
         return found
 
-    def _per_day(self, tier: Tier) -> int:
-        budget = tier.write_bytes_per_day
-        return 0 if budget is None else max(1, budget.of(int(self.chunk_bytes.sum())))
-
     def play(self, policy: str, tiers: Tiers) -> Outcome:
         """The whole trace. `policy` is one of the store's, or `belady`.
 
@@ -84,7 +80,7 @@ class Replay:
         """
         setup = self.setup
         given = [
-            (nbytes, tier.smaller, tier.speed, tier.admit == SECOND_TOUCH, self._per_day(tier))
+            (nbytes, tier.smaller, tier.speed, tier.admit == SECOND_TOUCH, tier.write_bytes_per_day)
             for nbytes, tier in zip(self.capacities(tiers), tiers, strict=True)
         ]
         start = time.perf_counter()

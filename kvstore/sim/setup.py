@@ -48,7 +48,7 @@ class Capacity:
 class Tier:
     """One tier: `smaller` says by how much what lies there is encoded.
 
-    `admit` and `write_bytes_per_day` (none: no bound) are those of the store's configuration.
+    `admit` and `write_bytes_per_day` (0: no bound) are those of the store's configuration.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Tier:
     speed: TierSpeed
     smaller: float = 1.0
     admit: str = ALL
-    write_bytes_per_day: Capacity | None = None
+    write_bytes_per_day: int = 0
 
 
 Tiers: TypeAlias = Sequence[Tier]
@@ -109,6 +109,14 @@ def capacity_of(text: str) -> Capacity:
     return Capacity(text, nbytes)
 
 
+def per_day_of(text: str) -> int:
+    """Bytes a day, such as `2TB`."""
+    try:
+        return int(_BYTES.parse(text))
+    except ConfigError:
+        raise InvalidArgument(f"{text!r} are no bytes a day: say a size like 64GiB or 2TB") from None
+
+
 def single_tiers(capacities: Sequence[str]) -> list[Tiers]:
     """A set-up of DRAM alone for each capacity."""
     return [(Tier("dram", capacity_of(text), SPEEDS["dram"]),) for text in capacities]
@@ -138,7 +146,7 @@ def tier_of(text: str) -> Tier:
     return Tier(name, capacity_of(capacity), speed, found.get("smaller", 1.0))
 
 
-def with_filter(tiers: Tiers, admit: str, write_bytes_per_day: Capacity | None) -> Tiers:
+def with_filter(tiers: Tiers, admit: str, write_bytes_per_day: int) -> Tiers:
     """The tiers with a filter in front of all but the first, whose chunks come from engines.
 
     `InvalidArgument` where there is no other.

@@ -9,7 +9,7 @@ import pytest
 from kvstore.config import ALL, SECOND_TOUCH
 from kvstore.errors import InvalidArgument
 from kvstore.sim.replay import Outcome, Replay
-from kvstore.sim.setup import BELADY, Capacity, Setup, Tiers, tier_of, with_filter
+from kvstore.sim.setup import BELADY, Setup, Tiers, tier_of, with_filter
 from kvstore.sim.trace import Trace
 from tests.policies.filters import DAY_MS, Filter
 
@@ -71,7 +71,7 @@ class FilteredLru(ModelLru):
 
 
 def filtered(below: Tiers, admit: str, per_day: int = 0) -> Tiers:
-    return with_filter(below, admit, Capacity("", nbytes=per_day) if per_day else None)
+    return with_filter(below, admit, per_day)
 
 
 def refusals(told: Outcome) -> dict[str, int]:
@@ -121,7 +121,7 @@ def test_belady_needs_no_filter() -> None:
 
 def test_a_filter_needs_something_below_the_first_tier() -> None:
     with pytest.raises(InvalidArgument, match="two or more with --tier"):
-        with_filter((tier_of("dram=1%"),), SECOND_TOUCH, None)
+        with_filter((tier_of("dram=1%"),), SECOND_TOUCH, 0)
 
 
 @pytest.mark.parametrize("name", ["mooncake_conversation", "mooncake_synthetic"])
@@ -137,8 +137,9 @@ def test_on_real_traffic_it_halves_what_is_written(name: str) -> None:
 def test_a_budget_holds_on_real_traffic() -> None:
     trace = real("rag_segments")
     replay = Replay(trace, Setup((), touch="put", warm=0.0))
-    told = replay.play("lru", with_filter((tier_of("dram=1%"), tier_of("nvme=5%")), ALL, Capacity("", share=0.05)))
+    per_day = int(replay.chunk_bytes.sum()) // 20
+    told = replay.play("lru", filtered((tier_of("dram=1%"), tier_of("nvme=5%")), ALL, per_day))
     days = (int(trace.times_ms[-1]) - int(trace.times_ms[0])) / DAY_MS
-    most = 0.05 * int(replay.chunk_bytes.sum()) * (days + 0.25)
+    most = per_day * (days + 0.25)
     assert 0.8 * most < told.tiers[1]["written_bytes"] <= most + int(replay.chunk_bytes.max())
     assert refusals(told)["budget_spent"] > 0
