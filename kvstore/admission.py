@@ -29,7 +29,7 @@ VERSION = 1
 
 
 class Admissions:
-    """The filters of one store's tiers. Methods need the store's lock unless they say that they take it."""
+    """The filters of one store's tiers. Methods need the store's lock unless they say that they take it, or need none."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -56,7 +56,9 @@ class Admissions:
         Called before the placements are withdrawn.
         """
         core, below = self._core, self._core.next_below(tier)
-        if below is None or below not in self._filters or not core.is_usable(below) or core.all_in(below, placements):
+        if below is None or below not in self._filters or not core.is_usable(below):
+            return
+        if core.all_in(below, placements) or core.at_peers(placements):
             return
         found = self._filters[below]
         why = found.judge_chunk(core.index, chunk)
@@ -168,7 +170,7 @@ class Admissions:
         return () if known or not kept else ("what was left of write_bytes_per_day cannot be read: nothing is",)
 
     def stats(self, tier: int) -> dict[str, Any]:
-        """What a tier's filter does, for `kvstore stats`; nothing where there is none."""
+        """What a tier's filter does, for `kvstore stats`; nothing where there is none. Needs no lock."""
         if tier not in self._filters:
             return {}
         core, found, rule = self._core, self._filters[tier], self._rules[tier]
