@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvstore import _native
@@ -29,7 +30,7 @@ VERSION = 1
 
 
 class Admissions:
-    """The filters of one store's tiers. Methods need the store's lock unless they say that they take it, or need none."""
+    """The filters of one store's tiers. Methods need the store's lock, unless they take it or say otherwise."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -158,7 +159,7 @@ class Admissions:
         at_ms = now_ms()
         if known:
             latest = max(known, key=lambda told: told.at_ms)
-            left, at_ms = latest.left, latest.at_ms
+            left, at_ms = latest.left, min(latest.at_ms, at_ms)
         elif kept:
             left = {core.tiers[number].name: 0.0 for number in self._budgeted}
         with core.lock:
@@ -198,8 +199,8 @@ def _parsed(data: bytes) -> _Kept | None:
     """What `put_aside` wrote; None for anything else."""
     try:
         told = json.loads(data)
-        if told["version"] != VERSION:
-            return None
-        return _Kept(int(told["at_ms"]), {str(name): float(left) for name, left in told["left_bytes"].items()})
-    except (ValueError, KeyError, TypeError, AttributeError):
+        kept = _Kept(int(told["at_ms"]), {str(name): float(left) for name, left in told["left_bytes"].items()})
+        good = told["version"] == VERSION and kept.at_ms >= 0 and all(map(isfinite, kept.left.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
+    return kept if good else None
