@@ -113,8 +113,7 @@ nb::dict tally_dict(const TierTally& tally) {
     return told;
 }
 
-nb::dict replay(const Trace& trace, const std::string& policy,
-                const std::vector<TierTuple>& tiers,
+nb::dict replay(const Trace& trace, const std::string& policy, const std::vector<TierTuple>& tiers,
                 const std::vector<double>& shares, const PrefillTuple& prefill, int touch, bool overlap, bool bypass,
                 std::size_t first) {
     check_tiers(tiers.size());

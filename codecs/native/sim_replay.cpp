@@ -23,7 +23,8 @@ Costs costs_of(const Prefill& prefill, const TierSpeed& speed) {
 
 SimReplay::SimReplay(const SimTrace& trace, const SimSetup& setup)
     : trace_(trace), setup_(setup), where_(trace.chunks), row_of_(trace.chunks, kNone), leased_(trace.chunks),
-      seen_(trace.chunks), used_(trace.chunks), arrival_(trace.chunks), tenant_(trace.chunks), oracle_(setup.policy == "belady") {
+      seen_(trace.chunks), used_(trace.chunks), arrival_(trace.chunks), tenant_(trace.chunks),
+      oracle_(setup.policy == "belady") {
     if (setup.tiers.empty() || setup.tiers.size() > LoadTime::kTiers)
         throw std::invalid_argument("there are 1 to " + std::to_string(LoadTime::kTiers) + " tiers");
     const auto rows = static_cast<std::uint32_t>(trace.chunks);

@@ -91,7 +91,7 @@ private:
     struct Tier {
         SimTier setup;
         std::vector<std::unique_ptr<Policy>> policies;  // by tenant
-        std::unique_ptr<Admission> filter;  // where it keeps anything out
+        std::unique_ptr<Admission> filter;  // null: everything comes down
         std::vector<std::uint64_t> used_by;
         std::uint64_t used = 0;
         std::uint64_t written = 0;  // ever
