@@ -46,8 +46,8 @@ void Admission::restore(double left, std::int64_t at_ms) {
 }
 
 // Each closes at one level and opens at a higher one. Prompts are let go tail first, and one without its head is worth
-// nothing: so many chunks in a row go down, or none. Coding agents hit .79 of their tokens that way and .72 without, for
-// the same bytes.
+// nothing: so many chunks in a row go down, or none. Coding agents hit .79 of their tokens that way and .72 without,
+// for the same bytes.
 void Admission::watch_budget() {
     if (!budget_.is_bound()) return;
     const double left = budget_.left(), most = budget_.most();

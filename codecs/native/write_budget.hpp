@@ -6,9 +6,9 @@
 
 namespace kvstore {
 
-// A token bucket. It holds a quarter of a day's bytes: an hour can take no more than 7/24 of the day's, and what a quiet
-// night leaves is there for the morning. Over any time t at most (t + a quarter) days' bytes are let through, beside
-// what was let through without being asked for: that makes `left` negative, and is waited for.
+// A token bucket. It holds a quarter of a day's bytes: an hour takes no more than 7/24 of the day's, and what a quiet
+// night leaves is there for the morning. Over any time of t days at most t + a quarter days' bytes are let through.
+// What is written without being asked about makes `left` negative, and is waited for.
 class WriteBudget {
 public:
     static constexpr std::int64_t kDayMs = 86'400'000;
