@@ -1314,6 +1314,71 @@ class ValuePolicy(Policy):
 def policy_names() -> list[str]:
     """The policies that `Policy` knows."""
 
+class Admission:
+    """What may be written down to a tier of `capacity` bytes; codecs/native/admission.hpp says how that is judged.
+
+    `bytes_per_day` 0: no bound. Chunks that left are remembered, `max_ghosts` at most. Keys are 64 bits wide.
+    """
+
+    def __init__(self, second_touch: bool, bytes_per_day: int, capacity: int, max_ghosts: int) -> None: ...
+    def judge(self, key: int, used: bool) -> str:
+        """What a chunk finds that is offered: one of `entry_names()`. `used`: since it came. Changes nothing."""
+
+    def judge_chunk(self, index: Index, chunk: int) -> str:
+        """`judge` of a chunk of the index (its row). IndexError if it is not there."""
+
+    def begin(self, bytes: int) -> None:
+        """Writing a chunk begins."""
+
+    def end(self, bytes: int) -> None:
+        """It has ended, and is in what `settle` is told from now on."""
+
+    def settle(self, written: int, now_ms: int) -> None:
+        """So many bytes have been written to the tier in all, until this Unix time."""
+
+    def refuse(self, why: str, bytes: int) -> None:
+        """A chunk was let go as it had been judged. ValueError for `open` and what is no verdict."""
+
+    def remember(self, key: int, bytes: int) -> None:
+        """A chunk was evicted, and is in no tier any more."""
+
+    def remember_chunk(self, scope: int, key: bytes, bytes: int) -> None:
+        """`remember` of a chunk that was in the index."""
+
+    def came(self, bytes: int) -> None:
+        """So many bytes came to the tier."""
+
+    def left(self, bytes: int) -> None:
+        """So many left it, for whatever reason."""
+
+    def was_full(self) -> None:
+        """Something there had to go to make room."""
+
+    def set_capacity(self, bytes: int) -> None: ...
+    def restore(self, left: float, at_ms: int) -> None:
+        """Of the budget so much was left at this Unix time."""
+
+    @property
+    def state(self) -> str:
+        """What the budget says just now: `open`, `budget_low` (nothing that was used once), `budget_spent`."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room that costs no chunk its place, so that everything may come."""
+
+    @property
+    def budget_left(self) -> float:
+        """Bytes, less what is under way; negative where more was written than may be."""
+
+    @property
+    def budget_most(self) -> float: ...
+    @property
+    def ghosts(self) -> int:
+        """Chunks that are remembered."""
+
+def entry_names() -> list[str]:
+    """`open`, and why a chunk is refused: `used_once`, `budget_low`, `budget_spent`."""
+
 def admit_chunk(index: Index, policy: Policy, chunk: int, tier: int, now_ms: int) -> None:
     """Tell a policy that a chunk (its row), or more of it, has come to its tier."""
 
@@ -1406,7 +1471,7 @@ class SimTrace:
 def sim_replay(
     trace: SimTrace,
     policy: str,
-    tiers: Sequence[tuple[int, float, tuple[float, float, float, float]]],
+    tiers: Sequence[tuple[int, float, tuple[float, float, float, float], bool, int]],
     shares: Sequence[float],
     prefill: tuple[float, float, float, float],
     touch: int,
@@ -1416,10 +1481,11 @@ def sim_replay(
 ) -> dict[str, Any]:
     """Play a trace, without the GIL: the fields of `kvstore.sim.replay.Outcome` but the last.
 
-    A tier is its capacity in bytes, by how much what lies there is smaller, and its speed (`kvstore.cost.TierSpeed`);
-    there are 1 to 8. `policy` is one of `policy_names()` or `belady`, which is told the future. `touch` is 0 (leaf
-    first), 1 (as put) or 2 (forward, nothing leased). Requests before `first` are not counted. ValueError for what does
-    not fit.
+    A tier is its capacity in bytes, by how much what lies there is smaller, its speed (`kvstore.cost.TierSpeed`),
+    whether what comes down to it was used twice, and the bytes a day that may be written (0: no bound); there are 1 to
+    8. `policy` is one of `policy_names()` or `belady`, which is told the future, and comes down as it likes. `touch` is
+    0 (leaf first), 1 (as put) or 2 (forward, nothing leased). Requests before `first` are not counted. ValueError for
+    what does not fit.
     """
 
 def plan_load(

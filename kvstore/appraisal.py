@@ -18,6 +18,7 @@ def appraise(core: Core) -> None:
     for number, tier in enumerate(core.tiers):
         capacity, speed = tier.capacity, tier.speed  # never with the lock held
         with core.lock:
+            core.admissions.set_capacity(number, capacity)
             policies = core.usage.in_tier(number)
             chunks = sum(map(len, policies.values()))
         for digest, policy in policies.items():

@@ -32,6 +32,16 @@ SomeSeconds = Annotated[float, Quantity("seconds", positive=True)]
 Rate = Annotated[float, Quantity()]
 
 
+ALL, SECOND_TOUCH = RULES = ("all", "second-touch")
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a key that holds one of a few words."""
+
+    words: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class CodecName:
     """Marks a key that names a form: `raw`, or a codec and its level."""
@@ -45,6 +55,7 @@ class EvictionPolicy:
 FormName = Annotated[str, CodecName()]
 FormNameOrNone = Annotated[str | None, CodecName()]
 PolicyName = Annotated[str, EvictionPolicy()]
+Rule = Annotated[str, OneOf(RULES)]
 PolicyNameOrNone = Annotated[str | None, EvictionPolicy()]
 
 
@@ -82,7 +93,8 @@ class HbmConfig:
 class CxlConfig:
     """Memory on CXL devices, below DRAM: of NUMA `nodes` without CPUs, or of device-DAX `paths`; one of the two.
 
-    `capacity` is over all devices (0: all that `paths` have). `persistent` finds the records on `paths` again.
+    `capacity` is over all devices (0: all that `paths` have). `persistent` finds the records on `paths` again. `admit`
+    says which chunks come down here: all, or those used twice.
     """
 
     table: ClassVar[str] = "cxl"
@@ -91,6 +103,8 @@ class CxlConfig:
     capacity: SizeOrNone = 0
     persistent: bool = False
     codec: FormName = "raw"
+    admit: Rule = ALL
+    write_bytes_per_day: ClassVar[int] = 0  # it does not wear
 
 
 @dataclass(frozen=True)
@@ -98,7 +112,8 @@ class NvmeConfig:
     """A folder of log-structured segments, and further ones in `paths`, each on a drive of its own.
 
     `capacity` is a hard limit; `reserve` bytes of the file system are left free whatever it says. `codec` is the
-    form that parts are given on their way down.
+    form that parts are given on their way down. `admit` says which chunks come down here: all, or those used twice;
+    `write_bytes_per_day` how much may be written to the drives, clean-up included (0: no bound).
     """
 
     table: ClassVar[str] = "nvme"
@@ -109,6 +124,8 @@ class NvmeConfig:
     io_threads: Count = 7
     codec: FormName = "raw"
     paths: tuple[Path, ...] = ()
+    admit: Rule = ALL
+    write_bytes_per_day: SizeOrNone = 0
 
 
 @dataclass(frozen=True)
@@ -117,7 +134,8 @@ class RemoteConfig:
 
     `capacity` bounds what this host has there. A call may take `deadline_s` and the time that its bytes need. A
     look-up waits `lookup_wait_s` at most for what other hosts have stored. `hedge` sends a second read where an answer
-    is late. For S3, `endpoint` is a server other than Amazon's; credentials come from `username` and `password` (the
+    is late. `admit` says which chunks are copied there: all, or those used twice; `write_bytes_per_day` how much (0: no
+    bound). For S3, `endpoint` is a server other than Amazon's; credentials come from `username` and `password` (the
     access key and its secret), or from where the AWS tools find theirs.
     """
 
@@ -129,6 +147,8 @@ class RemoteConfig:
     lookup_wait_s: Seconds = 0.02
     io_threads: Count = 4
     hedge: bool = False
+    admit: Rule = ALL
+    write_bytes_per_day: SizeOrNone = 0
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     ca: Path | None = None
@@ -151,6 +171,8 @@ class PeersConfig:
 
     table: ClassVar[str] = "peers"
     codec: ClassVar[str] = "raw"  # nothing is written to other hosts
+    admit: ClassVar[str] = ALL
+    write_bytes_per_day: ClassVar[int] = 0
     directory: str | None = None
     advertise: str | None = None
     group: str = "default"

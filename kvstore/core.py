@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from kvstore import _native
+from kvstore.admission import Admissions
 from kvstore.api import Fidelity
 from kvstore.backlog import Backlog
 from kvstore.catalog import Catalog, Namespace, Scope
@@ -107,6 +108,7 @@ class Core:
         self.uses = None if self.peers is None else _native.UseLog(self.index, self.peers, USES)
         self.usage = Usage(self.index, self.catalog, len(self.tiers) + 1, config.max_chunks, config.policy, self.uses)
         self.counters = self.usage.counters
+        self.admissions = Admissions(self)
         self.fetcher = Fetcher(self.tiers, coder.artefacts, self.count)
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have
         self.bad: set[int] = set()  # placements that go when readers and leases have, and that nobody is given
@@ -208,6 +210,7 @@ class Core:
         if placement >= 0:
             if self.tiers[tier].owns(location):
                 self.usage.came(tier, scope.namespace, chunk)
+                self.admissions.came(tier, record.total_bytes)
                 scope.namespace.used += record.total_bytes
             else:
                 self.usage.came(self.found, scope.namespace, chunk)
@@ -290,7 +293,11 @@ class Core:
         self.bad.discard(placement)
         tier = self.tiers[place.tier]
         own = tier.owns(place.loc)
-        scope.namespace.used -= total if own else 0
+        if own:
+            scope.namespace.used -= total
+            self.admissions.left(place.tier, total)
+        if gone & CHUNK_GONE and kind == "evicted":
+            self.admissions.gone(scope, chunk.key, total)
         (removed.evicted if tier.shared and kind not in ERASED else removed.places).append((tier, place.loc, total))
         if gone & CHUNK_GONE or not self._is_ordered(part_row.chunk, place.tier, own):
             order = place.tier if own else self.found
@@ -438,6 +445,7 @@ class Core:
             return False
         scope = self.catalog.scopes[self.index.chunk(chunk).scope]
         places = list(self.placements(chunk, tier))
+        self.admissions.let_go(chunk, tier, places)
         if any(self.only_here(each) for each in places):
             places = list(self.placements(chunk))
         for each in places:

@@ -91,7 +91,8 @@ class Descent:
     def _write(self, target: int, scope: Scope, record: Record, header: bytes, payload: memoryview) -> None:
         core, tier, removed, placed = self._core, self._core.tiers[target], Removed(), -1
         try:
-            kept, location = self._keep(tier, scope, record, header, payload)
+            with core.admissions.writing(target, record.total_bytes):
+                kept, location = self._keep(tier, scope, record, header, payload)
         except TierFull:
             raise
         except KVStoreError:
@@ -178,6 +179,8 @@ class Descent:
                 row = core.index.find(chunk.scope, chunk.key)
                 if row >= 0 and not (may_go and core.drop_from(row, target, removed, core.held(namespace))):
                     after = row
+                else:
+                    core.admissions.was_full(target)
 
     def _lacking(self, row: int, target: int, further: int) -> list[tuple[Scope, bytes, Part, Copy]]:
         """A chunk's parts that the next tier lacks, if that is to be used, each with a reader. Needs the lock."""
@@ -187,7 +190,8 @@ class Descent:
         chunk, found = index.chunk(row), []
         for placement in list(core.placements(row, target)):
             place = index.placement(placement)
-            if placement not in core.bad and not core.has(further, place.part, exact=place.exact):
+            lacks = placement not in core.bad and not core.has(further, place.part, exact=place.exact)
+            if lacks and core.admissions.admits(further, row):
                 found.append(core.hold_part(chunk, placement))
         return found
 

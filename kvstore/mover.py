@@ -123,9 +123,11 @@ class Mover:
         core = self._core
         core.sweep()
         core.dram.free_waiting()
+        core.admissions.settle()
         self._expire()
         if time.monotonic() >= self._appraise_at:
             appraise(core)
+            core.admissions.put_aside()
             self._appraise_at = time.monotonic() + APPRAISE_S
         for namespace in list(core.catalog.namespaces.values()):
             drain_marks(core, namespace)
@@ -187,7 +189,9 @@ class Mover:
                 there = core.is_kept(place.part, exact=place.exact)
             else:
                 there = core.has(sweep.target, place.part, exact=place.exact)
-            if not there and not core.at_peers([placement]):
+            if there or core.at_peers([placement]):
+                continue
+            if sweep.flush or core.admissions.admits(sweep.target, row):
                 yield core.hold_part(chunk, placement)
 
     def _write_all(self, dirty: list[_Dirty], target: int) -> None:
@@ -257,7 +261,9 @@ class Mover:
                 dirty = [
                     core.hold_part(core.index.chunk(row), each)
                     for row, each in inside
-                    if core.only_here(each) and each not in core.bad
+                    if core.only_here(each)
+                    and each not in core.bad
+                    and (target is None or core.admissions.admits(target, row))
                 ]
             if target is not None:
                 self._write_all(dirty, target)

@@ -51,7 +51,8 @@ class Reclaimer:
                 worth = core.index.chunk(place[2]).last_use > since_ms if goes is None else place[2] not in goes
                 may_go = core.may_go(place[2], held[record.namespace])
                 if may_go and not roomy and not (worth and record.total_bytes <= most):
-                    self._drop(place, removed)
+                    self._drop(number, place, removed)
+                    core.admissions.was_full(number)
                     verdicts[i] = Verdict.DROP
                 else:
                     verdicts[i] = Verdict.KEEP
@@ -103,9 +104,10 @@ class Reclaimer:
                     freed += sum(core.index.placement(each).stored for each in core.placements(row, tier))
         return found
 
-    def _drop(self, place: _Place, removed: Removed) -> None:
+    def _drop(self, tier: int, place: _Place, removed: Removed) -> None:
         """Take a record out, and its whole chunk if it was the last copy: half of one is of no use. Needs the lock."""
         core, (scope, placement, chunk) = self._core, place
+        core.admissions.let_go(chunk, tier, [placement])
         for each in list(core.placements(chunk)) if core.only_here(placement) else [placement]:
             core.withdraw(scope, each, removed)
 

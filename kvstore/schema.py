@@ -22,6 +22,7 @@ from kvstore.config import (
     HbmConfig,
     NamespaceConfig,
     NvmeConfig,
+    OneOf,
     PeersConfig,
     Quantity,
     RemoteConfig,
@@ -65,6 +66,7 @@ class Key:
     form: bool = False
     secret: bool = False
     policy: bool = False
+    words: tuple[str, ...] = ()
 
     @property
     def dotted(self) -> str:
@@ -93,6 +95,8 @@ class Key:
             return 'raw, or a codec and its level like "lossless" or "kivi:4"'
         if self.policy:
             return 'the name of an eviction policy, like "lru"'
+        if self.words:
+            return " or ".join(f'"{word}"' for word in self.words)
         items = "numbers" if self.item is int else "strings"
         named = {bool: "true or false", int: "a whole number", float: "a number", tuple: f"a list of {items}"}
         return named.get(self.kind, "a string")
@@ -108,6 +112,8 @@ class Key:
             parsed = self._items(value)
         else:
             parsed = self.kind(value) if isinstance(value, str) and value else None
+            if self.words and parsed not in self.words:
+                parsed = None
         if parsed is None:
             raise ConfigError(f"{self.dotted} = {_shown(value)} is not {self.accepts}")
         if self.form:
@@ -155,7 +161,8 @@ def keys(table: str) -> Mapping[str, Key]:
         default = None if each.default is MISSING else each.default
         quantity, form = mark if isinstance(mark, Quantity) else None, isinstance(mark, CodecName)
         secret, policy = not each.repr, isinstance(mark, EvictionPolicy)
-        found[each.name] = Key(table, each.name, kind, quantity, required, default, item, form, secret, policy)
+        words = mark.words if isinstance(mark, OneOf) else ()
+        found[each.name] = Key(table, each.name, kind, quantity, required, default, item, form, secret, policy, words)
     return found
 
 

@@ -102,6 +102,7 @@ class Store:
                 core.events.notes = [*core.events.notes, *index_recovered(core, number)]
                 core.tiers[number].watch_losses(partial(self._lost, number))
                 core.tiers[number].tend(self._reclaimer)
+            core.events.notes = [*core.events.notes, *core.admissions.recall()]
         except KVStoreError:
             for tier in reversed(core.tiers):
                 tier.close()
@@ -210,6 +211,7 @@ class Store:
         tiers = {
             core.tiers[number].name: {
                 **tier_stats(core.tiers[number], counters, self.drains.of(number)),
+                **core.admissions.stats(number),
                 "waiting_bytes": core.backlog[number],
                 "load_factor": round(core.forecasts.factor(number), 3),
                 "load_margin": round(core.forecasts.margin(number), 3),
@@ -273,6 +275,8 @@ class Store:
             try:
                 for tier in core.below:
                     tier.checkpoint()
+                core.admissions.settle()
+                core.admissions.put_aside()
             finally:
                 for tier in reversed(core.tiers):
                     tier.close()

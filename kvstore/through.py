@@ -119,10 +119,12 @@ class Through:
             scope = core.catalog.find(namespace_digest(new.namespace), new.spec)
             if scope is None:
                 return None
-            _, row = core.find_part(scope, new.key, new.part)
+            chunk, row = core.find_part(scope, new.key, new.part)
             here = -1 if row < 0 else core.index.find_placement(row, DRAM)
             if here < 0 or here in core.bad:
                 return None
             if core.has(self._target, row, exact=core.index.placement(here).exact):
+                return None
+            if not core.admissions.admits(self._target, chunk):
                 return None
             return scope, core.hold(here, scope, new.part)

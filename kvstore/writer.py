@@ -365,7 +365,12 @@ class Writer:
                     continue
                 copies = list(core.placements(row, DRAM))
                 if not core.at_peers(copies) and (
-                    (following is not None and next_ok and not core.all_in(following, copies))
+                    (
+                        following is not None
+                        and next_ok
+                        and not core.all_in(following, copies)
+                        and core.admissions.admits(following, row)
+                    )
                     or (others_ok and not next_ok and any(core.only_here(each) for each in copies))
                 ):
                     passed += sum(index.placement(each).stored for each in copies)

@@ -234,7 +234,7 @@ def test_every_key_has_a_flag_a_variable_and_is_rendered() -> None:
     for key in scalar_keys():
         owner = config if key.table == "store" else getattr(config, key.table)
         assert (key.name in data[key.table]) == (getattr(owner, key.name) is not None), key
-    assert len({key.variable for key in scalar_keys()}) == len({key.flag for key in scalar_keys()}) == 65
+    assert len({key.variable for key in scalar_keys()}) == len({key.flag for key in scalar_keys()}) == 70
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("60", 60.0), ("500ms", 0.5), ("5m", 300.0), ("1.5 h", 5400.0)])
@@ -281,6 +281,23 @@ def test_a_wrong_policy_is_told_with_its_line_and_the_nearest_name(tmp_path: Pat
     config = settings.load(path, {})
     assert (config.policy, config.namespaces[0].policy) == ("arc", "mq")
     assert settings.load(None, {"KVSTORE_STORE_POLICY": "gdsf"}).policy == "gdsf"
+
+
+def test_what_a_tier_admits(tmp_path: Path) -> None:
+    path = write(tmp_path, '[nvme]\npath = "x"\nadmit = "twice"\n')
+    with pytest.raises(ConfigError, match=r'kvstore.toml:3: nvme.admit = "twice" is not "all" or "second-touch"'):
+        settings.load(path, {})
+    with pytest.raises(ConfigError, match=r"--nvme-write-bytes-per-day: nvme.write_bytes_per_day = .* is not a size"):
+        settings.load(None, {"KVSTORE_NVME_PATH": "x"}, {"nvme.write_bytes_per_day": "1 drive"})
+    with pytest.raises(ConfigError, match=r"unknown key 'write_bytes_per_day' in \[cxl\]"):
+        settings.load(write(tmp_path, '[cxl]\nwrite_bytes_per_day = "1TB"\n'), {})
+    given = '[nvme]\npath = "x"\nadmit = "second-touch"\nwrite_bytes_per_day = "2TB"\n[remote]\nurl = "s3://b"\n'
+    config = settings.load(write(tmp_path, given), {"KVSTORE_REMOTE_ADMIT": "second-touch"})
+    assert config.nvme is not None
+    assert config.remote is not None
+    assert (config.nvme.admit, config.nvme.write_bytes_per_day) == ("second-touch", 2 * 10**12)
+    assert (config.remote.admit, config.remote.write_bytes_per_day) == ("second-touch", 0)
+    assert settings.load(write(tmp_path, settings.render(config)), {}) == config
 
 
 def test_a_lossy_codec_needs_the_namespaces_opt_in(tmp_path: Path) -> None:

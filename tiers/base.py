@@ -140,6 +140,14 @@ class Tier(ABC):
         """Bytes taken by live records, padding and headers included."""
 
     @property
+    def written_bytes(self) -> int:
+        """All that has gone to its devices since it was opened, what it moves and notes by itself included.
+
+        0 of memory, which that does not wear out.
+        """
+        return 0
+
+    @property
     @abstractmethod
     def speed(self) -> Speed:
         """Measured on what has been read and written so far (an estimate before that)."""
@@ -259,6 +267,18 @@ class Tier(ABC):
 
     def sync(self) -> None:
         """Return when all that was written before survives power loss (concurrent callers share one flush)."""
+
+    def put_aside(self, name: str, data: bytes) -> None:
+        """Of a tier that survives the process: keep a few bytes beside the records, in place of those of that name.
+
+        Raises `StorageError`, `TierFull`.
+        """
+        del name, data
+
+    def recall(self, name: str) -> Sequence[bytes]:
+        """What was put aside under a name, as each of its devices has it."""
+        del name
+        return ()
 
     @property
     def wants_checkpoint(self) -> bool:

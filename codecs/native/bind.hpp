@@ -6,6 +6,7 @@
 
 namespace kvstore {
 
+void bind_admission(nanobind::module_& m);
 void bind_allocator(nanobind::module_& m);
 void bind_append(nanobind::module_& m);
 void bind_cachegen(nanobind::module_& m);

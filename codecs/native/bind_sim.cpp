@@ -18,6 +18,8 @@ namespace {
 
 // Latency in seconds, bytes per second, bytes decoded per second, seconds of queue.
 using SpeedTuple = std::tuple<double, double, double, double>;
+// Capacity, by how much smaller, speed, whether what comes down was used twice, bytes a day.
+using TierTuple = std::tuple<std::uint64_t, double, SpeedTuple, bool, std::uint64_t>;
 using PrefillTuple = std::tuple<double, double, double, double>;
 
 TierSpeed speed_of(const SpeedTuple& speed) {
@@ -106,19 +108,20 @@ nb::dict tally_dict(const TierTally& tally) {
     told["demoted_bytes"] = tally.demoted_bytes;
     told["evictions"] = tally.evictions;
     told["refused"] = tally.refused;
+    for (std::size_t why = 1; why < kEntryNames.size(); ++why) told[kEntryNames[why].data()] = tally.kept_out[why];
     told["peak_bytes"] = tally.peak_bytes;
     return told;
 }
 
-nb::dict replay(const Trace& trace, const std::string& policy,
-                const std::vector<std::tuple<std::uint64_t, double, SpeedTuple>>& tiers,
+nb::dict replay(const Trace& trace, const std::string& policy, const std::vector<TierTuple>& tiers,
                 const std::vector<double>& shares, const PrefillTuple& prefill, int touch, bool overlap, bool bypass,
                 std::size_t first) {
     check_tiers(tiers.size());
     if (shares.size() < trace.tenants_needed()) throw nb::value_error("every tenant of the trace needs a share");
     if (touch < 0 || touch > static_cast<int>(Touch::forward)) throw nb::value_error("no such order of touches");
     SimSetup setup{policy, {}, shares, prefill_of(prefill), static_cast<Touch>(touch), overlap, bypass, first};
-    for (const auto& [capacity, smaller, speed] : tiers) setup.tiers.push_back({capacity, smaller, speed_of(speed)});
+    for (const auto& [capacity, smaller, speed, second_touch, bytes_per_day] : tiers)
+        setup.tiers.push_back({capacity, smaller, speed_of(speed), second_touch, bytes_per_day});
     SimResult result;
     {
         const nb::gil_scoped_release release;

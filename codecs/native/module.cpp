@@ -4,6 +4,7 @@ NB_MODULE(_native, m) {
     // A store that a program leaves open at its end is no leak of this module.
     nanobind::set_leak_warnings(false);
     m.doc() = "What kvstore does in C++: checksums, copies, the arena's allocator, the chunk index.";
+    kvstore::bind_admission(m);
     kvstore::bind_allocator(m);
     kvstore::bind_append(m);
     kvstore::bind_cachegen(m);

@@ -24,6 +24,8 @@ void SimReplay::admit(std::uint32_t chunk, std::size_t tier, bool demoted, std::
     arrival.parent_row = parent_row;
     into.policies[tenant_[chunk]]->admit(row, arrival, now_ms_);
     into.used += bytes;
+    into.written += bytes;
+    if (into.filter) into.filter->came(bytes);
     into.used_by[tenant_[chunk]] += bytes;
     into.tally.peak_bytes = std::max(into.tally.peak_bytes, into.used);
     where_[chunk] = static_cast<std::uint8_t>(where_[chunk] | 1U << tier);
@@ -55,6 +57,7 @@ bool SimReplay::evict_one(std::size_t tier, std::uint32_t incoming) {
     }
     if (victim < 0) return false;
     const auto row = static_cast<std::uint32_t>(victim);
+    if (from.filter) from.filter->was_full();
     if (oracle_ && setup_.bypass && next_by_chunk_[incoming] >= next_by_row_[row]) return false;
     evict(row, tier);
     return true;
@@ -77,8 +80,26 @@ void SimReplay::evict(std::uint32_t row, std::size_t tier) {
     from.used_by[tenant_[chunk]] -= bytes;
     where_[chunk] = static_cast<std::uint8_t>(where_[chunk] & ~(1U << tier));
     if (counts()) ++from.tally.evictions;
-    if (tier + 1 < tiers_.size() && !here(chunk, tier + 1)) admit(chunk, tier + 1, true);
+    if (tier + 1 < tiers_.size() && !here(chunk, tier + 1) && !is_kept_out(chunk, tier + 1))
+        admit(chunk, tier + 1, true);
     release_if_gone(chunk);
+}
+
+// Whether the filter of a tier, if it has one, refuses what comes down to it.
+bool SimReplay::is_kept_out(std::uint32_t chunk, std::size_t tier) {
+    Tier& into = tiers_[tier];
+    if (!into.filter) return false;
+    const std::uint64_t bytes = stored_bytes(chunk, tier);
+    into.filter->settle(into.written, now_ms_);
+    const Entry entry = into.filter->judge(arrival_[chunk].key, used_[chunk] != 0);
+    if (entry == Entry::open) {
+        into.filter->begin(bytes);
+        into.filter->end(bytes);
+        return false;
+    }
+    into.filter->refuse(entry, bytes);
+    if (counts()) ++into.tally.kept_out[static_cast<std::size_t>(entry)];
+    return true;
 }
 
 // Rows are used again at once, as the store's index does it.
@@ -100,6 +121,9 @@ std::uint32_t SimReplay::row_for(std::uint32_t chunk) {
 
 void SimReplay::release_if_gone(std::uint32_t chunk) {
     if (where_[chunk] != 0) return;
+    used_[chunk] = 0;
+    for (std::size_t tier = 0; tier < tiers_.size(); ++tier)
+        if (tiers_[tier].filter) tiers_[tier].filter->remember(arrival_[chunk].key, stored_bytes(chunk, tier));
     free_rows_.push_back(row_of_[chunk]);
     row_of_[chunk] = kNone;
 }

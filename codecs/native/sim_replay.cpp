@@ -23,7 +23,8 @@ Costs costs_of(const Prefill& prefill, const TierSpeed& speed) {
 
 SimReplay::SimReplay(const SimTrace& trace, const SimSetup& setup)
     : trace_(trace), setup_(setup), where_(trace.chunks), row_of_(trace.chunks, kNone), leased_(trace.chunks),
-      seen_(trace.chunks), arrival_(trace.chunks), tenant_(trace.chunks), oracle_(setup.policy == "belady") {
+      seen_(trace.chunks), used_(trace.chunks), arrival_(trace.chunks), tenant_(trace.chunks),
+      oracle_(setup.policy == "belady") {
     if (setup.tiers.empty() || setup.tiers.size() > LoadTime::kTiers)
         throw std::invalid_argument("there are 1 to " + std::to_string(LoadTime::kTiers) + " tiers");
     const auto rows = static_cast<std::uint32_t>(trace.chunks);
@@ -37,6 +38,8 @@ SimReplay::SimReplay(const SimTrace& trace, const SimSetup& setup)
         made.setup = tier;
         speeds_.push_back(tier.speed);
         made.used_by.resize(setup.shares.size());
+        if (!oracle_ && (tier.second_touch || tier.bytes_per_day != 0))
+            made.filter = std::make_unique<Admission>(tier.second_touch, tier.bytes_per_day, tier.capacity, rows);
         for (const double share : setup.shares) {
             std::unique_ptr<Policy> policy;
             if (oracle_)
@@ -178,6 +181,7 @@ void SimReplay::tell_demand(std::size_t request) {
 // Tells every tier of the use of `rows_`, root first; they skip what they have not.
 void SimReplay::tell_hits(std::size_t request) {
     if (rows_.empty()) return;
+    for (const std::uint32_t row : rows_) used_[chunk_of_[row]] = 1;
     for (Tier& tier : tiers_) tier.policies[trace_.tenants[request]]->hit(rows_.data(), rows_.size(), now_ms_);
     rows_.clear();
 }
@@ -231,6 +235,7 @@ void SimReplay::step_forward(std::size_t request) {
         const std::uint32_t chunk = trace_.chunk[i], row = row_of_[chunk];
         if (row != kNone) {
             leased_[row] = 0;
+            used_[chunk] = 1;
             for (Tier& tier : tiers_) tier.policies[tenant_[chunk]]->hit(&row, 1, now_ms_);
         }
         if (here(chunk, 0)) continue;

@@ -1,10 +1,12 @@
 // A trace of requests against tiers of some policy: what is hit, moved and saved. The policies are the store's own.
 #pragma once
 
+#include "admission.hpp"
 #include "load_plan.hpp"
 #include "policy.hpp"
 #include "sim_oracle.hpp"
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -39,6 +41,8 @@ struct SimTier {
     std::uint64_t capacity = 0;
     double smaller = 1;  // by how much what lies here is encoded
     TierSpeed speed;
+    bool second_touch = false;        // what comes down was used twice
+    std::uint64_t bytes_per_day = 0;  // that may be written (0: no bound)
 };
 
 struct SimSetup {
@@ -61,6 +65,7 @@ struct TierTally {
     std::uint64_t demoted_bytes = 0;  // those of them that came from the tier above
     std::uint64_t evictions = 0;
     std::uint64_t refused = 0;        // chunks that found no room
+    std::array<std::uint64_t, kEntryNames.size()> kept_out{};  // chunks, by why they were refused
     std::uint64_t peak_bytes = 0;     // the most that lay here, over the whole trace
 };
 
@@ -86,8 +91,10 @@ private:
     struct Tier {
         SimTier setup;
         std::vector<std::unique_ptr<Policy>> policies;  // by tenant
+        std::unique_ptr<Admission> filter;  // null: everything comes down
         std::vector<std::uint64_t> used_by;
         std::uint64_t used = 0;
+        std::uint64_t written = 0;  // ever
         TierTally tally;
     };
 
@@ -107,6 +114,7 @@ private:
     bool evict_one(std::size_t tier, std::uint32_t incoming);
     std::int64_t victim_of(Policy& policy);
     void evict(std::uint32_t row, std::size_t tier);
+    bool is_kept_out(std::uint32_t chunk, std::size_t tier);
     std::uint32_t row_for(std::uint32_t chunk);
     void release_if_gone(std::uint32_t chunk);
     void foresee();
@@ -123,6 +131,7 @@ private:
     std::vector<std::uint32_t> chunk_of_, free_rows_;
     std::vector<std::uint32_t> leased_;  // by row: the request, plus one, that holds it
     std::vector<std::uint32_t> seen_;    // by chunk: the request, plus one, that has it last
+    std::vector<std::uint8_t> used_;     // by chunk: since it came
     std::vector<Arrival> arrival_;       // by chunk: how it came first
     std::vector<std::uint16_t> tenant_;  // by chunk
     bool oracle_ = false;

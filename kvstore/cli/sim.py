@@ -9,12 +9,13 @@ from pathlib import Path
 from kvstore.bench.chart import duration
 from kvstore.bench.measure import report
 from kvstore.cli.output import print_json, print_table, progress
+from kvstore.config import ALL
 from kvstore.errors import InvalidArgument
 from kvstore.policy import POLICIES
 from kvstore.sim import report as simulation
 from kvstore.sim.models import model_of
 from kvstore.sim.report import Row
-from kvstore.sim.setup import CAPACITIES, Setup, Tiers, single_tiers, tier_of
+from kvstore.sim.setup import CAPACITIES, Setup, Tiers, per_day_of, single_tiers, tier_of, with_filter
 from kvstore.sim.trace import Trace, mix, read, then
 
 PLOTTED = ("0.5%", "1%", "2%", "5%", "10%", "20%", "40%")
@@ -68,6 +69,9 @@ def setup_of(args: Namespace) -> Setup:
     stacks: Sequence[Tiers] = single_tiers(args.capacities or (PLOTTED if args.plot else CAPACITIES))
     if args.tiers:
         stacks = [tuple(tier_of(each) for each in args.tiers)]
+    if args.admit != ALL or args.write_bytes_per_day:
+        per_day = per_day_of(args.write_bytes_per_day) if args.write_bytes_per_day else 0
+        stacks = [with_filter(each, args.admit, per_day) for each in stacks]
     return Setup(
         stacks, tuple(args.policies or POLICIES), model_of(args.model), args.prefill_tflops * 1e12, args.step_ms / 1e3,
         args.touch, args.warm, args.overlap, args.whole_blocks, args.shares or (),

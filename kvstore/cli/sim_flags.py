@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kvstore.cli.values import number, positive
+from kvstore.config import ALL, RULES
 
 EPILOG = """\
 A capacity is bytes (64GiB) or a share of what all distinct tokens of the trace take (5%). A tier is
@@ -18,6 +19,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", dest="policies", action="append", metavar="NAME", help="repeatable (all)")
     parser.add_argument("--capacity", dest="capacities", action="append", metavar="SIZE", help="(1%%, 5%%, 10%%)")
     parser.add_argument("--tier", dest="tiers", action="append", metavar="TIER", help="repeatable, the fastest first")
+    parser.add_argument("--admit", choices=RULES, default=ALL,
+                        help="which chunks come down to the tiers below the first (all)")  # fmt: skip
+    parser.add_argument("--write-bytes-per-day", metavar="SIZE", help="to each of these (no bound)")
     parser.add_argument("--plot", metavar="FILE", help="draw hit ratio over cache size")
     joined = parser.add_mutually_exclusive_group()
     joined.add_argument("--mix", action="store_true", help="several traces at once, each a tenant of its own")

@@ -34,6 +34,9 @@ def tiers(args: Namespace) -> int:
     for each in found.values():
         if each["kind"] == "peers":
             print(_peers_text(each))
+    for name, each in found.items():
+        if "admit" in each:
+            print(_filter_text(name, each))
     drains = [each for tier in found.values() for each in tier.get("drains", {}).values()]
     if drains:
         print_table(("drain", "state", "left", "moved", "parts", "dropped", "chunks"), list(map(_drain_row, drains)))
@@ -46,6 +49,19 @@ def _peers_text(tier: Mapping[str, Any]) -> str:
     lines = [f"{told}{tier['found']} found, {tier['records_read']} read from others, {tier['lost']} lost there"]
     lines += [f"{name}: {state}" for name, state in tier.items() if name.startswith("peer ") and state != "ok"]
     return "\n".join(lines)
+
+
+def _filter_text(name: str, tier: Mapping[str, Any]) -> str:
+    """What comes down to a tier and what does not."""
+    refused = tier["refused"]
+    why = (("used_once", "used once"), ("budget_low", "used once, budget low"), ("budget_spent", "budget spent"))
+    told = ", ".join(f"{refused[reason]} {words}" for reason, words in why if refused[reason])
+    text = f"{name}: admits {tier['admit']}; refused {sum(refused.values())} chunks{f' ({told})' if told else ''}"
+    if not tier["write_bytes_per_day"]:
+        return text
+    left, most = size(max(0, tier["budget_left"])), size(tier["budget_most"])
+    state = {"open": "", "budget_low": ": only what was used twice comes down", "budget_spent": ": nothing comes down"}
+    return f"{text}; {left} of {most} may be written now{state[tier['budget']]}"
 
 
 def _move(args: Namespace) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kvstore import _native
+from kvstore.config import SECOND_TOUCH
 from kvstore.errors import InvalidArgument
 from kvstore.sim.setup import TOUCHES, Setup, Tiers
 from kvstore.sim.trace import Column, Trace
@@ -78,7 +79,10 @@ class Replay:
         Belady's rule need not take in what is used later than all that is there, except in the order `forward`.
         """
         setup = self.setup
-        given = [(nbytes, tier.smaller, tier.speed) for nbytes, tier in zip(self.capacities(tiers), tiers, strict=True)]
+        given = [
+            (nbytes, tier.smaller, tier.speed, tier.admit == SECOND_TOUCH, tier.write_bytes_per_day)
+            for nbytes, tier in zip(self.capacities(tiers), tiers, strict=True)
+        ]
         start = time.perf_counter()
         told: dict[str, Any] = _native.sim_replay(
             self._native, policy, given, list(setup.shares) or [1.0] * len(self.trace.names), self.prefill.packed,

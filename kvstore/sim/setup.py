@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from kvstore.config import Quantity
+from kvstore.config import ALL, Quantity
 from kvstore.cost import TierSpeed
 from kvstore.errors import ConfigError, InvalidArgument
 from kvstore.nearest import nearest
@@ -46,12 +46,17 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """One tier: `smaller` says by how much what lies there is encoded."""
+    """One tier: `smaller` says by how much what lies there is encoded.
+
+    `admit` and `write_bytes_per_day` (0: no bound) are those of the store's configuration.
+    """
 
     name: str
     capacity: Capacity
     speed: TierSpeed
     smaller: float = 1.0
+    admit: str = ALL
+    write_bytes_per_day: int = 0
 
 
 Tiers: TypeAlias = Sequence[Tier]
@@ -104,6 +109,14 @@ def capacity_of(text: str) -> Capacity:
     return Capacity(text, nbytes)
 
 
+def per_day_of(text: str) -> int:
+    """Bytes a day, such as `2TB`."""
+    try:
+        return int(_BYTES.parse(text))
+    except ConfigError:
+        raise InvalidArgument(f"{text!r} are no bytes a day: say a size like 64GiB or 2TB") from None
+
+
 def single_tiers(capacities: Sequence[str]) -> list[Tiers]:
     """A set-up of DRAM alone for each capacity."""
     return [(Tier("dram", capacity_of(text), SPEEDS["dram"]),) for text in capacities]
@@ -131,6 +144,16 @@ def tier_of(text: str) -> Tier:
     if speed.bytes_per_s <= 0 or found.get("smaller", 1.0) < 1:
         raise InvalidArgument(f"--tier {text}: gbps is above 0, smaller is 1 or more")
     return Tier(name, capacity_of(capacity), speed, found.get("smaller", 1.0))
+
+
+def with_filter(tiers: Tiers, admit: str, write_bytes_per_day: int) -> Tiers:
+    """The tiers with a filter in front of all but the first, whose chunks come from engines.
+
+    `InvalidArgument` where there is no other.
+    """
+    if len(tiers) < 2:
+        raise InvalidArgument("a filter stands before tiers below the first: give two or more with --tier")
+    return (tiers[0], *(replace(each, admit=admit, write_bytes_per_day=write_bytes_per_day) for each in tiers[1:]))
 
 
 def _speed(speed: TierSpeed, options: dict[str, float]) -> TierSpeed:

@@ -156,6 +156,7 @@ class TierConformance(FaultChecks):
             assert min(speed.read_bytes_per_s, speed.write_bytes_per_s) > 1e6
             assert 0 <= speed.latency_s < 10
             assert all(isinstance(name, str) for name in tier.stats())
+            assert tier.written_bytes == 0 or tier.written_bytes >= sample.record.total_bytes
 
     def fill(self, tier: Tier) -> BookOwner:
         """Write records of 200 KB until the tier is full; the book of them."""
@@ -207,6 +208,19 @@ class PersistentTierConformance(KillChecks, TierConformance):
             for location, sample in places.items():
                 sample.check_in(tier, location)
             assert tier.used == used
+
+    def test_what_was_put_aside_is_there_again_or_was_never_taken(self) -> None:
+        with closing(self.make_tier()) as tier:
+            assert list(tier.recall("note")) == []
+            for data in (b"the first", b"the second"):
+                tier.put_aside("note", data)
+            kept = list(tier.recall("note"))
+            assert set(kept) <= {b"the second"}
+        tier, found = self.reopen()
+        with closing(tier):
+            assert list(tier.recall("note")) == kept
+            assert list(tier.recall("another")) == []
+            assert not found.notes
 
     def test_what_was_deleted_stays_away(self) -> None:
         with closing(self.make_tier()) as tier:

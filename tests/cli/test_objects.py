@@ -102,6 +102,16 @@ def test_tiers_are_shown_from_fast_to_slow(cli: Run, stored: Prompt) -> None:
     assert [line.split()[0] for line in shown.stdout.splitlines()] == ["tier", "dram", "nvme"]
 
 
+def test_tiers_tell_what_their_filters_refuse(cli: Run, stored: Prompt) -> None:
+    keys = {"KVSTORE_NVME_ADMIT": "second-touch", "KVSTORE_NVME_WRITE_BYTES_PER_DAY": "4GiB"}
+    shown = cli("tiers", *stored["store"], env=keys)
+    told = "nvme: admits second-touch; refused 0 chunks; 1 GiB of 1 GiB may be written now"
+    assert shown.stdout.splitlines()[-1] == told
+    found = only_json(cli("tiers", *stored["store"], "--json", env=keys))["tiers"]["nvme"]
+    assert (found["budget"], found["budget_most"]) == ("open", 1 << 30)
+    assert found["refused"] == {"used_once": 0, "budget_low": 0, "budget_spent": 0}
+
+
 def test_a_store_that_is_open_says_so(cli: Run, stored: Prompt) -> None:
     with serving(stored["folder"]):
         result = cli("ls", *stored["store"])

@@ -49,6 +49,21 @@ def test_tiers_policies_and_models(cli: Run, traces: Path) -> None:
     assert [tier["tier"] for tier in told["rows"][1]["tiers"]] == ["dram", "nvme"]
 
 
+def test_a_filter_before_lower_tiers(cli: Run, traces: Path) -> None:
+    both = ("sim", "rag.jsonl", "--tier", "dram=10%", "--tier", "nvme=40%", "--policy", "lru", "--warm", "0")
+    row = only_json(cli(*both, "--admit", "second-touch", "--write-bytes-per-day", "1TB", "--json"))["rows"][1]
+    assert row["tiers"][1]["used_once"] > 0
+    assert row["tiers"][1]["budget_spent"] == 0
+    spent = only_json(cli(*both, "--write-bytes-per-day", "40MB", "--json"))["rows"][1]
+    assert spent["tiers"][1]["budget_spent"] > 0
+    assert spent["written_bytes"] < row["written_bytes"]
+    for wrong, words in ((("--admit", "twice"), "second-touch"), (("--write-bytes-per-day", "much"), "no bytes a day")):
+        refused = cli(*both, *wrong)
+        assert refused.returncode == 2
+        assert words in refused.stderr
+    assert cli("sim", "rag.jsonl", "--capacity", "5%", "--admit", "second-touch").returncode == 2
+
+
 def test_traces_at_once_or_one_after_the_other(cli: Run, traces: Path) -> None:
     both = ("sim", "chat.jsonl", "rag.jsonl", "--policy", "lru", "--capacity", "30%", "--json")
     mixed = only_json(cli(*both, "--mix", "--shares", "3,1"))["rows"][1]

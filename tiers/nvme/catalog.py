@@ -1,4 +1,7 @@
-"""What the digests in records mean: one small JSON file per namespace and spec, durable before the first record."""
+"""What the digests in records mean: one small JSON file per namespace and spec, durable before the first record.
+
+And what the store asks a drive to keep for it, in files of its own.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,25 @@ class Catalog:
         except OSError as error:
             raise as_storage_error(error, f"cannot write {path}") from error
         self._known.add(digest)
+
+    def put_aside(self, name: str, data: bytes) -> None:
+        """Write a file of the store's own. `TierFull`, `StorageError`."""
+        path = self._folder / name
+        try:
+            with self._lock:
+                replace_file(path, [data])
+        except OSError as error:
+            raise as_storage_error(error, f"cannot write {path}") from error
+
+    def recall(self, name: str) -> list[bytes]:
+        """That file, if it is there. `StorageError` if it cannot be read."""
+        path = self._folder / name
+        try:
+            return [path.read_bytes()]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise as_storage_error(error, f"cannot read {path}") from error
 
     def load(self) -> tuple[dict[bytes, str], dict[bytes, KVSpec], list[str]]:
         """Names and specs by digest, and notes on files that could not be read."""

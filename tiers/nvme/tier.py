@@ -96,6 +96,12 @@ class NvmeTier(Tier):
         return self._fleet.total(lambda drive: drive.table.live)
 
     @property
+    def written_bytes(self) -> int:
+        counts = self._meter.counts()
+        logged = self._fleet.total(lambda drive: drive.log.written)
+        return counts["bytes_written"] + counts["moved_bytes"] + logged
+
+    @property
     def speed(self) -> Speed:
         return self._meter.speed
 
@@ -166,6 +172,14 @@ class NvmeTier(Tier):
     def describe(self, namespace: str, spec: KVSpec) -> None:
         with self._calls:
             self._fleet.each(lambda drive: drive.catalog.describe(namespace, spec))
+
+    def put_aside(self, name: str, data: bytes) -> None:
+        with self._calls:
+            self._fleet.each(lambda drive: drive.catalog.put_aside(name, data))
+
+    def recall(self, name: str) -> Sequence[bytes]:
+        with self._calls:
+            return [data for drive in self._fleet.live for data in drive.catalog.recall(name)]
 
     def write(self, header: bytes, payload: memoryview, record: Record) -> int:
         """Keep a record and return its location. It survives kill -9 from then on, and power loss after `sync`.
@@ -341,8 +355,7 @@ class NvmeTier(Tier):
         """
         counts, fleet = self._meter.counts(), self._fleet
         stored = counts["bytes_written"]
-        logged = fleet.total(lambda drive: drive.log.written)
-        written = stored + counts["moved_bytes"] + logged
+        written = self.written_bytes
         drives = {f"drive_{drive.number}": f"{drive.path}: {drive.condition}" for drive in fleet.all}
         return {
             **{each: counts[each] for each in _COUNTED},

@@ -96,6 +96,10 @@ class RemoteTier(Tier):
         return self._table.used
 
     @property
+    def written_bytes(self) -> int:
+        return self._meter.writes.nbytes
+
+    @property
     def speed(self) -> Speed:
         return self._meter.speed
 
