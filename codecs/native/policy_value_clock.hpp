@@ -44,7 +44,7 @@ public:
 private:
     static constexpr std::int64_t kNever = INT64_MIN;
     static constexpr double kLongestPause = 10;
-    static constexpr double kMemory = 16'384;       // uses after which the rate of uses is halfway forgotten
+    static constexpr double kMemory = 131'072;      // uses after which the rate of uses is halfway forgotten
     static constexpr std::uint32_t kStill = 1'024;  // uses without time
 
     std::uint64_t uses_ = 0;
