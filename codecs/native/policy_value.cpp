@@ -18,10 +18,14 @@ constexpr double kHorizonFillings = 2;
 // The shortest wait that a density is taken over, in uses a chunk that is here.
 constexpr double kLeastWait = .25;
 
-// 1, 2, 3-4, 5-8, more; and whether it ends its prompt.
+// 1, 2, 3-4, 5-8, more.
+std::uint32_t often(const Known& known) {
+    return std::min(4U, static_cast<std::uint32_t>(std::bit_width(known.uses - 1U)));
+}
+
+// And whether it ends its prompt.
 std::uint32_t group_of(const Known& known) {
-    const auto often = std::min(4U, static_cast<std::uint32_t>(std::bit_width(known.uses - 1U)));
-    return often * 2 + ((known.flags & KnownChunks::kTail) != 0);
+    return often(known) * 2 + ((known.flags & KnownChunks::kTail) != 0);
 }
 
 }  // namespace
@@ -59,10 +63,11 @@ void ValuePolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t no
         known_.exhume(node);
     }
     known.row = row + 1;
-    if (known.uses > 0) known_.append(node);
-    known.place = static_cast<std::uint16_t>(std::min(place, 0xFFFFU));
+    if (known_.is_alone(node) == linked) known.last = static_cast<std::uint32_t>(clock_.read(!linked));
     known.flags = static_cast<std::uint8_t>(known.flags & ~(KnownChunks::kTold | KnownChunks::kAlone));
     if (!linked) known.flags |= KnownChunks::kAlone;
+    if (known.uses > 0) known_.append(node);
+    known.place = static_cast<std::uint16_t>(std::min(place, 0xFFFFU));
     if (!told) use(node, request_.is_last(key));
     rows_[row] = {chunk.bytes, node, 0, 0, Hint::none, is_worthless(chunk) || is_severed(chunk.parent), true, false};
     ++size_;
@@ -77,7 +82,7 @@ void ValuePolicy::hit(const std::uint32_t* rows, std::size_t count, std::int64_t
     while (count > 0 && !contains(rows[count - 1])) --count;
     if (count == 0) return;
     const Known& deepest = known_[rows_[rows[count - 1]].node];
-    if ((deepest.flags & KnownChunks::kAlone) == 0) request_.hit(deepest.key, deepest.place);
+    if (!known_.is_alone(rows_[rows[count - 1]].node)) request_.hit(deepest.key, deepest.place);
     if (order_) order_->hit(rows, count, now_ms);
     keys_.clear();
     for (std::size_t i = 0; i < count; ++i)
@@ -117,57 +122,63 @@ void ValuePolicy::demand(const std::uint64_t* keys, std::size_t count, std::int6
     }
 }
 
+// Chunks of one request share their fate, and long requests would drown the others.
+double ValuePolicy::weight_of(const Known& known) {
+    return (known.flags & KnownChunks::kAlone) != 0 ? 1 : 1 / std::sqrt(ReuseModel::length_of(known.traits));
+}
+
 // Counts a use, and what it says about the one before. The chunk is in no queue. `last`: the request ends with it.
 void ValuePolicy::use(std::uint32_t node, bool last) {
     Known& known = known_[node];
-    const bool alone = (known.flags & KnownChunks::kAlone) != 0;
+    const bool alone = known_.is_alone(node);
     std::uint32_t gap = 0;
     if (known.uses > 0) {
-        hazards_.used(known.kind, known.age);
+        hazards_.used(known.kind, known.age, weight_of(known));
         resolve(known, true);
         known_.unlink(node);
         gap = known.age + 1U;
     }
-    ++clock_;
+    clock_.use();
     if (known.uses < 0xFF) ++known.uses;
     known.flags = static_cast<std::uint8_t>(known.flags & ~KnownChunks::kTail);
     if (last && !alone && known.children == 0) known.flags |= KnownChunks::kTail;
-    const std::uint32_t group = group_of(known);
-    std::size_t level = Hazards::kLevels / 2;
-    if (!alone) {  // the request says nothing about a chunk that stands alone
+    if (alone) {  // the request says nothing about it
+        known.kind = static_cast<std::uint8_t>(Hazards::kind_alone(often(known)));
+    } else {
         known.flags |= KnownChunks::kUnresolved;
         known.traits = ReuseModel::pack(request_.traits(known.place, gap));
-        const double expected = std::floor(model_.log_odds(known.traits, group)) + Hazards::kLevels / 2;
-        level = static_cast<std::size_t>(std::clamp(expected, 0.0, Hazards::kLevels - 1.0));
+        const std::uint32_t group = group_of(known);
+        known.kind = static_cast<std::uint8_t>(Hazards::kind(group, model_.log_odds(known.traits, group)));
     }
-    known.kind = static_cast<std::uint8_t>(group * Hazards::kLevels + level);
     known.age = 0;
-    known.last = static_cast<std::uint32_t>(clock_);
+    known.last = static_cast<std::uint32_t>(clock_.read(alone));
     known_.append(node);
-    hazards_.survived(known.kind, 0);
+    hazards_.begun(known.kind, weight_of(known));
 }
 
 void ValuePolicy::resolve(Known& known, bool reused) {
     if ((known.flags & KnownChunks::kUnresolved) == 0) return;
     known.flags = static_cast<std::uint8_t>(known.flags & ~KnownChunks::kUnresolved);
-    model_.learn(known.traits, group_of(known), reused, 1 / std::max(1.0, request_.run()));
+    model_.learn(known.traits, group_of(known), reused, weight_of(known) / request_.run());
 }
 
 // What is due before anything is told.
 void ValuePolicy::begin_event(std::int64_t now_ms) {
     end_walk();
+    clock_.tell(now_ms, request_.length());
     if (!waits_.empty()) end_waits(now_ms);
-    if (static_cast<double>(clock_ - grown_at_) >= ages_.begin[1]) grow_older();
-    if (clock_ - ranked_at_ >= kRankEvery + size_ / 4) rank();
+    for (const bool alone : {false, true})
+        if (static_cast<double>(clock_.read(alone) - grown_at_[alone]) >= ages_.begin[1]) grow_older(alone);
+    if (clock_.uses() - ranked_at_ >= kRankEvery + size_ / 4) rank();
 }
 
-void ValuePolicy::grow_older() {
-    grown_at_ = clock_;
+void ValuePolicy::grow_older(bool alone) {
+    grown_at_[alone] = clock_.read(alone);
+    const auto now = static_cast<std::uint32_t>(grown_at_[alone]);
     for (std::size_t age = 0; age + 1 < kAges; ++age)
         for (const bool ghost : {false, true})
-            for (std::uint32_t node = known_.oldest(age, ghost); node != 0; node = known_.oldest(age, ghost)) {
-                const auto unused = static_cast<std::uint32_t>(clock_) - known_[node].last;
-                if (unused < ages_.begin[age + 1]) break;
+            for (std::uint32_t node; (node = known_.oldest(age, ghost, alone)) != 0;) {
+                if (now - known_[node].last < ages_.begin[age + 1]) break;
                 grow_older(node);
             }
 }
@@ -179,15 +190,15 @@ void ValuePolicy::grow_older(std::uint32_t node) {
     known_.unlink(node);
     ++known.age;
     known_.append(node);
-    hazards_.survived(known.kind, known.age);
+    hazards_.survived(known.kind, known.age, weight_of(known));
     if (known.age >= horizon_) resolve(known, false);
     if (queued) enqueue(known.row - 1);
 }
 
 void ValuePolicy::rank() {
-    ranked_at_ = clock_;
+    ranked_at_ = clock_.uses();
     if (admissions_ > 0) {
-        const double uses = static_cast<double>(clock_) / static_cast<double>(admissions_);
+        const double uses = static_cast<double>(ranked_at_) / static_cast<double>(admissions_);
         const double horizon = kHorizonFillings * uses * static_cast<double>(size_);
         for (horizon_ = 0; horizon_ + 2 < kAges && ages_.begin[horizon_ + 1] < horizon;) ++horizon_;
     }

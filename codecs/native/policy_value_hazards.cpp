@@ -29,9 +29,8 @@ Row smoothed(const Row& counts) {
 }  // namespace
 
 void Hazards::decay(double most) {
-    double begun = 0;
-    for (const Row& row : at_risk_) begun += row[0];
-    if (begun <= most) return;
+    if (begun_ <= most) return;
+    begun_ /= 2;
     for (std::size_t kind = 0; kind < kKinds; ++kind)
         for (std::size_t age = 0; age < kAges; ++age) {
             at_risk_[kind][age] *= .5;
@@ -66,16 +65,21 @@ void Hazards::rate(double run, double least) {
     const Row near = smoothed(uses), lived = smoothed(at_risk);
     Row all;
     for (std::size_t age = 0; age < kAges; ++age) all[age] = (near[age] + prior * kFirstGuess) / (lived[age] + prior);
-    for (std::size_t group = 0; group < kGroups; ++group) {
-        uses = at_risk = Row{};
-        for (std::size_t kind = group * kLevels; kind < (group + 1) * kLevels; ++kind) {
-            add(uses, uses_[kind]);
-            add(at_risk, at_risk_[kind]);
-        }
-        const Row of_group = shrunk(uses, at_risk, all, prior);
-        for (std::size_t kind = group * kLevels; kind < (group + 1) * kLevels; ++kind)
-            rate_kind(shrunk(uses_[kind], at_risk_[kind], of_group, prior), least, density_[kind]);
+    for (std::size_t group = 0; group < kGroups; ++group)
+        rate_kinds(group * kLevels, (group + 1) * kLevels, all, prior, least);
+    for (std::size_t kind = kGroups * kLevels; kind < kKinds; ++kind) rate_kinds(kind, kind + 1, all, kPriorRuns, least);
+}
+
+// Those of one group.
+void Hazards::rate_kinds(std::size_t from, std::size_t to, const Row& all, double prior, double least) {
+    Row uses{}, at_risk{};
+    for (std::size_t kind = from; kind < to; ++kind) {
+        add(uses, uses_[kind]);
+        add(at_risk, at_risk_[kind]);
     }
+    const Row of_group = shrunk(uses, at_risk, all, prior);
+    for (std::size_t kind = from; kind < to; ++kind)
+        rate_kind(shrunk(uses_[kind], at_risk_[kind], of_group, prior), least, density_[kind]);
 }
 
 void Hazards::rate_kind(const Row& hazards, double least, Row& density) const {

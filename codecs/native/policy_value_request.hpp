@@ -4,6 +4,7 @@
 #include "policy_value_reuse.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -20,7 +21,7 @@ public:
         if (length_ > 0) {
             const double length = length_;
             length_mean_ += (length - length_mean_) / 100;
-            square_mean_ += (length * length - square_mean_) / 100;
+            run_mean_ += (length * std::sqrt(length) - run_mean_) / 100;
         }
         first_key_ = first_key;
         last_key_ = last_key;
@@ -53,8 +54,11 @@ public:
 
     std::size_t missing() const { return missing_; }
     bool is_last(std::uint64_t key) const { return missing_ > 0 && key == last_key_; }
-    // Chunks that share a request with a chunk, on average over chunks: they share its fate.
-    double run() const { return square_mean_ / length_mean_; }
+    // The mean of requests' lengths.
+    double length() const { return length_mean_; }
+    // What the chunks that share a request with a chunk weigh in all, on average over chunks, where each weighs one over
+    // the root of the request's length.
+    double run() const { return run_mean_ / length_mean_; }
     UseTraits traits(std::uint32_t place, std::uint32_t gap_age) const {
         return {fresh_, std::max(length_, place + 1), place, gap_age};
     }
@@ -63,7 +67,7 @@ private:
     std::uint64_t first_key_ = 0, last_key_ = 0, head_parent_ = 0, last_admitted_ = 0;
     std::size_t missing_ = 0;
     std::uint32_t fresh_ = 0, length_ = 0;
-    double length_mean_ = 1, square_mean_ = 1;
+    double length_mean_ = 1, run_mean_ = 1;
     bool awaits_hits_ = false, awaits_admissions_ = false;
 };
 

@@ -18,6 +18,8 @@ class ReuseModel {
 public:
     // Each trait by its logarithm, eight steps a trait, packed.
     static std::uint16_t pack(const UseTraits& traits);
+    // Of the request, to the power of two below, at most 128.
+    static double length_of(std::uint16_t traits) { return static_cast<double>(1U << (traits >> 6 & 7)); }
 
     // The log of the odds that it is used again before the horizon. `frequency` < kFrequencies.
     double log_odds(std::uint16_t traits, std::uint32_t frequency) const;
