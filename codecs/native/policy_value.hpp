@@ -57,6 +57,7 @@ private:
     static constexpr std::size_t kGhostsPerRow = 8;
     static constexpr std::size_t kLeastGhosts = 64;
     static constexpr std::uint64_t kRankEvery = 1024;
+    static constexpr std::size_t kAwaitedPart = 2;  // the part of the chunks here that is held for who is awaited
     static constexpr std::size_t kSevered = 16;  // so many prompts may be put at a time
 
     enum class Hint : std::uint8_t { none, ended, awaited };
@@ -119,7 +120,8 @@ private:
     std::vector<std::uint32_t> unsettled_;  // nodes that may be forgotten when it ends
     std::size_t walk_from_ = 0;             // the rank at which it began
     std::int64_t resumed_at_ = -1;          // the row that it follows
-    Waits waits_;  // one for each row that is awaited
+    Waits waits_;           // one for each row that is awaited
+    bool evicted_ = false;  // since the last event
     std::array<std::uint64_t, kSevered> severed_{};  // the keys of young ones that were evicted, the last few
     std::size_t severed_at_ = 0;
     std::size_t size_ = 0;

@@ -50,6 +50,7 @@ void ValuePolicy::remove(std::uint32_t row, bool evicted, std::int64_t now_ms) {
     Known& known = known_[node];
     known.row = 0;
     if (evicted) {
+        evicted_ = true;
         if (young) severed_[severed_at_++ % kSevered] = known.key;
         known_.append(node);
         known_.bury(node);

@@ -66,8 +66,9 @@ void ValuePolicy::awaited(const std::uint32_t* rows, std::size_t count, std::int
     begin_event(now_ms);
     while (count > 0 && !contains(rows[count - 1])) --count;
     if (count == 0) return;
-    hint(rows[count - 1], Hint::awaited);
-    waits_.set(rows[count - 1], until_ms);
+    const std::uint32_t row = rows[count - 1];
+    hint(row, Hint::awaited);
+    waits_.set(row, until_ms, known_[rows_[row].node].place + std::size_t{1});
 }
 
 void ValuePolicy::hint(std::uint32_t row, Hint hint) {
@@ -92,8 +93,11 @@ void ValuePolicy::end(std::uint32_t row) {
     }
 }
 
+// Those whose time has come; and where there is no room for all, those that are awaited the latest.
 void ValuePolicy::end_waits(std::int64_t now_ms) {
     for (std::int64_t row = waits_.due(now_ms); row >= 0; row = waits_.due(now_ms)) end(static_cast<std::uint32_t>(row));
+    while (evicted_ && waits_.chunks() > size_ / kAwaitedPart) hint(waits_.last(), Hint::none);
+    evicted_ = false;
 }
 
 }  // namespace kvstore

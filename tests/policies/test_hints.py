@@ -166,12 +166,18 @@ def test_a_flood_of_hints_takes_no_more_room_than_the_chunks() -> None:
     assert policy.waits == 0
 
 
-def test_prompts_that_are_all_awaited_make_room_all_the_same() -> None:
+def test_no_more_than_half_is_held_for_who_is_awaited_and_the_latest_give_way() -> None:
     policy, cache = value(40)
-    for prompt in popular(3, 500):
+    prompts = [(name, name + 1) for name in range(1, 41, 2)]
+    for number, prompt in enumerate(prompts):
         cache.request(prompt)
-        cache.awaited(prompt, 10_000)
-    assert len(policy) == 40
+        cache.awaited(prompt, 10_000 if number % 2 else 1000)
+    assert policy.waits == 20  # there was room for all
+    for name in range(100, 200):
+        cache.request((name,))
+    assert policy.waits == 9
+    assert sum(prompt[1] in cache.rows for prompt in prompts[::2]) == 9
+    assert not any(prompt[1] in cache.rows for prompt in prompts[1::2])
     assert sorted(cache.order()) == sorted(cache.rows)
 
 
