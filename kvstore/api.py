@@ -20,6 +20,7 @@ from kvstore.record import Record
 from kvstore.spec import KVSpec, Part
 
 BATCH_BYTES = 4 << 20
+MAX_AWAITED_S = 86400  # of a hint
 
 
 class Ack(StrEnum):

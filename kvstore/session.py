@@ -15,6 +15,7 @@ import numpy as np
 
 from kvstore import _native
 from kvstore.api import (
+    MAX_AWAITED_S,
     Ack,
     ChunkInfo,
     Description,
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
     from kvstore.tiers.hbm.ipc import SharedSlab
 
 MAX_PIN_S = 366 * 86400
-MAX_AWAITED_S = 86400
 
 
 class Session:
