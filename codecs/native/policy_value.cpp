@@ -181,7 +181,7 @@ void ValuePolicy::grow_older(std::uint32_t node) {
     if (known.age >= horizon_) resolve(known, false);
     if (known.row == 0) return;
     const std::uint32_t row = known.row - 1;
-    if (rows_[row].queue == 0 || rows_[row].queue == queue_of(row) + 1) return;  // what has ended keeps its turn
+    if (rows_[row].queue == 0 || rows_[row].hint != Hint::none) return;  // what was hinted at keeps its turn
     dequeue(row);
     enqueue(row);
 }
