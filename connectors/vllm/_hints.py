@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from kvstore.api import MAX_AWAITED_S
@@ -18,6 +19,8 @@ def awaited_s(request: Any) -> float | None:
     Raises `InvalidArgument` for what cannot be. Keys that do not begin with `kvstore.` are other connectors'.
     """
     given = request.kv_transfer_params or {}
+    if not isinstance(given, Mapping):
+        raise InvalidArgument(f"kv_transfer_params is a mapping, not {given!r}")
     ours = {name: value for name, value in given.items() if isinstance(name, str) and name.startswith(PREFIX)}
     for name in ours:
         if name not in (ENDED, AWAITED):
