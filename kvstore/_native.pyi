@@ -1291,21 +1291,16 @@ class UseLog(Policy):
         """Rows of the chunks that were used since this was asked last: an array a use, the root of its prefix first."""
 
 class ValuePolicy(Policy):
-    """The policy `value` (docs/value.md), with hints that hold until the chunk's next use.
-
-    Rows that are not here, or that others here follow, are ignored; IndexError for one that no policy can have.
-    """
+    """The policy `value` (docs/value.md)."""
 
     def __init__(self, max_rows: int) -> None: ...
-    def ended(self, row: int) -> None:
-        """The prompt that ends with this row will not go on: what it shares with none goes first, from the tail on."""
-
-    def awaited(self, row: int, until_ms: int) -> None:
-        """A tool runs: the prompt that ends with this row stays until then, and goes first if nobody has come."""
-
     @property
     def ghosts(self) -> int:
         """Chunks known that are not here: eight to each that is, at most `max_rows`."""
+
+    @property
+    def waits(self) -> int:
+        """Chunks here that are awaited."""
 
     @property
     def followed(self) -> str | None:
@@ -1425,6 +1420,12 @@ class Policy:
     def demand(self, keys: NDArray[np.uint64], now_ms: int) -> None:
         """Chunks were asked for that are not here."""
 
+    def ended(self, rows: Buffer, now_ms: int) -> None:
+        """Nobody will go on with the prompt of these rows, root first. A policy may make nothing of it."""
+
+    def awaited(self, rows: Buffer, now_ms: int, until_ms: int) -> None:
+        """The prompt of these rows comes back at about `until_ms`, or has ended. A policy may make nothing of it."""
+
     def remove(self, row: int, evicted: bool, now_ms: int) -> None:
         """A chunk is gone: evicted to make room, or for another reason. One that is not here is ignored."""
 
@@ -1466,6 +1467,7 @@ class SimTrace:
         chunk: NDArray[np.uint32],
         chunk_tokens: NDArray[np.uint32],
         chunk_bytes: NDArray[np.uint64],
+        ended: NDArray[np.uint8],
     ) -> None: ...
 
 def sim_replay(

@@ -213,6 +213,14 @@ class AsyncClient:
         """See `Client.unpin`."""
         return await self._run(lambda: self._client.unpin(spec, keys))
 
+    async def ended(self, spec: KVSpec, chain: Chain | Sequence[ChunkRef]) -> int:
+        """See `Client.ended`."""
+        return await self._run(lambda: self._client.ended(spec, chain))
+
+    async def awaited(self, spec: KVSpec, chain: Chain | Sequence[ChunkRef], seconds: float) -> int:
+        """See `Client.awaited`."""
+        return await self._run(lambda: self._client.awaited(spec, chain, seconds))
+
     async def prefetch(self, spec: KVSpec, keys: Sequence[bytes], *, fidelity: Fidelity = Fidelity.EXACT) -> int:
         """See `Client.prefetch`."""
         return await self._run(lambda: self._client.prefetch(spec, keys, fidelity=fidelity))

@@ -20,6 +20,7 @@ from kvstore.record import Record
 from kvstore.spec import KVSpec, Part
 
 BATCH_BYTES = 4 << 20
+MAX_AWAITED_S = 86400  # of a hint
 
 
 class Ack(StrEnum):
@@ -310,6 +311,12 @@ class Backend(Protocol):
 
     def pin(self, spec: KVSpec, keys: Sequence[bytes], seconds: float) -> int:
         """Keep chunks from eviction for a time (0: unpin); how many there were."""
+
+    def hint(self, spec: KVSpec, keys: Sequence[bytes], awaited_s: float) -> int:
+        """Say that a prompt, whose chunks these are, root first, comes back in about so long (0: never).
+
+        How many of them there were. Policies may make use of it until the chunks' next use, or not.
+        """
 
     def prefetch(self, spec: KVSpec, keys: Sequence[bytes], *, fidelity: Fidelity = Fidelity.EXACT) -> int:
         """Bring chunks into DRAM in the background; how many were found."""

@@ -316,6 +316,23 @@ class Client:
         """End pins; how many chunks there were."""
         return self._backend.pin(spec, [check_key(key) for key in keys], 0.0)
 
+    def ended(self, spec: KVSpec, chain: Chain | Sequence[ChunkRef]) -> int:
+        """Say that nobody will go on with this prompt: under the policy `value` it is the first to go.
+
+        `chain` is all of it, as for a look-up, with the answer if that was stored. What others share of it stays
+        while they use it; whatever is used again is kept as before. How many of its chunks there were.
+        """
+        return self._backend.hint(spec, _keys(chain), 0.0)
+
+    def awaited(self, spec: KVSpec, chain: Chain | Sequence[ChunkRef], seconds: float) -> int:
+        """Say that this prompt comes back in about so long, when a tool has run: until then it is the last to go.
+
+        If it is not back by then it counts as ended. Advice alone, where `pin` is a promise; see `ended`.
+        """
+        if not seconds > 0:
+            raise InvalidArgument(f"a prompt is awaited for more than 0 seconds, not {seconds}; or has it ended?")
+        return self._backend.hint(spec, _keys(chain), seconds)
+
     def prefetch(self, spec: KVSpec, keys: Sequence[bytes], *, fidelity: Fidelity = Fidelity.EXACT) -> int:
         """Bring chunks into DRAM in the background, as exact as `fidelity` asks; how many were found."""
         return self._backend.prefetch(spec, [check_key(key) for key in keys], fidelity=fidelity)
@@ -373,6 +390,13 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _keys(chain: Chain | Sequence[ChunkRef]) -> list[bytes]:
+    keys = [check_key(ref.key) for ref in (chain.refs if isinstance(chain, Chain) else chain)]
+    if not keys:
+        raise InvalidArgument("a hint is about a prompt, and this one has no chunks")
+    return keys
 
 
 def _part(spec: KVSpec, part: Part | None) -> Part:

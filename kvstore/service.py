@@ -181,6 +181,7 @@ class Service:
             "Pin": (pb.PinRequest, self.pin),
             "Unpin": (pb.KeysRequest, self.unpin),
             "Prefetch": (pb.KeysRequest, self.prefetch),
+            "Hint": (pb.HintRequest, self.hint),
             "List": (pb.ListRequest, self.list),
             "Stats": (pb.StatsRequest, self.stats),
             "GetArtefact": (pb.GetArtefactRequest, self.get_artefact),
@@ -259,6 +260,11 @@ class Service:
         """End pins."""
         keys = wire.keys_from_bytes(request.keys)
         return pb.CountResponse(count=session.backend.pin(session.spec(request.spec), keys, 0.0))
+
+    def hint(self, session: Session, request: Any) -> Any:
+        """Advise what to keep."""
+        keys = wire.keys_from_bytes(request.keys)
+        return pb.CountResponse(count=session.backend.hint(session.spec(request.spec), keys, request.awaited_ms / 1000))
 
     def prefetch(self, session: Session, request: Any) -> Any:
         """Bring chunks into DRAM in the background."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from kvstore import _native
 from kvstore.api import (
+    MAX_AWAITED_S,
     Ack,
     ChunkInfo,
     Description,
@@ -36,9 +37,10 @@ from kvstore.errors import Closed, InvalidArgument, PermissionDenied, StorageErr
 from kvstore.events import Watcher
 from kvstore.hazards import open_board
 from kvstore.intake import teach, teach_gets
-from kvstore.keys import REF_BYTES, ChunkRef, check_key
+from kvstore.keys import REF_BYTES, ChunkRef, check_key, pack_keys
 from kvstore.leases import UNTIL_RELEASED, check_lease
 from kvstore.loader import Loader
+from kvstore.marks import drain_marks
 from kvstore.placer import Placer
 from kvstore.places import NOWHERE, check_items, elsewhere, pack_items, unpack_places
 from kvstore.policy import Rows
@@ -325,6 +327,18 @@ class Session:
                     core.index.pin(chunk, until)
                     count += 1
         return count
+
+    def hint(self, spec: KVSpec, keys: Sequence[bytes], awaited_s: float) -> int:
+        scope, core = self._scope(spec), self._core
+        if not 0 <= awaited_s <= MAX_AWAITED_S:
+            raise InvalidArgument(f"a prompt is awaited for up to {MAX_AWAITED_S} s, not {awaited_s}; pin it instead")
+        packed = pack_keys(keys)
+        drain_marks(core, self._namespace)  # of uses before this, or they would end it
+        with core.lock:
+            rows = core.index.find_many(scope.number, packed)
+            there = rows[rows >= 0]
+            core.usage.hinted(there, self._namespace, awaited_s)
+        return len(there)
 
     def prefetch(self, spec: KVSpec, keys: Sequence[bytes], *, fidelity: Fidelity = Fidelity.EXACT) -> int:
         return self._loader.prefetch(self._scope(spec), _checked(keys), fidelity)

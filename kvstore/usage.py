@@ -129,6 +129,16 @@ class Usage:
         if demanding:
             _native.demand_missing(demanding, scope.number, refs, rows, now_ms())
 
+    def hinted(self, rows: Rows, namespace: Namespace, awaited_s: float) -> None:
+        """A client says that the prompt of these rows, root first, comes back in about so long (0: never)."""
+        now = now_ms()
+        self.counters["hints_awaited" if awaited_s else "hints_ended"] += 1
+        for policy in self.orders(namespace):
+            if awaited_s:
+                policy.awaited(rows, now, now + int(awaited_s * 1000))
+            else:
+                policy.ended(rows, now)
+
     def used(self, rows: Rows, namespace: Namespace) -> None:
         """Chunks of one prefix, root first, were used."""
         now = now_ms()

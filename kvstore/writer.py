@@ -193,12 +193,13 @@ class Writer:
         core, deadline = self._core, time.monotonic() + patience_s
         while True:
             core.check_open()
+            epoch = core.dram.extents_epoch
             location = core.dram.reserve(namespace.digest, nbytes)
             if location >= 0:
                 return location
             growing = core.dram.is_growing
-            if core.dram.wait_for_memory(namespace.digest, 0.05):
-                continue
+            if core.dram.wait_for_memory(namespace.digest, 0.05) or core.dram.extents_epoch != epoch:
+                continue  # what was waited for may have gone to another put, and has room for this one, too
             freed, dirty = self._evict_clean(namespace, nbytes)
             if freed:
                 continue

@@ -60,6 +60,14 @@ void bind_policy(nb::module_& m) {
         .def("hit", hit, "rows"_a, "now_ms"_a)
         .def("demand", demand, "keys"_a, "now_ms"_a)
         .def_prop_ro("wants_demand", &Policy::wants_demand)
+        .def("ended", [](Policy& policy, nb::handle object, std::int64_t now_ms) {
+                const std::vector<std::uint32_t> rows = rows_of(object);
+                policy.ended(rows.data(), rows.size(), now_ms);
+            }, "rows"_a, "now_ms"_a)
+        .def("awaited", [](Policy& policy, nb::handle object, std::int64_t now_ms, std::int64_t until_ms) {
+                const std::vector<std::uint32_t> rows = rows_of(object);
+                policy.awaited(rows.data(), rows.size(), now_ms, until_ms);
+            }, "rows"_a, "now_ms"_a, "until_ms"_a)
         .def("remove", [](Policy& policy, std::int64_t row, bool evicted, std::int64_t now_ms) {
                 policy.remove(checked_row(row), evicted, now_ms);
             }, "row"_a, "evicted"_a, "now_ms"_a)
@@ -78,11 +86,8 @@ void bind_policy(nb::module_& m) {
             }, "row"_a);
     nb::class_<ValuePolicy, Policy>(m, "ValuePolicy")
         .def(nb::init<std::uint32_t>(), "max_rows"_a)
-        .def("ended", [](ValuePolicy& policy, std::int64_t row) { policy.ended(checked_row(row)); }, "row"_a)
-        .def("awaited", [](ValuePolicy& policy, std::int64_t row, std::int64_t until_ms) {
-                policy.awaited(checked_row(row), until_ms);
-            }, "row"_a, "until_ms"_a)
         .def_prop_ro("ghosts", &ValuePolicy::ghosts)
+        .def_prop_ro("waits", &ValuePolicy::waits)
         .def_prop_ro("followed", [](const ValuePolicy& policy) -> std::optional<std::string> {
             if (policy.followed() == Shadows::kNone) return std::nullopt;
             return std::string(Shadows::kNames[policy.followed()]);

@@ -54,13 +54,14 @@ private:
 class Trace {
 public:
     Trace(nb::handle times_ms, nb::handle input_tokens, nb::handle tenants, nb::handle linked, nb::handle starts,
-          nb::handle chunk, nb::handle chunk_tokens, nb::handle chunk_bytes)
+          nb::handle chunk, nb::handle chunk_tokens, nb::handle chunk_bytes, nb::handle ended)
         : times_ms_(times_ms, "times_ms"), input_tokens_(input_tokens, "input_tokens"), tenants_(tenants, "tenants"),
           linked_(linked, "linked"), starts_(starts, "starts"), chunk_(chunk, "chunk"),
-          chunk_tokens_(chunk_tokens, "chunk_tokens"), chunk_bytes_(chunk_bytes, "chunk_bytes") {
+          chunk_tokens_(chunk_tokens, "chunk_tokens"), chunk_bytes_(chunk_bytes, "chunk_bytes"),
+          ended_(ended, "ended") {
         const std::size_t requests = times_ms_.size(), chunks = chunk_tokens_.size();
         if (input_tokens_.size() != requests || tenants_.size() != requests || linked_.size() != requests ||
-            starts_.size() != requests + 1 || chunk_bytes_.size() != chunks)
+            ended_.size() != requests || starts_.size() != requests + 1 || chunk_bytes_.size() != chunks)
             throw nb::value_error("the columns of a trace have different lengths");
         if (requests > 0xFFFFFFFEU || chunks > 0xFFFFFFFDU)
             throw nb::value_error("a trace has fewer than 2^32 requests and chunks");
@@ -77,7 +78,7 @@ public:
     SimTrace columns() const {
         return {times_ms_.size(),  chunk_tokens_.size(), times_ms_.data(), input_tokens_.data(),
                 tenants_.data(),   linked_.data(),       starts_.data(),   chunk_.data(),
-                chunk_tokens_.data(), chunk_bytes_.data()};
+                chunk_tokens_.data(), chunk_bytes_.data(), ended_.data()};
     }
     std::size_t tenants_needed() const { return tenants_needed_; }
 
@@ -89,6 +90,7 @@ private:
     Column<std::uint64_t> starts_;
     Column<std::uint32_t> chunk_, chunk_tokens_;
     Column<std::uint64_t> chunk_bytes_;
+    Column<std::uint8_t> ended_;
     std::size_t tenants_needed_ = 0;
 };
 
@@ -163,9 +165,10 @@ nb::tuple plan(nb::handle tokens_object, nb::handle stored_object, nb::handle ti
 void bind_sim(nb::module_& m) {
     using namespace nb::literals;
     nb::class_<Trace>(m, "SimTrace")
-        .def(nb::init<nb::handle, nb::handle, nb::handle, nb::handle, nb::handle, nb::handle, nb::handle, nb::handle>(),
+        .def(nb::init<nb::handle, nb::handle, nb::handle, nb::handle, nb::handle, nb::handle, nb::handle, nb::handle,
+                      nb::handle>(),
              "times_ms"_a, "input_tokens"_a, "tenants"_a, "linked"_a, "starts"_a, "chunk"_a, "chunk_tokens"_a,
-             "chunk_bytes"_a);
+             "chunk_bytes"_a, "ended"_a);
     m.def("sim_replay", &replay, "trace"_a, "policy"_a, "tiers"_a, "shares"_a, "prefill"_a, "touch"_a, "overlap"_a,
           "bypass"_a, "first"_a);
     m.def("plan_load", &plan, "tokens"_a, "stored"_a, "tiers"_a, "start"_a, "prompt"_a, "prefill"_a, "speeds"_a,

@@ -53,6 +53,16 @@ public:
     virtual void demand(const std::uint64_t* keys, std::size_t count, std::int64_t now_ms) {
         (void)keys, (void)count, (void)now_ms;
     }
+    // Hints of clients about a prompt, whose chunks in the store are `rows`, root first; those that are not here are
+    // skipped. Each ends with the chunk's next use. They are advice, and a policy may make nothing of them. `ended`: nobody
+    // will go on with this prompt.
+    virtual void ended(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) {
+        (void)rows, (void)count, (void)now_ms;
+    }
+    // It comes back at about `until_ms`, and if it has not by then, it has ended.
+    virtual void awaited(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms, std::int64_t until_ms) {
+        (void)rows, (void)count, (void)now_ms, (void)until_ms;
+    }
     // Whether `demand` is worth the time that it takes a store to tell.
     virtual bool wants_demand() const { return false; }
     // A chunk is gone: evicted to make room (it may become a ghost), or deleted, expired, quarantined (it must not). One

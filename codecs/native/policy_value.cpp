@@ -91,8 +91,8 @@ void ValuePolicy::hit(const std::uint32_t* rows, std::size_t count, std::int64_t
     for (std::size_t i = count; i-- > 0;) {
         const std::uint32_t row = rows[i];
         if (!contains(row)) continue;
+        hint(row, Hint::none);
         dequeue(row);
-        rows_[row].hint = Hint::none;
         rows_[row].young = false;
         use(rows_[row].node, i + 1 == count && request_.missing() == 0);
         if (is_leaf(row)) enqueue(row);
@@ -166,7 +166,7 @@ void ValuePolicy::resolve(Known& known, bool reused) {
 void ValuePolicy::begin_event(std::int64_t now_ms) {
     end_walk();
     clock_.tell(now_ms, request_.length());
-    if (!waits_.empty()) end_waits(now_ms);
+    end_waits(now_ms);
     for (const bool alone : {false, true})
         if (static_cast<double>(clock_.read(alone) - grown_at_[alone]) >= ages_.begin[1]) grow_older(alone);
     if (clock_.uses() - ranked_at_ >= kRankEvery + size_ / 4) rank();
@@ -185,14 +185,16 @@ void ValuePolicy::grow_older(bool alone) {
 
 void ValuePolicy::grow_older(std::uint32_t node) {
     Known& known = known_[node];
-    const bool queued = known.row != 0 && rows_[known.row - 1].queue != 0;
-    if (queued) dequeue(known.row - 1);
     known_.unlink(node);
     ++known.age;
     known_.append(node);
     hazards_.survived(known.kind, known.age, weight_of(known));
     if (known.age >= horizon_) resolve(known, false);
-    if (queued) enqueue(known.row - 1);
+    if (known.row == 0) return;
+    const std::uint32_t row = known.row - 1;
+    if (rows_[row].queue == 0 || rows_[row].hint != Hint::none) return;  // what was hinted at keeps its turn
+    dequeue(row);
+    enqueue(row);
 }
 
 void ValuePolicy::rank() {

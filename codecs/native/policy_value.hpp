@@ -10,6 +10,7 @@
 #include "policy_value_request.hpp"
 #include "policy_value_reuse.hpp"
 #include "policy_value_shadows.hpp"
+#include "policy_value_waits.hpp"
 
 #include <array>
 #include <cstdint>
@@ -33,6 +34,10 @@ public:
     void admit(std::uint32_t row, const Arrival& chunk, std::int64_t now_ms) override;
     void hit(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) override;
     void demand(const std::uint64_t* keys, std::size_t count, std::int64_t now_ms) override;
+    // Chunks of a prompt that has ended go before all else, from the tail on, each when no other here follows it.
+    void ended(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) override;
+    // The end of the prompt goes after all else until then, and holds what is before it, as every chunk does.
+    void awaited(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms, std::int64_t until_ms) override;
     bool wants_demand() const override { return true; }
     void remove(std::uint32_t row, bool evicted, std::int64_t now_ms) override;
     std::int64_t victim(std::int64_t after = -1) override;
@@ -41,15 +46,10 @@ public:
     std::size_t size() const override { return size_; }
     bool contains(std::uint32_t row) const override { return row < rows_.size() && rows_[row].node != 0; }
     std::size_t ghosts() const { return known_.ghosts(); }
+    // Chunks that are awaited.
+    std::size_t waits() const { return waits_.size(); }
     // The policy that is followed, of Shadows::kNames, because it does better; Shadows::kNone: none.
     std::size_t followed() const { return shadows_.chosen(); }
-
-    // Hints, until the chunk's next use. The prompt that ends with this row will not be continued: what it shares with
-    // no other here goes first, from the tail on. A row that is not here, or that others follow, is ignored.
-    void ended(std::uint32_t row);
-    // A tool runs, and the prompt that ends with this row comes back at about `until_ms`: it goes last until then, and
-    // as after `ended` if nobody has come.
-    void awaited(std::uint32_t row, std::int64_t until_ms);
 
 private:
     static constexpr std::size_t kWorthless = Hazards::kKinds * kAges;  // of no use, whatever is expected of it
@@ -58,6 +58,7 @@ private:
     static constexpr std::size_t kGhostsPerRow = 8;
     static constexpr std::size_t kLeastGhosts = 64;
     static constexpr std::uint64_t kRankEvery = 1024;
+    static constexpr std::size_t kAwaitedPart = 2;  // the part of the chunks here that is held for who is awaited
     static constexpr std::size_t kSevered = 16;  // so many prompts may be put at a time
 
     enum class Hint : std::uint8_t { none, ended, awaited };
@@ -71,11 +72,6 @@ private:
         bool worthless;  // loading it takes longer than computing it, or nobody gets to it
         bool young;      // it came, and has not been used or followed since
         bool given;      // by the walk that is on
-    };
-
-    struct Wait {
-        std::uint64_t key;
-        std::int64_t until_ms;
     };
 
     // policy_value.cpp
@@ -107,6 +103,7 @@ private:
     void give(std::uint32_t row);
     void end_walk();
     void hint(std::uint32_t row, Hint hint);
+    void end(std::uint32_t row);
     void end_waits(std::int64_t now_ms);
 
     Costs costs_;
@@ -125,7 +122,8 @@ private:
     std::vector<std::uint32_t> unsettled_;  // nodes that may be forgotten when it ends
     std::size_t walk_from_ = 0;             // the rank at which it began
     std::int64_t resumed_at_ = -1;          // the row that it follows
-    std::vector<Wait> waits_;
+    Waits waits_;           // one for each row that is awaited
+    bool evicted_ = false;  // since the last event
     std::array<std::uint64_t, kSevered> severed_{};  // the keys of young ones that were evicted, the last few
     std::size_t severed_at_ = 0;
     std::size_t size_ = 0;

@@ -36,6 +36,7 @@ void ValuePolicy::remove(std::uint32_t row, bool evicted, std::int64_t now_ms) {
     if (order_) order_->remove(row, evicted, now_ms);
     shadows_.left(known_[node].key, evicted, now_ms);
     const bool young = gone.young;
+    waits_.drop(row);
     if (gone.given) {  // a walk is on, and its parent is without it already
         if (gone.parent != 0) unsettled_.push_back(gone.parent);
     } else {
@@ -49,6 +50,7 @@ void ValuePolicy::remove(std::uint32_t row, bool evicted, std::int64_t now_ms) {
     Known& known = known_[node];
     known.row = 0;
     if (evicted) {
+        evicted_ = true;
         if (young) severed_[severed_at_++ % kSevered] = known.key;
         known_.append(node);
         known_.bury(node);

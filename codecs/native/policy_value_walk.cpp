@@ -56,46 +56,48 @@ void ValuePolicy::end_walk() {
     limit_ghosts();
 }
 
-void ValuePolicy::ended(std::uint32_t row) {
-    end_walk();
-    if (contains(row) && is_leaf(row)) hint(row, Hint::ended);
+void ValuePolicy::ended(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) {
+    begin_event(now_ms);
+    while (count-- > 0)
+        if (contains(rows[count])) end(rows[count]);
 }
 
-void ValuePolicy::awaited(std::uint32_t row, std::int64_t until_ms) {
-    end_walk();
-    if (!contains(row) || !is_leaf(row)) return;
-    const std::uint64_t key = known_[rows_[row].node].key;
-    const auto same = std::find_if(waits_.begin(), waits_.end(), [&](const Wait& wait) { return wait.key == key; });
-    if (same != waits_.end())
-        same->until_ms = until_ms;
-    else
-        waits_.push_back({key, until_ms});
+void ValuePolicy::awaited(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms, std::int64_t until_ms) {
+    begin_event(now_ms);
+    while (count > 0 && !contains(rows[count - 1])) --count;
+    if (count == 0) return;
+    const std::uint32_t row = rows[count - 1];
     hint(row, Hint::awaited);
+    waits_.set(row, until_ms, known_[rows_[row].node].place + std::size_t{1});
 }
 
-// Up to where another prompt branches off; an awaited one holds what is before it as a child does.
 void ValuePolicy::hint(std::uint32_t row, Hint hint) {
-    for (;;) {
-        rows_[row].hint = hint;
-        if (is_leaf(row)) {
-            dequeue(row);
-            enqueue(row);
-        }
+    if (rows_[row].hint == Hint::awaited) waits_.drop(row);
+    if (rows_[row].hint == hint) return;
+    const bool queued = rows_[row].queue != 0;
+    if (queued) dequeue(row);
+    rows_[row].hint = hint;
+    if (queued) enqueue(row);
+}
+
+// From this chunk up to the root. What others share of that stays behind chunks that follow it, and its next use, by them,
+// ends the hint. If this stopped at the first branch, the partial chunks that end a conversation's earlier turns would keep
+// the rest of it here. Where it was said already it is not said again, so that repeating it costs nothing and parents that
+// follow each other, which a client may name, do no harm.
+void ValuePolicy::end(std::uint32_t row) {
+    while (rows_[row].hint != Hint::ended) {
+        hint(row, Hint::ended);
         const std::uint32_t parent = rows_[row].parent;
-        if (hint == Hint::awaited || parent == 0 || known_[parent].row == 0 || known_[parent].children > 1) return;
+        if (parent == 0 || known_[parent].row == 0) return;
         row = known_[parent].row - 1;
     }
 }
 
+// Those whose time has come; and where there is no room for all, those that are awaited the latest.
 void ValuePolicy::end_waits(std::int64_t now_ms) {
-    std::erase_if(waits_, [&](const Wait& wait) {
-        const std::uint32_t node = known_.find(wait.key);
-        const std::uint32_t row = node == 0 ? 0 : known_[node].row;
-        if (row == 0 || rows_[row - 1].hint != Hint::awaited) return true;  // used, or gone
-        if (now_ms < wait.until_ms) return false;
-        if (is_leaf(row - 1)) hint(row - 1, Hint::ended);
-        return true;
-    });
+    for (std::int64_t row = waits_.due(now_ms); row >= 0; row = waits_.due(now_ms)) end(static_cast<std::uint32_t>(row));
+    while (evicted_ && waits_.chunks() > size_ / kAwaitedPart) hint(waits_.last(), Hint::none);
+    evicted_ = false;
 }
 
 }  // namespace kvstore

@@ -68,6 +68,7 @@ SimResult SimReplay::run() {
         if (setup_.touch == Touch::leaf) step_leaf_first(request_);
         if (setup_.touch == Touch::put) step_as_put(request_);
         if (setup_.touch == Touch::forward) step_forward(request_);
+        if (trace_.ended[request_] != 0) tell_ended(request_);
         result_.policy_s[request_] = std::chrono::duration<float>(Clock::now() - begun).count();
     }
     for (const Tier& tier : tiers_) result_.tiers.push_back(tier.tally);
@@ -243,6 +244,14 @@ void SimReplay::step_forward(std::size_t request) {
             if (!here(chunk, tier)) tiers_[tier].policies[tenant_[chunk]]->demand(&arrival_[chunk].key, 1, now_ms_);
         admit(chunk, 0, false);
     }
+}
+
+void SimReplay::tell_ended(std::size_t request) {
+    rows_.clear();
+    for (std::size_t i = trace_.starts[request]; i < trace_.starts[request + 1]; ++i)
+        if (where_[trace_.chunk[i]] != 0) rows_.push_back(row_of_[trace_.chunk[i]]);
+    for (Tier& tier : tiers_) tier.policies[trace_.tenants[request]]->ended(rows_.data(), rows_.size(), now_ms_);
+    rows_.clear();
 }
 
 // For every event when its chunk is used next.

@@ -28,6 +28,7 @@ struct SimTrace {
     const std::uint32_t* chunk = nullptr;
     const std::uint32_t* chunk_tokens = nullptr;
     const std::uint64_t* chunk_bytes = nullptr;
+    const std::uint8_t* ended = nullptr;  // 1: a client says that the prompt has ended, once it is stored
 };
 
 // In which order the chunks of a request reach the policy. `leaf`: from the tail of the prompt to its head, so that in
@@ -106,6 +107,7 @@ private:
     void step_leaf_first(std::size_t request);
     void step_as_put(std::size_t request);
     void step_forward(std::size_t request);
+    void tell_ended(std::size_t request);
 
     bool here(std::uint32_t chunk, std::size_t tier) const { return (where_[chunk] >> tier & 1U) != 0; }
     std::uint64_t stored_bytes(std::uint32_t chunk, std::size_t tier) const;

@@ -177,7 +177,7 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
     @counted
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         plan = self._the_scheduler.plan(scheduler_output)
-        return Step(plan.loads, plan.saves, plan.final_saves, plan.idle)
+        return Step(plan.loads, plan.saves, plan.final_saves, plan.hints, plan.idle)
 
     @counted
     def update_connector_output(self, connector_output: Any) -> None:

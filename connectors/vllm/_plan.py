@@ -38,13 +38,25 @@ class SaveJob:
     number: int = UNASKED
 
 
+@dataclass(slots=True)
+class HintJob:
+    """Tell the store that a prompt comes back in so many seconds (0: never), once all of it is stored."""
+
+    refs: tuple[ChunkRef, ...]
+    awaited_s: float
+
+
 @dataclass
 class Plan:
-    """One step: what to load, what to save after its forward, what to save before anything is overwritten."""
+    """One step: what to load, what to save after its forward, what to save before anything is overwritten.
+
+    `hints` are for one of the workers, after all saves so far.
+    """
 
     loads: list[LoadJob] = field(default_factory=list)
     saves: list[SaveJob] = field(default_factory=list)
     final_saves: list[SaveJob] = field(default_factory=list)
+    hints: list[HintJob] = field(default_factory=list)
     idle: bool = False
 
 

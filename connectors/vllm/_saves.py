@@ -9,14 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from kvstore.client import Client
 from kvstore.connectors.vllm._blocks import Blocks, Bytes
 from kvstore.connectors.vllm._counts import Counts
 from kvstore.connectors.vllm._loads import GONE, PATIENCE
 from kvstore.connectors.vllm._options import MiB, Options
-from kvstore.connectors.vllm._plan import SaveJob, first_block
+from kvstore.connectors.vllm._plan import HintJob, SaveJob, first_block
 from kvstore.connectors.vllm._reports import Reports
 from kvstore.connectors.vllm._warn import Warn
 from kvstore.errors import KVStoreError, Shed
@@ -38,6 +38,7 @@ class Saves:
         self._lock = threading.Lock()
         self._staged = 0
         self._down_until = 0.0
+        self._puts: set[Future[None]] = set()  # that are not over
         self._warn = Warn("saves", options.retry_s)
         self.reports = Reports()
         self._pool.submit(self._prepare)
@@ -49,6 +50,12 @@ class Saves:
         self.reports.begin(job.number, len(groups))
         for number in groups:
             self._stage(job, number)
+
+    def tell(self, job: HintJob) -> None:
+        """Pass a hint on, when all that was staged before it is stored."""
+        with self._lock:
+            before = tuple(self._puts)
+        self._pool.submit(self._tell, job, before)
 
     def close(self) -> None:
         """Wait until all that was staged is stored; each call to the store has its time limit."""
@@ -74,7 +81,14 @@ class Saves:
         buffer = self._client.buffer(nbytes)
         finish = self._blocks.read(group, table, buffer)
         self._counts.add(stage_s=time.monotonic() - began)
-        self._pool.submit(self._put, job, part, buffer, gone * self._blocks.block_tokens, finish)
+        put = self._pool.submit(self._put, job, part, buffer, gone * self._blocks.block_tokens, finish)
+        with self._lock:
+            self._puts.add(put)
+        put.add_done_callback(self._over)
+
+    def _over(self, put: Future[None]) -> None:
+        with self._lock:
+            self._puts.discard(put)
 
     def _put(self, job: SaveJob, part: Part, buffer: Bytes, valid: int, finish: Callable[[], None]) -> None:
         nbytes, stored = buffer.nbytes, False
@@ -99,6 +113,21 @@ class Saves:
             with self._lock:
                 self._staged -= nbytes
             self.reports.end(job.number, stored=stored)
+
+    def _tell(self, job: HintJob, before: tuple[Future[None], ...]) -> None:
+        wait(before)  # the other writers have them in hand
+        try:
+            if time.monotonic() < self._down_until:
+                self._counts.add(hints_failed=1)
+                return
+            if job.awaited_s:
+                self._client.awaited(self._spec, job.refs, job.awaited_s)
+            else:
+                self._client.ended(self._spec, job.refs)
+            self._counts.add(hints=1)
+        except Exception as error:  # noqa: BLE001 - advice that does not arrive
+            self._counts.add(hints_failed=1)
+            self._warn(f"a hint does not reach the store: {type(error).__name__}: {error}")
 
     def _prepare(self) -> None:
         """Find the way to the server and have staging memory ready, before the first prompt waits for either."""

@@ -13,12 +13,14 @@ from kvstore.client import Client
 from kvstore.connectors.vllm._ahead import Ahead
 from kvstore.connectors.vllm._counts import Counts
 from kvstore.connectors.vllm._extras import Origin
+from kvstore.connectors.vllm._hints import awaited_s
 from kvstore.connectors.vllm._lookups import Answer, Lookups
 from kvstore.connectors.vllm._options import Options
-from kvstore.connectors.vllm._plan import NULL_BLOCK, Blocks, LoadJob, Plan, SaveJob
+from kvstore.connectors.vllm._plan import NULL_BLOCK, Blocks, HintJob, LoadJob, Plan, SaveJob
 from kvstore.connectors.vllm._reports import UNASKED
 from kvstore.connectors.vllm._sources import cold_tokens
 from kvstore.connectors.vllm._taint import Taint
+from kvstore.connectors.vllm._warn import Warn
 from kvstore.connectors.vllm._worth import Worth
 from kvstore.errors import InvalidArgument
 from kvstore.keys import Chain, ChunkRef
@@ -72,6 +74,7 @@ class Scheduler:
         self._taint = Taint(TAINTED_BLOCKS)
         least = Fidelity.EXACT if options.fidelity == "exact" else Fidelity.LOSSY
         self._ahead = Ahead(client, spec, options.prefetch_bytes, least, self.counts, self.lookups.later)
+        self._warn = Warn("hints", options.retry_s)
         self.events: Events | None = None
 
     def arrived(self, request: Any) -> None:
@@ -157,12 +160,15 @@ class Scheduler:
         if self._saves and not tracked.loading and self._ready(tracked):
             for ref in self._due(tracked, end, whole_only=False):
                 self._plan.final_saves.append(self._job(tracked, ref, blocks))
+        if (self._loads or self._saves) and self._ready(tracked):
+            self._hint(tracked, end)
         self._release(tracked)
 
     def stop(self) -> None:
         """Neither load nor save from now on. What was to be copied out of blocks may no longer be in them."""
         self._loads = self._saves = False
         self._plan.final_saves.clear()
+        self._plan.hints.clear()
         for tracked in self._tracked.values():
             self._release(tracked)
 
@@ -226,6 +232,21 @@ class Scheduler:
             tracked.answer = tracked.asked.result()
             self._start_saving(tracked)
         return tracked.answer is not None and tracked.answer.extras is not None
+
+    def _hint(self, tracked: Tracked, end: int) -> None:
+        """Have the store told what the request says of the prompt's future, answer included, up to token `end`."""
+        try:
+            seconds = awaited_s(tracked.request)
+        except InvalidArgument as error:
+            self.counts.add(hints_failed=1)
+            self._warn(str(error))
+            return
+        if seconds is None or end <= 0:
+            return
+        assert tracked.answer is not None
+        ids = tracked.request.all_token_ids[:end]
+        refs = Chain.of(ids, self._spec.chunk_tokens, tracked.answer.extras).refs
+        self._plan.hints.append(HintJob(refs, seconds))
 
     def _inherit_taint(self, tracked: Tracked, computed: int) -> None:
         """What vLLM's own prefix cache gives may itself have been computed after something lossy."""

@@ -31,6 +31,8 @@ COUNTERS = {
     "saves_shed": "parts that the store refused under pressure",
     "saves_failed": "parts that could not be stored",
     "saves_tainted": "requests of which something was not stored because it was computed after lossy copies",
+    "hints": "prompts of which the store was told that they have ended or come back",
+    "hints_failed": "prompts of which it could not be told, or of which something was said that cannot be",
     "saves_outside": "parts that had left their sliding window",
     "hooks_s": "seconds of the engine's threads spent in the connector, waits in steps without work left out",
     "stage_s": "seconds of the engine's thread spent on copies for saves",

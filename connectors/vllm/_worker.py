@@ -54,6 +54,8 @@ class Worker:
         if self._saves is not None:
             for job in plan.final_saves:
                 self._saves.stage(job)
+            for hint in plan.hints if self._rank == 0 else ():
+                self._saves.tell(hint)
 
     def load(self, plan: Plan) -> None:
         """Begin this step's loads."""

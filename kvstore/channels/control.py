@@ -125,8 +125,13 @@ class Control(ABC):
         """Pin, or with 0 seconds unpin, chunks."""
         if not seconds:
             return self._count("Unpin", spec, pb.KeysRequest(spec=spec.digest, keys=pack_keys(keys)))
-        ttl_ms = min(0xFFFFFFFF, max(1, round(seconds * 1000)))
-        return self._count("Pin", spec, pb.PinRequest(spec=spec.digest, keys=pack_keys(keys), ttl_ms=ttl_ms))
+        request = pb.PinRequest(spec=spec.digest, keys=pack_keys(keys), ttl_ms=_milliseconds(seconds))
+        return self._count("Pin", spec, request)
+
+    def hint(self, spec: KVSpec, keys: Sequence[bytes], awaited_s: float) -> int:
+        """Say that a prompt comes back, or with 0 seconds that it has ended."""
+        awaited_ms = _milliseconds(awaited_s) if awaited_s else 0
+        return self._count("Hint", spec, pb.HintRequest(spec=spec.digest, keys=pack_keys(keys), awaited_ms=awaited_ms))
 
     def prefetch(self, spec: KVSpec, keys: Sequence[bytes], *, fidelity: Fidelity = Fidelity.EXACT) -> int:
         """Bring chunks into the server's DRAM."""
@@ -187,6 +192,11 @@ class Control(ABC):
 
     def _count(self, method: str, spec: KVSpec, request: Any) -> int:
         return int(self.ask(method, spec, request, pb.CountResponse).count)
+
+
+def _milliseconds(seconds: float) -> int:
+    """At least 1, and not endless: how much is too much the server says."""
+    return max(1, round(min(seconds * 1000, 2.0**53)))
 
 
 def lookup_request(query: Query, *, places: bool = False) -> Any:

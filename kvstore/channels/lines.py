@@ -34,6 +34,7 @@ NUMBERS: dict[str, int] = {
     "Pin": pb.METHOD_PIN,
     "Unpin": pb.METHOD_UNPIN,
     "Prefetch": pb.METHOD_PREFETCH,
+    "Hint": pb.METHOD_HINT,
     "List": pb.METHOD_LIST,
     "Stats": pb.METHOD_STATS,
     "GetArtefact": pb.METHOD_GET_ARTEFACT,

@@ -1,4 +1,4 @@
-"""`kvstore put`, `get`, `rm`, `pin` and `unpin`."""
+"""`kvstore put`, `get`, `rm`, `pin`, `unpin` and `hint`."""
 
 from __future__ import annotations
 
@@ -76,6 +76,16 @@ def unpin(args: Namespace) -> int:
     with open_client(args) as client:
         count = client.unpin(spec, keys)
     return _counted(args, "unpinned", count, keys)
+
+
+def hint(args: Namespace) -> int:
+    """Say that a prompt has ended, or is awaited; exit 3 if nothing of it was there."""
+    spec = _spec(args)
+    chain = _chain(spec, args)
+    seconds = parse_seconds(args.back_in) if args.back_in else None
+    with open_client(args) as client:
+        count = client.ended(spec, chain) if seconds is None else client.awaited(spec, chain, seconds)
+    return _counted(args, "hinted", count, [ref.key for ref in chain.refs])
 
 
 def _read(client: Client, spec: KVSpec, part: Part, args: Namespace) -> tuple[list[Array], list[ChunkRef]]:

@@ -114,6 +114,13 @@ def _object_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
     _choice(pin, many=True)
     pin.add_argument("--for", dest="seconds", default="1h", metavar="TIME", help='like "10m" (%(default)s)')
     _choice(made.add("unpin", "objects", "unpin", "End pins."), many=True)
+    hint = made.add(
+        "hint", "objects", "hint", "Tell a server that nobody will go on with a prompt, or when it comes back.",
+        "Advice for the policy `value`, until the prompt's next use; other policies make nothing of it.",
+    )  # fmt: skip
+    hint.add_argument("--spec", required=True, metavar="SPEC", help="what the bytes mean")
+    hint.add_argument("--tokens", required=True, metavar="TOKENS", help="the prompt, with its answer")
+    hint.add_argument("--back-in", metavar="TIME", help='when a tool has run, like "30s" (never)')
 
 
 def _device_commands(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:

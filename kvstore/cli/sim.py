@@ -74,7 +74,7 @@ def setup_of(args: Namespace) -> Setup:
         stacks = [with_filter(each, args.admit, per_day) for each in stacks]
     return Setup(
         stacks, tuple(args.policies or POLICIES), model_of(args.model), args.prefill_tflops * 1e12, args.step_ms / 1e3,
-        args.touch, args.warm, args.overlap, args.whole_blocks, args.shares or (),
+        args.touch, args.warm, args.overlap, args.whole_blocks, args.shares or (), args.ended,
     )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def facts(setup: Setup) -> Row:
     return {
         "model": setup.model.name, "token_bytes": setup.model.token_bytes, "prefill_flops_per_s": setup.flops_per_s,
         "step_s": setup.step_s, "touch": setup.touch, "warm": setup.warm, "overlap": setup.overlap,
-        "whole_blocks": setup.whole_blocks,
+        "whole_blocks": setup.whole_blocks, "ended": setup.ended,
     }  # fmt: skip
 
 

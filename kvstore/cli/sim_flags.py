@@ -33,6 +33,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--whole-blocks", action="store_true", help="a partial block takes the room of a whole one")
     parser.add_argument("--touch", choices=("leaf", "put", "forward"), default="leaf",
                         help="the order in which policies see a prompt's chunks (leaf first)")  # fmt: skip
+    parser.add_argument("--ended", choices=("never", "known", "always"), default="never",
+                        help="which prompts clients say have ended: none, those that have, all (never)")  # fmt: skip
     engine = parser.add_argument_group("engine", "what hits are worth")
     engine.add_argument("--model", default="llama-3.1-8b", metavar="MODEL", help="(%(default)s)")
     engine.add_argument("--prefill-tflops", type=_above, default=400.0, metavar="N", help="of prefill (400)")

@@ -53,7 +53,7 @@ class Replay:
             self.chunk_bytes = np.array(chunk_bytes, np.uint64)
         self._native = _native.SimTrace(
             trace.times_ms, trace.input_tokens, trace.tenants, trace.linked, trace.starts, trace.chunk,
-            trace.chunk_tokens, self.chunk_bytes,
+            trace.chunk_tokens, self.chunk_bytes, told_to_have_ended(trace, setup.ended),
         )  # fmt: skip
 
     @property
@@ -89,3 +89,19 @@ class Replay:
             TOUCHES.index(setup.touch), setup.overlap, setup.touch != "forward", self.first,
         )  # fmt: skip
         return Outcome(**told, elapsed_s=time.perf_counter() - start)
+
+
+def told_to_have_ended(trace: Trace, ended: str) -> Column:
+    """Of every request, uint8 [n]: whether its prompt is said to have ended, of `setup.ENDED`.
+
+    It is true of one whose last whole block no later request has. A partial block is in no longer prompt anyway.
+    """
+    if ended != "known":
+        return np.full(trace.requests, ended == "always", np.uint8)
+    request = trace.request_of()
+    last_use = np.zeros(trace.chunks, np.int64)
+    np.maximum.at(last_use, trace.chunk, request)
+    whole = np.ones(trace.events, bool) if not trace.block else trace.chunk_tokens[trace.chunk] == trace.block
+    told = np.zeros(trace.requests, np.uint8)
+    told[request[whole]] = last_use[trace.chunk[whole]] == request[whole]  # the last one of each request stays
+    return told

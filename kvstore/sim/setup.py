@@ -17,6 +17,7 @@ from kvstore.sim.models import DEFAULT, Model, model_of
 
 BELADY, BOUND = "belady", "bound"  # beside the policies
 TOUCHES = ("leaf", "put", "forward")
+ENDED = ("never", "known", "always")
 CAPACITIES = ("1%", "5%", "10%")
 # What a tier does unless it is said; round figures of present hardware, not measured here. Latency in seconds, bytes/s.
 SPEEDS = {
@@ -68,7 +69,9 @@ class Setup:
 
     `stacks` are the set-ups of tiers, each fastest first. The first `warm` of the requests does not count.
     `flops_per_s` and `step_s` are the engine's. With `overlap` it computes the front while the back is loaded. With
-    `whole_blocks` a partial block takes as much room as a whole one. `shares` of the tenants, in their order.
+    `whole_blocks` a partial block takes as much room as a whole one. `shares` of the tenants, in their order. `ended`:
+    of which prompts a client says, once they are stored, that nobody will go on with them: none, those of which it is
+    true, all.
     """
 
     stacks: Sequence[Tiers]
@@ -81,6 +84,7 @@ class Setup:
     overlap: bool = False
     whole_blocks: bool = False
     shares: Sequence[float] = ()
+    ended: str = "never"
 
     def __post_init__(self) -> None:
         for name in self.policies:
@@ -89,6 +93,8 @@ class Setup:
                 raise InvalidArgument(f"no policy {name!r}{nearest(name, known)}; there are {', '.join(known)}")
         if self.touch not in TOUCHES:
             raise InvalidArgument(f"no order of touches {self.touch!r}; there are {', '.join(TOUCHES)}")
+        if self.ended not in ENDED:
+            raise InvalidArgument(f"prompts are said to have ended {', '.join(ENDED)}, not {self.ended!r}")
         if not 0 <= self.warm < 1:
             raise InvalidArgument(f"the part of a trace that only warms is 0 or more and less than 1, not {self.warm}")
         if any(share <= 0 for share in self.shares):

@@ -62,6 +62,7 @@ def test_arbitrary_frames_to_a_server(running: Any, kit: Any, monkeypatch: pytes
             (pb.METHOD_LIST, pb.ListRequest(cursor=1, limit=9).SerializeToString(), 0),
             (pb.METHOD_PIN, pb.PinRequest(spec=spec.digest, keys=b"d" * 32, ttl_ms=5).SerializeToString(), 0),
             (pb.METHOD_UNPIN, keys, 0), (pb.METHOD_PREFETCH, keys, 0), (pb.METHOD_STATS, b"", 0),
+            (pb.METHOD_HINT, pb.HintRequest(spec=spec.digest, keys=b"d" * 64, awaited_ms=5).SerializeToString(), 0),
             (pb.METHOD_DESCRIBE, b"", 0),
         ]  # fmt: skip
         stream: Stream | None = None

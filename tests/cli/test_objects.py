@@ -127,6 +127,13 @@ def test_a_server_end_to_end(cli: Run, prompt: Prompt, tmp_path: Path) -> None:
         assert cli("pin", *prompt["files"], "--for", "10m", env=url).stdout == "pinned 3 of 3 chunks\n"
         assert all(each["pinned_until_ms"] for each in only_json(cli("ls", "--json", env=url))["chunks"])
         assert cli("unpin", *prompt["files"], "--url", address).returncode == 0
+        assert cli("hint", *prompt["files"], "--back-in", "30s", env=url).stdout == "hinted 3 of 3 chunks\n"
+        assert only_json(cli("hint", *prompt["files"], "--json", env=url)) == {"hinted": 3, "asked": 3}
+        counted = only_json(cli("stats", "--json", env=url))["counters"]
+        assert (counted["hints_awaited"], counted["hints_ended"]) == (1, 1)
+        never = cli("hint", *prompt["files"], "--back-in", "2d", env=url)
+        assert (never.returncode, never.stdout) == (2, "")
+        assert "awaited for up to 86400 s" in never.stderr
         assert only_json(cli("verify", "--json", env=url))["ok"]
         assert cli("ls", "--namespace", "nobody", env=url).returncode == 4
         assert stop(signal.SIGTERM) == 0

@@ -27,6 +27,7 @@ COMMANDS = (
     "rm",
     "pin",
     "unpin",
+    "hint",
     "verify",
     "cxl",
     "bench",

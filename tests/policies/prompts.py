@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from kvstore._native import Policy
 from kvstore.policy import victims
@@ -62,6 +63,18 @@ class PromptCache:
         self.free.append(row)
         self.policy.remove(row, evicted, self.now)
         return name
+
+    def ended(self, prompt: Prompt) -> None:
+        """Nobody will go on with it."""
+        self.policy.ended(self.here(prompt), self.now)
+
+    def awaited(self, prompt: Prompt, seconds: float) -> None:
+        """It comes back in so long."""
+        self.policy.awaited(self.here(prompt), self.now, self.now + int(seconds * 1000))
+
+    def here(self, prompt: Prompt) -> npt.NDArray[np.uint32]:
+        """The rows of its chunks that are here."""
+        return np.array([self.rows[name] for name in prompt if name in self.rows], np.uint32)
 
     def order(self) -> list[int]:
         """Names, the next victim first."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import pytest
 
 from kvstore._native import Policy, ValuePolicy
 from tests.policies.prompts import TOKENS, Prompt, PromptCache
@@ -25,45 +26,74 @@ def chats(count: int) -> Iterator[Prompt]:
         yield list(chat)
 
 
-def played(cache: PromptCache, policy: ValuePolicy, *, end_all: bool) -> dict[str | None, float]:
-    """The share of chunks that were hit, by the policy that was followed; every prompt may be said to have ended."""
+def played(cache: PromptCache, policy: ValuePolicy, ended: Callable[[int], bool]) -> dict[str | None, float]:
+    """The share of chunks that were hit, by the policy that was followed.
+
+    Of a prompt `ended` says, by its number, whether the client tells that it will not go on.
+    """
     hits: dict[str | None, int] = {}
     asked: dict[str | None, int] = {}
-    for prompt in chats(12_000):
+    for number, prompt in enumerate(chats(12_000)):
         followed = policy.followed
         hits[followed] = hits.get(followed, 0) + cache.request(prompt)
         asked[followed] = asked.get(followed, 0) + len(prompt)
-        if end_all and prompt[-1] in cache.rows:
-            policy.ended(cache.rows[prompt[-1]])
+        if ended(number):
+            cache.ended(prompt)
     return {followed: hits[followed] / asked[followed] for followed in hits}
 
 
+def goes_on() -> set[int]:
+    """The numbers of the prompts that another one goes on with."""
+    last: dict[int, int] = {}
+    numbers = set()
+    for number, prompt in enumerate(chats(12_000)):
+        if prompt[0] in last:
+            numbers.add(last[prompt[0]])
+        last[prompt[0]] = number
+    return numbers
+
+
 def test_hints_that_are_all_wrong_are_found_out() -> None:
+    """Those that end are said to go on, and those that go on to have ended."""
     policy = ValuePolicy(CAPACITY)
-    shares = played(PromptCache(policy, CAPACITY), policy, end_all=True)
+    shares = played(PromptCache(policy, CAPACITY), policy, goes_on().__contains__)
     lru = PromptCache(Policy("lru", CAPACITY), CAPACITY).play(chats(12_000))
     assert shares.pop(None) < lru - 0.1
     assert shares
     assert all(share > lru - 0.02 for share in shares.values()), (shares, lru)
 
 
+def test_where_every_prompt_is_said_to_have_ended_they_go_as_under_lru() -> None:
+    policy = ValuePolicy(CAPACITY)
+    shares = played(PromptCache(policy, CAPACITY), policy, lambda number: True)
+    lru = PromptCache(Policy("lru", CAPACITY), CAPACITY).play(chats(12_000))
+    assert shares == {None: pytest.approx(lru, abs=0.002)}
+
+
+def test_hints_that_are_right_are_worth_something() -> None:
+    told, alone, going_on = ValuePolicy(120), ValuePolicy(120), goes_on()
+    with_hints = played(PromptCache(told, 120), told, lambda number: number not in going_on)
+    without = played(PromptCache(alone, 120), alone, lambda number: False)
+    assert with_hints[None] > without[None] + 0.05
+
+
 def test_nothing_is_followed_that_is_no_better() -> None:
     policy = ValuePolicy(CAPACITY)
-    shares = played(PromptCache(policy, CAPACITY), policy, end_all=False)
+    shares = played(PromptCache(policy, CAPACITY), policy, lambda number: False)
     lru = PromptCache(Policy("lru", CAPACITY), CAPACITY).play(chats(12_000))
     assert shares.keys() == {None}
     assert shares[None] > lru - 0.02
 
 
 def test_while_another_policy_is_followed_all_rows_are_victims_in_its_order() -> None:
-    policy = ValuePolicy(CAPACITY)
+    policy, wrong = ValuePolicy(CAPACITY), goes_on()
     cache = PromptCache(policy, CAPACITY)
-    for prompt in chats(12_000):
+    for number, prompt in enumerate(chats(12_000)):
         cache.request(prompt)
         if policy.followed is not None:
             break
-        if prompt[-1] in cache.rows:
-            policy.ended(cache.rows[prompt[-1]])
+        if number in wrong:
+            cache.ended(prompt)
     assert policy.followed is not None
     order = cache.order()
     assert sorted(order) == sorted(cache.rows)

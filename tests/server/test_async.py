@@ -34,6 +34,8 @@ def test_the_same_interface(running: Any, kit: Any) -> None:
             assert await client.pin(kit.small, keys, 5) == 3
             assert await client.unpin(kit.small, keys) == 3
             assert await client.prefetch(kit.small, keys) == 3
+            assert await client.awaited(kit.small, chain, 30) == 3
+            assert await client.ended(kit.small, chain) == 3
             assert await client.contains(kit.small, chain.refs) == [True] * 3
             assert await client.delete(kit.small, keys[:1]) == 1
             with pytest.raises(kvstore.NotFound):

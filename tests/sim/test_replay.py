@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kvstore.cost import TierSpeed
 from kvstore.errors import InvalidArgument
 from kvstore.policy import POLICIES
-from kvstore.sim.replay import Outcome, Replay
+from kvstore.sim.replay import Outcome, Replay, told_to_have_ended
 from kvstore.sim.setup import BELADY, Capacity, Setup, Tier
 from kvstore.sim.trace import Trace, mix
 
@@ -217,6 +217,28 @@ def test_with_room_for_all_every_policy_hits_all_that_was_there() -> None:
         assert played(trace, policy, trace.chunks).hit_tokens.tolist() == expected, policy
 
 
+def test_of_which_prompts_it_is_true_that_they_have_ended() -> None:
+    trace = linked([[1, 2, 10], [5], [1, 2, 3, 11], [1, 2, 3, 4, 12], [1, 8, 13], [7]], tail=3)
+    told = told_to_have_ended(trace, "known")
+    assert told.tolist() == [0, 0, 0, 1, 1, 0]  # [5] and [7] have no whole block: nothing of them could go on
+    assert told_to_have_ended(trace, "always").tolist() == [1] * 6
+    assert told_to_have_ended(trace, "never").tolist() == [0] * 6
+    assert told_to_have_ended(segmented([[(1, 4)], [(1, 4), (2, 5)], [(1, 4)]]), "known").tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("touch", ["leaf", "put"])
+def test_hints_are_worth_something_to_value_and_nothing_to_others(touch: str) -> None:
+    trace = linked(conversations(3000, users=200))
+
+    def hits(policy: str, ended: str) -> int:
+        return int(played(trace, policy, 200, touch=touch, ended=ended).hit_tokens.sum())
+
+    assert hits("value", "known") > 1.03 * hits("value", "never")
+    for policy in POLICIES:
+        if policy != "value":
+            assert hits(policy, "known") == hits(policy, "always") == hits(policy, "never")
+
+
 def test_what_does_not_fit_is_refused() -> None:
     trace = linked([[1], [2]])
     with pytest.raises(InvalidArgument, match="that is no cache"):
@@ -225,6 +247,8 @@ def test_what_does_not_fit_is_refused() -> None:
         Replay(trace, replace(PLAIN, shares=(1.0, 1.0)))
     with pytest.raises(InvalidArgument, match="no whole blocks"):
         Replay(segmented([[(1, 4)]]), replace(PLAIN, whole_blocks=True))
+    with pytest.raises(InvalidArgument, match="never, known, always, not 'often'"):
+        replace(PLAIN, ended="often")
     with pytest.raises(ValueError, match="1 to 8 tiers"):
         Replay(trace, PLAIN).play("lru", tiers(*[1] * 9))
     with pytest.raises(ValueError, match="there is no policy 'clock'"):

@@ -18,7 +18,7 @@ import kvstore
 from kvstore.arena import Arena
 from kvstore.config import NamespaceConfig
 from kvstore.errors import Closed, PermissionDenied, StorageError
-from tests.store.conftest import LARGE, Box, MiB, content, prompt
+from tests.store.conftest import LARGE, SMALL, Box, MiB, content, prompt
 from tests.store.test_places import session
 
 TWO = (NamespaceConfig("default"), NamespaceConfig("second"))
@@ -217,3 +217,21 @@ def test_a_mapping_of_a_destroyed_extent_shows_nothing_of_its_next_owner(box: Bo
         assert mine[:] == before
         assert content(LARGE, ref, LARGE.part()).tobytes()[:4096] not in mine[:]
     assert np.array_equal(other.get(LARGE, ref), content(LARGE, ref, LARGE.part()))
+
+
+def test_puts_that_wait_for_the_first_extent_share_it(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever does not take it finds room in it, and lets go of nothing that another has put meanwhile."""
+    client, refs = box.open(), prompt(SMALL, 2).refs
+    dram = box.store(client)._core.dram
+    reserve, wait = dram.reserve, dram.wait_for_memory
+
+    def taken_meanwhile(namespace: bytes, seconds: float) -> bool:
+        monkeypatch.setattr(dram, "reserve", reserve)
+        monkeypatch.setattr(dram, "wait_for_memory", wait)
+        box.fill(client, SMALL, refs[:1])
+        return wait(namespace, seconds)
+
+    monkeypatch.setattr(dram, "reserve", lambda namespace, nbytes: -1)
+    monkeypatch.setattr(dram, "wait_for_memory", taken_meanwhile)
+    box.fill(client, SMALL, refs[1:])
+    assert client.contains(SMALL, refs) == [True, True]

@@ -275,6 +275,15 @@ class StoreMachine(RuleBasedStateMachine):
     def pin(self, chunk: tuple[KVSpec, ChunkRef], seconds: float) -> None:
         self.client.pin(chunk[0], [chunk[1].key], seconds)
 
+    @rule(chain=st.sampled_from(CHAINS), length=st.integers(1, 4), seconds=st.sampled_from([0, 0.01, 60]))
+    def hint(self, chain: tuple[KVSpec, kvstore.Chain], length: int, seconds: float) -> None:
+        """Advice, which changes nothing of what there is."""
+        spec, refs = chain[0], chain[1].refs[:length]
+        there = self.client.contains(spec, refs)
+        hinted = self.client.awaited(spec, refs, seconds) if seconds else self.client.ended(spec, refs)
+        assert sum(there) <= hinted <= len(refs)
+        assert self.client.contains(spec, refs) == there
+
     @rule(chunk=chunks)
     def prefetch(self, chunk: tuple[KVSpec, ChunkRef]) -> None:
         self.client.prefetch(chunk[0], [chunk[1].key])

@@ -44,6 +44,7 @@ class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     METHOD_HAZARDS: _ClassVar[Method]
     METHOD_GET_ARTEFACT: _ClassVar[Method]
     METHOD_DEVICE_PLACES: _ClassVar[Method]
+    METHOD_HINT: _ClassVar[Method]
     METHOD_DRAIN: _ClassVar[Method]
     METHOD_RESUME: _ClassVar[Method]
     METHOD_FIND: _ClassVar[Method]
@@ -82,6 +83,7 @@ METHOD_EXTENTS: Method
 METHOD_HAZARDS: Method
 METHOD_GET_ARTEFACT: Method
 METHOD_DEVICE_PLACES: Method
+METHOD_HINT: Method
 METHOD_DRAIN: Method
 METHOD_RESUME: Method
 METHOD_FIND: Method
@@ -372,6 +374,16 @@ class PinRequest(_message.Message):
     keys: bytes
     ttl_ms: int
     def __init__(self, spec: _Optional[bytes] = ..., keys: _Optional[bytes] = ..., ttl_ms: _Optional[int] = ...) -> None: ...
+
+class HintRequest(_message.Message):
+    __slots__ = ("spec", "keys", "awaited_ms")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    AWAITED_MS_FIELD_NUMBER: _ClassVar[int]
+    spec: bytes
+    keys: bytes
+    awaited_ms: int
+    def __init__(self, spec: _Optional[bytes] = ..., keys: _Optional[bytes] = ..., awaited_ms: _Optional[int] = ...) -> None: ...
 
 class CountResponse(_message.Message):
     __slots__ = ("count",)

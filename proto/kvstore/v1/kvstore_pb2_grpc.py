@@ -84,6 +84,11 @@ class KVStoreStub:
                 request_serializer=kvstore_dot_v1_dot_kvstore__pb2.KeysRequest.SerializeToString,
                 response_deserializer=kvstore_dot_v1_dot_kvstore__pb2.CountResponse.FromString,
                 _registered_method=True)
+        self.Hint = channel.unary_unary(
+                '/kvstore.v1.KVStore/Hint',
+                request_serializer=kvstore_dot_v1_dot_kvstore__pb2.HintRequest.SerializeToString,
+                response_deserializer=kvstore_dot_v1_dot_kvstore__pb2.CountResponse.FromString,
+                _registered_method=True)
         self.List = channel.unary_unary(
                 '/kvstore.v1.KVStore/List',
                 request_serializer=kvstore_dot_v1_dot_kvstore__pb2.ListRequest.SerializeToString,
@@ -184,6 +189,12 @@ class KVStoreServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Prefetch(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Hint(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -291,6 +302,11 @@ def add_KVStoreServicer_to_server(servicer, server):
             'Prefetch': grpc.unary_unary_rpc_method_handler(
                     servicer.Prefetch,
                     request_deserializer=kvstore_dot_v1_dot_kvstore__pb2.KeysRequest.FromString,
+                    response_serializer=kvstore_dot_v1_dot_kvstore__pb2.CountResponse.SerializeToString,
+            ),
+            'Hint': grpc.unary_unary_rpc_method_handler(
+                    servicer.Hint,
+                    request_deserializer=kvstore_dot_v1_dot_kvstore__pb2.HintRequest.FromString,
                     response_serializer=kvstore_dot_v1_dot_kvstore__pb2.CountResponse.SerializeToString,
             ),
             'List': grpc.unary_unary_rpc_method_handler(
@@ -603,6 +619,33 @@ class KVStore:
             target,
             '/kvstore.v1.KVStore/Prefetch',
             kvstore_dot_v1_dot_kvstore__pb2.KeysRequest.SerializeToString,
+            kvstore_dot_v1_dot_kvstore__pb2.CountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Hint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.KVStore/Hint',
+            kvstore_dot_v1_dot_kvstore__pb2.HintRequest.SerializeToString,
             kvstore_dot_v1_dot_kvstore__pb2.CountResponse.FromString,
             options,
             channel_credentials,

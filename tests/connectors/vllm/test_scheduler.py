@@ -35,6 +35,7 @@ def request(tokens: int, name: str = "r", **more: Any) -> Any:
         "mm_features": [],
         "cache_salt": None,
         "num_preemptions": 0,
+        "kv_transfer_params": None,
     }
     ids = list(range(1, tokens + 1))
     hashes = [f"block {n}".encode() for n in range(tokens // BLOCK)]
