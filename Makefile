@@ -110,9 +110,9 @@ $(VLLM_VENV)/.ready: $(VLLM_BASE)/.ready pyproject.toml $(NATIVE)
 	$(call overlay,$(VLLM_BASE),$(VLLM_VENV))
 	@touch $@
 
-# The engine's own tests: some ten minutes. Threads that spin would take the two cores from each other's engines.
+# The engine's own tests: some ten minutes.
 test-vllm: $(VLLM_VENV)/.ready
-	OMP_WAIT_POLICY=passive $(VLLM_RUN) -m pytest tests/engines/vllm
+	$(VLLM_RUN) -m pytest tests/engines/vllm
 
 # The OpenAI server of a real vLLM: a long prompt cold, the server restarted, asked again.
 demo-vllm: $(VLLM_VENV)/.ready

@@ -61,14 +61,14 @@ class PrefillMeter:
         self._running.append(_Step(time.monotonic(), total, work, is_prefill))
 
     def completed(self) -> None:
-        """The output of the oldest step that was planned is there."""
+        """The output of the oldest step that was planned is there. One without work lasted as long as a load did."""
         now = time.monotonic()
         if not self._running:
             return
         step = self._running.popleft()
         seconds = now - max(step.began, self._last_end)
         self._last_end = now
-        if seconds > 0:
+        if seconds > 0 and step.tokens:
             self.took(step.tokens, step.work, seconds, is_prefill=step.is_prefill)
 
     def took(self, tokens: int, work: float, seconds: float, *, is_prefill: bool) -> None:

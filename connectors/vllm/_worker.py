@@ -18,6 +18,10 @@ from kvstore.connectors.vllm._saves import Saves
 from kvstore.connectors.vllm._warn import Warn
 from kvstore.spec import KVSpec
 
+# The longest that an empty step waits for a load: about a step of a model, for which a request that arrives now would
+# wait as well. Each further step of a load costs the way to the scheduler and back, and a core that the load needs.
+REST_S = 0.05
+
 
 class Worker:
     """See `KVConnectorBase_V1`'s worker side."""
@@ -70,9 +74,9 @@ class Worker:
                 self._saves.stage(job)
 
     def rest(self) -> None:
-        """In a step without work, wait a little for a load: it would spin, and take the interpreter from the loads."""
+        """In a step without work, wait for a load, so that most loads take one step."""
         if self._loads is not None:
-            self._loads.wait(self._options.lookup_wait_ms / 1e3)
+            self._loads.wait(REST_S)
 
     def results(self) -> tuple[set[str], set[str]]:
         """Requests whose loads are over, and those of them that vLLM has to start anew.

@@ -21,13 +21,19 @@ from typing import Any
 import numpy as np
 
 MARK = "@driver "
+# vLLM's CPU backend beside others on a few cores. Its OpenMP threads use all of them here, and so does for a second
+# after each step the scheduler's process, which spins: threads that spin too, at each of the hundreds of barriers of a
+# forward, hold up the one that they wait for, and a forward of 40 ms takes a second.
+CPU_ENV = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_WAIT_POLICY": "passive",
+}
 
 
 def main() -> None:
     """Start an engine, then answer requests on standard input until it ends."""
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1")
+    os.environ.update({**CPU_ENV, **os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"})
     given = json.loads(sys.argv[1])
     from vllm import LLM, SamplingParams
     from vllm.config import KVTransferConfig

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kvstore.bench.vllm_driver import CPU_ENV
 from kvstore.demo import document
 from kvstore.demo.chart import draw
 from kvstore.demo.models import SMOLLM2, convert
@@ -99,8 +100,7 @@ def _engine(model: Path, address: str, log: Path) -> Iterator[int]:
                "--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-model-len", "8192",
                "--max-num-batched-tokens", "8192", "--served-model-name", "model", "--enable-prompt-tokens-details",
                "--kv-transfer-config", json.dumps(transfer)]  # fmt: skip
-    env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", **os.environ,
-           "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}  # fmt: skip
+    env = {**CPU_ENV, **os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     print(f"starting vLLM ({log.stem}) …", flush=True)
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=env, start_new_session=True)

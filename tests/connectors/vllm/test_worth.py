@@ -79,6 +79,10 @@ def test_a_meter_measures_steps_of_prefill_and_says_nothing_before(monkeypatch):
             meter.scheduled(step((request(4096), 4096, 1)))
             clock.now += 0.011
             meter.completed()
+        for _ in range(5):  # and some without work, which last as long as what is loaded meanwhile
+            meter.scheduled(step())
+            clock.now += 0.5
+            meter.completed()
     prefill = meter.prefill
     assert prefill is not None
     assert prefill.step_s == pytest.approx(0.011)
