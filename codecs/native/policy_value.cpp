@@ -13,7 +13,7 @@ namespace {
 constexpr double kLeastMemory = 80'000;
 constexpr double kMemoryPerRow = 64;
 // The horizon of the reuse model, in times that the cache is filled anew.
-constexpr double kHorizonFillings = 2;
+constexpr double kHorizonFillings = 3;
 
 // The shortest wait that a density is taken over, in uses a chunk that is here.
 constexpr double kLeastWait = .25;
@@ -72,7 +72,7 @@ void ValuePolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t no
     rows_[row] = {chunk.bytes, node, 0, 0, Hint::none, is_worthless(chunk) || is_severed(chunk.parent), true, false};
     ++size_;
     ++admissions_;
-    adopt(row, chunk.parent);
+    adopt(row, chunk.parent, chunk.position);
     if (is_leaf(row)) enqueue(row);
     shadows_.came(chunk, linked, now_ms);
 }

@@ -89,7 +89,7 @@ private:
 
     // policy_value_rows.cpp
     std::uint32_t make_node(std::uint64_t key);
-    void adopt(std::uint32_t row, std::uint64_t parent);
+    void adopt(std::uint32_t row, std::uint64_t parent, std::uint32_t position);
     void release_parent(std::uint32_t row);
     void settle(std::uint32_t node);
     void limit_ghosts();

@@ -29,6 +29,7 @@ struct Known {
     std::uint32_t last;          // its clock (ValueClock) at its last use
     std::uint32_t row;           // while it is here, plus one
     std::uint32_t children;      // chunks here that follow it, whether it is here or not
+    std::uint32_t position;      // tokens before it; of one known as a parent only, at most so many
     std::uint16_t place;         // chunks before it in its prompt, at most 65,535
     std::uint16_t traits;        // of its last use: ReuseModel's
     std::uint8_t uses;           // at most 255; 0: known as a parent only, and in no list

@@ -11,12 +11,19 @@ std::uint32_t ValuePolicy::make_node(std::uint64_t key) {
     return known_.make(key);
 }
 
-void ValuePolicy::adopt(std::uint32_t row, std::uint64_t parent) {
-    if (parent == 0 || parent == known_[rows_[row].node].key) return;
+// A parent stands before its child, whatever a client says: rows that followed each other in a circle would never be
+// leaves, and never go.
+void ValuePolicy::adopt(std::uint32_t row, std::uint64_t parent, std::uint32_t position) {
+    Known& child = known_[rows_[row].node];
+    const bool moved = child.children > 0 && position > child.position;  // it may stand behind one that follows it
+    child.position = position;
+    if (parent == 0 || position == 0 || moved) return;
     std::uint32_t node = known_.find(parent);
-    if (node == 0) node = make_node(parent);
-    rows_[row].parent = node;
+    if (node == 0) known_[node = make_node(parent)].position = position - 1;
     Known& known = known_[node];
+    if (known.row == 0 && known.uses == 0) known.position = std::min(known.position, position - 1);
+    if (known.position >= position) return;
+    rows_[row].parent = node;
     if (known.row != 0) rows_[known.row - 1].young = false;
     if (++known.children == 1 && known.row != 0) dequeue(known.row - 1);
 }
