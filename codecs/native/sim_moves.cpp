@@ -120,7 +120,8 @@ std::uint32_t SimReplay::row_for(std::uint32_t chunk) {
 }
 
 void SimReplay::release_if_gone(std::uint32_t chunk) {
-    if (where_[chunk] != 0) return;
+    // It may have gone already, from a slower tier, while that made room for what made room for it.
+    if (where_[chunk] != 0 || row_of_[chunk] == kNone) return;
     used_[chunk] = 0;
     for (std::size_t tier = 0; tier < tiers_.size(); ++tier)
         if (tiers_[tier].filter) tiers_[tier].filter->remember(arrival_[chunk].key, stored_bytes(chunk, tier));

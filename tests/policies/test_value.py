@@ -63,13 +63,16 @@ def test_a_scan_of_prompts_that_never_come_back_costs_little() -> None:
 
 
 def test_it_recovers_from_a_shift() -> None:
-    _, shifted = value(400)
-    _, settled = value(400)
-    shifted.play(popular(1, 3000))
-    settled.play(popular(4, 3000, first=100_000))
-    shifted.play(popular(3, 600, first=100_000))  # a tenth of the trace
-    after = list(popular(5, 1000, first=100_000))
-    assert shifted.play(after) > settled.play(after) - 0.02
+    behind = []
+    for seed in range(0, 30, 6):
+        _, shifted = value(400)
+        _, settled = value(400)
+        shifted.play(popular(seed + 1, 3000))
+        settled.play(popular(seed + 4, 3000, first=100_000))
+        shifted.play(popular(seed + 3, 600, first=100_000))  # a tenth of the trace
+        after = list(popular(seed + 5, 1000, first=100_000))
+        behind.append(settled.play(after) - shifted.play(after))
+    assert sum(behind) / len(behind) < 0.025
 
 
 def test_a_chunk_that_others_follow_is_no_victim() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,3 +82,12 @@ def test_what_a_request_hits_it_leaves_there(
         tiers = [Tier("t", Capacity("", nbytes=(each // 10) * BLOCK * BYTES), SPEED) for each in tokens]
         told = Replay(linked(twice), Setup((), warm=0.0)).play(policy, tiers)
     assert (told.hit_tokens[1::2] >= told.hit_tokens[::2]).all()
+
+
+def test_a_chunk_that_goes_from_a_slower_tier_while_it_leaves_a_faster_one_is_let_go_once() -> None:
+    """What must go from the first tier finds no room in the second, whose victim has pushed it out of the third."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        parts = sized([rng.choice(26, rng.integers(1, 7), replace=False).tolist() for _ in range(40)])
+        for touch in ("leaf", "put"):
+            played(parts, "value", touch, *rng.integers(10, 60, 3).tolist())
