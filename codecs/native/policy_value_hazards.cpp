@@ -9,7 +9,6 @@ namespace {
 
 constexpr double kFirstGuess = .05;  // of a hazard of which nothing is known
 constexpr double kPriorRuns = 4;     // so many requests' chunks weigh as much as what the hazard is shrunk to
-constexpr std::size_t kPasses = 6;   // of smoothing, each over an age and its neighbours
 
 using Row = std::array<double, kAges>;
 
@@ -17,17 +16,14 @@ void add(Row& sum, const Row& each) {
     for (std::size_t age = 0; age < kAges; ++age) sum[age] += each[age];
 }
 
-// Over some two octaves either way: one request of a hundred chunks leaves a spike that no waiting should be built on, and a gap
-// beside it.
-Row smoothed(Row counts) {
-    for (std::size_t pass = 0; pass < kPasses; ++pass) {
-        const Row rough = counts;
-        for (std::size_t age = 0; age < kAges; ++age) {
-            const std::size_t before = age > 0 ? age - 1 : age, after = std::min(age + 1, kAges - 1);
-            counts[age] = (2 * rough[age] + rough[before] + rough[after]) / 4;
-        }
+// Neighbours count half: one request of a hundred chunks leaves a spike that no waiting should be built on.
+Row smoothed(const Row& counts) {
+    Row sum;
+    for (std::size_t age = 0; age < kAges; ++age) {
+        const std::size_t before = age > 0 ? age - 1 : age, after = std::min(age + 1, kAges - 1);
+        sum[age] = (2 * counts[age] + counts[before] + counts[after]) / 4;
     }
-    return counts;
+    return sum;
 }
 
 }  // namespace

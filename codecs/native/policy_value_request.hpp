@@ -54,8 +54,6 @@ public:
 
     std::size_t missing() const { return missing_; }
     bool is_last(std::uint64_t key) const { return missing_ > 0 && key == last_key_; }
-    // The mean of requests' lengths.
-    double length() const { return length_mean_; }
     // What the chunks that share a request with a chunk weigh in all, on average over chunks, where each weighs one over
     // the root of the request's length.
     double run() const { return run_mean_ / length_mean_; }

@@ -45,14 +45,16 @@ class Engine:
         lora: str = "",
         max_tokens: int = 16,
         logprobs: Path | None = None,
+        params: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Answers to prompts of token ids, all in one batch.
+        """Answers to prompts of token ids, all in one batch. `params` are the requests' `kv_transfer_params`.
 
         `logprobs` is an .npy file for the log-probabilities float32 `[new token, vocabulary]` of one prompt; that takes
         an engine in one process (`VLLM_ENABLE_V1_MULTIPROCESSING=0`).
         """
         asked = [{"ids": list(each), "salt": salt, "lora": lora} for each in prompts]
-        return self._send({"prompts": asked, "max_tokens": max_tokens, "logprobs": str(logprobs) if logprobs else None})
+        file = str(logprobs) if logprobs else None
+        return self._send({"prompts": asked, "max_tokens": max_tokens, "logprobs": file, "params": params})
 
     def reset(self) -> None:
         """Empty its caches, as vLLM does when weights are replaced."""

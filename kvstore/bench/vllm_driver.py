@@ -1,11 +1,12 @@
 """A vLLM engine in a process of its own: one JSON object in, one out, per line.
 
 Started with one argument, `{"engine": {…}, "transfer": {…} or null}`, what goes to `LLM` and to `KVTransferConfig`.
-A question is `{"prompts": [{"ids": […], "salt": "…", "lora": "PATH"}], "max_tokens": n, "logprobs": "FILE"}`; an answer
-gives ids, text, cached tokens and time to first token of each, the connector's counters and vLLM's preemptions so far.
-With a file, which NumPy is to read, it holds the log-probabilities float32 `[new token, vocabulary]` of one prompt, for
-which the engine must be in one process. `{"reset": true}` empties vLLM's caches, as it does when weights are replaced;
-`{"metrics": true}` is answered with vLLM's Prometheus counters, `[name, labels, value]` each.
+A question is `{"prompts": [{"ids": […], "salt": "…", "lora": "PATH"}], "max_tokens": n, "logprobs": "FILE",
+"params": {…}}`, where `params` are what each request says as `kv_transfer_params`; an answer gives ids, text, cached
+tokens and time to first token of each, the connector's counters and vLLM's preemptions so far. With a file, which NumPy
+is to read, it holds the log-probabilities float32 `[new token, vocabulary]` of one prompt, for which the engine must be
+in one process. `{"reset": true}` empties vLLM's caches, as it does when weights are replaced; `{"metrics": true}` is
+answered with vLLM's Prometheus counters, `[name, labels, value]` each.
 """
 
 from __future__ import annotations
@@ -70,7 +71,11 @@ class _Driver:
         ]
         adapters = [self._adapter(each.get("lora", "")) for each in asked["prompts"]]
         file = asked.get("logprobs")
-        sampling = self._sampling(temperature=0, max_tokens=asked.get("max_tokens", 16), ignore_eos=True)
+        params = asked.get("params")
+        sampling = self._sampling(
+            temperature=0, max_tokens=asked.get("max_tokens", 16), ignore_eos=True,
+            extra_args={"kv_transfer_params": params} if params else None,
+        )  # fmt: skip
         began = time.perf_counter()
         watching: AbstractContextManager[list[Any]] = _logits() if file else nullcontext([])
         with watching as logits:
