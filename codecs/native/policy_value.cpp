@@ -13,7 +13,7 @@ namespace {
 constexpr double kLeastMemory = 80'000;
 constexpr double kMemoryPerRow = 64;
 // The horizon of the reuse model, in times that the cache is filled anew.
-constexpr double kHorizonFillings = 2;
+constexpr double kHorizonFillings = 3;
 
 // The shortest wait that a density is taken over, in uses a chunk that is here.
 constexpr double kLeastWait = .25;
@@ -63,6 +63,7 @@ void ValuePolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t no
         known_.exhume(node);
     }
     known.row = row + 1;
+    if (known_.is_alone(node) == linked) known.last = static_cast<std::uint32_t>(clock_.read(!linked));
     known.flags = static_cast<std::uint8_t>(known.flags & ~(KnownChunks::kTold | KnownChunks::kAlone));
     if (!linked) known.flags |= KnownChunks::kAlone;
     if (known.uses > 0) known_.append(node);
@@ -137,7 +138,7 @@ void ValuePolicy::use(std::uint32_t node, bool last) {
         known_.unlink(node);
         gap = known.age + 1U;
     }
-    ++clock_;
+    clock_.use();
     if (known.uses < 0xFF) ++known.uses;
     known.flags = static_cast<std::uint8_t>(known.flags & ~KnownChunks::kTail);
     if (last && !alone && known.children == 0) known.flags |= KnownChunks::kTail;
@@ -150,7 +151,7 @@ void ValuePolicy::use(std::uint32_t node, bool last) {
         known.kind = static_cast<std::uint8_t>(Hazards::kind(group, model_.log_odds(known.traits, group)));
     }
     known.age = 0;
-    known.last = static_cast<std::uint32_t>(clock_);
+    known.last = static_cast<std::uint32_t>(clock_.read(alone));
     known_.append(node);
     hazards_.begun(known.kind, weight_of(known));
 }
@@ -164,17 +165,19 @@ void ValuePolicy::resolve(Known& known, bool reused) {
 // What is due before anything is told.
 void ValuePolicy::begin_event(std::int64_t now_ms) {
     end_walk();
+    clock_.tell(now_ms);
     end_waits(now_ms);
-    if (static_cast<double>(clock_ - grown_at_) >= ages_.begin[1]) grow_older();
-    if (clock_ - ranked_at_ >= kRankEvery + size_ / 4) rank();
+    for (const bool alone : {false, true})
+        if (static_cast<double>(clock_.read(alone) - grown_at_[alone]) >= ages_.begin[1]) grow_older(alone);
+    if (clock_.uses() - ranked_at_ >= kRankEvery + size_ / 4) rank();
 }
 
-void ValuePolicy::grow_older() {
-    grown_at_ = clock_;
-    const auto now = static_cast<std::uint32_t>(clock_);
+void ValuePolicy::grow_older(bool alone) {
+    grown_at_[alone] = clock_.read(alone);
+    const auto now = static_cast<std::uint32_t>(grown_at_[alone]);
     for (std::size_t age = 0; age + 1 < kAges; ++age)
         for (const bool ghost : {false, true})
-            for (std::uint32_t node; (node = known_.oldest(age, ghost)) != 0;) {
+            for (std::uint32_t node; (node = known_.oldest(age, ghost, alone)) != 0;) {
                 if (now - known_[node].last < ages_.begin[age + 1]) break;
                 grow_older(node);
             }
@@ -195,18 +198,20 @@ void ValuePolicy::grow_older(std::uint32_t node) {
 }
 
 void ValuePolicy::rank() {
-    ranked_at_ = clock_;
+    ranked_at_ = clock_.uses();
     if (admissions_ > 0) {
-        const double uses = static_cast<double>(clock_) / static_cast<double>(admissions_);
-        const double horizon = kHorizonFillings * uses * static_cast<double>(size_);
+        const double uses = static_cast<double>(ranked_at_) / static_cast<double>(admissions_);
+        const double horizon = kHorizonFillings * uses * static_cast<double>(size_) * clock_.per_use();
         for (horizon_ = 0; horizon_ + 2 < kAges && ages_.begin[horizon_ + 1] < horizon;) ++horizon_;
     }
     hazards_.decay(kLeastMemory + kMemoryPerRow * static_cast<double>(size_));
-    hazards_.rate(request_.run(), kLeastWait * static_cast<double>(size_));
+    const double wait = kLeastWait * static_cast<double>(size_);
+    hazards_.rate(request_.run(), wait * clock_.per_use(), wait);
     queues_.rank([&](std::size_t queue) {
         if (queue == kWorthless) return -1.0;
         if (queue == kAwaited) return std::numeric_limits<double>::infinity();
-        return hazards_.density(queue / kAges, queue % kAges);
+        const double density = hazards_.density(queue / kAges, queue % kAges);
+        return Hazards::is_alone(queue / kAges) ? density : density * clock_.per_use();
     });
 }
 

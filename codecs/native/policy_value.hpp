@@ -3,6 +3,7 @@
 
 #include "mapped_array.hpp"
 #include "policy.hpp"
+#include "policy_value_clock.hpp"
 #include "policy_value_hazards.hpp"
 #include "policy_value_known.hpp"
 #include "policy_value_queues.hpp"
@@ -77,7 +78,7 @@ private:
     void use(std::uint32_t node, bool last);
     void resolve(Known& known, bool reused);
     void begin_event(std::int64_t now_ms);
-    void grow_older();
+    void grow_older(bool alone);
     void grow_older(std::uint32_t node);
     void rank();
     static double weight_of(const Known& known);
@@ -128,7 +129,9 @@ private:
     std::size_t size_ = 0;
     std::uint32_t max_rows_;
     std::uint32_t chunk_tokens_ = 1;  // of the longest chunk so far
-    std::uint64_t clock_ = 0, ranked_at_ = 0, grown_at_ = 0;  // in uses
+    ValueClock clock_;
+    std::uint64_t ranked_at_ = 0;               // in uses
+    std::array<std::uint64_t, 2> grown_at_{};  // by its clock: what follows others, what stands alone
     std::uint64_t admissions_ = 0;
     std::size_t horizon_ = 6;  // the age at which a use counts as not followed soon
 };

@@ -9,6 +9,7 @@ namespace {
 
 constexpr double kFirstGuess = .05;  // of a hazard of which nothing is known
 constexpr double kPriorRuns = 4;     // so many requests' chunks weigh as much as what the hazard is shrunk to
+constexpr std::size_t kPasses = 4;   // of smoothing, each over an age and its neighbours
 
 using Row = std::array<double, kAges>;
 
@@ -16,14 +17,17 @@ void add(Row& sum, const Row& each) {
     for (std::size_t age = 0; age < kAges; ++age) sum[age] += each[age];
 }
 
-// Neighbours count half: one request of a hundred chunks leaves a spike that no waiting should be built on.
-Row smoothed(const Row& counts) {
-    Row sum;
-    for (std::size_t age = 0; age < kAges; ++age) {
-        const std::size_t before = age > 0 ? age - 1 : age, after = std::min(age + 1, kAges - 1);
-        sum[age] = (2 * counts[age] + counts[before] + counts[after]) / 4;
+// Over two octaves either way: one request of a hundred chunks leaves a spike that no waiting should be built on, and a
+// gap beside it.
+Row smoothed(Row counts) {
+    for (std::size_t pass = 0; pass < kPasses; ++pass) {
+        const Row rough = counts;
+        for (std::size_t age = 0; age < kAges; ++age) {
+            const std::size_t before = age > 0 ? age - 1 : age, after = std::min(age + 1, kAges - 1);
+            counts[age] = (2 * rough[age] + rough[before] + rough[after]) / 4;
+        }
     }
-    return sum;
+    return counts;
 }
 
 }  // namespace
@@ -55,7 +59,7 @@ Row Hazards::shrunk(const Row& uses, const Row& at_risk, const Row& towards, dou
     return hazards;
 }
 
-void Hazards::rate(double run, double least) {
+void Hazards::rate(double run, double least, double least_alone) {
     const double prior = kPriorRuns * std::max(1.0, run);
     Row uses{}, at_risk{};
     for (std::size_t kind = 0; kind < kKinds; ++kind) {
@@ -67,7 +71,7 @@ void Hazards::rate(double run, double least) {
     for (std::size_t age = 0; age < kAges; ++age) all[age] = (near[age] + prior * kFirstGuess) / (lived[age] + prior);
     for (std::size_t group = 0; group < kGroups; ++group)
         rate_kinds(group * kLevels, (group + 1) * kLevels, all, prior, least);
-    for (std::size_t kind = kGroups * kLevels; kind < kKinds; ++kind) rate_kinds(kind, kind + 1, all, kPriorRuns, least);
+    for (std::size_t kind = kGroups * kLevels; kind < kKinds; ++kind) rate_kinds(kind, kind + 1, all, kPriorRuns, least_alone);
 }
 
 // Those of one group.

@@ -24,6 +24,7 @@ public:
         const double level = std::floor(log_odds) + kLevels / 2;
         return group * kLevels + static_cast<std::size_t>(std::clamp(level, 0.0, kLevels - 1.0));
     }
+    static bool is_alone(std::size_t kind) { return kind >= kGroups * kLevels; }
     static std::size_t kind_alone(std::size_t often) { return kGroups * kLevels + often; }
 
     // A chunk was used and is new again; it has come to this age unused; it was used at this age.
@@ -42,7 +43,7 @@ public:
     // than a new one. It is the Gittins index of a chunk that is used once; LHD (Beckmann, Chen, Cidon, NSDI 2018) has
     // the same density without the choice when to give up. Nobody gives up before `least` uses: a
     // chance that is over sooner is no reason to keep anything, and mostly noise. `run`: the weight of chunks that share their fate.
-    void rate(double run, double least);
+    void rate(double run, double least, double least_alone);
     double density(std::size_t kind, std::size_t age) const { return density_[kind][age]; }
 
 private:

@@ -14,8 +14,7 @@ namespace kvstore {
 
 inline constexpr std::size_t kAges = 48;
 
-// Ages are counted in uses of any chunk, not in time: a cache that nobody asks does not forget. A step is a half octave,
-// the first ends at 16 uses and the last is open.
+// A step of age is a half octave of ValueClock's time; the first ends at 16 and the last is open.
 struct Ages {
     Ages() {
         double edge = 16;
@@ -27,7 +26,7 @@ struct Ages {
 struct Known {
     std::uint64_t key;
     std::uint32_t older, newer;  // of the same age, as links: 0 is the end
-    std::uint32_t last;          // the clock at its last use
+    std::uint32_t last;          // its clock (ValueClock) at its last use
     std::uint32_t row;           // while it is here, plus one
     std::uint32_t children;      // chunks here that follow it, whether it is here or not
     std::uint32_t position;      // tokens before it; of one known as a parent only, at most so many
@@ -39,7 +38,8 @@ struct Known {
     std::uint8_t flags;
 };
 
-// All nodes, in a list for each age, those of chunks that are here apart from the ghosts. The lists are nearly in the
+// All nodes, in a list for each age, those of chunks that are here apart from the ghosts, those that stand alone apart
+// from those that follow others. The lists are nearly in the
 // order of last use: a chunk that becomes a ghost goes to the end of its age, and comes to the next one late, by less than
 // the width of this.
 class KnownChunks {
@@ -106,7 +106,7 @@ public:
         (known.newer != 0 ? (*this)[known.newer].older : list.newest) = known.older;
     }
 
-    std::uint32_t oldest(std::size_t age, bool ghost) const { return lists_[ghost][age].oldest; }
+    std::uint32_t oldest(std::size_t age, bool ghost, bool alone) const { return lists_[ghost][alone][age].oldest; }
     // Ghosts go in the order in which they came to be, and not in that of use: what was held for long and then let go is
     // known for as long as any other, or nobody would learn that it comes back.
     void bury(std::uint32_t node) { graves_.append(buried_, node - 1); }
@@ -125,12 +125,12 @@ private:
         std::uint32_t oldest = 0, newest = 0;
     };
 
-    List& list_of(std::uint32_t node) { return lists_[is_ghost(node)][(*this)[node].age]; }
+    List& list_of(std::uint32_t node) { return lists_[is_ghost(node)][is_alone(node)][(*this)[node].age]; }
 
     MappedArray<Known> nodes_;
     RowLinks graves_;
     KeyTable table_;
-    std::array<std::array<List, kAges>, 2> lists_{};
+    std::array<std::array<std::array<List, kAges>, 2>, 2> lists_{};
     RowLinks::List buried_;
     std::size_t size_ = 0;
     std::uint32_t free_ = 0, made_ = 0;
