@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import permutations
 
 import numpy as np
 import pytest
 
 from kvstore._native import Policy, ValuePolicy
 from kvstore.policy import victims
-from tests.policies.prompts import Prompt, PromptCache
+from tests.policies.prompts import TOKENS, Prompt, PromptCache
 
 COSTS = {
     "flops_per_token": 1e10, "flops_per_token2": 0.0, "prefill_flops_per_s": 1e15, "load_latency_s": 0.0,
@@ -73,6 +74,48 @@ def test_it_recovers_from_a_shift() -> None:
         after = list(popular(seed + 5, 1000, first=100_000))
         behind.append(settled.play(after) - shifted.play(after))
     assert sum(behind) / len(behind) < 0.025
+
+
+def test_think_time_is_learned_whatever_else_is_asked() -> None:
+    """Each second a session begins, comes back after a minute, and never again; what else is asked comes once, at one
+    request a second or at twenty. Told of the time it finds what it cannot where time stands still, and uses count.
+    """
+
+    def hits(*, timed: bool) -> float:
+        _, cache = value(1600)
+        hit = asked = 0
+        for second in range(2400):
+            others = 20 if second // 300 % 2 else 1
+            cache.now = second * 1000 if timed else -1000
+            cache.request(range(second * 10 + 1, second * 10 + 5))
+            if second >= 60:
+                cache.now = second * 1000 + 10 if timed else -1000
+                found = cache.request(range(second * 10 - 599, second * 10 - 594))
+                hit, asked = hit + found * (second >= 1200), asked + 4 * (second >= 1200)
+            for each in range(others):
+                cache.now = second * 1000 + 20 + each * 40 if timed else -1000
+                first = 10_000_000 + second * 200 + each * 10
+                cache.request(range(first, first + 4))
+        return hit / asked
+
+    assert hits(timed=True) > hits(timed=False) + 0.05
+
+
+@pytest.mark.parametrize("positions", [(256, 256), (256, 512), (512, 256), (0, 256), (256, 0)])
+def test_chunks_that_follow_each_other_go_all_the_same(positions: tuple[int, int]) -> None:
+    policy = ValuePolicy(8)
+    for row, position in enumerate(positions):
+        policy.admit(row, 1 + row, 2 - row, position, TOKENS, 1, 0)
+    policy.admit(2, 3, 2, 768, TOKENS, 1, 0)
+    assert sorted(victims(policy)) == [0, 1, 2]
+
+
+def test_a_circle_of_three_goes_all_the_same() -> None:
+    for positions in permutations((256, 512, 768)):
+        policy = ValuePolicy(8)
+        for row, position in enumerate(positions):
+            policy.admit(row, 1 + row, 1 + (row + 1) % 3, position, TOKENS, 1, 0)
+        assert sorted(victims(policy)) == [0, 1, 2]
 
 
 def test_a_chunk_that_others_follow_is_no_victim() -> None:
