@@ -38,7 +38,7 @@ ValuePolicy::ValuePolicy(std::uint32_t max_rows)
 void ValuePolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t now_ms) {
     queues_.check(row);
     begin_event(now_ms);
-    if (order_) order_->admit(row, chunk, now_ms);
+    if (ordered_ || (order_ && order_->contains(row))) order_->admit(row, chunk, now_ms);
     if (contains(row)) {
         rows_[row].bytes = chunk.bytes;
         shadows_.resized(chunk);
@@ -83,7 +83,7 @@ void ValuePolicy::hit(const std::uint32_t* rows, std::size_t count, std::int64_t
     if (count == 0) return;
     const Known& deepest = known_[rows_[rows[count - 1]].node];
     if (!known_.is_alone(rows_[rows[count - 1]].node)) request_.hit(deepest.key, deepest.place);
-    if (order_) order_->hit(rows, count, now_ms);
+    if (ordered_) order_->hit(rows, count, now_ms);
     keys_.clear();
     for (std::size_t i = 0; i < count; ++i)
         if (contains(rows[i])) keys_.push_back(known_[rows_[rows[i]].node].key);
@@ -103,7 +103,7 @@ void ValuePolicy::demand(const std::uint64_t* keys, std::size_t count, std::int6
     if (count == 0) return;
     begin_event(now_ms);
     follow(now_ms);
-    if (order_) order_->demand(keys, count, now_ms);
+    if (ordered_) order_->demand(keys, count, now_ms);
     shadows_.asked({keys, count}, now_ms);
     std::size_t fresh = 0, length = 0;
     for (std::size_t i = 0; i < count; ++i) {
@@ -168,17 +168,19 @@ void ValuePolicy::begin_event(std::int64_t now_ms) {
     clock_.tell(now_ms);
     end_waits(now_ms);
     for (const bool alone : {false, true})
-        if (static_cast<double>(clock_.read(alone) - grown_at_[alone]) >= ages_.begin[1]) grow_older(alone);
+        if (static_cast<double>(clock_.read(alone) - grown_at_[alone]) >= ages_.begin[1]) grow_older(alone, now_ms);
+    if (order_ && !ordered_) make_order(now_ms);
     if (clock_.uses() - ranked_at_ >= kRankEvery + size_ / 4) rank();
 }
 
-void ValuePolicy::grow_older(bool alone) {
+void ValuePolicy::grow_older(bool alone, std::int64_t now_ms) {
     grown_at_[alone] = clock_.read(alone);
     const auto now = static_cast<std::uint32_t>(grown_at_[alone]);
     for (std::size_t age = 0; age + 1 < kAges; ++age)
         for (const bool ghost : {false, true})
             for (std::uint32_t node; (node = known_.oldest(age, ghost, alone)) != 0;) {
                 if (now - known_[node].last < ages_.begin[age + 1]) break;
+                if (order_ && !ordered_ && !ghost && known_.has_passed(age + 1, alone)) pass_by(node, now_ms);
                 grow_older(node);
             }
 }

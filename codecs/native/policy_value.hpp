@@ -25,8 +25,7 @@ namespace kvstore {
 // before its head, whatever is expected of the head. Nothing is set for a workload. Where the shadows say that a
 // simpler policy does better, victims are taken in its order. Ghosts, eight to each chunk here but at most `max_rows`,
 // keep how often and when. 48 bytes a known chunk, 28 more for a row that is here, the table of keys, and a sixth of all
-// that for shadows. O(kinds · ages²) to rank, once in `kRankEvery` uses; O(1) amortised for all else but to begin to
-// follow another policy.
+// that for shadows. O(kinds · ages²) to rank, once in `kRankEvery` uses; O(1) amortised for all else.
 class ValuePolicy final : public Policy {
 public:
     explicit ValuePolicy(std::uint32_t max_rows);
@@ -58,6 +57,7 @@ private:
     static constexpr std::size_t kGhostsPerRow = 8;
     static constexpr std::size_t kLeastGhosts = 64;
     static constexpr std::uint64_t kRankEvery = 1024;
+    static constexpr std::uint64_t kOrderedPerUse = 16;
     static constexpr std::size_t kAwaitedPart = 2;  // the part of the chunks here that is held for who is awaited
     static constexpr std::size_t kSevered = 16;  // so many prompts may be put at a time
 
@@ -78,7 +78,7 @@ private:
     void use(std::uint32_t node, bool last);
     void resolve(Known& known, bool reused);
     void begin_event(std::int64_t now_ms);
-    void grow_older(bool alone);
+    void grow_older(bool alone, std::int64_t now_ms);
     void grow_older(std::uint32_t node);
     void rank();
     static double weight_of(const Known& known);
@@ -86,6 +86,9 @@ private:
     bool is_worthless(const Arrival& chunk) const;
     bool is_severed(std::uint64_t parent) const;
     void follow(std::int64_t now_ms);
+    void make_order(std::int64_t now_ms);
+    void put_in_order(std::uint32_t node, std::int64_t now_ms);
+    void pass_by(std::uint32_t node, std::int64_t now_ms);
 
     // policy_value_rows.cpp
     std::uint32_t make_node(std::uint64_t key);
@@ -115,6 +118,8 @@ private:
     RequestShape request_;
     Shadows shadows_;
     std::unique_ptr<Policy> order_;  // of what is here, by the policy that is followed
+    bool ordered_ = false;           // it has all that is here
+    std::uint64_t ordering_at_ = 0;  // in uses, how far it was made
     std::vector<std::uint64_t> keys_;
     std::uint64_t capacity_ = 0;
     Ages ages_;

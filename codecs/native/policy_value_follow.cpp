@@ -16,26 +16,50 @@ void ValuePolicy::set_capacity(std::uint64_t bytes) {
     if (order_) order_->set_capacity(bytes);
 }
 
-// Begins or ends to follow another policy, if the shadows say so. Its order is made of what is known of the chunks here,
-// the one used longest ago first: memory is taken for one policy, and only meanwhile. O(chunks), and seldom: terms become
-// longer each time.
+// Begins or ends to follow another policy, if the shadows say so.
 void ValuePolicy::follow(std::int64_t now_ms) {
     const std::size_t before = shadows_.chosen();
     const std::size_t now = shadows_.choose(clock_.uses(), size_);
     if (now == before) return;
     order_.reset();
+    ordered_ = false;
     if (now == Shadows::kNone) return;
     order_ = Shadows::make(now, max_rows_);
     order_->set_capacity(capacity_);
-    for (std::size_t age = kAges; age-- > 0;)
-        for (const bool alone : {false, true})
-            for (std::uint32_t node = known_.oldest(age, false, alone); node != 0; node = known_[node].newer) {
-                const Known& known = known_[node];
-                const std::uint32_t row = known.row - 1;
-                order_->admit(row, {known.key, 0, 0, 0, rows_[row].bytes}, now_ms);
-                for (std::uint32_t hit = 1; hit < std::min<std::uint32_t>(known.uses, kMostHits); ++hit)
-                    order_->hit(&row, 1, now_ms);
-            }
+    ordering_at_ = clock_.uses();
+    known_.begin_visit();
+}
+
+// Its order is made of what is known of the chunks here, the one used longest ago first, some with each use: all at once
+// would be a pause under the store's lock that grows with the chunks. Until it is whole, victims are still `value`'s own.
+// What is used meanwhile is met at the end; so the first age is gone through in one go, which is a few uses long.
+void ValuePolicy::make_order(std::int64_t now_ms) {
+    std::uint64_t left = kOrderedPerUse * (clock_.uses() - ordering_at_);
+    ordering_at_ = clock_.uses();
+    for (; left > 0 || known_.visited_age() == 0; left -= left > 0) {
+        const std::uint32_t node = known_.next_visited();
+        if (node == 0) {
+            ordered_ = true;
+            return;
+        }
+        put_in_order(node, now_ms);
+    }
+}
+
+void ValuePolicy::put_in_order(std::uint32_t node, std::int64_t now_ms) {
+    const Known& known = known_[node];
+    const std::uint32_t row = known.row - 1;
+    if (order_->contains(row)) {  // it was used since it was met
+        order_->hit(&row, 1, now_ms);
+        return;
+    }
+    order_->admit(row, {known.key, 0, 0, 0, rows_[row].bytes}, now_ms);
+    for (std::uint32_t hit = 1; hit < std::min<std::uint32_t>(known.uses, kMostHits); ++hit) order_->hit(&row, 1, now_ms);
+}
+
+// One that grows older into a list that has been gone through.
+void ValuePolicy::pass_by(std::uint32_t node, std::int64_t now_ms) {
+    if (!order_->contains(known_[node].row - 1)) put_in_order(node, now_ms);
 }
 
 }  // namespace kvstore

@@ -102,11 +102,35 @@ public:
     void unlink(std::uint32_t node) {
         List& list = list_of(node);
         const Known& known = (*this)[node];
+        if (node == visit_) visit_ = known.newer;
         (known.older != 0 ? (*this)[known.older].newer : list.oldest) = known.newer;
         (known.newer != 0 ? (*this)[known.newer].older : list.newest) = known.older;
     }
 
     std::uint32_t oldest(std::size_t age, bool ghost, bool alone) const { return lists_[ghost][alone][age].oldest; }
+    // A visit of all that is here, the oldest first, while lists change. What is used meanwhile comes again; what grows
+    // older into a list that was passed does not come.
+    void begin_visit() {
+        visit_list_ = 2 * kAges;
+        visit_ = 0;
+    }
+    std::size_t visited_age() const { return visit_list_ / 2; }
+    bool has_passed(std::size_t age, bool alone) const {
+        const std::size_t list = 2 * age + alone;
+        return list > visit_list_ || (list == visit_list_ && visit_ == 0);
+    }
+    // 0: that was all.
+    std::uint32_t next_visited() {
+        while (visit_ == 0) {
+            if (visit_list_ == 0) return 0;
+            --visit_list_;
+            visit_ = oldest(visit_list_ / 2, false, visit_list_ % 2 != 0);
+        }
+        const std::uint32_t node = visit_;
+        visit_ = (*this)[node].newer;
+        return node;
+    }
+
     // Ghosts go in the order in which they came to be, and not in that of use: what was held for long and then let go is
     // known for as long as any other, or nobody would learn that it comes back.
     void bury(std::uint32_t node) { graves_.append(buried_, node - 1); }
@@ -134,6 +158,8 @@ private:
     RowLinks::List buried_;
     std::size_t size_ = 0;
     std::uint32_t free_ = 0, made_ = 0;
+    std::size_t visit_list_ = 0;  // age and kind of list at hand
+    std::uint32_t visit_ = 0;     // the next of it; 0: none
 };
 
 }  // namespace kvstore

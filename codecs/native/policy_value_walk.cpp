@@ -8,7 +8,7 @@ namespace kvstore {
 // A row that a walk has given counts as gone until the walk ends, so that what comes next is what would be the victim
 // if it did go: its parent, perhaps. Whatever else happens ends the walk and puts back what has not gone.
 std::int64_t ValuePolicy::victim(std::int64_t after) {
-    if (order_) return order_->victim(after);
+    if (ordered_) return order_->victim(after);
     const bool here = after >= 0 && contains(static_cast<std::uint32_t>(std::min<std::int64_t>(after, max_rows_)));
     if (!here || walk_.empty() || walk_.back() != after) {
         end_walk();

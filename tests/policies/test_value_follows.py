@@ -124,3 +124,36 @@ def test_what_follows_a_chunk_that_is_back_does_not_go_next() -> None:
     policy.admit(1, 10, 0, 0, TOKENS, 1, 0)
     policy.admit(2, 11, 10, TOKENS, TOKENS, 1, 0)
     assert policy.victim() == 0
+
+
+class Recorded(PromptCache):
+    """Knows in which order its chunks were used."""
+
+    def __init__(self, policy: ValuePolicy, capacity: int) -> None:
+        super().__init__(policy, capacity)
+        self.used: dict[int, int] = {}
+
+    def request(self, prompt: Prompt) -> int:
+        here = [name for name in prompt if name in self.rows]
+        hit = super().request(prompt)
+        for name in [*(each for each in reversed(prompt) if each not in here), *reversed(here)]:
+            if name in self.rows:
+                self.used[name] = self.used.pop(name, 0) + 1  # to the end
+        return hit
+
+
+def test_the_order_that_is_followed_is_made_piece_by_piece() -> None:
+    policy, wrong = ValuePolicy(CAPACITY), goes_on()
+    cache = Recorded(policy, CAPACITY)
+    exact: list[bool] = []
+    for number, prompt in enumerate(chats(12_000)):
+        cache.request(prompt)
+        if policy.followed is not None:
+            assert policy.followed == "lru"
+            exact.append(cache.order() == [name for name in cache.used if name in cache.rows])
+        elif number in wrong:
+            cache.ended(prompt)
+        if len(exact) == 200:
+            break
+    assert not exact[0]  # it is `value`'s own until the other one is whole
+    assert all(exact[50:])
