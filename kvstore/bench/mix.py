@@ -93,7 +93,7 @@ def run(plan: Plan, *, model: KVSpec | None = None, clients: Sequence[int] = (4,
             capacities = (plan.dram,) if plan.nvme is None else (plan.dram, plan.nvme_capacity)
             row.update({
                 "policy": plan.policy, "slower_share": slower_share(loads, prefill_of(model)),
-                **simulated(workload, spec, capacities, plan.policy),
+                **simulated(workload, spec, capacities, plan.policy, [answer["began_ms"] for answer in answers]),
             })  # fmt: skip
             rows.append(row)
     return rows

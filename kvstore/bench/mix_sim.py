@@ -24,16 +24,21 @@ PREFILL_FLOPS = 400e12  # of one large GPU, as `kvstore sim` takes it
 STEP_S = 0.01
 
 
-def simulated(workload: Workload, spec: KVSpec, capacities: Sequence[int], policy: str) -> Row:
+def simulated(
+    workload: Workload, spec: KVSpec, capacities: Sequence[int], policy: str, began_ms: Sequence[Sequence[int]]
+) -> Row:
     """The hit ratio by tokens, and seconds an event in the policy (p50).
 
+    `began_ms` of each client's requests, which were dealt in turn, say in which order they were made, and when.
     Chunks reach the policy as a store's clients make them: what is there at the look-up, the rest in prompt order.
     """
-    requests = []
+    requests, clients = [], len(began_ms)
     for number, blocks in enumerate(workload.requests):
         refs = chain_of(blocks)
         ids = [int.from_bytes(ref.key[:7], "little") for ref in refs]
-        requests.append(Request(number, refs[-1].end, ids, [ref.tokens for ref in refs]))
+        at_ms = began_ms[number % clients][number // clients]
+        requests.append(Request(at_ms, refs[-1].end, ids, [ref.tokens for ref in refs]))
+    requests.sort(key=lambda request: request.at_ms)
     trace = from_parsed(Parsed(workload.name, True, workload.chunk_tokens, requests))
     names = ("dram", "nvme")[: len(capacities)]
     tiers = [Tier(n, Capacity("", nbytes=size), SPEEDS[n]) for n, size in zip(names, capacities, strict=True)]

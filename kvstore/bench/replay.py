@@ -39,6 +39,7 @@ def role(config: Mapping[str, Any]) -> Replayer:
 class _Tally:
     """What became of one client's requests."""
 
+    began_ms: list[int] = field(default_factory=list)  # each request, by a clock that all processes share
     lookups: list[float] = field(default_factory=list)
     gets: list[float] = field(default_factory=list)
     loads: list[tuple[int, float]] = field(default_factory=list)  # tokens of a hit, and the time of all its gets
@@ -98,6 +99,7 @@ class Replayer:
         start = time.monotonic()
         hit = self._client.lookup(self._spec, refs, lease_s=LEASE_S)
         tally.lookups.append(time.monotonic() - start)
+        tally.began_ms.append(round(start * 1000))
         tally.tokens += refs[-1].end
         tally.hit_tokens += hit.tokens
         with hit:
