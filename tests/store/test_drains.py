@@ -154,8 +154,9 @@ def test_a_tier_is_emptied_into_the_one_below_and_its_store_goes_on_without_it(
     host, refs = Host(tmp_path, drives=2, dram=3 * MiB, place=place), refs_of(40)
     hosts.append(host)
     host.fill(refs)
-    place.records.clear()  # what was written through: now the disk alone has what DRAM has let go
     core = host.store.core
+    until(lambda: all("remote" in host.tiers_of(ref) for ref in refs))
+    place.records.clear()  # what was written through: now the disk alone has what DRAM has let go
     with core.lock:
         for row in core.index.chunks(0, 1_000_000)[0].tolist():
             for placement in list(core.placements(row, REMOTE)):
