@@ -50,7 +50,7 @@ def backwards(chain: Chain) -> list[bytes]:
 
 
 def test_what_has_ended_goes_first(running: Any, client: Client, kit: Any) -> None:
-    first, second, third = (stored(client, kit, seed) for seed in range(3))
+    _, second, third = (stored(client, kit, seed) for seed in range(3))
     longer = client.chain(kit.small, np.concatenate([second.ids, np.arange(5000, 5100)]))
     assert client.ended(kit.small, longer) == 3  # its end was not stored
     assert order(running)[:3] == backwards(second)
