@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
@@ -163,6 +164,7 @@ def test_a_stopped_process_is_a_passed_deadline(process: Callable[..., Any], kit
     with kvstore.connect("grpc://" + server.address, timeout=1) as client:
         client.describe()
         server._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, server._process.pid, os.WSTOPPED)  # every thread of it
         start = time.monotonic()
         with pytest.raises(kvstore.DeadlineExceeded, match="within 1 s"):
             client.stats()

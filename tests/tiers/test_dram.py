@@ -46,7 +46,8 @@ def ready(capacity: int = 8 * MIB, extent_bytes: int = 4 * MIB, **options: objec
     """A tier all of whose extents are there."""
     tier = DramTier(capacity, extent_bytes, **options)  # type: ignore[arg-type]
     deadline = time.monotonic() + 30
-    while tier.stats()["to_populate_bytes"] and time.monotonic() < deadline:
+    while tier.is_growing:
+        assert time.monotonic() < deadline, tier.stats()
         time.sleep(0.001)
     return tier
 

@@ -30,7 +30,7 @@ from kvstore import _native
 from kvstore.errors import StorageError
 from kvstore.record import BLOCK
 from kvstore.tiers.base import RECOVERED_DTYPE
-from kvstore.tiers.nvme.durable import as_storage_error, sync_folder, write_all
+from kvstore.tiers.nvme.durable import as_storage_error, replace_file, write_all
 from kvstore.tiers.nvme.rows import NO_ROW, pick
 
 MAGIC = b"KVJ1"
@@ -81,14 +81,10 @@ class Journal:
 
     @classmethod
     def create(cls, path: Path, first: int) -> Journal:
-        """A new file whose first entry will have the number `first`."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        """A new file whose first entry will have the number `first`; it appears whole, so a short one is damage."""
         head = _HEADER.pack(MAGIC, VERSION, first)
-        write_all(fd, (head + _checksum(head)).ljust(BLOCK, b"\0"), 0)
-        os.posix_fallocate(fd, 0, GROWTH_BYTES)
-        os.fdatasync(fd)
-        sync_folder(path.parent)
-        return cls(path, first, fd, first)
+        replace_file(path, [(head + _checksum(head)).ljust(GROWTH_BYTES, b"\0")])
+        return cls.resume(path, first, first)
 
     @classmethod
     def resume(cls, path: Path, first: int, following: int) -> Journal:
