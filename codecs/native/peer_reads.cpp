@@ -5,6 +5,7 @@
 #include "use.hpp"
 
 #include <cstring>
+#include <initializer_list>
 
 namespace kvstore {
 
@@ -44,38 +45,32 @@ bool inside(std::uint64_t offset, std::uint64_t bytes, std::uint64_t total) {
     return bytes <= total && offset <= total - bytes;
 }
 
-std::optional<RecordRead> parse_record_read(std::span<const std::uint8_t> message) {
-    RecordRead read;
+// Reads a request of one name and the numbers that follow it, fields 2 and on; false where it has any other field.
+template <typename Of>
+bool parse_read(std::span<const std::uint8_t> message, Of& name, std::initializer_list<std::uint64_t*> numbers) {
     Fields fields(message);
     bool named = false;
     while (fields.next()) {
-        switch (fields.tag) {
-            case bytes_tag(1): named = fields.copy_to(read.name); break;
-            case number_tag(2): read.offset = fields.number; break;
-            case number_tag(3): read.bytes = fields.number; break;
-            case number_tag(4): read.form = fields.number; break;
-            case number_tag(5): read.total = fields.number; break;
-            default: return {};
+        if (fields.tag == bytes_tag(1)) {
+            named = fields.copy_to(name);
+            continue;
         }
+        const std::uint64_t at = (fields.tag >> 3) - 2;
+        if (at >= numbers.size() || fields.tag != number_tag(static_cast<unsigned>(at + 2))) return false;
+        *numbers.begin()[at] = fields.number;
     }
-    if (fields.bad || !named || !inside(read.offset, read.bytes, read.total)) return {};
-    return read;
+    return named && !fields.bad;
+}
+
+std::optional<RecordRead> parse_record_read(std::span<const std::uint8_t> message) {
+    RecordRead read;
+    if (!parse_read(message, read.name, {&read.offset, &read.bytes, &read.form, &read.total})) return {};
+    return inside(read.offset, read.bytes, read.total) ? std::optional(read) : std::nullopt;
 }
 
 std::optional<ObjectRead> parse_object_read(std::span<const std::uint8_t> message) {
     ObjectRead read;
-    Fields fields(message);
-    bool named = false;
-    while (fields.next()) {
-        switch (fields.tag) {
-            case bytes_tag(1): named = fields.copy_to(read.key); break;
-            case number_tag(2): read.offset = fields.number; break;
-            case number_tag(3): read.bytes = fields.number; break;
-            default: return {};
-        }
-    }
-    if (fields.bad || !named) return {};
-    return read;
+    return parse_read(message, read.key, {&read.offset, &read.bytes}) ? std::optional(read) : std::nullopt;
 }
 
 }  // namespace

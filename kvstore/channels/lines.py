@@ -9,7 +9,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from kvstore import wire
 from kvstore.api import ChunkInfo, Event, PlacementInfo
@@ -18,6 +18,7 @@ from kvstore.channels.stream import FAILED, MORE, ONE_WAY, PROTOCOL, BadFrame, F
 from kvstore.errors import Closed, DeadlineExceeded, KVStoreError, Unavailable
 from kvstore.v1 import kvstore_pb2 as pb
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Dial = Callable[[float], Stream]
 Aside = Callable[[Stream, Frame], None]
@@ -115,13 +116,7 @@ class Lines:
 
     def exchange(self, line: Stream, number: int, message: bytes, ahead: bytes = b"") -> bytes:
         """`ask` without payload, behind encoded one-way frames that are `ahead` of it."""
-        line.in_step = False
-        try:
-            frame = line.exchange(number, message, ahead)
-        except Unavailable:
-            if not line.sent:
-                self._hear_why(line)
-            raise
+        frame = self._asked(line, line.exchange, number, message, ahead)
         if frame is not None and frame.method == number and not frame.flags & (FAILED | MORE):
             line.in_step = not frame.payload
             return frame.message
@@ -129,13 +124,7 @@ class Lines:
 
     def fill(self, line: Stream, number: int, message: bytes, out: memoryview) -> None:
         """`exchange`, for an answer whose payload fills `out`."""
-        line.in_step = False
-        try:
-            found = line.fill(number, message, out)
-        except Unavailable:
-            if not line.sent:
-                self._hear_why(line)
-            raise
+        found = self._asked(line, line.fill, number, message, out)
         if found is not True:
             frame = self.checked(line, found)
             if frame.payload != out.nbytes:
@@ -278,6 +267,16 @@ class Lines:
         with self._lock:
             self._open.discard(line)
         line.close()
+
+    def _asked(self, line: Stream, ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `ask`, a way of `line`'s to send a question and receive, gives; where it was not sent, why not."""
+        line.in_step = False
+        try:
+            return ask(*args, **kwargs)
+        except Unavailable:
+            if not line.sent:
+                self._hear_why(line)
+            raise
 
     def _hear_why(self, line: Stream) -> None:
         """Raise what the server said before it ended the connection, as where it will not read a payload."""

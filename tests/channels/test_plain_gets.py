@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +19,7 @@ from kvstore.places import pack_items
 from kvstore.policy import victims
 from kvstore.server import streams
 from kvstore.v1 import kvstore_pb2 as pb
+from tests.mutations import mutations
 
 MiB = 1 << 20
 
@@ -112,26 +112,16 @@ def test_what_is_not_plain_is_answered_all_the_same(running: Any, kit: Any, stor
 
 
 def test_mutated_requests_are_answered_as_python_answers_them(running: Any, kit: Any, stored: list[ChunkRef]) -> None:
-    dice, plain = random.Random(5), request(kit, stored[0])
+    plain = request(kit, stored[0])
     stream = taught(running, kit, plain)
-    for _ in range(150):
-        message = bytearray(plain)
-        for _ in range(dice.randrange(1, 3)):
-            at = dice.randrange(len(message))
-            match dice.randrange(3):
-                case 0:
-                    message[at] ^= 1 << dice.randrange(8)
-                case 1:
-                    del message[at : at + dice.randrange(1, 4)]
-                case _:
-                    message[at:at] = bytes(message[at : at + dice.randrange(1, 50)])
+    for message in mutations(plain, 5, 150):
         fresh = running.dial()
         kit.register(fresh, kit.small)
         try:
-            items = max(1, len(pb.GetRequest.FromString(bytes(message)).items) // 48)
+            items = max(1, len(pb.GetRequest.FromString(message).items) // 48)
         except DecodeError:
             items = 1
-        assert ask(stream, bytes(message), items) == ask(fresh, bytes(message), items)
+        assert ask(stream, message, items) == ask(fresh, message, items)
         fresh.close()
 
 

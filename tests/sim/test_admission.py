@@ -13,7 +13,7 @@ from kvstore.sim.setup import BELADY, Setup, Tiers, tier_of, with_filter
 from kvstore.sim.trace import Trace
 from tests.policies.filters import DAY_MS, Filter
 
-from .test_replay import BYTES, PLAIN, ModelLru, tiers
+from .models import BYTES, PLAIN, ModelLru, tiers
 from .traces import BLOCK, conversations, linked, real, segmented
 
 CHUNK = BLOCK * BYTES
@@ -26,7 +26,6 @@ class FilteredLru(ModelLru):
         super().__init__(capacities)
         self.filters = [Filter(admit == SECOND_TOUCH, per_day, blocks * CHUNK) for blocks in capacities[1:]]
         self.used: set[int] = set()
-        self.written = [0] * len(capacities)
         self.refused: list[str] = []
         self.now_ms = -1000
 
@@ -39,27 +38,18 @@ class FilteredLru(ModelLru):
         if any(each in tier for tier in self.tiers):
             self.used.add(each)
 
-    def _admit(self, each: int, at: int, held: set[int], parent: int = -1) -> None:
-        tier = self.tiers[at]
-        while len(tier) >= self.capacities[at]:
-            victim = next((key for key in tier if key not in held), None)
-            if victim is None:
-                return
-            if at:
-                self.filters[at - 1].was_full()
-            tier.remove(victim)
-            if at + 1 < len(self.tiers) and victim not in self.tiers[at + 1] and self._enters(victim, at + 1):
-                self._admit(victim, at + 1, held)
-            if not any(victim in each for each in self.tiers):
-                self.used.discard(victim)
-                for filter_ in self.filters:
-                    filter_.remember(victim, CHUNK)
-        tier.insert(tier.index(parent) if parent in tier else len(tier), each)
-        self.written[at] += CHUNK
+    def _evicted(self, victim: int, at: int, held: set[int]) -> None:
+        if at:
+            self.filters[at - 1].was_full()
+        super()._evicted(victim, at, held)
+        if not any(victim in each for each in self.tiers):
+            self.used.discard(victim)
+            for filter_ in self.filters:
+                filter_.remember(victim, CHUNK)
 
     def _enters(self, each: int, at: int) -> bool:
         filter_ = self.filters[at - 1]
-        filter_.settle(self.written[at], self.now_ms)
+        filter_.settle(self.written[at] * CHUNK, self.now_ms)
         verdict = filter_.judge(each, each in self.used)
         if verdict == "open":
             filter_.begin(CHUNK)
@@ -88,7 +78,7 @@ def test_it_is_the_models(touch: str, sizes: list[int], admit: str, hourly: int)
     expected = [model.request(ids, touch) * BLOCK for ids in prompts]
     told = Replay(linked(prompts), replace(PLAIN, touch=touch)).play("lru", filtered(tiers(*sizes), admit, per_day))
     assert told.hit_tokens.tolist() == expected
-    assert [tier["written_bytes"] for tier in told.tiers] == model.written
+    assert [tier["written_bytes"] for tier in told.tiers] == [blocks * CHUNK for blocks in model.written]
     assert refusals(told) == {why: model.refused.count(why) for why in ("used_once", "budget_low", "budget_spent")}
     assert len(model.refused) > 100
     for tier, blocks in zip(told.tiers, sizes, strict=True):

@@ -15,7 +15,7 @@ from kvstore.sim.replay import Replay
 from kvstore.sim.setup import BELADY, Capacity, Setup, Tier
 from kvstore.sim.trace import Trace
 
-from .test_replay import BYTES, SPEED
+from .models import BYTES, SPEED
 from .traces import BLOCK, REAL, conversations, linked, real, segmented
 
 

@@ -31,6 +31,7 @@ from kvstore.tiers.remote.names import pack
 from kvstore.tiers.remote.object_names import object_key
 from kvstore.tiers.remote.peer import PeerEngine
 from kvstore.v1 import kvstore_pb2 as pb
+from tests.mutations import mutations
 
 MiB = 1 << 20
 WITHIN_S = 20.0
@@ -140,22 +141,6 @@ def object_by_python(objects: Objects, message: bytes) -> bytes | str:
     except KVStoreError as error:
         return type(error).__name__
     return found[0]
-
-
-def mutations(plain: bytes, seed: int, count: int) -> Iterator[bytes]:
-    dice = random.Random(seed)
-    for _ in range(count):
-        message = bytearray(plain)
-        for _ in range(dice.randrange(1, 3)):
-            at = dice.randrange(len(message))
-            match dice.randrange(3):
-                case 0:
-                    message[at] ^= 1 << dice.randrange(8)
-                case 1:
-                    del message[at : at + dice.randrange(1, 4)]
-                case _:
-                    message[at:at] = message[at : at + dice.randrange(1, 50)]
-        yield bytes(message)
 
 
 class TestRecords:
