@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kvstore.api import Ack, ChunkInfo, Description, Drain, Event, Fidelity, Page, PlacementInfo, Want
-from kvstore.client import Client, Hit
+from kvstore.client import Client
 from kvstore.config import Config, DramConfig, NamespaceConfig, NvmeConfig, ServerConfig
 from kvstore.cost import Plan, Prefill, Prompt
 from kvstore.errors import (
@@ -28,6 +28,7 @@ from kvstore.errors import (
     Unavailable,
     UnknownNamespace,
 )
+from kvstore.hit import Hit
 from kvstore.keys import Chain, ChunkRef, Extras
 from kvstore.spec import KVGroup, KVSpec, Part
 

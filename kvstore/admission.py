@@ -59,7 +59,7 @@ class Admissions:
         core, below = self._core, self._core.next_below(tier)
         if below is None or below not in self._filters or not core.is_usable(below):
             return
-        if core.all_in(below, placements) or core.at_peers(placements):
+        if core.redundancy.all_in(below, placements) or core.redundancy.at_peers(placements):
             return
         found = self._filters[below]
         why = found.judge_chunk(core.index, chunk)

@@ -32,10 +32,11 @@ from kvstore.api import (
     View,
     Want,
 )
-from kvstore.client import Client, Hit
+from kvstore.client import Client
 from kvstore.cost import Prompt
 from kvstore.device_views import DeviceViews
 from kvstore.errors import Closed
+from kvstore.hit import Hit
 from kvstore.keys import Chain, ChunkRef, Extras, TokenIds
 from kvstore.spec import KVSpec, Part
 

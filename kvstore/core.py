@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,17 +20,19 @@ from kvstore.api import Fidelity
 from kvstore.backlog import Backlog
 from kvstore.catalog import Catalog, Namespace, Scope
 from kvstore.coder import Coder
+from kvstore.commits import Commits
 from kvstore.config import Config
-from kvstore.errors import Closed, InvalidArgument, Shed
+from kvstore.errors import Closed
 from kvstore.events import EventHub
 from kvstore.fetching import Fetcher
 from kvstore.forecasts import Forecasts
 from kvstore.gate import Gate
 from kvstore.leases import Leases
-from kvstore.loan import Loan
-from kvstore.policy import Rows, victims
+from kvstore.loan import Loans
+from kvstore.policy import Rows
 from kvstore.prefills import Prefills
-from kvstore.record import Entry, Record, padded
+from kvstore.record import padded
+from kvstore.redundancy import Redundancy
 from kvstore.removed import Removed
 from kvstore.room import Room
 from kvstore.shared_tables import SharedTables
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 
 DRAM = 0  # the number of the arena among the tiers; slower ones follow, and then those of devices
 CHUNK_GONE = 2  # flag of Index.remove_placement
-ROWS_AT_ONCE = 64  # chunks let go when the index is full
+ROWS_AT_ONCE = 64  # looked at under the lock
 ERASED = ("deleted", "quarantined")  # from shared tiers too, whoever wrote it
 USES = 4096  # of what other hosts hold that they are told of together; of more than these the last
 _NO_ROWS = np.empty(0, np.uint32)
@@ -93,6 +95,7 @@ class Core:
         self.peers = next((n for n, tier in enumerate(self.tiers) if not tier.writable), None)
         self.lock = _native.Mutex()
         self.room = Room(self.lock)
+        self.loans = Loans(self.lock)
         self.index = _native.Index(config.max_chunks, secrets.randbits(64))
         self.catalog = Catalog()
         self.shared = SharedTables(self.index, self.catalog, self.lock, config.max_chunks, lambda: dram.extents_epoch)
@@ -109,6 +112,8 @@ class Core:
         self.usage = Usage(self.index, self.catalog, len(self.tiers) + 1, config.max_chunks, config.policy, self.uses)
         self.counters = self.usage.counters
         self.admissions = Admissions(self)
+        self.commits = Commits(self)
+        self.redundancy = Redundancy(self.index, self.catalog, self.tiers, self.order)
         self.fetcher = Fetcher(self.tiers, coder.artefacts, self.count)
         self.doomed: set[int] = set()  # chunks that go when their leases and readers have
         self.bad: set[int] = set()  # placements that go when readers and leases have, and that nobody is given
@@ -118,7 +123,6 @@ class Core:
         self.prefills = Prefills(config.prefill_tokens_per_s)
         self.gates = [Gate() for _ in self.tiers]
         self.closed = False
-        self._lingering: list[tuple[Loan, Callable[[], None]]] = []
 
     @property
     def persistent(self) -> int | None:
@@ -189,79 +193,6 @@ class Core:
             for copy in copies:
                 self.index.drop_reader(copy.placement)
             self.room.notify_all()
-
-    def publish(self, scope: Scope, record: Record | Entry, tier: int, location: int, removed: Removed) -> int:
-        """Make a written record visible and return its placement, or -1 if one at least as good is there.
-
-        Needs the lock. A full index lets go of its coldest chunks. `Shed` when it cannot, or when a copy that lacks
-        more of its first tokens cannot be replaced just now.
-        """
-        try:
-            chunk, placement = self._insert(scope, record, tier, location)
-        except OverflowError:
-            try:
-                self._make_rows(removed)
-                chunk, placement = self._insert(scope, record, tier, location)
-            except OverflowError:
-                self.counters["shed_index_full"] += 1
-                raise Shed(f"the index holds its {self.config.max_chunks} chunks", "index_full") from None
-        if placement < 0 and record.exact and self._make_way(scope, record, tier, removed):
-            chunk, placement = self._insert(scope, record, tier, location)
-        if placement >= 0:
-            if self.tiers[tier].owns(location):
-                self.usage.came(tier, scope.namespace, chunk)
-                self.admissions.came(tier, record.total_bytes)
-                scope.namespace.used += record.total_bytes
-            else:
-                self.usage.came(self.found, scope.namespace, chunk)
-        return placement
-
-    def _make_way(self, scope: Scope, record: Record | Entry, tier: int, removed: Removed) -> bool:
-        """Withdraw the lossy copy that is where an exact one comes; False if an exact one is. Needs the lock.
-
-        `Shed` while somebody holds it.
-        """
-        chunk, row = self.find_part(scope, record.key, record.part)
-        here = -1 if row < 0 else self.index.find_placement(row, tier)
-        if here < 0 or self.index.placement(here).exact:
-            return False
-        if self.index.placement(here).readers or (self.is_read_in_place(tier) and self.index.chunk(chunk).leases):
-            self.counters["shed_leased"] += 1
-            raise Shed(f"a lossy copy of chunk {record.key.hex()} is still being read: put it again later", "leased")
-        self.withdraw(scope, here, removed, "replaced")
-        return True
-
-    def _insert(self, scope: Scope, record: Record | Entry, tier: int, location: int) -> tuple[int, int]:
-        """(chunk row, placement), the placement -1 if one at least as good is there."""
-        part = record.part
-        try:
-            chunk, first_valid, placement = self.index.insert(
-                scope.number, record.key, record.parent, record.position, record.tokens, now_ms(),
-                part.group, part.rank, *part.layers, record.first_valid, record.logical,
-                tier, record.form, record.level, record.exact, location, record.stored,
-            )  # fmt: skip
-        except ValueError as error:  # known with another position or length
-            raise InvalidArgument(f"key {record.key.hex()}: {error}") from None
-        if first_valid > record.first_valid:
-            self.counters["shed_leased"] += 1
-            raise Shed(
-                f"chunk {record.key.hex()} is stored from its token {first_valid} on and is leased, pinned or "
-                f"being read: it cannot be replaced just now by one from token {record.first_valid} on",
-                "leased",
-            )
-        return chunk, placement
-
-    def _make_rows(self, removed: Removed) -> None:
-        """Let go of some of the coldest chunks of whoever has most of them. Needs the lock."""
-        policy, dropped = self.usage.largest(), 0
-        held: frozenset[int] | None = None
-        for row in () if policy is None else victims(policy):
-            if dropped >= ROWS_AT_ONCE:
-                break
-            if held is None:  # all of one policy are of one namespace
-                held = self.held(self.catalog.scopes[self.index.chunk(row).scope].namespace)
-            if self.may_go(row, held):
-                dropped += self.drop_chunk(row, removed)
 
     def held(self, namespace: Namespace) -> frozenset[int]:
         """Locations in DRAM that clients hold without having told: for `may_go`, read once for a round of choosing."""
@@ -341,25 +272,6 @@ class Core:
         if failures:
             with self.lock:
                 self.counters["evictions_not_journaled"] += len(failures)
-
-    def end_loan(self, loan: Loan, give_back: Callable[[], None]) -> None:
-        """Take memory of the arena from whoever it was lent to, then `give_back` it.
-
-        Where an array still stands on it that is put off until the array is gone: it must not see, or write,
-        another chunk's bytes.
-        """
-        if loan.end():
-            give_back()
-        else:
-            with self.lock:
-                self._lingering.append((loan, give_back))
-
-    def sweep(self) -> None:
-        """Give back memory that arrays have stood on until now."""
-        with self.lock:
-            lingering, self._lingering = self._lingering, []
-        for loan, give_back in lingering:
-            self.end_loan(loan, give_back)
 
     def best(self, part_row: int, exact: bool) -> int:
         """The placement of a part to read from, -1 if there is none that is good. Needs the lock."""
@@ -446,37 +358,8 @@ class Core:
         scope = self.catalog.scopes[self.index.chunk(chunk).scope]
         places = list(self.placements(chunk, tier))
         self.admissions.let_go(chunk, tier, places)
-        if any(self.only_here(each) for each in places):
+        if any(self.redundancy.only_here(each) for each in places):
             places = list(self.placements(chunk))
         for each in places:
             self.withdraw(scope, each, removed)
         return True
-
-    def only_here(self, placement: int) -> bool:
-        """Whether no other tier has what a placement holds: as good, or as its namespace lets it become.
-
-        Needs the lock.
-        """
-        place = self.index.placement(placement)
-        others = (tier for tier in self.order if tier != place.tier)
-        return not any(self.has(tier, place.part, exact=place.exact) for tier in others)
-
-    def has(self, tier: int, part_row: int, *, exact: bool) -> bool:
-        """Whether a tier has a part, of which there is an exact copy elsewhere or not. Needs the lock."""
-        there = self.index.find_placement(part_row, tier)
-        if there < 0 or not exact or self.index.placement(there).exact:
-            return there >= 0
-        return self.catalog.scopes[self.index.chunk(self.index.part(part_row).chunk).scope].namespace.lossy
-
-    def all_in(self, tier: int, placements: Iterable[int]) -> bool:
-        """Whether a tier has what all of these hold; see `has`. Needs the lock."""
-        places = map(self.index.placement, placements)
-        return all(self.has(tier, place.part, exact=place.exact) for place in places)
-
-    def at_peers(self, placements: Iterable[int]) -> bool:
-        """Whether another host has what all of these hold, so that they are the first to go. Needs the lock."""
-        return self.peers is not None and self.all_in(self.peers, placements)
-
-    def is_kept(self, part_row: int, *, exact: bool) -> bool:
-        """Whether a tier that survives the process has a part; see `has`. Needs the lock."""
-        return any(self.has(n, part_row, exact=exact) for n, tier in enumerate(self.tiers) if tier.persistent)

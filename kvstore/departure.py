@@ -207,7 +207,8 @@ class Departure:
         place = core.index.placement(placement)
         others = (n for n in core.order if n != self._number and n not in core.drained)
         return any(
-            core.has(n, place.part, exact=place.exact) and core.index.find_placement(place.part, n) not in core.bad
+            core.redundancy.has(n, place.part, exact=place.exact)
+            and core.index.find_placement(place.part, n) not in core.bad
             for n in others
             if core.tiers[n].persistent or not surviving
         )

@@ -79,7 +79,7 @@ class Descent:
             memory[: copy.header] = coded.header
             memory[copy.header :] = coded.payload
             with core.lock:
-                placed = core.publish(scope, coded.record, DRAM, location, removed)
+                placed = core.commits.publish(scope, coded.record, DRAM, location, removed)
                 if placed >= 0:
                     core.events.emit("moved", scope.namespace.name, key, scope.spec.digest, part, core.dram.name)
         finally:
@@ -101,7 +101,7 @@ class Descent:
             raise
         try:
             with core.lock:
-                placed = core.publish(scope, kept, target, location, removed)
+                placed = core.commits.publish(scope, kept, target, location, removed)
                 if placed >= 0:
                     core.counters["demoted_bytes"] += kept.stored
                     core.counters[f"demoted_{tier.name}"] += 1
@@ -190,7 +190,7 @@ class Descent:
         chunk, found = index.chunk(row), []
         for placement in list(core.placements(row, target)):
             place = index.placement(placement)
-            lacks = placement not in core.bad and not core.has(further, place.part, exact=place.exact)
+            lacks = placement not in core.bad and not core.redundancy.has(further, place.part, exact=place.exact)
             if lacks and core.admissions.admits(further, row):
                 found.append(core.hold_part(chunk, placement))
         return found
@@ -201,6 +201,6 @@ class Descent:
                 self.write(scope, key, part, copy, target, patience=2)
             except KVStoreError:
                 with self._core.lock:
-                    self._core.counters["dropped_not_writable"] += self._core.only_here(copy.placement)
+                    self._core.counters["dropped_not_writable"] += self._core.redundancy.only_here(copy.placement)
             finally:
                 self._core.let_go([copy])

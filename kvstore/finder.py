@@ -105,7 +105,7 @@ class Finder:
                 with core.lock:
                     placed = self._renewed(scope, number, record, location, removed)
                     if placed < 0:
-                        placed = core.publish(scope, record, number, location, removed)
+                        placed = core.commits.publish(scope, record, number, location, removed)
                     core.counters[f"found_{tier.name}"] += placed >= 0
         except KVStoreError:  # no row for it, or one with other figures: it is found again when there is
             same = False

@@ -272,7 +272,7 @@ class Loader:
             with core.lock:
                 core.counters[f"loaded_{tier.name}"] += 1
                 core.counters["loaded_bytes"] += record.stored
-                placed = core.publish(scope, record, DRAM, location, removed)
+                placed = core.commits.publish(scope, record, DRAM, location, removed)
                 if placed < 0:
                     return None
                 if not tier.writable:

@@ -121,7 +121,7 @@ class Mover:
 
     def _round(self, pressed: set[bytes]) -> None:
         core = self._core
-        core.sweep()
+        core.loans.sweep()
         core.dram.free_waiting()
         core.admissions.settle()
         self._expire()
@@ -186,10 +186,10 @@ class Mover:
             if placement in core.bad or (place.readers and not sweep.flush):
                 continue
             if sweep.flush:
-                there = core.is_kept(place.part, exact=place.exact)
+                there = core.redundancy.is_kept(place.part, exact=place.exact)
             else:
-                there = core.has(sweep.target, place.part, exact=place.exact)
-            if there or core.at_peers([placement]):
+                there = core.redundancy.has(sweep.target, place.part, exact=place.exact)
+            if there or core.redundancy.at_peers([placement]):
                 continue
             if sweep.flush or core.admissions.admits(sweep.target, row):
                 yield core.hold_part(chunk, placement)
@@ -236,7 +236,7 @@ class Mover:
             here = -1 if row < 0 else core.index.find_placement(row, copy.tier)
             held = core.held(scope.namespace)
             if here == copy.placement:
-                last = core.only_here(here)
+                last = core.redundancy.only_here(here)
                 if core.drop_from(chunk, copy.tier, removed, held) and last:
                     core.counters[reason] += 1
         core.settle(removed)
@@ -261,7 +261,7 @@ class Mover:
                 dirty = [
                     core.hold_part(core.index.chunk(row), each)
                     for row, each in inside
-                    if core.only_here(each)
+                    if core.redundancy.only_here(each)
                     and each not in core.bad
                     and (target is None or core.admissions.admits(target, row))
                 ]

@@ -153,7 +153,7 @@ class Promoter:
         try:
             with core.lock:
                 core.check_open()
-                placed = core.publish(ask.scope, record, ask.tier, location, removed)
+                placed = core.commits.publish(ask.scope, record, ask.tier, location, removed)
                 if placed >= 0:
                     core.counters["promoted_bytes"] += record.stored
                     core.counters[f"promoted_{tier.name}"] += 1
@@ -211,7 +211,7 @@ class Promoter:
         ref, scope = ChunkRef(chunk.key, chunk.parent, chunk.position, chunk.tokens), core.catalog.scopes[chunk.scope]
         found = []
         for placement in core.placements(row, number):
-            if placement not in core.bad and core.only_here(placement):
+            if placement not in core.bad and core.redundancy.only_here(placement):
                 part = index.part(index.placement(placement).part)
                 found.append((scope, ref, Part(part.group, part.rank, (part.layer_start, part.layer_end))))
         return found

@@ -222,7 +222,7 @@ class StoreView:
         """Let the bytes go, as soon as no array stands on them. A second call does nothing."""
         copy, self._copy = self._copy, None
         if copy is not None:
-            self._core.end_loan(self._loan, partial(self._core.let_go, [copy]))
+            self._core.loans.end(self._loan, partial(self._core.let_go, [copy]))
 
     def __enter__(self) -> Self:
         return self

@@ -108,7 +108,7 @@ class Reclaimer:
         """Take a record out, and its whole chunk if it was the last copy: half of one is of no use. Needs the lock."""
         core, (scope, placement, chunk) = self._core, place
         core.admissions.let_go(chunk, tier, [placement])
-        for each in list(core.placements(chunk)) if core.only_here(placement) else [placement]:
+        for each in list(core.placements(chunk)) if core.redundancy.only_here(placement) else [placement]:
             core.withdraw(scope, each, removed)
 
     def _placement(self, tier: int, record: Record, location: int) -> _Place | None:

@@ -44,7 +44,7 @@ class StoreReservation:
         try:
             placed, copy = self._writer.publish(slot, digests, ack)
         finally:
-            self._core.end_loan(self._loan, self._nothing if slot.placed else partial(self._writer.give_up, slot))
+            self._core.loans.end(self._loan, self._nothing if slot.placed else partial(self._writer.give_up, slot))
         self._writer.ensure(slot.scope, slot.ref.key, slot.part, copy, ack)
         return placed
 
@@ -59,7 +59,7 @@ class StoreReservation:
             self._take()
         except Closed:
             return
-        self._core.end_loan(self._loan, partial(self._writer.give_up, self._slot))
+        self._core.loans.end(self._loan, partial(self._writer.give_up, self._slot))
 
     def _take(self) -> None:
         """End the reservation, for one caller alone: what is done with its memory is up to that one."""

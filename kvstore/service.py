@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from kvstore import wire, wire_plans
+from kvstore import wire, wire_listing, wire_plans
 from kvstore.api import Backend, Query
 from kvstore.errors import InvalidArgument, KVStoreError, LeaseExpired, Shed
 from kvstore.pieces import PIECE_BYTES
@@ -277,7 +277,7 @@ class Service:
             page = session.backend.chunks(request.cursor, min(request.limit or MAX_PAGE, MAX_PAGE))
         except (IndexError, TypeError):  # outside the index, or of more bits than it counts with
             raise InvalidArgument(f"{request.cursor} is no cursor that a list gave") from None
-        return pb.ListResponse(chunks=[wire.chunk_to_message(each) for each in page.chunks], cursor=page.cursor)
+        return pb.ListResponse(chunks=[wire_listing.chunk_to_message(each) for each in page.chunks], cursor=page.cursor)
 
     def stats(self, session: Session, request: Any) -> Any:
         """Counters: of the whole store, or where tenants are kept apart, of the namespace alone."""
@@ -289,11 +289,11 @@ class Service:
 
     def drain(self, session: Session, request: Any) -> Any:
         """Empty a tier or a drive."""
-        return wire.drain_to_message(session.backend.drain(request.tier, request.path))
+        return wire_listing.drain_to_message(session.backend.drain(request.tier, request.path))
 
     def resume(self, session: Session, request: Any) -> Any:
         """Use it again."""
-        return wire.drain_to_message(session.backend.resume(request.tier, request.path))
+        return wire_listing.drain_to_message(session.backend.resume(request.tier, request.path))
 
     def get_artefact(self, session: Session, request: Any) -> Any:
         """A piece of an artefact's file."""

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from kvstore import _native
 from kvstore.api import (
     MAX_AWAITED_S,
@@ -30,27 +28,25 @@ from kvstore.api import (
     Want,
 )
 from kvstore.catalog import Namespace, Scope
-from kvstore.core import DRAM, Core, steady_ms
+from kvstore.core import Core, steady_ms
 from kvstore.decoding import OwnView
 from kvstore.device_views import DeviceViews
 from kvstore.errors import Closed, InvalidArgument, PermissionDenied, StorageError
 from kvstore.events import Watcher
 from kvstore.hazards import open_board
 from kvstore.intake import teach, teach_gets
-from kvstore.keys import REF_BYTES, ChunkRef, check_key, pack_keys
+from kvstore.keys import ChunkRef, check_key, pack_keys
 from kvstore.leases import UNTIL_RELEASED, check_lease
 from kvstore.loader import Loader
+from kvstore.lookups import Lookups
 from kvstore.marks import drain_marks
 from kvstore.placer import Placer
-from kvstore.places import NOWHERE, check_items, elsewhere, pack_items, unpack_places
+from kvstore.places import NOWHERE, check_items, pack_items, unpack_places
 from kvstore.policy import Rows
 from kvstore.reader import Reader, StoreView
 from kvstore.reservation import StoreReservation
-from kvstore.rows import REF_DTYPE
 from kvstore.spec import KVSpec, Part
 from kvstore.usage import now_ms
-from kvstore.walk import all_parts, reach_of
-from kvstore.worth import Asked, Worth
 from kvstore.writer import Writer
 
 if TYPE_CHECKING:
@@ -76,7 +72,7 @@ class Session:
         self._store, self._core, self._writer = store, core, writer
         self._reader, self._loader = reader, loader
         self._placer = Placer(core, loader)
-        self._worth = Worth(core)
+        self._lookups = Lookups(core, store.finder, namespace, number, self._lease_end, self._take_lease)
         self._namespace = namespace
         self._number = number
         self._scopes: dict[bytes, Scope] = {}
@@ -100,57 +96,7 @@ class Session:
         return self._scope(spec)
 
     def lookup(self, query: Query) -> Found:
-        scope, core = self._scope(query.spec), self._core
-        if len(query.refs) % REF_BYTES:
-            raise InvalidArgument(f"look-up records have {REF_BYTES} bytes each; {len(query.refs)} is no multiple")
-        parts, packed = scope.parts, scope.packed_parts
-        if query.parts:
-            for part in query.parts:
-                scope.spec.check_part(part)
-            parts, packed = tuple(query.parts), b"".join(part.pack() for part in query.parts)
-        until = self._lease_end(query.lease_s) if query.lease else 0
-        refs = np.frombuffer(query.refs, REF_DTYPE)
-        exact = query.fidelity is Fidelity.EXACT
-        if query.places and not query.lease:
-            raise InvalidArgument("places are told under a lease only: what is not held may move")
-        speeds = None if query.prompt is None else self._worth.speeds()
-        places, choice = b"", None
-        core.events.looked_up(self._namespace.name, query.spec.digest, query.refs)
-        if self._store.finder is not None:
-            self._store.finder.complete(scope, query.refs, parts, packed, exact)
-        with core.lock:
-            rows, present, first_valid = core.index.lookup(scope.number, query.refs, packed, exact, 0)
-            if core.doomed or core.bad:
-                present &= ~np.isin(rows, list(core.doomed | core.bad_chunks()))
-            whole = all_parts(present)
-            reach = far = reach_of(scope, refs, parts, present, whole, first_valid)
-            if speeds is not None and query.prompt is not None:
-                asked = Asked(
-                    scope, refs, rows, parts, packed, scope.headers_of(parts), present, whole, first_valid, exact,
-                    query.prompt,
-                )  # fmt: skip
-                choice = self._worth.choose(asked, far, speeds)
-                reach = choice.reach
-                core.prefills.tell(self._number, scope, query.prompt.prefill)
-            if query.lease:
-                used = reach.take(rows)
-                self._take_lease(query.lease, until, used)
-                core.usage.asked(scope, query.refs, rows)
-                if choice is not None and choice.forecast is not None:
-                    core.forecasts.expect((self._number, query.lease), choice.forecast)
-                if len(far.used):  # what is asked for and computed all the same is in use, too
-                    core.usage.used(far.take(rows), self._namespace)
-                if query.places or len(core.tiers) > 1:
-                    places = core.index.places(used, packed, scope.headers_of(parts), exact, DRAM, core.bad_rows())
-            if len(reach.used):
-                core.counters["hit_tokens"] += reach.tokens if choice is None else choice.plan.tokens
-        used_refs = reach.indexes()
-        # Without a tier beside DRAM nothing is asked for places, and nothing is cold.
-        cold = tuple(used_refs[i] for i in elsewhere(places, reach.take(present.T).T)) if places else ()
-        told = places if query.places else b""
-        plan, left_out = None if choice is None else choice.plan, far.tokens - reach.tokens
-        flags = whole.view(np.bool_).tolist()
-        return Found(reach.tokens, used_refs, flags, bool(query.lease), told, cold, plan, left_out)
+        return self._lookups.find(self._scope(query.spec), query)
 
     def place(
         self,

@@ -268,7 +268,7 @@ class Store:
             for through in self._through:
                 through.close(THROUGH_PATIENCE_S)
             self._mover.close(flush=core.config.flush_on_close)
-            core.sweep()
+            core.loans.sweep()
             core.events.close()
             if self._pins is not None:
                 self._pins.close()

@@ -123,7 +123,7 @@ class Through:
             here = -1 if row < 0 else core.index.find_placement(row, DRAM)
             if here < 0 or here in core.bad:
                 return None
-            if core.has(self._target, row, exact=core.index.placement(here).exact):
+            if core.redundancy.has(self._target, row, exact=core.index.placement(here).exact):
                 return None
             if not core.admissions.admits(self._target, chunk):
                 return None

@@ -148,7 +148,7 @@ class Writer:
                 self.count_no_longer(slot)
                 if scope.windowed:
                     self._replace_shorter(slot, removed)
-                slot.placed = core.publish(scope, entry, DRAM, slot.location, removed) >= 0
+                slot.placed = core.commits.publish(scope, entry, DRAM, slot.location, removed) >= 0
                 if slot.placed:
                     self._own(slot, removed)
                     core.counters["stored"] += 1
@@ -272,7 +272,7 @@ class Writer:
         if not exact and not (self._lossy_will_do(scope) and core.index.best_placement(row, False, core.writable) >= 0):
             return False, None
         core.spare(chunk)
-        if ack is Ack.STORED or core.is_kept(row, exact=exact):
+        if ack is Ack.STORED or core.redundancy.is_kept(row, exact=exact):
             return True, None
         return True, core.hold(core.index.best_placement(row, exact, core.writable), scope, part)
 
@@ -365,14 +365,14 @@ class Writer:
                 if not core.may_go(row, held):
                     continue
                 copies = list(core.placements(row, DRAM))
-                if not core.at_peers(copies) and (
+                if not core.redundancy.at_peers(copies) and (
                     (
                         following is not None
                         and next_ok
-                        and not core.all_in(following, copies)
+                        and not core.redundancy.all_in(following, copies)
                         and core.admissions.admits(following, row)
                     )
-                    or (others_ok and not next_ok and any(core.only_here(each) for each in copies))
+                    or (others_ok and not next_ok and any(core.redundancy.only_here(each) for each in copies))
                 ):
                     passed += sum(index.placement(each).stored for each in copies)
                     continue

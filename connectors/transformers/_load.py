@@ -15,7 +15,7 @@ import torch
 from transformers import DynamicCache
 
 from kvstore import arrays
-from kvstore.client import Client, Hit
+from kvstore.client import Client
 from kvstore.connectors.transformers._save import as_numpy
 from kvstore.connectors.transformers._spec import check_single
 from kvstore.errors import (
@@ -29,6 +29,7 @@ from kvstore.errors import (
     StorageError,
     Unavailable,
 )
+from kvstore.hit import Hit
 from kvstore.keys import Chain, ChunkRef, Extras, TokenIds
 from kvstore.spec import KVGroup, KVSpec
 

@@ -11,9 +11,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from kvstore.api import Fidelity
-from kvstore.client import Client, Hit
+from kvstore.client import Client
 from kvstore.connectors.vllm._counts import Counts
 from kvstore.errors import KVStoreError
+from kvstore.hit import Hit
 from kvstore.keys import ChunkRef
 from kvstore.spec import KVSpec
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from kvstore.api import Fidelity
-from kvstore.client import Client, Hit
+from kvstore.client import Client
 from kvstore.connectors.vllm._extras import Adapters, Origin
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._warn import Warn
 from kvstore.connectors.vllm._worth import Worth
 from kvstore.cost import Plan
 from kvstore.errors import InvalidArgument, KVStoreError
+from kvstore.hit import Hit
 from kvstore.keys import Chain, ChunkRef, Extras
 from kvstore.spec import KVSpec
 

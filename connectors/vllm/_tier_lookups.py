@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from kvstore.client import Client, Hit
+from kvstore.client import Client
 from kvstore.connectors.vllm._counts import Counts
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._warn import Warn
 from kvstore.errors import KVStoreError
+from kvstore.hit import Hit
 from kvstore.keys import ChunkRef
 from kvstore.spec import KVSpec
 

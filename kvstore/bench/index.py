@@ -145,9 +145,9 @@ class _Books:
         for seed in seeds:
             record = self._record(seed)
             with core.lock:
-                core.publish(scope, record, DRAM, self._memory.alloc(RECORD), Removed())
+                core.commits.publish(scope, record, DRAM, self._memory.alloc(RECORD), Removed())
             with core.lock:
-                core.publish(scope, record, DRAM + 1, seed * RECORD, Removed())
+                core.commits.publish(scope, record, DRAM + 1, seed * RECORD, Removed())
 
     def churn(self, count: int) -> None:
         """Insert `count` new chunks and evict as many old ones, a few at a time."""

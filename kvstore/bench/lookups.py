@@ -8,7 +8,8 @@ import numpy as np
 
 from kvstore.bench.corpus import spec_of
 from kvstore.bench.measure import Case, Row, Step, expect, measure
-from kvstore.client import Client, Hit
+from kvstore.client import Client
+from kvstore.hit import Hit
 
 CHUNKS = 100
 

@@ -16,8 +16,9 @@ from kvstore.bench.corpus import Bytes, chunk_bytes, layout
 from kvstore.bench.crew import Answer
 from kvstore.bench.processes import TIMEOUT_S
 from kvstore.bench.workloads import Blocks, chain_of
-from kvstore.client import Client, Hit
+from kvstore.client import Client
 from kvstore.errors import Corrupt, NotFound, Shed
+from kvstore.hit import Hit
 from kvstore.keys import ChunkRef
 from kvstore.spec import KVSpec
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
-from kvstore import _native, wire, wire_plans
+from kvstore import _native, wire, wire_listing, wire_plans
 from kvstore.api import Ack, Description, Drain, Fidelity, Found, Offer, Page, Query, Want, in_batches
 from kvstore.channels import artefacts
 from kvstore.channels.link_speed import LinkSpeed
@@ -154,7 +154,7 @@ class Control(ABC):
     def chunks(self, cursor: int = 0, limit: int = 1000) -> Page:
         """A page of stored chunks; the server gives at most 1000."""
         answer = self.call("List", pb.ListRequest(cursor=cursor, limit=limit), pb.ListResponse)
-        return Page(tuple(wire.chunk_from_message(each) for each in answer.chunks), answer.cursor)
+        return Page(tuple(wire_listing.chunk_from_message(each) for each in answer.chunks), answer.cursor)
 
     def stats(self) -> dict[str, Any]:
         """Counters of the namespace."""
@@ -167,11 +167,15 @@ class Control(ABC):
 
     def drain(self, tier: str, path: str = "") -> Drain:
         """Empty a tier or a drive."""
-        return wire.drain_from_message(self.call("Drain", pb.DrainRequest(tier=tier, path=path), pb.DrainResponse))
+        return wire_listing.drain_from_message(
+            self.call("Drain", pb.DrainRequest(tier=tier, path=path), pb.DrainResponse)
+        )
 
     def resume(self, tier: str, path: str = "") -> Drain:
         """Use it again."""
-        return wire.drain_from_message(self.call("Resume", pb.DrainRequest(tier=tier, path=path), pb.DrainResponse))
+        return wire_listing.drain_from_message(
+            self.call("Resume", pb.DrainRequest(tier=tier, path=path), pb.DrainResponse)
+        )
 
     def with_spec(self, spec: KVSpec, act: Callable[[], T]) -> T:
         """`act` with the spec registered, once more if the server has forgotten it (it was started again)."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from kvstore import pieces, wire
+from kvstore import pieces, wire_listing
 from kvstore.api import Ack, ChunkInfo, Event, Fidelity, Offer, PlacementInfo, Query, View, Want
 from kvstore.channels.control import Control, get_request, put_head
 from kvstore.channels.link import Link
@@ -96,7 +96,7 @@ class GrpcBackend(Control):
         call = self._link.stream("Verify")(pb.VerifyRequest().SerializeToString(), metadata=self._link.metadata)
         try:
             for message in call:
-                yield wire.verified_from_bytes(message)
+                yield wire_listing.verified_from_bytes(message)
         except grpc.RpcError as error:
             raise self._link.meaning(error) from None
         finally:
@@ -180,7 +180,7 @@ class GrpcWatch(Iterator[Event]):
 
     def __next__(self) -> Event:
         try:
-            return wire.event_from_message(pb.Event.FromString(next(self._call)))
+            return wire_listing.event_from_message(pb.Event.FromString(next(self._call)))
         except grpc.RpcError as error:
             if self._closed or self._link.closed:
                 raise StopIteration from None

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from kvstore import wire
+from kvstore import wire, wire_listing
 from kvstore.api import ChunkInfo, Event, PlacementInfo
 from kvstore.channels.patience import Patience, retry
 from kvstore.channels.stream import FAILED, MORE, ONE_WAY, PROTOCOL, BadFrame, Frame, Stream
@@ -228,7 +228,7 @@ class Lines:
         line = self.stream(pb.METHOD_VERIFY, b"")
         try:
             while (frame := self.more(line)) is not None:
-                yield wire.verified_from_bytes(frame.message)
+                yield wire_listing.verified_from_bytes(frame.message)
         finally:
             self.end(line)
 
@@ -365,7 +365,7 @@ class LineWatch(Iterator[Event]):
         if frame is None:
             self.close()
             raise StopIteration
-        return wire.event_from_message(wire.parse(pb.Event, frame.message))
+        return wire_listing.event_from_message(wire.parse(pb.Event, frame.message))
 
     def close(self) -> None:
         """End the iteration. A second call does nothing."""

@@ -12,7 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from kvstore.channels.control import Control, OwnReservation, found_from, lookup
 from kvstore.channels.local_device import LocalDevices
 from kvstore.channels.local_leases import Lease
 from kvstore.channels.local_life import Life
+from kvstore.channels.local_places import MARGIN_S, HeldPlaces, LocalPlaces
 from kvstore.channels.local_put import LocalPuts
 from kvstore.channels.local_read import fill, header_length
 from kvstore.channels.local_releases import Releases
@@ -32,35 +33,16 @@ from kvstore.channels.local_view import LocalView
 from kvstore.channels.local_worth import Telling, weigh
 from kvstore.channels.options import Options
 from kvstore.channels.stream import Frame, Stream
-from kvstore.decoding import FindArtefact, OwnView, known_forms, raw_record
+from kvstore.decoding import FindArtefact, OwnView, raw_record
 from kvstore.device_views import DeviceViews
-from kvstore.errors import (
-    Corrupt,
-    DeadlineExceeded,
-    KVStoreError,
-    Shed,
-    SpecMismatch,
-    Unavailable,
-)
+from kvstore.errors import SpecMismatch, Unavailable
 from kvstore.keys import ChunkRef
-from kvstore.places import Place, pack_items, unpack_places
+from kvstore.places import pack_items
 from kvstore.record import RAW, unpack
 from kvstore.spec import KVSpec, Part
 from kvstore.v1 import kvstore_pb2 as pb
 
 HOLD_S = 5.0  # how long a get may take for its copies
-WINDOW_BYTES = 256 << 20  # what one call of a large get holds at a time
-TRIES = 3
-_MARGIN_S = 0.002  # by how much the server's milliseconds may be short of ours
-
-
-class _Placed(NamedTuple):
-    """The answer to a Place: it holds until `deadline`, if `life` still lasts."""
-
-    life: Life
-    deadline: float
-    places: list[Place]
-    failures: dict[int, KVStoreError]
 
 
 class LocalBackend(Control):
@@ -85,6 +67,7 @@ class LocalBackend(Control):
         self._numbers = itertools.count()
         self._releases = Releases(self._lines)
         self._puts = LocalPuts(self._lines, self._life_of, self._releases.over)
+        self._places = LocalPlaces(self, self._lines, self._inline, self._releases, self._life_of, self._new_lease)
         self._devices = LocalDevices(self._lines, self._life_of)
         self._telling = Telling()
         self._lingering: deque[tuple[LocalView, Callable[[], None]]] = deque()
@@ -147,7 +130,7 @@ class LocalBackend(Control):
         found = found_from(answer)
         if answer.leased and answer.places:
             parts = {part: number for number, part in enumerate(query.parts or query.spec.all_parts)}
-            deadline = sent + query.lease_s - _MARGIN_S
+            deadline = sent + query.lease_s - MARGIN_S
             lease = Lease(query.spec.digest, query.refs, found.used, parts, answer.places, query.fidelity, deadline)
             life.leases.add(query.lease, lease)
         return found
@@ -183,8 +166,7 @@ class LocalBackend(Control):
         if left:
             left = local_unasked.read(self._shared(), spec, wants, left, verify, HOLD_S, self.find_artefact)
         if left:
-            for window in _windows(wants, left) if len(left) > 1 else (left,):
-                self._read_placed(spec, wants, window, outcomes, fidelity, verify)
+            self._places.read(spec, wants, left, outcomes, fidelity, verify, HOLD_S)
         return outcomes
 
     def view(
@@ -199,22 +181,22 @@ class LocalBackend(Control):
             return found
         lease = self._new_lease()
         try:
-            placed = self._place(spec, pack_items([(ref, part)]), fidelity, False, lease, 0.0)
-            for error in placed.failures.values():
+            held = self._places.ask(spec, pack_items([(ref, part)]), fidelity, False, lease, 0.0)
+            for error in held.failures.values():
                 raise error
-            (location, stored, form, _) = placed.places[0]
+            (location, stored, form, _) = held.places[0]
             header = header_length(spec, part)
-            memory = placed.life.extents.memory(location, header, stored)
+            memory = held.life.extents.memory(location, header, stored)
             if memory is None:
                 raise SpecMismatch(f"the server named a place in an extent that it has not given: {location:#x}")
             if form != RAW and not encoded:
-                own = self._decoded_view(placed, spec, ref, part, memory[:header])
+                own = self._decoded_view(held, spec, ref, part, memory[:header])
                 self._releases.send([lease])
                 return own
         except BaseException:
             self._releases.send([lease])
             raise
-        return LocalView(memory, header, partial(self._end_view, partial(self._end_lease, placed.life, lease)))
+        return LocalView(memory, header, partial(self._end_view, partial(self._end_lease, held.life, lease)))
 
     def device_views(
         self, spec: KVSpec, refs: Sequence[ChunkRef], part: Part, *, device: Any = None, lease_s: float = 0.0
@@ -225,81 +207,16 @@ class LocalBackend(Control):
         release = partial(self._releases.send, [lease])
         return self.with_spec(spec, lambda: self._devices.views(spec, items, device, lease, lease_s, release))
 
-    def _decoded_view(self, placed: _Placed, spec: KVSpec, ref: ChunkRef, part: Part, header: memoryview) -> OwnView:
+    def _decoded_view(self, held: HeldPlaces, spec: KVSpec, ref: ChunkRef, part: Part, header: memoryview) -> OwnView:
         """What is placed, decoded into memory of its own."""
         data = np.empty(spec.part_bytes(part, ref.tokens), np.uint8).data
         record, want = unpack(header), Want(ref, part, data)
-        problem = fill(placed.life.extents, spec, want, placed.places[0], True, self.find_artefact)
+        problem = fill(held.life.extents, spec, want, held.places[0], True, self.find_artefact)
         if problem is not None:
             raise problem
-        if placed.life.ended:
+        if held.life.ended:
             raise Unavailable(f"{self._lines.name} has ended")
         return OwnView(raw_record(record, data, spec), data)
-
-    def _read_placed(
-        self,
-        spec: KVSpec,
-        wants: Sequence[Want],
-        left: list[int],
-        outcomes: list[Exception | None],
-        fidelity: Fidelity,
-        verify: bool,
-    ) -> None:
-        """One call for the places of what is left, its copies, and once more what came too late or was bad."""
-        suspicious = False
-        for _ in range(TRIES):
-            lease = self._new_lease()
-            items = pack_items([(wants[number].ref, wants[number].part) for number in left])
-            placed = self._place(spec, items, fidelity, suspicious, lease, HOLD_S)
-            again, inline = list[int](), list[int]()
-            for at, number in enumerate(left):
-                outcome = placed.failures.get(at)
-                strange = outcome is None and placed.places[at][2] not in (RAW, *known_forms())
-                if isinstance(outcome, Shed) or strange:  # no room in DRAM, or not to be decoded here: it can be sent
-                    inline.append(number)
-                    continue
-                if outcome is None:
-                    outcome = fill(
-                        placed.life.extents, spec, wants[number], placed.places[at], verify, self.find_artefact
-                    )
-                    if time.monotonic() >= placed.deadline or placed.life.ended:
-                        again.append(number)
-                        outcome = DeadlineExceeded(f"the copy took longer than {HOLD_S} s, {TRIES} times")
-                    elif isinstance(outcome, Corrupt | SpecMismatch):
-                        suspicious = True
-                        again.append(number)
-                outcomes[number] = outcome
-            self._releases.add(lease)
-            if inline:
-                rest = self._inline.get(spec, [wants[number] for number in inline], fidelity=fidelity, verify=verify)
-                for number, told in zip(inline, rest, strict=True):
-                    outcomes[number] = told
-            left = again
-            if not left:
-                break
-        self._releases.send_if_many()
-
-    def _place(
-        self, spec: KVSpec, items: bytes, fidelity: Fidelity, verify: bool, lease: bytes, lease_s: float
-    ) -> _Placed:
-        """Have parts brought into DRAM and leased; without a time limit if `lease_s` is 0."""
-        message = pb.PlaceRequest(
-            spec=spec.digest,
-            items=items,
-            fidelity=wire.fidelity_to_number(fidelity),
-            lease=lease,
-            lease_ms=round(lease_s * 1000),
-            verify=verify,
-        ).SerializeToString()
-
-        def attempt(line: Stream) -> tuple[Life, float, bytes]:
-            life, sent = self._life_of(line), time.monotonic()
-            return life, sent, self._lines.exchange(line, pb.METHOD_PLACE, message, self._releases.over())
-
-        life, sent, told = self.with_spec(spec, lambda: self._lines.run(attempt))
-        answer = pb.PlaceResponse.FromString(told)
-        failures = {each.item: wire.failure_from_message(each.failure) for each in answer.failed}
-        return _Placed(life, sent + lease_s - _MARGIN_S, list(unpack_places(answer.places)), failures)
 
     def _end_view(self, give_back: Callable[[], None], view: LocalView) -> None:
         if view.over():
@@ -417,19 +334,6 @@ def _read_leased(life: Life, spec: KVSpec, want: Want, fidelity: Fidelity, verif
     lease, place = found
     outcome = fill(life.extents, spec, want, place, verify, find)
     return outcome is None and not lease.is_over() and not life.ended
-
-
-def _windows(wants: Sequence[Want], left: list[int]) -> Iterator[list[int]]:
-    """What is left in runs of `WINDOW_BYTES`, or of one that is larger."""
-    window, nbytes = list[int](), 0
-    for number in left:
-        size = wants[number].out.nbytes
-        if window and nbytes + size > WINDOW_BYTES:
-            yield window
-            window, nbytes = [], 0
-        window.append(number)
-        nbytes += size
-    yield window
 
 
 _backends: weakref.WeakSet[LocalBackend] = weakref.WeakSet()

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from kvstore import pieces, wire
+from kvstore import pieces, wire, wire_listing
 from kvstore.errors import InvalidArgument
 from kvstore.server.access import Access, Caller
 from kvstore.server.calls import Workers, drop, moving, reported
@@ -118,7 +118,7 @@ class Front:
                 if found is _END:
                     return
                 chunk, placement, problem = found
-                await context.write(_encoded(wire.verified_to_message(chunk, placement, problem)))
+                await context.write(_encoded(wire_listing.verified_to_message(chunk, placement, problem)))
 
     async def session(self, data: bytes, context: Any) -> None:
         """Hold a session open until its client goes away, then end its leases."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvstore import __version__, _native, wire
+from kvstore import __version__, _native, wire, wire_listing
 from kvstore.channels.lines import NUMBERS
 from kvstore.channels.stream import (
     FAILED,
@@ -329,7 +329,7 @@ def watch(connection: Connection, frame: Frame) -> None:
     watcher.start()
     try:
         for event in events:
-            connection.answer(frame, wire.event_to_message(event), flags=MORE)
+            connection.answer(frame, wire_listing.event_to_message(event), flags=MORE)
     finally:
         close()
         stream.shut()
@@ -340,7 +340,7 @@ def verify(connection: Connection, frame: Frame) -> None:
     """Read everything back, an answer for each copy, then one without MORE."""
     connection.answer(frame, pb.VerifyRequest(), flags=MORE)
     for chunk, placement, problem in connection.session.backend.verify():
-        connection.answer(frame, wire.verified_to_message(chunk, placement, problem), flags=MORE)
+        connection.answer(frame, wire_listing.verified_to_message(chunk, placement, problem), flags=MORE)
     connection.answer(frame, pb.VerifyRequest())
 
 

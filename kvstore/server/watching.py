@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Self
 
-from kvstore import wire
+from kvstore import wire_listing
 from kvstore.api import Backend, Event
 from kvstore.errors import Shed
 from kvstore.server.calls import Workers
@@ -55,7 +55,7 @@ class WatchFeed:
     async def write_to(self, context: Any) -> None:
         """Write events until there are no more."""
         while (event := await self._queue.get()) is not None:
-            await context.write(wire.event_to_message(event).SerializeToString())
+            await context.write(wire_listing.event_to_message(event).SerializeToString())
             self._room.release()
 
     async def _end(self) -> None:

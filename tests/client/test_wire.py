@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kvstore
-from kvstore import KVGroup, KVSpec, Part, pieces, wire
+from kvstore import KVGroup, KVSpec, Part, pieces, wire, wire_listing
 from kvstore.api import ChunkInfo, Event, PlacementInfo
 from kvstore.channels.link import Address
 from kvstore.v1 import kvstore_pb2 as pb
@@ -63,9 +63,9 @@ def test_lists_and_events_travel_whole() -> None:
     part = Part(1, 2, (3, 4))
     place = PlacementInfo(part, "nvme", "lossless", 3, True, 1 << 40, 1 << 39)
     chunk = ChunkInfo(b"k" * 32, b"p" * 32, b"s" * 16, 512, 256, 7, 2, 1 << 41, 1 << 42, (place, place))
-    assert wire.chunk_from_message(wire.chunk_to_message(chunk)) == chunk
+    assert wire_listing.chunk_from_message(wire_listing.chunk_to_message(chunk)) == chunk
     event = Event("moved", b"k" * 32, b"s" * 16, part, "dram", 1 << 41)
-    assert wire.event_from_message(wire.event_to_message(event)) == event
+    assert wire_listing.event_from_message(wire_listing.event_to_message(event)) == event
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
 import kvstore
-from kvstore.client import Hit
 from kvstore.config import Config, DramConfig, HbmConfig, NvmeConfig
 from kvstore.errors import Corrupt, NotFound, Shed
+from kvstore.hit import Hit
 from kvstore.keys import ChunkRef
 from kvstore.places import unpack_places
 from kvstore.policy import POLICIES
@@ -294,7 +294,7 @@ class StoreMachine(RuleBasedStateMachine):
         core, removed = self.client.backend._store._core, Removed()  # type: ignore[attr-defined]
         with core.lock:
             for row in core.index.chunks(0, 1000)[0].tolist():
-                if not any(core.only_here(each) for each in core.placements(row, 0)):
+                if not any(core.redundancy.only_here(each) for each in core.placements(row, 0)):
                     core.drop_from(row, 0, removed)
         core.settle(removed)
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 import kvstore
-from kvstore.client import Hit
 from kvstore.config import Config, DramConfig, NamespaceConfig
 from kvstore.errors import Shed
+from kvstore.hit import Hit
 from kvstore.policy import POLICIES
 from tests.store.conftest import SMALL, MiB, check_policies, content, prompt, record_bytes
 

@@ -8,8 +8,9 @@ import sys
 
 import kvstore
 from kvstore.bench.corpus import ref_of, spec_of
-from kvstore.client import Client, Hit
+from kvstore.client import Client
 from kvstore.config import Config, DramConfig
+from kvstore.hit import Hit
 from kvstore.keys import ChunkRef
 
 from .children import spawn
