@@ -127,7 +127,7 @@ def decode_layers(
         raise
     except ImportError as error:
         raise NotFound(f"chunk {ref.key.hex()} cannot be decoded here: {error}") from error
-    except Exception as error:
+    except Exception as error:  # a codec is anybody's code, and may raise anything where bytes are not its own
         raise Corrupt(f"chunk {ref.key.hex()} cannot be decoded: {type(error).__name__}: {error}") from error
 
 

@@ -233,9 +233,11 @@ class Sharing:
         with core.lock:
             for location in lost:
                 placement = copies[location]
-                with contextlib.suppress(IndexError):
+                try:
                     place = core.index.placement(placement)
-                    if (place.tier, place.loc) == (self._number, location) and not place.readers:
-                        scope = core.catalog.scopes[core.index.chunk(core.chunk_of(placement)).scope]
-                        core.withdraw(scope, placement, removed)
+                except IndexError:  # it is gone by now
+                    continue
+                if (place.tier, place.loc) == (self._number, location) and not place.readers:
+                    scope = core.catalog.scopes[core.index.chunk(core.chunk_of(placement)).scope]
+                    core.withdraw(scope, placement, removed)
         core.settle(removed)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 R = TypeVar("R")
+logger = logging.getLogger("kvstore.lmcache")
 
 
 class Tasks(Generic[R]):
@@ -48,6 +50,8 @@ class Tasks(Generic[R]):
         result = otherwise
         try:
             result = work(otherwise)
+        except Exception:  # LMCache's own objects are handled there, and nobody else would hear of it
+            logger.exception("a task has failed, and what it was to bring is a miss")
         finally:
             with self._lock:
                 self._results[number] = result

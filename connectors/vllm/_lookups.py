@@ -124,7 +124,7 @@ class Lookups:
 
     def later(self, call: Callable[[], None]) -> None:
         """Run a call to the store beside the look-ups, unless they are being ended."""
-        with suppress(RuntimeError):
+        with suppress(RuntimeError):  # they are
             self._pool.submit(call)
 
     def _look(self, ids: list[int], origin: Origin, found: Callable[[Hit], None] | None) -> Answer:
@@ -142,8 +142,8 @@ class Lookups:
             return Answer(chain=chain, extras=extras)
         try:
             hit, exact = self._longest(chain, limit, len(ids))
-        except KVStoreError as error:
-            self.lost(str(error))
+        except Exception as error:  # noqa: BLE001 - the scheduler takes the answer, and would end with it
+            self.lost(str(error) if isinstance(error, KVStoreError) else f"{type(error).__name__}: {error}")
             return Answer()
         if found is not None and hit.cold:
             self.later(partial(found, hit))

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 from kvstore import wire
 from kvstore.channels.stream import Frame, encode
@@ -125,5 +125,6 @@ class Opened(Iterator[Outgoing]):
 
 
 def _close(opened: Future[Outgoing]) -> None:
-    with suppress(Exception):
+    """Let go of what is not wanted any more; what could not be opened holds nothing."""
+    if not opened.cancelled() and opened.exception() is None:
         opened.result().close()

@@ -26,7 +26,7 @@ def hammer(seconds: float, *jobs: Callable[[random.Random, Counter[str]], None])
         while not stop.is_set():
             try:
                 job(chance, counts)
-            except BaseException as failure:  # noqa: BLE001
+            except BaseException as failure:  # noqa: BLE001 - the test tells of it
                 failures.append(failure)
                 stop.set()
 
@@ -123,7 +123,7 @@ def test_closing_while_others_work_ends_all_of_them_in_order(box: Box) -> None:
                     return
                 except (Shed, NotFound):
                     pass
-                except BaseException as error:  # noqa: BLE001
+                except BaseException as error:  # noqa: BLE001 - the test tells of it
                     wrong.append(error)  # noqa: B023
                     return
 

@@ -214,6 +214,18 @@ def test_a_store_that_is_gone_is_left_alone_for_a_while(client, monkeypatch):
     side.close()
 
 
+def test_an_error_that_nobody_expects_is_a_miss_that_is_told(client, monkeypatch, caplog):
+    def wrong(*args: Any, **more: Any) -> Any:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(client, "lookup", wrong)
+    side = scheduler(client)
+    assert matched(side, request(300)) == (0, False)
+    assert side.lookups.down
+    side.close()
+    assert "ZeroDivisionError: by nothing" in caplog.text
+
+
 def test_leases_end(client):
     store(client, 256)
     side = scheduler(client)
