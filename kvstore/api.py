@@ -242,12 +242,14 @@ class Reservation(Protocol):
 class Backend(Protocol):
     """One way in, bound to one namespace. Every method may be called from any thread."""
 
-    def describe(self) -> Description: ...
+    def describe(self) -> Description:
+        """Version, namespace, tiers and limits of what answers."""
 
     def register(self, spec: KVSpec) -> None:
         """Make the spec known before its first use. Idempotent."""
 
-    def lookup(self, query: Query) -> Found: ...
+    def lookup(self, query: Query) -> Found:
+        """The longest prefix of what is asked for, leased if the query says so; see `Query` and `Found`."""
 
     def release(self, leases: Sequence[bytes]) -> None:
         """End leases; unknown ones are ignored."""
@@ -304,7 +306,8 @@ class Backend(Protocol):
     def put(self, spec: KVSpec, offer: Offer, *, ack: Ack = Ack.STORED) -> bool:
         """Store a part; False if it was there already. `Shed` under pressure."""
 
-    def reserve(self, spec: KVSpec, ref: ChunkRef, part: Part, *, first_valid: int = 0) -> Reservation: ...
+    def reserve(self, spec: KVSpec, ref: ChunkRef, part: Part, *, first_valid: int = 0) -> Reservation:
+        """Memory to fill in place, which `commit` stores. `Shed` where there is no room in time."""
 
     def delete(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
         """Forget chunks wherever they lie; how many there were. Leased ones go when their lease ends."""
@@ -321,9 +324,11 @@ class Backend(Protocol):
     def prefetch(self, spec: KVSpec, keys: Sequence[bytes], *, fidelity: Fidelity = Fidelity.EXACT) -> int:
         """Bring chunks into DRAM in the background; how many were found."""
 
-    def chunks(self, cursor: int = 0, limit: int = 1000) -> Page: ...
+    def chunks(self, cursor: int = 0, limit: int = 1000) -> Page:
+        """Up to `limit` stored chunks of the namespace, and the cursor that goes on after them (0: none follow)."""
 
-    def stats(self) -> dict[str, Any]: ...
+    def stats(self) -> dict[str, Any]:
+        """Counters and gauges as plain data."""
 
     def drain(self, tier: str, path: str = "") -> Drain:
         """Empty a tier, or the drive at `path` of one, in the background, and write nothing there. Idempotent."""
@@ -340,7 +345,8 @@ class Backend(Protocol):
     def verify(self) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
         """Read everything back against its checksums; the last item is empty or says what is wrong."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the session with its leases, and what belongs to it. A second call does nothing."""
 
 
 def in_batches(

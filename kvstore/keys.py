@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -157,13 +157,6 @@ class Chain:
 def pack_refs(refs: Iterable[ChunkRef]) -> bytes:
     """Look-up records of 40 bytes each, little-endian: key, u32 position, u32 tokens."""
     return b"".join(_REF.pack(ref.key, ref.position, ref.tokens) for ref in refs)
-
-
-def unpack_refs(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(key, position, tokens) of each look-up record."""
-    if len(data) % REF_BYTES:
-        raise InvalidArgument(f"look-up records have {REF_BYTES} bytes each; {len(data)} is no multiple")
-    return _REF.iter_unpack(data)
 
 
 def pack_keys(keys: Iterable[bytes]) -> bytes:

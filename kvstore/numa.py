@@ -38,10 +38,10 @@ def check_nodes(nodes: Sequence[int], key: str, root: Path = NODES) -> None:
         raise ConfigError(f"{key}: a node is named twice in {list(nodes)}")
 
 
-def available_bytes(node: int, root: Path = NODES) -> int:
+def available_bytes(node: int) -> int:
     """Bytes of a node that are free, or hold nothing but what can be read again from files."""
     fields: dict[str, int] = {}
-    for line in (root / f"node{node}" / "meminfo").read_text(encoding="ascii").splitlines():
+    for line in (NODES / f"node{node}" / "meminfo").read_text(encoding="ascii").splitlines():
         name, _, value = line.split(maxsplit=2)[2].partition(":")
         fields[name] = int(value.split()[0]) * 1024
     return fields["MemFree"] + fields.get("Active(file)", 0) + fields.get("Inactive(file)", 0)

@@ -214,6 +214,7 @@ class Writer:
                 core.room.wait(min(0.05, patience_s))
 
     def check_ack(self, ack: Ack, geometry: Geometry) -> None:
+        """Raise unless a part of this size can be acknowledged so: by a tier that is there and takes records of it."""
         if ack is Ack.STORED:
             return
         core = self._core

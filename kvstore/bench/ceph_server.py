@@ -25,6 +25,7 @@ from kvstore.bench.s3_server import S3Server
 from kvstore.bench.tcp_peer import HOST
 from kvstore.errors import InvalidArgument, Unavailable
 
+MEMORY_BYTES = 4 << 30  # what it holds
 PROGRAMS = ("ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 PACKAGES = "apt-get install radosgw ceph-mon ceph-osd ceph-common"
 START_S = 90.0
@@ -65,7 +66,7 @@ rgw gc processor period = 2
 
 
 @contextmanager
-def ceph_server(memory_bytes: int = 4 << 30) -> Iterator[CephServer]:
+def ceph_server() -> Iterator[CephServer]:
     """A gateway that checks credentials, and holds so much. `InvalidArgument` where Ceph is not installed."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
@@ -74,7 +75,7 @@ def ceph_server(memory_bytes: int = 4 << 30) -> Iterator[CephServer]:
         tempfile.TemporaryDirectory(prefix="kvstore-ceph-", ignore_cleanup_errors=True) as folder,
         ExitStack() as stack,
     ):
-        yield _Cluster(Path(folder), memory_bytes, stack).start()
+        yield _Cluster(Path(folder), stack).start()
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class CephServer(S3Server):
 class _Cluster:
     """Processes in a folder, killed when `stack` unwinds."""
 
-    def __init__(self, folder: Path, memory_bytes: int, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder, self._stack = folder, stack
         self._gateway_port = free_port()
         self._configuration = folder / "ceph.conf"
@@ -101,7 +102,7 @@ class _Cluster:
         self._monitor = f"v2:{HOST}:{free_port()}/0"
         self._configuration.write_text(
             _CONFIGURATION.format(
-                fsid=self._fsid, host=HOST, folder=folder, nbytes=memory_bytes, gateway=self._gateway_port,
+                fsid=self._fsid, host=HOST, folder=folder, nbytes=MEMORY_BYTES, gateway=self._gateway_port,
                 monitor=self._monitor,
             )
         )  # fmt: skip

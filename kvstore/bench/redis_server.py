@@ -15,6 +15,7 @@ from kvstore.bench.processes import free_port, stop
 from kvstore.errors import Unavailable
 
 PROGRAM = "redis-server"
+MASTERS = 3
 START_S = 20.0
 
 
@@ -104,17 +105,17 @@ class RedisServer:
 
 
 class RedisCluster:
-    """A cluster of masters without replicas."""
+    """A cluster of three masters without replicas."""
 
-    def __init__(self, folder: Path, masters: int = 3) -> None:
+    def __init__(self, folder: Path) -> None:
         with ExitStack() as stack:
             self.servers: list[RedisServer] = []
-            for number in range(masters):
+            for number in range(MASTERS):
                 flags = ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
                 server = RedisServer(folder / f"node-{number}", *flags)
                 stack.callback(server.stop)
                 self.servers.append(server)
-            self._join(masters)
+            self._join()
             self._stop = stack.pop_all()
 
     def urls(self) -> Sequence[str]:
@@ -125,25 +126,25 @@ class RedisCluster:
         """End all of them."""
         self._stop.close()
 
-    def _join(self, masters: int) -> None:
+    def _join(self) -> None:
         first = self.servers[0]
         bus = self._bus_port(first)
         for number, server in enumerate(self.servers):
-            share = 16384 // masters
-            last = 16383 if number == masters - 1 else (number + 1) * share - 1
+            share = 16384 // MASTERS
+            last = 16383 if number == MASTERS - 1 else (number + 1) * share - 1
             expect_ok(server.ask("CLUSTER", "ADDSLOTSRANGE", str(number * share), str(last)))
             if server is not first:
                 expect_ok(server.ask("CLUSTER", "MEET", "127.0.0.1", str(first.port), str(bus)))
         deadline = time.monotonic() + START_S
-        while not all(self._is_whole(server, masters) for server in self.servers):
+        while not all(self._is_whole(server) for server in self.servers):
             if time.monotonic() > deadline:
                 raise Unavailable("the cluster did not come together")
             time.sleep(0.05)
 
     @staticmethod
-    def _is_whole(server: RedisServer, masters: int) -> bool:
+    def _is_whole(server: RedisServer) -> bool:
         info = server.ask("CLUSTER", "INFO")
-        return b"cluster_state:ok" in info and b"cluster_known_nodes:%d" % masters in info
+        return b"cluster_state:ok" in info and b"cluster_known_nodes:%d" % MASTERS in info
 
     @staticmethod
     def _bus_port(server: RedisServer) -> int:

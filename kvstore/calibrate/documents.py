@@ -147,9 +147,9 @@ def _dialogue(paths: Sequence[Path]) -> str:
     return "\n\n".join(talks)
 
 
-def _chat(name: str, role: str, *topics: str) -> Document:
+def _chat(name: str, *topics: str) -> Document:
     files = tuple(f"chatterbot_corpus/data/english/{topic}.yml" for topic in topics)
-    return Document("chat", name, role, "chatterbot-corpus", files, _dialogue)
+    return Document("chat", name, "bench", "chatterbot-corpus", files, _dialogue)
 
 
 def _code(role: str, package: str, file: str) -> Document:
@@ -180,8 +180,8 @@ def _topic(name: str) -> Document:
     return Document("manual", name, "calibrate", PYTHON, ("pydoc_data.topics",), _topic_of(name))
 
 
-def _licence(role: str, package: str, name: str, file: str) -> Document:
-    return Document("licence", name, role, package, (file,), _plain)
+def _licence(package: str, name: str, file: str) -> Document:
+    return Document("licence", name, "bench", package, (file,), _plain)
 
 
 _ALL: tuple[Document, ...] = (
@@ -191,10 +191,10 @@ _ALL: tuple[Document, ...] = (
     _code("bench", "torch", "torch/include/ATen/record_function.h"),
     _help("bench", "command/find_package.rst"),
     _about("bench", "regex", "regex"),
-    _chat("feelings", "bench", "emotion", "gossip", "food", "greetings"),
-    _chat("questions", "bench", "ai", "conversations", "psychology", "science"),
-    _licence("bench", "matplotlib", "matplotlib", "matplotlib-*.dist-info/LICENSE"),
-    _licence("bench", "pathspec", "mpl-2.0", "pathspec-*.dist-info/licenses/LICENSE"),
+    _chat("feelings", "emotion", "gossip", "food", "greetings"),
+    _chat("questions", "ai", "conversations", "psychology", "science"),
+    _licence("matplotlib", "matplotlib", "matplotlib-*.dist-info/LICENSE"),
+    _licence("pathspec", "mpl-2.0", "pathspec-*.dist-info/licenses/LICENSE"),
     _wiki("validate", "Aikido"),
     _code("validate", "sympy", "sympy/integrals/integrals.py"),
     _help("validate", "command/string.rst"),

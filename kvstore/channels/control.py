@@ -264,11 +264,10 @@ def _accepted(forms: tuple[int, ...]) -> bytes:
     return encoded
 
 
-def put_head(spec: KVSpec, offer: Offer, ack: Ack, *, hashed: bool = True) -> Any:
-    """The head of a put; `hashed` with the checksums of what is offered, for the server to check."""
-    ref, nbytes, groups = offer.ref, len(offer.data), b""
-    if hashed:
-        groups = group_table(spec.layer_ranges(offer.part, ref.tokens), digests(spec, offer)).tobytes()
+def put_head(spec: KVSpec, offer: Offer, ack: Ack) -> Any:
+    """The head of a put, with the checksums of what is offered, for the server to check."""
+    ref, nbytes = offer.ref, len(offer.data)
+    groups = group_table(spec.layer_ranges(offer.part, ref.tokens), digests(spec, offer)).tobytes()
     record = pb.Record(
         key=ref.key,
         parent=ref.parent,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore.errors import InvalidArgument
-from kvstore.keys import Chain, ChunkRef, Extras, check_key, pack_keys, pack_refs, unpack_keys, unpack_refs
+from kvstore.keys import Chain, ChunkRef, Extras, check_key, pack_keys, pack_refs, unpack_keys
 
 LORA = hashlib.sha256(b"adapter").digest()
 IMAGE, OTHER_IMAGE = hashlib.sha256(b"image").digest(), hashlib.sha256(b"other").digest()
@@ -175,7 +175,7 @@ u32s = st.integers(0, 2**32 - 1)
 def test_packed_refs_come_back(refs: list[ChunkRef]) -> None:
     packed = pack_refs(refs)
     assert len(packed) == 40 * len(refs)
-    assert list(unpack_refs(packed)) == [(ref.key, ref.position, ref.tokens) for ref in refs]
+    assert list(struct.iter_unpack("<32sII", packed)) == [(ref.key, ref.position, ref.tokens) for ref in refs]
 
 
 @given(st.lists(keys, max_size=5))
@@ -185,8 +185,6 @@ def test_packed_keys_come_back(several: list[bytes]) -> None:
 
 @pytest.mark.parametrize("nbytes", [1, 39, 41])
 def test_packed_lists_that_are_cut_off_are_refused(nbytes: int) -> None:
-    with pytest.raises(InvalidArgument, match=str(nbytes)):
-        list(unpack_refs(bytes(nbytes)))
     with pytest.raises(InvalidArgument, match=str(nbytes)):
         unpack_keys(bytes(nbytes))
 

@@ -43,7 +43,7 @@ class Fleet:
         self.notes: list[str] = []
         self.lost = 0
         self.on_loss: OnLoss = lambda note, is_lost: None
-        self._meter, self._paths = meter, paths
+        self._meter = meter
         self._open = partial(_open, plan=plan, tier=tier, meter=meter, pool=pool, give_way=give_way)
         self._guard = threading.Lock()
         self._examined: dict[int, float] = {}

@@ -44,12 +44,12 @@ def free_port() -> int:
     return port
 
 
-def wait_for(process: subprocess.Popen[bytes], address: str | tuple[str, int], seconds: float = START_S) -> None:
+def wait_for(process: subprocess.Popen[bytes], address: str | tuple[str, int]) -> None:
     """Return when something accepts connections on a TCP address or a Unix socket's path."""
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     assert isinstance(process.args, list)
     name = os.path.basename(process.args[5])
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"{name} ended with status {process.returncode}")
@@ -57,7 +57,7 @@ def wait_for(process: subprocess.Popen[bytes], address: str | tuple[str, int], s
             if probe.connect_ex(address) == 0:
                 return
         time.sleep(0.05)
-    raise RuntimeError(f"{name} did not listen on {address} within {seconds:g} s")
+    raise RuntimeError(f"{name} did not listen on {address} within {START_S:g} s")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
