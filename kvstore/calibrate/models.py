@@ -133,7 +133,7 @@ def folder_of(model: str) -> Path:
     folder = Path(model)
     if not (folder / "config.json").is_file():
         raise InvalidArgument(
-            f"{model!r} is neither a folder with a model (config.json) nor one of {', '.join(PACKAGED)}"
+            f"{model!r} is neither a folder with a model (config.json) nor the name of one that is packaged"
             f"{nearest(model, list(PACKAGED))}"
         )
     return folder.resolve()

@@ -73,6 +73,13 @@ class Address:
         return cls(rest.rstrip("/"), scheme == "grpcs")
 
 
+def _reason(details: str) -> str:
+    """What gRPC says of a failure; of a connection that did not come about only why, which it has last."""
+    if not details.startswith(("failed to connect to all addresses", "errors resolving")):
+        return details
+    return f"{details.rpartition(': ')[2].rstrip(']')}; is the server running?"
+
+
 class Link:
     """A channel with retries. A call that ends in UNAVAILABLE is made again until its time is over."""
 
@@ -140,7 +147,7 @@ class Link:
             return Unavailable(f"{self.address} did not answer within {self.timeout:g} s; is the server running?")
         if code == "DEADLINE_EXCEEDED":
             return DeadlineExceeded(f"{self.address} did not finish within {self.timeout:g} s")
-        return _BY_CODE.get(code, KVStoreError)(f"{self.address}: {details or code}")
+        return _BY_CODE.get(code, KVStoreError)(f"{self.address}: {_reason(details) or code}")
 
     def close(self) -> None:
         """End every call and the connection."""

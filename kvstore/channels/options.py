@@ -63,7 +63,7 @@ def pem_bytes(given: Pem) -> bytes | None:
     try:
         return Path(given).read_bytes()
     except OSError as error:
-        raise InvalidArgument(f"a certificate file cannot be read: {error}") from None
+        raise InvalidArgument(f"the certificate or key {given} cannot be read: {error.strerror}") from None
 
 
 def tls_context(options: Options) -> ssl.SSLContext:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-from kvstore.cli.parser import build_parser
+from kvstore.cli.parser import parse
 from kvstore.errors import KVStoreError
 
 INTERRUPTED = 130
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     debug = False
     try:
-        args = build_parser().parse_args(argv)
+        args = parse(argv)
         debug = args.debug
         command = import_module(f"kvstore.cli.{args.module}")
         code: int = getattr(command, args.function)(args)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from kvstore import __version__
 from kvstore.cli import sim_flags
 from kvstore.cli.values import natural, number, positive, positives, size, sizes, words
+from kvstore.nearest import closest
 from kvstore.schema import scalar_keys
 
 # Short spellings of the flags that are set most.
@@ -26,8 +28,23 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for; `module` and `function` say what to run. `SystemExit` for help and for wrong usage."""
+    args, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        args.parser.error(f"unknown: {' '.join(unknown)}{_meant(unknown[0], args.parser)}")
+    return args
+
+
+def _meant(flag: str, parser: argparse.ArgumentParser) -> str:
+    """The flag of a command that somebody may have meant by another; nothing where none is near."""
+    flags = [each for action in parser._actions for each in action.option_strings]
+    name = closest(flag.partition("=")[0], flags)
+    return "" if name is None else f"; did you mean {name}?"
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; `args.module` and `args.function` say what to run."""
+    """The parser of all commands; of each of them `parser` is its own."""
     parser = _Parser(prog="kvstore", description="A tiered KV-cache store for LLM serving.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"kvstore {__version__}")
     common = _Parser(add_help=False, allow_abbrev=False)
@@ -57,7 +74,7 @@ class _Commands:
             name, help=text, description=text, epilog=epilog, parents=self._parents, allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
-        made.set_defaults(module=module, function=function)
+        made.set_defaults(module=module, function=function, parser=made)
         return made
 
 

@@ -12,6 +12,7 @@ from kvstore.cli.settings import config_file, overrides
 from kvstore.client import Client
 from kvstore.errors import InvalidArgument
 from kvstore.namespace import DEFAULT
+from kvstore.tiers.nvme.members import holds_tier
 
 # A command that opens a folder for a moment needs DRAM for what it moves, not for a cache.
 COMMAND_DRAM = "256MiB"
@@ -20,7 +21,7 @@ COMMAND_DRAM = "256MiB"
 def open_client(args: Namespace, *, make: bool = False) -> Client:
     """Connect or open as `--url`, `--config` and `--nvme` say. Close the client when done.
 
-    With `make` a folder that is not there is made; without, it is taken for a slip of the pen.
+    With `make` a folder that is not there is made, and a store in it; without, it is taken for a slip of the pen.
     """
     flags = overrides(args)
     local = bool(args.config or "nvme.path" in flags)
@@ -36,8 +37,9 @@ def open_client(args: Namespace, *, make: bool = False) -> Client:
     config = settings.load(file, overrides=flags)
     if config.nvme is None:
         raise InvalidArgument("which store? give --url HOST:PORT, --nvme FOLDER or --config FILE with an [nvme] path")
-    if not make and not config.nvme.path.is_dir():
-        raise InvalidArgument(f"there is no store in {config.nvme.path}: no such folder (`kvstore put` makes one)")
+    if not make and not any(holds_tier(path) for path in (config.nvme.path, *config.nvme.paths)):
+        why = "nothing of one is there" if config.nvme.path.is_dir() else "no such folder"
+        raise InvalidArgument(f"there is no store in {config.nvme.path}: {why} (`kvstore put` makes one)")
     return kvstore.open(config, namespace=namespace)
 
 

@@ -21,6 +21,7 @@ from kvstore.demo import document
 from kvstore.demo.restarted import Case, Job, measure
 from kvstore.demo.show import report, show
 from kvstore.demo.steps import step
+from kvstore.errors import StorageError
 
 BAR = 10.0
 COLD_ROUNDS = 3
@@ -48,7 +49,10 @@ def run(out_dir: Path, *, tokens: int = 2000, generate: int = 32, server: bool =
     temporary folder inside `out_dir`, which should be on the disk to measure. With `json_only` nothing but the one
     JSON object is printed on standard output.
     """
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"the results cannot be written to {out_dir}: {error.strerror}") from error
     from kvstore.demo import models
 
     made = models.folder_of(models.SMOLLM2).is_dir()

@@ -134,7 +134,7 @@ def _read(path: Path, setting: str) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"server.{setting} cannot be read: {error}") from None
+        raise ConfigError(f"server.{setting}: {path} cannot be read: {error.strerror}") from None
     if b"-----BEGIN" not in data:
         raise ConfigError(f"server.{setting}: {path} is not a PEM file")
     return data

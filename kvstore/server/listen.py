@@ -21,6 +21,41 @@ PROBE_S = 0.1
 _LONGEST_PATH = 107  # of a Unix socket
 
 
+def check_free(listen: str) -> None:
+    """Raise `ConfigError` that says why nothing can listen on an address: gRPC would say only that it is so.
+
+    The socket that a killed server has left at a `unix:` path is removed.
+    """
+    try:
+        if listen.startswith("unix:"):
+            path = Path(listen.removeprefix("unix:"))
+            _clear(path)
+            if not path.parent.is_dir():
+                raise FileNotFoundError(errno.ENOENT, f"there is no folder {path.parent}")
+            return
+        host, _, port = listen.rpartition(":")
+        _try_to_bind(host.removeprefix("[").removesuffix("]"), int(port))
+    except (OSError, OverflowError) as error:
+        what = getattr(error, "strerror", None) or error
+        raise ConfigError(f"server.listen: cannot listen on {listen}: {what}") from None
+
+
+def _try_to_bind(host: str, port: int) -> None:
+    """`OSError` unless one of a host's addresses can be bound, which is enough for gRPC."""
+    failed: OSError | None = None
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                failed = error
+            else:
+                return
+    if failed is not None:
+        raise failed
+
+
 def local_listener(config: ServerConfig, address: str) -> socket.socket | None:
     """A Unix socket that only this user can connect to; None where the channel is off.
 

@@ -20,6 +20,7 @@ from kvstore.server.access import Access, check_exposure, server_credentials
 from kvstore.server.calls import Workers
 from kvstore.server.channels import Channels
 from kvstore.server.front import SERVICE_NAME, Front
+from kvstore.server.listen import check_free
 from kvstore.server.peers import peer_calls
 from kvstore.service import Service, SessionSource
 from kvstore.store import Store
@@ -119,13 +120,14 @@ class Server:
 
     def _bind(self, server: Any) -> str:
         listen = self._config.listen
+        check_free(listen)
         try:
             if self._credentials is None:
                 port = server.add_insecure_port(listen)
             else:
                 port = server.add_secure_port(listen, self._credentials)
         except RuntimeError as error:
-            raise ConfigError(f"cannot listen on {listen!r} (in use, not this host's, or a bad key): {error}") from None
+            raise ConfigError(f"server.listen: cannot listen on {listen} (is the key a bad one?): {error}") from None
         if listen.startswith("unix:"):
             os.chmod(listen.removeprefix("unix:"), 0o600)
             return listen

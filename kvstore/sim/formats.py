@@ -81,7 +81,7 @@ def _lines(path: Path, most: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 if number == most:
                     return
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"{path} cannot be read: {error}") from None
+        raise InvalidArgument(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except json.JSONDecodeError as error:
         raise InvalidArgument(f"{path}:{number}: no JSON: {error}") from None
 

@@ -90,7 +90,7 @@ class Setup:
         for name in self.policies:
             if name not in (*POLICIES, BELADY, BOUND):
                 known = (*POLICIES, BELADY, BOUND)
-                raise InvalidArgument(f"no policy {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+                raise InvalidArgument(f"no policy {name!r}{nearest(name, known)}")
         if self.touch not in TOUCHES:
             raise InvalidArgument(f"no order of touches {self.touch!r}; there are {', '.join(TOUCHES)}")
         if self.ended not in ENDED:

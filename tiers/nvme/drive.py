@@ -55,18 +55,18 @@ class Plan:
         segment = self.segment_bytes
         if segment % BLOCK or not _LEAST_SEGMENT_BYTES <= segment <= MAX_SEGMENT_BYTES:
             raise ConfigError(
-                f"segment_bytes must be a multiple of {BLOCK} from {_LEAST_SEGMENT_BYTES} to {MAX_SEGMENT_BYTES}, "
+                f"[nvme] segment must be a multiple of {BLOCK} from {_LEAST_SEGMENT_BYTES} to {MAX_SEGMENT_BYTES}, "
                 f"not {segment}"
             )
         if self.capacity - self.log_budget < 2 * segment:
             raise ConfigError(
-                f"capacity {self.capacity} is too small for two segments of {segment} bytes on a drive and "
-                f"{self.log_budget} bytes of journal; raise capacity or lower segment_bytes"
+                f"[nvme] capacity {self.capacity} is too small for two segments of {segment} bytes on a drive and "
+                f"{self.log_budget} bytes of journal; raise capacity or lower segment"
             )
         if self.capacity // segment > SEGMENTS_PER_DRIVE:
             raise ConfigError(
-                f"capacity {self.capacity} needs more than {SEGMENTS_PER_DRIVE} segments of a drive; "
-                "raise segment_bytes"
+                f"[nvme] capacity {self.capacity} needs more than {SEGMENTS_PER_DRIVE} segments of a drive; "
+                "raise segment"
             )
 
 
@@ -284,7 +284,7 @@ def allow_files(count: int) -> None:
     needed = count + 512
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and needed > hard:
-        raise ConfigError(f"{count} segments need more open files than {hard}; raise segment_bytes or `ulimit -n`")
+        raise ConfigError(f"{count} segments need more open files than {hard}; raise [nvme] segment or `ulimit -n`")
     if soft != resource.RLIM_INFINITY and needed > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 

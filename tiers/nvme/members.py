@@ -61,11 +61,16 @@ def read_member(folder: Path) -> Member | None:
         raise StorageError(f"{path} cannot be read ({error}); restore it, or take its folder out of `paths`") from error
 
 
+def holds_tier(folder: Path) -> bool:
+    """Whether a tier was ever opened in a folder."""
+    return (folder / "segments").is_dir()
+
+
 def check_member(folder: Path, identity: str, number: int) -> None:
     """Raise `StorageError` unless a folder holds this drive of this set (no identity: of a tier of one drive)."""
     member = read_member(folder)
     found = (member.identity, member.number) if member is not None else ("", 0)
-    if found != (identity, number) or not (folder / "segments").is_dir():
+    if found != (identity, number) or not holds_tier(folder):
         raise StorageError(f"{folder} does not hold drive {number} of this tier (any more): mount it")
 
 

@@ -87,13 +87,21 @@ class Connector:
             cause = error.__context__
             if isinstance(cause, ssl.SSLError):
                 raise PermissionDenied(f"{address} and its certificate are not trusted ({cause})") from error
-            raise Unavailable(" ".join(str(error).split())) from error
+            raise Unavailable(f"{address}: {_reason(error)}") from error
         except errors.ValkeyError as error:
             text = str(error)
             if text.startswith(_DENIED):
                 raise PermissionDenied(f"{address}: {text}") from error
             raise Unavailable(f"{address}: {text}") from error
         return connection
+
+
+def _reason(error: Exception) -> str:
+    """Why there is no connection: the system's words where it is the system's error."""
+    cause = error.__context__
+    if isinstance(cause, OSError) and cause.strerror:
+        return f"{cause.strerror}; is the server running?"
+    return " ".join(str(error).split())
 
 
 def _tls_options(tls: Mapping[str, Any]) -> dict[str, Any]:
