@@ -264,7 +264,7 @@ class Session:
     def pin(self, spec: KVSpec, keys: Sequence[bytes], seconds: float) -> int:
         scope, core, count = self._scope(spec), self._core, 0
         if not 0 <= seconds <= MAX_PIN_S:
-            raise InvalidArgument(f"a pin lasts up to {MAX_PIN_S} s, not {seconds}")
+            raise InvalidArgument(f"a pin lasts up to {MAX_PIN_S} s, not {seconds:g}")
         until = now_ms() + int(seconds * 1000) if seconds > 0 else 0
         with core.lock:
             for key in _checked(keys):
@@ -277,7 +277,7 @@ class Session:
     def hint(self, spec: KVSpec, keys: Sequence[bytes], awaited_s: float) -> int:
         scope, core = self._scope(spec), self._core
         if not 0 <= awaited_s <= MAX_AWAITED_S:
-            raise InvalidArgument(f"a prompt is awaited for up to {MAX_AWAITED_S} s, not {awaited_s}; pin it instead")
+            raise InvalidArgument(f"a prompt is awaited for up to {MAX_AWAITED_S} s, not {awaited_s:g}; pin it instead")
         packed = pack_keys(keys)
         drain_marks(core, self._namespace)  # of uses before this, or they would end it
         with core.lock:

@@ -214,8 +214,7 @@ class Tier(ABC):
         That is, what says of a location whether it does. `InvalidArgument` for a path that is none, or that cannot be
         done without. Idempotent.
         """
-        if path:
-            raise InvalidArgument(f"tier {self.name} has no devices that are drained one by one: leave the path out")
+        self._check_whole(path)
         return lambda location: True
 
     def detach(self, path: str = "") -> None:
@@ -223,8 +222,15 @@ class Tier(ABC):
         del path
 
     def resume(self, path: str = "") -> None:
-        """Use again what was drained, opened anew if it was detached. Idempotent. `StorageError` if it is not there."""
-        del path
+        """Use again what was drained, opened anew if it was detached. Idempotent.
+
+        `StorageError` if it is not there, `InvalidArgument` for a path that is none.
+        """
+        self._check_whole(path)
+
+    def _check_whole(self, path: str) -> None:
+        if path:
+            raise InvalidArgument(f"tier {self.name} has no devices that are drained one by one: leave the path out")
 
     def keep_artefact(self, digest: bytes, data: bytes) -> None:
         """Of a shared tier: have an artefact there, for other hosts, before the first record that names it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from kvstore.errors import (
 )
 
 SERVICE = "/kvstore.v1.KVStore/"
+_NOBODY = (os.strerror(errno.ECONNREFUSED), os.strerror(errno.ENOENT))  # where nobody listens
 T = TypeVar("T")
 _PROBE_S = 0.3
 _OPTIONS = (
@@ -77,7 +80,8 @@ def _reason(details: str) -> str:
     """What gRPC says of a failure; of a connection that did not come about only why, which it has last."""
     if not details.startswith(("failed to connect to all addresses", "errors resolving")):
         return details
-    return f"{details.rpartition(': ')[2].rstrip(']')}; is the server running?"
+    reason = details.rpartition(": ")[2].rstrip("]")
+    return f"{reason}; is the server running?" if reason in _NOBODY else reason
 
 
 class Link:

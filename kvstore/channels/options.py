@@ -57,13 +57,16 @@ class Options:
 
 
 def pem_bytes(given: Pem) -> bytes | None:
-    """The text of a certificate or key; `InvalidArgument` if its file cannot be read."""
+    """The text of a certificate or key; `InvalidArgument` if its file cannot be read, or holds none."""
     if given is None or isinstance(given, bytes):
         return given
     try:
-        return Path(given).read_bytes()
+        text = Path(given).read_bytes()
     except OSError as error:
         raise InvalidArgument(f"the certificate or key {given} cannot be read: {error.strerror}") from None
+    if b"-----BEGIN" not in text:
+        raise InvalidArgument(f"{given} is not a PEM file")
+    return text
 
 
 def tls_context(options: Options) -> ssl.SSLContext:

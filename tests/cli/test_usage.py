@@ -90,6 +90,7 @@ def test_help_and_the_package_import_nothing_heavy() -> None:
         (("serve", "--nvme", "x", "--nvme-capacity", "1MiB"), ["[nvme] capacity 1048576", "lower segment"]),
         (("serve", "--server-tls-cert", "no.pem", "--server-tls-key", "no.key"), ["no.key cannot be read: No such"]),
         (("stats", "--url", "bulks://127.0.0.1:1", "--ca", "no.pem"), ["no.pem cannot be read: No such file"]),
+        (("stats", "--url", "127.0.0.1:1", "--ca", "/etc/hostname"), ["/etc/hostname is not a PEM file"]),
         (("sim", "none.jsonl"), ["kvstore: none.jsonl cannot be read: No such file or directory\n"]),
         (("serve", "--listen", "unix:none/socket"), ["unix:none/socket: there is no folder none"]),
         (("serve", "--listen", "unix:/etc/hostname"), ["unix:/etc/hostname: there is a file of another kind"]),
@@ -137,6 +138,12 @@ def test_where_no_server_is(cli: Run, scheme: str) -> None:
         result = cli("stats", "--url", f"{scheme}{address}")
     assert_one_line(result, 8, address, "Connection refused; is the server running?")
     assert len(result.stderr) < 100
+
+
+def test_where_no_socket_is(cli: Run) -> None:
+    assert_one_line(
+        cli("stats", "--url", "unix:none"), 8, "unix:none: No such file or directory; is the server running?"
+    )
 
 
 def test_a_shared_place_that_does_not_answer(cli: Run) -> None:

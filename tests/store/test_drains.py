@@ -311,6 +311,8 @@ def test_what_cannot_be_drained_is_refused(hosts: list[Host], tmp_path: Path) ->
         host.client.resume("cxl")
     with pytest.raises(InvalidArgument, match=r"no drive of this tier; it has .*/a, .*/b"):
         host.client.drain("nvme", "/mnt/nowhere")
+    with pytest.raises(InvalidArgument, match="tier dram has no devices that are drained one by one"):
+        host.client.resume("dram", "/mnt/nowhere")
     assert host.client.resume("nvme").state == "ok"
     host.client.drain("nvme", str(host.paths[0]))
     with pytest.raises(InvalidArgument, match="only drive left"):
