@@ -6,7 +6,7 @@ value, so that the reader, the command line's flags and the documentation need n
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -60,6 +60,19 @@ PolicyNameOrNone = Annotated[str | None, EvictionPolicy()]
 
 
 @dataclass(frozen=True)
+class _WithPaths:
+    """A table some of whose keys are paths, which may be given as text."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if "Path" not in str(each.type) or value is None:
+                continue
+            made = Path(value) if isinstance(value, str | Path) else tuple(map(Path, value))
+            object.__setattr__(self, each.name, made)
+
+
+@dataclass(frozen=True)
 class DramConfig:
     """The arena: extents of `extent` bytes up to `capacity`, each owned by one namespace.
 
@@ -90,7 +103,7 @@ class HbmConfig:
 
 
 @dataclass(frozen=True)
-class CxlConfig:
+class CxlConfig(_WithPaths):
     """Memory on CXL devices, below DRAM: of NUMA `nodes` without CPUs, or of device-DAX `paths`; one of the two.
 
     `capacity` is over all devices (0: all that `paths` have). `persistent` finds the records on `paths` again. `admit`
@@ -108,7 +121,7 @@ class CxlConfig:
 
 
 @dataclass(frozen=True)
-class NvmeConfig:
+class NvmeConfig(_WithPaths):
     """A folder of log-structured segments, and further ones in `paths`, each on a drive of its own.
 
     `capacity` is a hard limit; `reserve` bytes of the file system are left free whatever it says. `codec` is the
@@ -129,7 +142,7 @@ class NvmeConfig:
 
 
 @dataclass(frozen=True)
-class RemoteConfig:
+class RemoteConfig(_WithPaths):
     """A place that hosts share: `valkey://HOST:PORT`, `s3://BUCKET/PREFIX` or `file:///FOLDER`.
 
     `capacity` bounds what this host has there. A call may take `deadline_s` and the time that its bytes need. A
@@ -159,7 +172,7 @@ class RemoteConfig:
 
 
 @dataclass(frozen=True)
-class PeersConfig:
+class PeersConfig(_WithPaths):
     """Other hosts: those that a `directory` in Valkey (`valkey://HOST:PORT`) tells of are read from.
 
     `token` (or the one in `token_file`) is what servers show each other; it opens every namespace. `advertise` is
@@ -190,7 +203,7 @@ class PeersConfig:
 
 
 @dataclass(frozen=True)
-class NamespaceConfig:
+class NamespaceConfig(_WithPaths):
     """A tenant. `quota` bounds its bytes over all tiers (0: no bound), `ttl_s` the time since last use (0: none).
 
     `tokens` are the bearer tokens that open it; `tokens_file` names a file with one per line, which a
@@ -212,14 +225,14 @@ class NamespaceConfig:
 
 
 @dataclass(frozen=True)
-class CodecsConfig:
+class CodecsConfig(_WithPaths):
     """Files that codecs need: `artefacts`, as `kvstore calibrate` makes them, beside those that are shipped."""
 
     artefacts: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
-class ServerConfig:
+class ServerConfig(_WithPaths):
     """Where and for whom the server listens. Beyond the host it needs a certificate and tokens.
 
     `local` is the path of the local channel's Unix socket, `bulk` the address of the bulk channel; `auto` derives
