@@ -113,6 +113,14 @@ class Speed:
 OnLoss = Callable[[str, Callable[[int], bool]], None]
 
 
+def check_read(offset: int, out: memoryview) -> None:
+    """Raise `InvalidArgument` unless `out` can be read into, from this byte of a record on."""
+    if out.readonly or not out.c_contiguous:
+        raise InvalidArgument("what is read into must be writable memory in one piece")
+    if offset < 0:
+        raise InvalidArgument(f"a record has no byte {offset}")
+
+
 class Tier(ABC):
     """A place for records.
 

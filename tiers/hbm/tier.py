@@ -34,7 +34,7 @@ from kvstore.errors import (
     Unavailable,
 )
 from kvstore.record import Record, padded
-from kvstore.tiers.base import OnLoss, Speed, Tier, TierFull
+from kvstore.tiers.base import OnLoss, Speed, Tier, TierFull, check_read
 from kvstore.tiers.hbm.ipc import SharedSlab, check_alone, describe, device_id, handle
 from kvstore.tiers.hbm.lanes import Lanes, Move
 from kvstore.tiers.hbm.pinning import Pin
@@ -302,8 +302,7 @@ class HbmTier(Tier):
         self._learn(self._reads, nbytes, records, time.perf_counter() - start)
 
     def _move(self, location: int, offset: int, out: memoryview) -> Move:
-        if out.readonly or not out.c_contiguous:
-            raise InvalidArgument("what is read into must be writable memory in one piece")
+        check_read(offset, out)
         nbytes = out.nbytes
         slab, at = self._range(location, offset, nbytes)
         return slab.address + at, _native.address_of(out), nbytes

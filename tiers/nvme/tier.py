@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 from kvstore.errors import ConfigError, InvalidArgument, KVStoreError, NotFound, StorageError, TooLarge
 from kvstore.record import BLOCK, Record
 from kvstore.spec import KVSpec
-from kvstore.tiers.base import OnLoss, Owner, Recovered, Speed, Tier, TierFull
+from kvstore.tiers.base import OnLoss, Owner, Recovered, Speed, Tier, TierFull, check_read
 from kvstore.tiers.meter import Meter
 from kvstore.tiers.nvme.calls import Calls
 from kvstore.tiers.nvme.drive import Drive, Plan, record_bytes
@@ -246,8 +246,7 @@ class NvmeTier(Tier):
         return outcomes
 
     def _read(self, location: int, offset: int, out: memoryview) -> None:
-        if out.readonly or not out.c_contiguous:
-            raise InvalidArgument("what is read into must be writable memory in one piece")
+        check_read(offset, out)
         if out.itemsize != 1:
             out = out.cast("B")
         drive = self._fleet.of(location)

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from kvstore.errors import Closed, InvalidArgument, KVStoreError, NotFound, StorageError
+from kvstore.errors import Closed, KVStoreError, NotFound, StorageError
 from kvstore.peer_wire import MOST_NAMES, unpack_row
 from kvstore.record import Entry, Record
-from kvstore.tiers.base import Name, Speed, Tier, TierFull
+from kvstore.tiers.base import Name, Speed, Tier, TierFull, check_read
 from kvstore.tiers.peers.directory import Directory
 from kvstore.tiers.peers.peer import Dialer, Peer
 from kvstore.tiers.pool import IoPool
@@ -179,10 +179,7 @@ class PeersTier(Tier):
         return self._pool.outcomes(requests, self._read)
 
     def _read(self, location: int, offset: int, out: memoryview) -> None:
-        if out.readonly or not out.c_contiguous:
-            raise InvalidArgument("what is read into must be writable memory in one piece")
-        if offset < 0:
-            raise InvalidArgument(f"a record has no byte {offset}")
+        check_read(offset, out)
         place = self._table.get(location)
         peer = self._numbered.get(place.tag >> _FORM_BITS)
         if peer is None:

@@ -24,7 +24,7 @@ from kvstore.errors import (
 )
 from kvstore.record import BLOCK, Record, padded
 from kvstore.spec import KVSpec
-from kvstore.tiers.base import Name, Present, Recovered, Speed, Tier, TierFull
+from kvstore.tiers.base import Name, Present, Recovered, Speed, Tier, TierFull, check_read
 from kvstore.tiers.pool import IoPool
 from kvstore.tiers.remote.artefacts import SharedArtefacts
 from kvstore.tiers.remote.attempts import Attempts
@@ -206,10 +206,7 @@ class RemoteTier(Tier):
         return self._pool.outcomes(requests, self._read)
 
     def _read(self, location: int, offset: int, out: memoryview) -> None:
-        if out.readonly or not out.c_contiguous:
-            raise InvalidArgument("what is read into must be writable memory in one piece")
-        if offset < 0:
-            raise InvalidArgument(f"a record has no byte {offset}")
+        check_read(offset, out)
         place = self._table.get(location)
         if not out.nbytes:
             return
