@@ -89,8 +89,8 @@ def test_the_same_process_cannot_open_twice(opener: Opener) -> None:
     ("options", "message"),
     [
         ({"capacity": MIB}, "capacity 1048576 is too small for two segments"),
-        ({"segment_bytes": 1000}, "segment_bytes must be a multiple of 4096"),
-        ({"segment_bytes": 4096}, "segment_bytes must be"),
+        ({"segment_bytes": 1000}, r"\[nvme\] segment must be a multiple of 4096"),
+        ({"segment_bytes": 4096}, r"\[nvme\] segment must be"),
         ({"io_threads": 0}, "io_threads must be at least 1, not 0"),
     ],
 )
