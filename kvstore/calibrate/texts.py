@@ -45,16 +45,20 @@ def packaged(subject: Subject, variant: str) -> Texts:
     return Texts(parts[0], parts[1], [f"{each.genre} {each.name} ({each.source})" for each in learnt])
 
 
+def text_of(path: Path) -> str:
+    """What a file says. `StorageError` where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def from_files(subject: Subject, paths: Sequence[Path]) -> Texts:
     """All of the files, cut into windows; a few windows that are spread over them are kept to find steps on."""
     size = window_of(subject)
     windows: list[tuple[str, list[int]]] = []
     for path in paths:
-        try:
-            text = path.read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise StorageError(f"{path} cannot be read: {error.strerror}") from error
-        ids: list[int] = subject.tokenizer(text).input_ids
+        ids: list[int] = subject.tokenizer(text_of(path)).input_ids
         for number, start in enumerate(range(0, len(ids), size)):
             if len(ids) - start >= LEAST_WINDOW:
                 windows.append((f"{path.name}-{number}", ids[start : start + size]))

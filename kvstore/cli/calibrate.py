@@ -23,11 +23,14 @@ def calibrate(args: Namespace) -> int:
     from kvstore.calibrate.capture import capture
     from kvstore.calibrate.models import subject
 
+    paths = [Path(each) for each in args.text]
+    for path in paths:  # before the model is loaded, which takes a while
+        texts.text_of(path)
     with _stage("loading the model", None):
         loaded = subject(args.model)
     out = out or Path(f"{loaded.name}-{args.variant}.safetensors")
     _check_free(out)
-    read = texts.read(loaded, [Path(each) for each in args.text], args.variant)
+    read = texts.read(loaded, paths, args.variant)
     needs = make.needs(loaded, args.variant, read.tokens)
     needs.check()
     if needs.tokens < needs.good:

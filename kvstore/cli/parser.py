@@ -38,9 +38,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _meant(flag: str, parser: argparse.ArgumentParser) -> str:
     """The flag of a command that somebody may have meant by another; nothing where none is near."""
-    flags = [each for action in parser._actions for each in action.option_strings]
-    name = closest(flag.partition("=")[0], flags)
-    return "" if name is None else f"; did you mean {name}?"
+    flags = [each.lstrip("-") for action in parser._actions for each in action.option_strings]
+    name = closest(flag.partition("=")[0].lstrip("-"), flags)
+    return "" if name is None else f"; did you mean --{name}?"
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from kvstore.cli.output import print_json
 from kvstore.cli.settings import configuration
 from kvstore.config import Config
-from kvstore.errors import Unavailable
+from kvstore.errors import ConfigError, Unavailable
 from kvstore.process import forbid_inspection
 from kvstore.settings import size_text
 
@@ -27,6 +27,7 @@ GRACE_S = 5.0
 def serve(args: Namespace) -> int:
     """Print one line when ready; stop in order on SIGTERM or SIGINT, at once on the second."""
     config = configuration(args)
+    _check_memory(config.dram.capacity)
     forbid_inspection()  # before there is a tenant's memory to inspect
     from kvstore.server import serve as start
     from kvstore.store import Store
@@ -49,6 +50,15 @@ def serve(args: Namespace) -> int:
     finally:
         store.close()
     return 0
+
+
+def _check_memory(nbytes: int) -> None:
+    """Raise `ConfigError` for more DRAM than this host has: extents come with use, and so would the kernel's kill."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if nbytes > there:
+        raise ConfigError(
+            f"dram.capacity = {size_text(nbytes)} is more than the {there / (1 << 30):.1f}GiB of memory of this host"
+        )
 
 
 def _log(notes: Sequence[str], logged: int) -> int:

@@ -30,6 +30,8 @@ def sim(args: Namespace) -> int:
         from kvstore.cli.sim_record import record
 
         return record(args)
+    if args.out or args.seconds is not None:
+        raise InvalidArgument("--out and --seconds go with --record; --json prints what is found, --plot draws it")
     setup = setup_of(args)
     if args.plot:
         from kvstore.sim.chart import plottable

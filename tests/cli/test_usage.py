@@ -79,6 +79,7 @@ def test_help_and_the_package_import_nothing_heavy() -> None:
         (("stats", "--nmve=x"), ["did you mean --nvme?"]),
         (("bench", "local", "--round", "3"), ["did you mean --rounds?", "kvstore bench local --help"]),
         (("serve", "--dram", "3XB"), ["--dram-capacity", '"3XB"', "512MiB"]),
+        (("serve", "--dram", "900TiB"), ["dram.capacity = 900TiB is more than the", "GiB of memory of this host"]),
         (("serve", "--store-policy", "clock"), ["--store-policy", "'clock'", "s3fifo"]),
         (("serve", "--nvme", "x", "--nvme-admit", "twice"), ["--nvme-admit", '"twice"', '"second-touch"']),
         (("serve", "--nvme", "x", "--nvme-write-bytes-per-day", "2 DWPD"), ['"2 DWPD"', "is not a size like"]),
@@ -91,6 +92,7 @@ def test_help_and_the_package_import_nothing_heavy() -> None:
         (("serve", "--server-tls-cert", "no.pem", "--server-tls-key", "no.key"), ["no.key cannot be read: No such"]),
         (("stats", "--url", "bulks://127.0.0.1:1", "--ca", "no.pem"), ["no.pem cannot be read: No such file"]),
         (("stats", "--url", "127.0.0.1:1", "--ca", "/etc/hostname"), ["/etc/hostname is not a PEM file"]),
+        (("sim", "none.jsonl", "--out", "x"), ["--out and --seconds go with --record"]),
         (("sim", "none.jsonl"), ["kvstore: none.jsonl cannot be read: No such file or directory\n"]),
         (("serve", "--listen", "unix:none/socket"), ["unix:none/socket: there is no folder none"]),
         (("serve", "--listen", "unix:/etc/hostname"), ["unix:/etc/hostname: there is a file of another kind"]),
@@ -113,6 +115,10 @@ def test_a_command_that_reads_makes_no_store(cli: Run, tmp_path: Path) -> None:
 
 def test_results_that_cannot_be_written_are_told_before_anything_is_measured(cli: Run) -> None:
     assert_one_line(cli("demo", "--out", "/proc/none"), 7, "/proc/none", "No such file or directory")
+
+
+def test_texts_are_looked_for_before_a_model_is_loaded(cli: Run) -> None:
+    assert_one_line(cli("calibrate", "nosuchmodel", "--text", "none.txt"), 7, "none.txt cannot be read: No such file")
 
 
 def test_a_port_that_is_taken(cli: Run) -> None:
