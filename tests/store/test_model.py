@@ -40,6 +40,17 @@ Where = tuple[KVSpec, ChunkRef, Part]
 chunks = st.sampled_from(CHUNKS)
 
 
+def copy_of(old: Path, new: Path) -> None:
+    """The folder of a store that goes on, copied anew where a file that was being written got its name meanwhile."""
+    while True:
+        try:
+            shutil.copytree(old, new, ignore=shutil.ignore_patterns("LOCK"))
+        except shutil.Error:
+            shutil.rmtree(new)
+        else:
+            return
+
+
 @dataclass(eq=False)
 class Placed:
     """A part that lies `at` in a mapping of an extent, under a lease of a session."""
@@ -319,7 +330,7 @@ class StoreMachine(RuleBasedStateMachine):
     def crash(self) -> None:
         """The folder as it lies there now, in another place; what was acknowledged as persisted must be in it."""
         old, new = self.folder / str(self.homes), self.folder / str(self.homes + 1)
-        shutil.copytree(old, new, ignore=shutil.ignore_patterns("LOCK"))
+        copy_of(old, new)
         self.client.close()
         shutil.rmtree(old)
         self.revived |= self.doomed
