@@ -41,18 +41,21 @@ def check_free(listen: str) -> None:
 
 
 def _try_to_bind(host: str, port: int) -> None:
-    """`OSError` unless one of a host's addresses can be bound, which is enough for gRPC."""
+    """`OSError` unless one of a host's addresses can be bound, which is enough for gRPC.
+
+    Of a host without IPv6 that is left to gRPC, which listens on `[::]` by IPv4 there.
+    """
     failed: OSError | None = None
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
-            except OSError as error:
-                failed = error
-            else:
                 return
-    if failed is not None:
+        except OSError as error:
+            failed = error
+    if failed is not None and (failed.errno in (errno.EADDRINUSE, errno.EACCES) or host not in ("", "::")):
         raise failed
 
 
