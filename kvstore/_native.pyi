@@ -1375,22 +1375,26 @@ def entry_names() -> list[str]:
     """`open`, and why a chunk is refused: `used_once`, `budget_low`, `budget_spent`."""
 
 def admit_chunk(index: Index, policy: Policy, chunk: int, tier: int, now_ms: int) -> None:
-    """Tell a policy that a chunk (its row), or more of it, has come to its tier."""
+    """Tell a policy that a chunk (its row), or more of it, has come to its tier. `now_ms` is Unix time."""
 
-def demand_missing(orders: list[Policy], scope: int, refs: Buffer, rows: NDArray[np.int64], now_ms: int) -> None:
+def demand_missing(orders: list[Policy], scope: int, refs: Buffer, rows: NDArray[np.int64]) -> None:
     """Tell policies which chunks of a look-up each has not. `refs` and `rows` are those of `Index.lookup`.
 
     ValueError unless every ref has a row.
     """
 
 def use_unleased(index: Index, orders: list[Policy], chunk: int, now_ms: int) -> None:
-    """Note that a chunk (its row) was used, in the index and in policies, unless it is under a lease."""
+    """Note that a chunk (its row) was used, in the index and in policies, unless it is under a lease.
+
+    `now_ms` is Unix time.
+    """
 
 class Policy:
     """The order in which chunks leave a tier; codecs/native/policy.hpp says what each event means.
 
     `name` is one of `policy_names()`, ValueError otherwise. A row is the number of a chunk while it is here, less than
-    `max_rows`: IndexError for another in `admit` and `remove`.
+    `max_rows`: IndexError for another in `admit` and `remove`. `now_ms` is by a clock that nobody sets, in the store
+    `CLOCK_MONOTONIC`.
     """
 
     def __init__(self, name: str, max_rows: int) -> None: ...

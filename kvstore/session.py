@@ -30,7 +30,7 @@ from kvstore.api import (
     Want,
 )
 from kvstore.catalog import Namespace, Scope
-from kvstore.core import DRAM, Core, steady_ms
+from kvstore.core import DRAM, Core
 from kvstore.decoding import OwnView
 from kvstore.device_views import DeviceViews
 from kvstore.errors import Closed, InvalidArgument, PermissionDenied, StorageError
@@ -48,7 +48,7 @@ from kvstore.reader import Reader, StoreView
 from kvstore.reservation import StoreReservation
 from kvstore.rows import REF_DTYPE
 from kvstore.spec import KVSpec, Part
-from kvstore.usage import now_ms
+from kvstore.usage import now_ms, steady_ms
 from kvstore.walk import all_parts, reach_of
 from kvstore.worth import Asked, Worth
 from kvstore.writer import Writer

@@ -113,12 +113,12 @@ void bind_policy(nb::module_& m) {
         admit_chunk(index, policy, index.checked_chunk(static_cast<std::uint64_t>(chunk)), tier, now_ms);
     }, "index"_a, "policy"_a, "chunk"_a, "tier"_a, "now_ms"_a);
     m.def("demand_missing", [](const std::vector<Policy*>& orders, std::uint32_t scope, nb::handle refs_object,
-                               nb::handle rows_object, std::int64_t now_ms) {
+                               nb::handle rows_object) {
         const std::vector<ChunkRef> refs = aligned<ChunkRef>(refs_object, "refs");
         const std::vector<std::int64_t> rows = aligned<std::int64_t>(rows_object, "rows");
         if (rows.size() != refs.size()) throw nb::value_error("every ref has a row, -1 if it is not there");
-        for (Policy* const order : orders) demand_missing(*order, scope, refs, rows, now_ms);
-    }, "orders"_a, "scope"_a, "refs"_a, "rows"_a, "now_ms"_a);
+        for (Policy* const order : orders) demand_missing(*order, scope, refs, rows);
+    }, "orders"_a, "scope"_a, "refs"_a, "rows"_a);
     m.def("use_unleased", &use_unleased, "index"_a, "orders"_a, "chunk"_a, "now_ms"_a);
 }
 

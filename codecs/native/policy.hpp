@@ -36,6 +36,7 @@ struct Costs {
 
 // The order in which one namespace's chunks leave one tier. It sees rows and never bytes; a row is the number of a chunk
 // while it is here, below `max_rows`, and is used again after `remove`. Not thread-safe: the store's lock guards it.
+// `now_ms` is by a clock that nobody sets: in the store CLOCK_MONOTONIC, in the simulator the trace's.
 // Sizes are in bytes throughout: capacities, shares of queues, bounds of ghosts. Memory is columns of `max_rows` that
 // cost nothing until they are used.
 class Policy {

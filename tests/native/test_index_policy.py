@@ -112,13 +112,13 @@ def test_a_policy_is_told_of_the_chunks_of_a_look_up_that_it_has_not(asked: bool
     policy.remove(gone, True, 0)
     refs = b"".join(key(number) + struct.pack("<II", number * 16, 16) for number in (1, 2, 9))
     if asked:
-        demand_missing([policy], 0, refs, np.array([gone, often, -1]), 1)
+        demand_missing([policy], 0, refs, np.array([gone, often, -1]))
     once = put(index, 3, 1)
     admit_chunk(index, policy, once, 0, 1)
     # ARC gives what was used once more room when it hears that such a chunk has gone too early.
     assert policy.victim() == (often if asked else once)
     with pytest.raises(ValueError, match="every ref has a row"):
-        demand_missing([policy], 0, refs, np.array([gone]), 1)
+        demand_missing([policy], 0, refs, np.array([gone]))
 
 
 def test_a_log_remembers_uses_of_what_its_tier_holds() -> None:
