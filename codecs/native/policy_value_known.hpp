@@ -1,7 +1,7 @@
 // What `value` knows of a chunk, whether it is here or was: one node of 40 bytes (and 8 for a ghost's place among ghosts), found by key.
 #pragma once
 
-#include "key_table.hpp"
+#include "growing_table.hpp"
 #include "mapped_array.hpp"
 #include "mixed_key.hpp"
 #include "row_links.hpp"
@@ -153,7 +153,7 @@ private:
 
     MappedArray<Known> nodes_;
     RowLinks graves_;
-    KeyTable table_;
+    GrowingTable table_;
     std::array<std::array<std::array<List, kAges>, 2>, 2> lists_{};
     RowLinks::List buried_;
     std::size_t size_ = 0;
