@@ -1377,6 +1377,12 @@ def entry_names() -> list[str]:
 def admit_chunk(index: Index, policy: Policy, chunk: int, tier: int, now_ms: int) -> None:
     """Tell a policy that a chunk (its row), or more of it, has come to its tier. `now_ms` is Unix time."""
 
+def restore_chunks(index: Index, policy: Policy, chunks: Buffer, tier: int, now_ms: int) -> None:
+    """Tell a policy which chunks (their rows) a tier has after a restart, what was used longest ago first.
+
+    `now_ms` is Unix time. How long each lay is taken from the index.
+    """
+
 def demand_missing(orders: list[Policy], scope: int, refs: Buffer, rows: NDArray[np.int64]) -> None:
     """Tell policies which chunks of a look-up each has not. `refs` and `rows` are those of `Index.lookup`.
 
@@ -1413,6 +1419,20 @@ class Policy:
 
         It goes just before its parent where `parent_row` says that this was used a moment ago.
         """
+
+    def restore(
+        self,
+        row: int,
+        key: int,
+        parent: int,
+        position: int,
+        tokens: int,
+        bytes: int,
+        idle_ms: int,
+        idle_uses: int,
+        now_ms: int,
+    ) -> None:
+        """A chunk has outlived the process; it lay for `idle_ms`, and others were used `idle_uses` times since."""
 
     def hit(self, rows: Buffer, now_ms: int) -> None:
         """Chunks of one prefix were used, root first; touched leaf to root. Others are skipped."""

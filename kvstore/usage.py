@@ -111,6 +111,10 @@ class Usage:
         """A part of a chunk has come to a tier."""
         _native.admit_chunk(self._index, self.policy(tier, namespace), chunk, tier, now_ms())
 
+    def restored(self, tier: int, namespace: Namespace, chunks: Rows) -> None:
+        """Chunks have outlived the process in a tier: their rows, what was used longest ago first."""
+        _native.restore_chunks(self._index, self.policy(tier, namespace), chunks, tier, now_ms())
+
     def left(self, tier: int, namespace: Namespace, chunk: int, *, evicted: bool) -> None:
         """Nothing of a chunk is in a tier any more: it was evicted to make room, or went for another reason."""
         self.policy(tier, namespace).remove(chunk, evicted, steady_ms())

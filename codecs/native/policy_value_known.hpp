@@ -20,6 +20,11 @@ struct Ages {
         double edge = 16;
         for (std::size_t age = 1; age <= kAges; ++age, edge *= 1.4142135623730951) begin[age] = edge;
     }
+    // The age of a chunk of at least `age` that lay for so long.
+    std::uint8_t at(std::uint64_t time, std::size_t age = 0) const {
+        while (age + 1 < kAges && static_cast<double>(time) >= begin[age + 1]) ++age;
+        return static_cast<std::uint8_t>(age);
+    }
     std::array<double, kAges + 1> begin{};
 };
 
@@ -49,6 +54,7 @@ public:
     static constexpr std::uint8_t kTail = 4;        // the end of the prompt that used it last
     static constexpr std::uint8_t kAlone = 8;       // of no prompt: it can be used at any place
     static constexpr std::uint8_t kFree = 16;       // no node
+    static constexpr std::uint8_t kRestored = 32;   // at its age already when it was first told of
 
     // At most `max_rows` nodes are ghosts or parents only.
     explicit KnownChunks(std::uint32_t max_rows)

@@ -18,6 +18,16 @@ inline void admit_chunk(const Index& index, Policy& policy, std::uint32_t chunk,
     policy.admit(chunk, index.arrival(chunk, tier, now_ms), steady_ms());
 }
 
+// Tells a policy which chunks a tier has after a restart, what was used longest ago first. Needs the store's lock.
+inline void restore_chunks(const Index& index, Policy& policy, std::span<const std::uint32_t> chunks, std::uint8_t tier,
+                           std::int64_t now_ms) {
+    const std::int64_t steady = steady_ms();
+    for (std::size_t i = 0; i < chunks.size(); ++i) {
+        const std::int64_t used = index.chunk(chunks[i]).last_use;
+        policy.restore(chunks[i], index.arrival(chunks[i], tier, used), {now_ms - used, chunks.size() - i}, steady);
+    }
+}
+
 // Tells a policy which chunks of a look-up it has not, before it is told of the use of those that it has. `rows` are
 // what the index has of them, -1 or a row. Needs the store's lock.
 inline void demand_missing(Policy& policy, std::uint32_t scope, std::span<const ChunkRef> refs,

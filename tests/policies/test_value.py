@@ -171,6 +171,22 @@ def test_a_walk_goes_on_after_a_row_when_something_has_happened() -> None:
     assert len(rest) == len(set(rest)) > 0
 
 
+def test_a_walk_gets_on_whatever_happens_meanwhile() -> None:
+    """Nobody may go, and something is used between any two questions, as in a store that makes room under load."""
+    _, cache = value(100)
+    cache.play(popular(11, 300))
+    busy = cache.here(next(popular(11, 1)))
+    row, seen = -1, list[int]()
+    for _ in range(100):
+        row = cache.policy.victim(row)
+        if row < 0:
+            break
+        seen.append(row)
+        cache.policy.hit(busy, cache.now)
+    assert len(set(seen)) > 60
+    assert len(seen) - len(set(seen)) <= len(busy)
+
+
 def test_ghosts_are_bounded() -> None:
     policy, cache = value(50)
     most = 0
