@@ -27,8 +27,9 @@ def key(number: int) -> bytes:
 
 
 def put(
-    index: Index, number: int, now_ms: int, *, parent: int = 0, rank: int = 0, stored: int = 100, place: int | None = None
-) -> int:
+    index: Index, number: int, now_ms: int, *,
+    parent: int = 0, rank: int = 0, stored: int = 100, place: int | None = None,
+) -> int:  # fmt: skip
     """One part of a chunk of 16 tokens in tier 0; the chunk's row."""
     chunk, _, placement = index.insert(
         number // 100, key(number % 100), key(parent) if parent else bytes(32),

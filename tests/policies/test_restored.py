@@ -56,7 +56,7 @@ def test_a_restored_chunk_is_as_any_other_once_it_is_used() -> None:
 
 
 def test_nothing_is_learned_from_what_was_not_seen() -> None:
-    """Nobody asks any more for what a restart brings back: it makes room, and the rest is learned as if it had not been."""
+    """Nobody asks any more for what a restart brings back: it makes room, and all else is learned as without it."""
     loop = [(name,) for name in range(1, 3001)]
     learned = []
     for restored in (0, 2000):

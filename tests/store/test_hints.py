@@ -69,7 +69,8 @@ def test_a_step_of_the_wall_clock_ends_no_wait(box: Box, monkeypatch: pytest.Mon
     dram = core.usage.policy(0, core.catalog.namespace("default"))
     assert isinstance(dram, ValuePolicy)
     for number, step in enumerate((day, -day)):
-        monkeypatch.setattr("kvstore.usage.now_ms", lambda at=now_ms() + step: at)
+        at = now_ms() + step
+        monkeypatch.setattr("kvstore.usage.now_ms", lambda at=at: at)
         client.lookup(SMALL, other, lease_s=1).release()
         box.check(client, SMALL, other.refs)
         box.fill(client, SMALL, prompt(SMALL, 2, 3 + number).refs)
