@@ -63,6 +63,7 @@ private:
     static constexpr std::size_t kListsPerUse = kLists / 16;
     static constexpr std::size_t kGrownPerUse = kAges;  // a chunk that is new again grows older less often than that
     static constexpr std::size_t kAwaitedPart = 2;  // the part of the chunks here that is held for who is awaited
+    static constexpr std::size_t kAskedAhead = 2;
     static constexpr std::size_t kSevered = 16;  // so many prompts may be put at a time
 
     enum class Hint : std::uint8_t { none, ended, awaited };

@@ -10,9 +10,9 @@ namespace kvstore {
 std::int64_t ValuePolicy::victim(std::int64_t after) {
     if (ordered_) return order_->victim(after);
     const bool here = after >= 0 && contains(static_cast<std::uint32_t>(std::min<std::int64_t>(after, max_rows_)));
-    // Who goes on after a pause has asked for one more than was looked at.
-    const std::size_t given = walk_.size();
-    if (here && given > 1 && walk_[given - 2].row == after && rows_[walk_.back().row].given) return walk_.back().row;
+    // Who goes on after a pause has asked for one or two more than were looked at.
+    for (std::size_t i = walk_.size(), looks = kAskedAhead; here && i > 1 && looks > 0; --i, --looks)
+        if (walk_[i - 2].row == after && rows_[walk_[i - 1].row].given) return walk_[i - 1].row;
     if (!here || walk_.empty() || walk_.back().row != after) {
         end_walk();
         freed_.clear();
