@@ -1375,22 +1375,32 @@ def entry_names() -> list[str]:
     """`open`, and why a chunk is refused: `used_once`, `budget_low`, `budget_spent`."""
 
 def admit_chunk(index: Index, policy: Policy, chunk: int, tier: int, now_ms: int) -> None:
-    """Tell a policy that a chunk (its row), or more of it, has come to its tier."""
+    """Tell a policy that a chunk (its row), or more of it, has come to its tier. `now_ms` is Unix time."""
 
-def demand_missing(orders: list[Policy], scope: int, refs: Buffer, rows: NDArray[np.int64], now_ms: int) -> None:
+def restore_chunks(index: Index, policy: Policy, chunks: Buffer, tier: int, now_ms: int) -> None:
+    """Tell a policy which chunks (their rows) a tier has after a restart, what was used longest ago first.
+
+    `now_ms` is Unix time. How long each lay is taken from the index.
+    """
+
+def demand_missing(orders: list[Policy], scope: int, refs: Buffer, rows: NDArray[np.int64]) -> None:
     """Tell policies which chunks of a look-up each has not. `refs` and `rows` are those of `Index.lookup`.
 
     ValueError unless every ref has a row.
     """
 
 def use_unleased(index: Index, orders: list[Policy], chunk: int, now_ms: int) -> None:
-    """Note that a chunk (its row) was used, in the index and in policies, unless it is under a lease."""
+    """Note that a chunk (its row) was used, in the index and in policies, unless it is under a lease.
+
+    `now_ms` is Unix time.
+    """
 
 class Policy:
     """The order in which chunks leave a tier; codecs/native/policy.hpp says what each event means.
 
     `name` is one of `policy_names()`, ValueError otherwise. A row is the number of a chunk while it is here, less than
-    `max_rows`: IndexError for another in `admit` and `remove`.
+    `max_rows`: IndexError for another in `admit` and `remove`. `now_ms` is by a clock that nobody sets, in the store
+    `CLOCK_MONOTONIC`.
     """
 
     def __init__(self, name: str, max_rows: int) -> None: ...
@@ -1409,6 +1419,20 @@ class Policy:
 
         It goes just before its parent where `parent_row` says that this was used a moment ago.
         """
+
+    def restore(
+        self,
+        row: int,
+        key: int,
+        parent: int,
+        position: int,
+        tokens: int,
+        bytes: int,
+        idle_ms: int,
+        idle_uses: int,
+        now_ms: int,
+    ) -> None:
+        """A chunk has outlived the process; it lay for `idle_ms`, and others were used `idle_uses` times since."""
 
     def hit(self, rows: Buffer, now_ms: int) -> None:
         """Chunks of one prefix were used, root first; touched leaf to root. Others are skipped."""

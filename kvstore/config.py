@@ -275,7 +275,7 @@ class Config:
     flush_on_close: bool = True
     prefill_tokens_per_s: Rate = 0.0
     verify_bytes_per_s: SizeOrNone = 0
-    policy: PolicyName = "lru"
+    policy: PolicyName = "value"
 
     @property
     def below(self) -> tuple[CxlConfig | NvmeConfig | PeersConfig | RemoteConfig, ...]:

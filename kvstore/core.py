@@ -8,7 +8,6 @@ outside the lock.
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -66,11 +65,6 @@ class Copy(NamedTuple):
     def total(self) -> int:
         """Length of the whole record."""
         return self.header + padded(self.stored)
-
-
-def steady_ms() -> int:
-    """Milliseconds on a clock that nobody sets: what leases are timed by, whose holders count with it too."""
-    return time.monotonic_ns() // 1_000_000
 
 
 class Core:

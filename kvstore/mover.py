@@ -18,14 +18,14 @@ from typing import TypeAlias
 
 from kvstore.appraisal import appraise
 from kvstore.catalog import Namespace, Scope
-from kvstore.core import DRAM, Copy, Core, steady_ms
+from kvstore.core import DRAM, Copy, Core
 from kvstore.descent import Descent
 from kvstore.errors import Corrupt, DeadlineExceeded, KVStoreError, Shed, StorageError, Unavailable
 from kvstore.marks import drain_marks
 from kvstore.policy import victims
 from kvstore.removed import Removed
 from kvstore.spec import Part
-from kvstore.usage import now_ms
+from kvstore.usage import now_ms, steady_ms
 
 TICK_S = 0.25
 APPRAISE_S = 15.0

@@ -71,14 +71,20 @@ def _export_rows(rows: npt.NDArray[Any], scopes: npt.NDArray[np.uint32], tier: i
 def _admit(
     core: Core, tier: int, rows: npt.NDArray[Any], scopes: npt.NDArray[np.uint32], entered: npt.NDArray[np.uint32]
 ) -> None:
-    """Tell policies and namespaces about what came back, oldest first."""
+    """Tell policies and namespaces about what came back, in the order of `rows`."""
     good = entered != NO_ROW
+    chunks, owners = np.zeros(len(rows), np.int64), np.full(len(rows), -1)
+    namespaces = list[Namespace]()
     for number in np.unique(scopes[good]):
         scope = core.catalog.scopes[int(number)]
-        mine = rows[good & (scopes == number)]
-        for chunk in core.index.find_many(scope.number, np.ascontiguousarray(mine["key"])).tolist():
-            core.usage.came(tier, scope.namespace, chunk)
-        scope.namespace.used += int(_record_bytes(mine).sum())
+        mine = good & (scopes == number)
+        chunks[mine] = core.index.find_many(scope.number, np.ascontiguousarray(rows["key"][mine]))
+        if scope.namespace not in namespaces:
+            namespaces.append(scope.namespace)
+        owners[mine] = namespaces.index(scope.namespace)
+        scope.namespace.used += int(_record_bytes(rows[mine]).sum())
+    for owner, namespace in enumerate(namespaces):
+        core.usage.restored(tier, namespace, chunks[owners == owner])
 
 
 def _record_bytes(rows: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

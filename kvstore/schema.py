@@ -94,7 +94,7 @@ class Key:
         if self.form:
             return 'raw, or a codec and its level like "lossless" or "kivi:4"'
         if self.policy:
-            return 'the name of an eviction policy, like "lru"'
+            return 'the name of an eviction policy, like "value"'
         if self.words:
             return " or ".join(f'"{word}"' for word in self.words)
         items = "numbers" if self.item is int else "strings"

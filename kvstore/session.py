@@ -28,7 +28,7 @@ from kvstore.api import (
     Want,
 )
 from kvstore.catalog import Namespace, Scope
-from kvstore.core import Core, steady_ms
+from kvstore.core import Core
 from kvstore.decoding import OwnView
 from kvstore.device_views import DeviceViews
 from kvstore.errors import Closed, InvalidArgument, PermissionDenied, StorageError
@@ -46,7 +46,7 @@ from kvstore.policy import Rows
 from kvstore.reader import Reader, StoreView
 from kvstore.reservation import StoreReservation
 from kvstore.spec import KVSpec, Part
-from kvstore.usage import now_ms
+from kvstore.usage import now_ms, steady_ms
 from kvstore.writer import Writer
 
 if TYPE_CHECKING:

@@ -21,8 +21,16 @@ _TALLIED = ("hits_dram", "stored", "stored_bytes", "peer_reads", "peer_bytes")
 
 
 def now_ms() -> int:
-    """Unix time in milliseconds."""
+    """Unix time in milliseconds: the index's, which outlives the process."""
     return time.time_ns() // 1_000_000
+
+
+def steady_ms() -> int:
+    """Milliseconds on a clock that nobody sets.
+
+    Policies age chunks by it, and leases are timed by it, whose holders count with it too.
+    """
+    return time.monotonic_ns() // 1_000_000
 
 
 class FoundItems(NamedTuple):
@@ -82,7 +90,7 @@ class Usage:
         """A chunk is no other host's any more, as far as this one knows, or has left DRAM."""
         order = self._spares.get(namespace.digest)
         if order is not None:
-            order.remove(chunk, False, now_ms())
+            order.remove(chunk, False, steady_ms())
 
     def coldest(self, dram: int, namespace: Namespace) -> Iterator[int]:
         """A namespace's chunks in DRAM in the order in which they go: spares, then all. Some may come twice."""
@@ -103,9 +111,13 @@ class Usage:
         """A part of a chunk has come to a tier."""
         _native.admit_chunk(self._index, self.policy(tier, namespace), chunk, tier, now_ms())
 
+    def restored(self, tier: int, namespace: Namespace, chunks: Rows) -> None:
+        """Chunks have outlived the process in a tier: their rows, what was used longest ago first."""
+        _native.restore_chunks(self._index, self.policy(tier, namespace), chunks, tier, now_ms())
+
     def left(self, tier: int, namespace: Namespace, chunk: int, *, evicted: bool) -> None:
         """Nothing of a chunk is in a tier any more: it was evicted to make room, or went for another reason."""
-        self.policy(tier, namespace).remove(chunk, evicted, now_ms())
+        self.policy(tier, namespace).remove(chunk, evicted, steady_ms())
 
     def largest(self) -> Policy | None:
         """The policy with most chunks."""
@@ -127,11 +139,11 @@ class Usage:
             demanding = [policy for policy in self.orders(scope.namespace) if policy.wants_demand]
             self._demanding[digest] = demanding
         if demanding:
-            _native.demand_missing(demanding, scope.number, refs, rows, now_ms())
+            _native.demand_missing(demanding, scope.number, refs, rows)
 
     def hinted(self, rows: Rows, namespace: Namespace, awaited_s: float) -> None:
         """A client says that the prompt of these rows, root first, comes back in about so long (0: never)."""
-        now = now_ms()
+        now = steady_ms()
         self.counters["hints_awaited" if awaited_s else "hints_ended"] += 1
         for policy in self.orders(namespace):
             if awaited_s:
@@ -141,16 +153,14 @@ class Usage:
 
     def used(self, rows: Rows, namespace: Namespace) -> None:
         """Chunks of one prefix, root first, were used."""
-        now = now_ms()
-        self._index.touch(rows, now)
-        self._tell(rows, namespace, now)
+        self._index.touch(rows, now_ms())
+        self._tell(rows, namespace)
 
     def used_unleased(self, rows: Rows, namespace: Namespace) -> None:
         """`used`, but for chunks under a lease: its look-up has told of these."""
-        now = now_ms()
-        touched = self._index.touch_unleased(rows, now)
+        touched = self._index.touch_unleased(rows, now_ms())
         if len(touched):
-            self._tell(touched, namespace, now)
+            self._tell(touched, namespace)
 
     def found(self, scope: Scope, found: FoundItems) -> None:
         """Count hits and misses of items that a reader asked for, and tell of their use."""
@@ -171,6 +181,7 @@ class Usage:
             self.counters["hits_dram"] += 1
         _native.use_unleased(self._index, self.orders(scope.namespace), chunk, now_ms())
 
-    def _tell(self, rows: Rows, namespace: Namespace, now: int) -> None:
+    def _tell(self, rows: Rows, namespace: Namespace) -> None:
+        now = steady_ms()
         for policy in self.orders(namespace):
             policy.hit(rows, now)

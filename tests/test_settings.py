@@ -275,7 +275,7 @@ def test_a_wrong_policy_is_told_with_its_line_and_the_nearest_name(tmp_path: Pat
     path = write(tmp_path, '[[namespace]]\nname = "a"\npolicy = "clock"\n')
     with pytest.raises(ConfigError, match=r"kvstore.toml:3: namespace.policy = 'clock': there is no such policy"):
         settings.load(path, {})
-    with pytest.raises(ConfigError, match=r'store.policy = 3 is not the name of an eviction policy, like "lru"'):
+    with pytest.raises(ConfigError, match=r'store.policy = 3 is not the name of an eviction policy, like "value"'):
         settings.load(write(tmp_path, "[store]\npolicy = 3\n"), {})
     path = write(tmp_path, '[store]\npolicy = "arc"\n[[namespace]]\nname = "a"\npolicy = "mq"\n')
     config = settings.load(path, {})

@@ -57,6 +57,11 @@ void bind_policy(nb::module_& m) {
                          std::int64_t parent_row) {
                 policy.admit(checked_row(row), {key, parent, position, tokens, bytes, row_or_none(parent_row)}, now_ms);
             }, "row"_a, "key"_a, "parent"_a, "position"_a, "tokens"_a, "bytes"_a, "now_ms"_a, "parent_row"_a = -1)
+        .def("restore", [](Policy& policy, std::int64_t row, std::uint64_t key, std::uint64_t parent,
+                           std::uint32_t position, std::uint32_t tokens, std::uint64_t bytes, std::int64_t idle_ms,
+                           std::uint64_t idle_uses, std::int64_t now_ms) {
+                policy.restore(checked_row(row), {key, parent, position, tokens, bytes}, {idle_ms, idle_uses}, now_ms);
+            }, "row"_a, "key"_a, "parent"_a, "position"_a, "tokens"_a, "bytes"_a, "idle_ms"_a, "idle_uses"_a, "now_ms"_a)
         .def("hit", hit, "rows"_a, "now_ms"_a)
         .def("demand", demand, "keys"_a, "now_ms"_a)
         .def_prop_ro("wants_demand", &Policy::wants_demand)
@@ -112,13 +117,20 @@ void bind_policy(nb::module_& m) {
                             std::int64_t now_ms) {
         admit_chunk(index, policy, index.checked_chunk(static_cast<std::uint64_t>(chunk)), tier, now_ms);
     }, "index"_a, "policy"_a, "chunk"_a, "tier"_a, "now_ms"_a);
+    m.def("restore_chunks", [](const Index& index, Policy& policy, nb::handle object, std::uint8_t tier,
+                               std::int64_t now_ms) {
+        const Rows given(object, "chunks");
+        std::vector<std::uint32_t> chunks(given.size());
+        for (std::size_t i = 0; i < chunks.size(); ++i) chunks[i] = index.checked_chunk(given[i]);
+        restore_chunks(index, policy, chunks, tier, now_ms);
+    }, "index"_a, "policy"_a, "chunks"_a, "tier"_a, "now_ms"_a);
     m.def("demand_missing", [](const std::vector<Policy*>& orders, std::uint32_t scope, nb::handle refs_object,
-                               nb::handle rows_object, std::int64_t now_ms) {
+                               nb::handle rows_object) {
         const std::vector<ChunkRef> refs = aligned<ChunkRef>(refs_object, "refs");
         const std::vector<std::int64_t> rows = aligned<std::int64_t>(rows_object, "rows");
         if (rows.size() != refs.size()) throw nb::value_error("every ref has a row, -1 if it is not there");
-        for (Policy* const order : orders) demand_missing(*order, scope, refs, rows, now_ms);
-    }, "orders"_a, "scope"_a, "refs"_a, "rows"_a, "now_ms"_a);
+        for (Policy* const order : orders) demand_missing(*order, scope, refs, rows);
+    }, "orders"_a, "scope"_a, "refs"_a, "rows"_a);
     m.def("use_unleased", &use_unleased, "index"_a, "orders"_a, "chunk"_a, "now_ms"_a);
 }
 

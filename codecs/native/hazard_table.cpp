@@ -1,9 +1,10 @@
 #include "hazard_table.hpp"
 
+#include "clocks.hpp"
+
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,18 +21,12 @@ static_assert(sizeof(HazardHeader) <= kHazardHeaderBytes);
 
 [[noreturn]] void fail(const char* what) { throw std::system_error(errno, std::generic_category(), what); }
 
-std::uint64_t now_ms() {
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return static_cast<std::uint64_t>(now.tv_sec) * 1000 + static_cast<std::uint64_t>(now.tv_nsec) / 1'000'000;
-}
-
 // A hazard counts a little longer than it says. Client and server may be in containers whose monotonic clocks differ;
 // by more than the age of a heartbeat they cannot, or the client would take no hazards (SharedTableReader::is_live).
 constexpr std::uint64_t kGraceMs = 3000;
 
 std::uint64_t over_before() {
-    const std::uint64_t now = now_ms();
+    const auto now = static_cast<std::uint64_t>(steady_ms());
     return now > kGraceMs ? now - kGraceMs : 0;
 }
 

@@ -3,7 +3,6 @@
 #include "use.hpp"
 
 #include <algorithm>
-#include <chrono>
 
 namespace kvstore {
 
@@ -27,11 +26,6 @@ HeldPart::~HeldPart() {
 void count_hit(const PartScope& scope, std::uint32_t chunk, std::int64_t now_ms) {
     scope.tally->hits_dram += 1;
     use_unleased(scope.intake->index, scope.orders, chunk, now_ms);
-}
-
-std::int64_t unix_ms() {
-    const auto now = std::chrono::system_clock::now().time_since_epoch();
-    return std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
 }
 
 }  // namespace kvstore

@@ -1,6 +1,7 @@
 // Bytes in DRAM that stay where they are while they are sent; what finds them without Python.
 #pragma once
 
+#include "clocks.hpp"
 #include "frames.hpp"
 #include "staged_puts.hpp"
 
@@ -89,7 +90,5 @@ std::optional<HeldPlace> hold(const PartScope& scope, const Key& key, const Part
 
 // Tells of a use as `Usage.found_one` does. Needs the store's lock.
 void count_hit(const PartScope& scope, std::uint32_t chunk, std::int64_t now_ms);
-
-std::int64_t unix_ms();
 
 }  // namespace kvstore

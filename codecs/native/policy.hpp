@@ -24,6 +24,12 @@ struct Arrival {
     std::uint32_t parent_row = kNoRow;
 };
 
+// For how long a chunk lay that is here after a restart, as far as is known.
+struct Idle {
+    std::int64_t ms;
+    std::uint64_t uses;  // of other chunks since
+};
+
 // What the time of a chunk is worth: recompute(a..b) = flops_per_token·(b−a) + flops_per_token2·(b²−a²)/2 FLOPs.
 struct Costs {
     double flops_per_token = 0;
@@ -36,6 +42,7 @@ struct Costs {
 
 // The order in which one namespace's chunks leave one tier. It sees rows and never bytes; a row is the number of a chunk
 // while it is here, below `max_rows`, and is used again after `remove`. Not thread-safe: the store's lock guards it.
+// `now_ms` is by a clock that nobody sets: in the store CLOCK_MONOTONIC, in the simulator the trace's.
 // Sizes are in bytes throughout: capacities, shares of queues, bounds of ghosts. Memory is columns of `max_rows` that
 // cost nothing until they are used.
 class Policy {
@@ -46,6 +53,12 @@ public:
     // now. That is no use of it: it may make a chunk more recent, never more frequent. What was a ghost counts as asked
     // for, unless `demand` has told. std::out_of_range for a row of `max_rows` or more.
     virtual void admit(std::uint32_t row, const Arrival& chunk, std::int64_t now_ms) = 0;
+    // A chunk is here that has outlived the process: told before all else, what was used longest ago first. Nobody has used
+    // it now, so that a policy that learns learns nothing.
+    virtual void restore(std::uint32_t row, const Arrival& chunk, const Idle& idle, std::int64_t now_ms) {
+        (void)idle;
+        admit(row, chunk, now_ms);
+    }
     // Chunks of one prefix were used, root first. They are touched leaf to root, so that the tail of a prefix goes before
     // its head. Rows that are not here are skipped.
     virtual void hit(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) = 0;

@@ -15,6 +15,9 @@ constexpr double kMemoryPerRow = 64;
 // The horizon of the reuse model, in times that the cache is filled anew.
 constexpr double kHorizonFillings = 3;
 
+// All that lay for longer are of the last age.
+constexpr std::uint64_t kLongest = std::uint64_t{1} << 30;
+
 // The shortest wait that a density is taken over, in uses a chunk that is here.
 constexpr double kLeastWait = .25;
 
@@ -69,12 +72,39 @@ void ValuePolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t no
     if (known.uses > 0) known_.append(node);
     known.place = static_cast<std::uint16_t>(std::min(place, 0xFFFFU));
     if (!told) use(node, request_.is_last(key));
-    rows_[row] = {chunk.bytes, node, 0, 0, Hint::none, is_worthless(chunk) || is_severed(chunk.parent), true, false};
-    ++size_;
     ++admissions_;
-    adopt(row, chunk.parent, chunk.position);
-    if (is_leaf(row)) enqueue(row);
-    shadows_.came(chunk, linked, now_ms);
+    seat(row, node, chunk, true, now_ms);
+}
+
+// It goes on at the age that it has. What was not seen counts for nothing: chunks of which nobody could have told that they
+// were used would look as if nothing ever were (delayed entry, in the words of survival analysis). Of its first request
+// nothing is known but that it was as long as to here.
+void ValuePolicy::restore(std::uint32_t row, const Arrival& chunk, const Idle& idle, std::int64_t now_ms) {
+    std::uint32_t node = known_.find(chunk.key);
+    if (contains(row) || (node != 0 && (known_[node].uses > 0 || known_[node].row != 0))) {
+        admit(row, chunk, now_ms);
+        return;
+    }
+    queues_.check(row);
+    begin_event(now_ms);
+    if (ordered_) order_->admit(row, chunk, now_ms);
+    if (node == 0) node = make_node(chunk.key);
+    Known& known = known_[node];
+    const bool alone = chunk.parent == 0 && chunk.position != 0;
+    const std::uint32_t place = place_of(chunk);
+    known.row = row + 1;
+    known.uses = 1;
+    known.place = static_cast<std::uint16_t>(std::min(place, 0xFFFFU));
+    known.traits = ReuseModel::pack({place + 1, place + 1, place, 0});
+    known.flags = KnownChunks::kRestored;
+    if (alone) known.flags |= KnownChunks::kAlone;
+    if (!alone && chunk.tokens < chunk_tokens_) known.flags |= KnownChunks::kTail;
+    classify(known, alone);
+    const std::uint64_t lay = idle.uses + (alone ? 0 : static_cast<std::uint64_t>(std::max<std::int64_t>(idle.ms, 0)));
+    known.last = static_cast<std::uint32_t>(clock_.read(alone) - std::min(lay, kLongest));
+    known.age = ages_.at(std::min(lay, kLongest));
+    known_.append(node);
+    seat(row, node, chunk, false, now_ms);
 }
 
 void ValuePolicy::hit(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) {
@@ -133,27 +163,33 @@ void ValuePolicy::use(std::uint32_t node, bool last) {
     const bool alone = known_.is_alone(node);
     std::uint32_t gap = 0;
     if (known.uses > 0) {
+        known_.unlink(node);
+        come_of_age(known);
         hazards_.used(known.kind, known.age, weight_of(known));
         resolve(known, true);
-        known_.unlink(node);
         gap = known.age + 1U;
     }
     clock_.use();
     if (known.uses < 0xFF) ++known.uses;
     known.flags = static_cast<std::uint8_t>(known.flags & ~KnownChunks::kTail);
     if (last && !alone && known.children == 0) known.flags |= KnownChunks::kTail;
-    if (alone) {  // the request says nothing about it
-        known.kind = static_cast<std::uint8_t>(Hazards::kind_alone(often(known)));
-    } else {
+    if (!alone) {
         known.flags |= KnownChunks::kUnresolved;
         known.traits = ReuseModel::pack(request_.traits(known.place, gap));
-        const std::uint32_t group = group_of(known);
-        known.kind = static_cast<std::uint8_t>(Hazards::kind(group, model_.log_odds(known.traits, group)));
     }
+    classify(known, alone);
     known.age = 0;
     known.last = static_cast<std::uint32_t>(clock_.read(alone));
     known_.append(node);
     hazards_.begun(known.kind, weight_of(known));
+    grow_older();
+}
+
+void ValuePolicy::classify(Known& known, bool alone) {
+    const std::uint32_t group = group_of(known);
+    const std::size_t kind = alone ? Hazards::kind_alone(often(known))  // the request says nothing about it
+                                   : Hazards::kind(group, model_.log_odds(known.traits, group));
+    known.kind = static_cast<std::uint8_t>(kind);
 }
 
 void ValuePolicy::resolve(Known& known, bool reused) {
@@ -167,36 +203,50 @@ void ValuePolicy::begin_event(std::int64_t now_ms) {
     end_walk();
     clock_.tell(now_ms);
     end_waits(now_ms);
-    for (const bool alone : {false, true})
-        if (static_cast<double>(clock_.read(alone) - grown_at_[alone]) >= ages_.begin[1]) grow_older(alone, now_ms);
     if (order_ && !ordered_) make_order(now_ms);
-    if (clock_.uses() - ranked_at_ >= kRankEvery + size_ / 4) rank();
+    if (clock_.uses() - ranked_at_ >= kRankEvery + std::min<std::uint64_t>(size_, clock_.uses()) / 4) rank();
 }
 
-void ValuePolicy::grow_older(bool alone, std::int64_t now_ms) {
-    grown_at_[alone] = clock_.read(alone);
-    const auto now = static_cast<std::uint32_t>(grown_at_[alone]);
-    for (std::size_t age = 0; age + 1 < kAges; ++age)
-        for (const bool ghost : {false, true})
-            for (std::uint32_t node; (node = known_.oldest(age, ghost, alone)) != 0;) {
-                if (now - known_[node].last < ages_.begin[age + 1]) break;
-                if (order_ && !ordered_ && !ghost && known_.has_passed(age + 1, alone)) pass_by(node, now_ms);
-                grow_older(node);
-            }
+// With each use some of the lists, so that each has its turn every 16 uses, and so many chunks at most: after a pause all
+// have grown older at once. Oldest first, so that lists stay in the order of last use.
+void ValuePolicy::grow_older() {
+    std::size_t grown = 0;
+    for (std::size_t looks = 0; looks < kListsPerUse; ++looks) {
+        const std::size_t age = kAges - 2 - growing_ / 4;
+        const bool ghost = growing_ % 2 != 0, alone = growing_ / 2 % 2 != 0;
+        const auto now = static_cast<std::uint32_t>(clock_.read(alone));
+        for (std::uint32_t node; (node = known_.oldest(age, ghost, alone)) != 0;) {
+            if (now - known_[node].last < ages_.begin[age + 1]) break;
+            if (grown++ == kGrownPerUse) return;
+            grow_older(node);
+        }
+        growing_ = (growing_ + 1) % kLists;
+    }
 }
 
 void ValuePolicy::grow_older(std::uint32_t node) {
     Known& known = known_[node];
     known_.unlink(node);
-    ++known.age;
+    come_of_age(known);
     known_.append(node);
-    hazards_.survived(known.kind, known.age, weight_of(known));
-    if (known.age >= horizon_) resolve(known, false);
     if (known.row == 0) return;
+    if (order_ && !ordered_ && known_.has_passed(known.age, known_.is_alone(node))) pass_by(node);
     const std::uint32_t row = known.row - 1;
     if (rows_[row].queue == 0 || rows_[row].hint != Hint::none) return;  // what was hinted at keeps its turn
     dequeue(row);
     enqueue(row);
+}
+
+// Counts what a chunk that is in no list has lived through up to now.
+void ValuePolicy::come_of_age(Known& known) {
+    const double weight = weight_of(known);
+    if ((known.flags & KnownChunks::kRestored) != 0) hazards_.survived(known.kind, known.age, weight);
+    known.flags = static_cast<std::uint8_t>(known.flags & ~KnownChunks::kRestored);
+    const bool alone = (known.flags & KnownChunks::kAlone) != 0;
+    const std::uint32_t lay = static_cast<std::uint32_t>(clock_.read(alone)) - known.last;
+    for (const std::uint8_t age = ages_.at(lay, known.age); known.age < age;)
+        hazards_.survived(known.kind, ++known.age, weight);
+    if (known.age >= horizon_) resolve(known, false);
 }
 
 void ValuePolicy::rank() {

@@ -31,6 +31,7 @@ public:
     explicit ValuePolicy(std::uint32_t max_rows);
 
     void admit(std::uint32_t row, const Arrival& chunk, std::int64_t now_ms) override;
+    void restore(std::uint32_t row, const Arrival& chunk, const Idle& idle, std::int64_t now_ms) override;
     void hit(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) override;
     void demand(const std::uint64_t* keys, std::size_t count, std::int64_t now_ms) override;
     // Chunks of a prompt that has ended go before all else, from the tail on, each when no other here follows it.
@@ -58,7 +59,11 @@ private:
     static constexpr std::size_t kLeastGhosts = 64;
     static constexpr std::uint64_t kRankEvery = 1024;
     static constexpr std::uint64_t kOrderedPerUse = 16;
+    static constexpr std::size_t kLists = (kAges - 1) * 4;  // those in which chunks grow older
+    static constexpr std::size_t kListsPerUse = kLists / 16;
+    static constexpr std::size_t kGrownPerUse = kAges;  // a chunk that is new again grows older less often than that
     static constexpr std::size_t kAwaitedPart = 2;  // the part of the chunks here that is held for who is awaited
+    static constexpr std::size_t kAskedAhead = 2;
     static constexpr std::size_t kSevered = 16;  // so many prompts may be put at a time
 
     enum class Hint : std::uint8_t { none, ended, awaited };
@@ -74,12 +79,19 @@ private:
         bool given;      // by the walk that is on
     };
 
+    struct Given {
+        std::uint32_t row;
+        bool in_order;  // of the queue in which the walk was resumed, and no head of it
+    };
+
     // policy_value.cpp
     void use(std::uint32_t node, bool last);
     void resolve(Known& known, bool reused);
     void begin_event(std::int64_t now_ms);
-    void grow_older(bool alone, std::int64_t now_ms);
+    void grow_older();
     void grow_older(std::uint32_t node);
+    void come_of_age(Known& known);
+    void classify(Known& known, bool alone);
     void rank();
     static double weight_of(const Known& known);
     std::uint32_t place_of(const Arrival& chunk);
@@ -88,9 +100,10 @@ private:
     void follow(std::int64_t now_ms);
     void make_order(std::int64_t now_ms);
     void put_in_order(std::uint32_t node, std::int64_t now_ms);
-    void pass_by(std::uint32_t node, std::int64_t now_ms);
+    void pass_by(std::uint32_t node);
 
     // policy_value_rows.cpp
+    void seat(std::uint32_t row, std::uint32_t node, const Arrival& chunk, bool young, std::int64_t now_ms);
     std::uint32_t make_node(std::uint64_t key);
     void adopt(std::uint32_t row, std::uint64_t parent, std::uint32_t position);
     void release_parent(std::uint32_t row);
@@ -98,13 +111,17 @@ private:
     void limit_ghosts();
     void drop_ghost();
     void enqueue(std::uint32_t row, bool first = false);
+    void enqueue_before(std::uint32_t row, std::uint32_t next);
     void dequeue(std::uint32_t row);
     std::size_t queue_of(std::uint32_t row) const;
     bool is_leaf(std::uint32_t row) const { return known_[rows_[row].node].children == 0; }
 
     // policy_value_walk.cpp
-    void give(std::uint32_t row);
+    void resume(std::uint32_t row);
+    std::int64_t give_next();
+    void give(std::uint32_t row, bool in_order = false);
     void end_walk();
+    void remember_walk();
     void hint(std::uint32_t row, Hint hint);
     void end(std::uint32_t row);
     void end_waits(std::int64_t now_ms);
@@ -123,10 +140,14 @@ private:
     std::vector<std::uint64_t> keys_;
     std::uint64_t capacity_ = 0;
     Ages ages_;
-    std::vector<std::uint32_t> walk_;       // what `victim` has given, one asked for after the other
+    std::vector<Given> walk_;               // what `victim` has given, one asked for after the other
     std::vector<std::uint32_t> unsettled_;  // nodes that may be forgotten when it ends
-    std::size_t walk_from_ = 0;             // the rank at which it began
+    std::vector<std::uint32_t> freed_;      // parents that it has come to behind where they stand
+    std::size_t walk_from_ = 0;             // the rank from which on it goes through whole queues
     std::int64_t resumed_at_ = -1;          // the row that it follows
+    std::int64_t resumed_ = -1;             // what is next in the queue in which it was resumed
+    std::int64_t last_given_ = -1;          // by the walk before
+    std::int64_t last_leaf_ = -1;           // the last one of these that stands in a queue
     Waits waits_;           // one for each row that is awaited
     bool evicted_ = false;  // since the last event
     std::array<std::uint64_t, kSevered> severed_{};  // the keys of young ones that were evicted, the last few
@@ -135,8 +156,8 @@ private:
     std::uint32_t max_rows_;
     std::uint32_t chunk_tokens_ = 1;  // of the longest chunk so far
     ValueClock clock_;
-    std::uint64_t ranked_at_ = 0;               // in uses
-    std::array<std::uint64_t, 2> grown_at_{};  // by its clock: what follows others, what stands alone
+    std::uint64_t ranked_at_ = 0;  // in uses
+    std::size_t growing_ = 0;      // the list that is looked at next
     std::uint64_t admissions_ = 0;
     std::size_t horizon_ = 6;  // the age at which a use counts as not followed soon
 };

@@ -25,6 +25,7 @@ public:
     }
 
     std::uint64_t uses() const { return uses_; }
+    std::int64_t now_ms() const { return now_ms_; }
     // Of a chunk that stands alone, or follows others.
     std::uint64_t read(bool alone) const { return alone ? uses_ : time_; }
     // What a use takes of the time of those that follow others, of late.

@@ -58,8 +58,8 @@ void ValuePolicy::put_in_order(std::uint32_t node, std::int64_t now_ms) {
 }
 
 // One that grows older into a list that has been gone through.
-void ValuePolicy::pass_by(std::uint32_t node, std::int64_t now_ms) {
-    if (!order_->contains(known_[node].row - 1)) put_in_order(node, now_ms);
+void ValuePolicy::pass_by(std::uint32_t node) {
+    if (!order_->contains(known_[node].row - 1)) put_in_order(node, clock_.now_ms());
 }
 
 }  // namespace kvstore

@@ -1,7 +1,7 @@
 // What `value` knows of a chunk, whether it is here or was: one node of 40 bytes (and 8 for a ghost's place among ghosts), found by key.
 #pragma once
 
-#include "key_table.hpp"
+#include "growing_table.hpp"
 #include "mapped_array.hpp"
 #include "mixed_key.hpp"
 #include "row_links.hpp"
@@ -19,6 +19,11 @@ struct Ages {
     Ages() {
         double edge = 16;
         for (std::size_t age = 1; age <= kAges; ++age, edge *= 1.4142135623730951) begin[age] = edge;
+    }
+    // The age of a chunk of at least `age` that lay for so long.
+    std::uint8_t at(std::uint64_t time, std::size_t age = 0) const {
+        while (age + 1 < kAges && static_cast<double>(time) >= begin[age + 1]) ++age;
+        return static_cast<std::uint8_t>(age);
     }
     std::array<double, kAges + 1> begin{};
 };
@@ -49,6 +54,7 @@ public:
     static constexpr std::uint8_t kTail = 4;        // the end of the prompt that used it last
     static constexpr std::uint8_t kAlone = 8;       // of no prompt: it can be used at any place
     static constexpr std::uint8_t kFree = 16;       // no node
+    static constexpr std::uint8_t kRestored = 32;   // at its age already when it was first told of
 
     // At most `max_rows` nodes are ghosts or parents only.
     explicit KnownChunks(std::uint32_t max_rows)
@@ -153,7 +159,7 @@ private:
 
     MappedArray<Known> nodes_;
     RowLinks graves_;
-    KeyTable table_;
+    GrowingTable table_;
     std::array<std::array<std::array<List, kAges>, 2>, 2> lists_{};
     RowLinks::List buried_;
     std::size_t size_ = 0;

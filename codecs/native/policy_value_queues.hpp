@@ -31,6 +31,11 @@ public:
         links_.prepend(lists_[queue], row);
         mark(queue);
     }
+    // Just before one that is in this queue.
+    void insert_older(std::size_t queue, std::uint32_t row, std::uint32_t anchor) {
+        links_.insert_older(lists_[queue], row, anchor);
+        mark(queue);
+    }
     void unlink(std::size_t queue, std::uint32_t row) {
         links_.unlink(lists_[queue], row);
         if (lists_[queue].size == 0) filled_[rank_[queue] / 64] &= ~(std::uint64_t{1} << rank_[queue] % 64);
@@ -45,6 +50,8 @@ public:
         }
         return -1;
     }
+    // The next row of the queue that this one is in; -1: it is the last.
+    std::int64_t newer(std::uint32_t row) const { return links_.newer(row); }
     std::size_t rank_of(std::size_t queue) const { return rank_[queue]; }
 
     // Puts the queues in the order of `worth(queue)`, least first.

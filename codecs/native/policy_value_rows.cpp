@@ -5,6 +5,15 @@
 
 namespace kvstore {
 
+// A chunk that is known has come.
+void ValuePolicy::seat(std::uint32_t row, std::uint32_t node, const Arrival& chunk, bool young, std::int64_t now_ms) {
+    rows_[row] = {chunk.bytes, node, 0, 0, Hint::none, is_worthless(chunk) || is_severed(chunk.parent), young, false};
+    ++size_;
+    adopt(row, chunk.parent, chunk.position);
+    if (is_leaf(row)) enqueue(row);
+    shadows_.came(chunk, !known_.is_alone(node), now_ms);
+}
+
 std::uint32_t ValuePolicy::make_node(std::uint64_t key) {
     // Chunks here and parents that only they know take less than all nodes, so that there is a ghost if there is no room.
     while (known_.size() == known_.capacity()) drop_ghost();
@@ -106,6 +115,11 @@ void ValuePolicy::enqueue(std::uint32_t row, bool first) {
     const std::size_t queue = queue_of(row);
     rows_[row].queue = static_cast<std::uint16_t>(queue + 1);
     first ? queues_.prepend(queue, row) : queues_.append(queue, row);
+}
+
+void ValuePolicy::enqueue_before(std::uint32_t row, std::uint32_t next) {
+    rows_[row].queue = rows_[next].queue;
+    queues_.insert_older(rows_[row].queue - 1U, row, next);
 }
 
 void ValuePolicy::dequeue(std::uint32_t row) {

@@ -10,50 +10,99 @@ namespace kvstore {
 std::int64_t ValuePolicy::victim(std::int64_t after) {
     if (ordered_) return order_->victim(after);
     const bool here = after >= 0 && contains(static_cast<std::uint32_t>(std::min<std::int64_t>(after, max_rows_)));
-    if (!here || walk_.empty() || walk_.back() != after) {
+    // Who goes on after a pause has asked for one or two more than were looked at.
+    for (std::size_t i = walk_.size(), looks = kAskedAhead; here && i > 1 && looks > 0; --i, --looks)
+        if (walk_[i - 2].row == after && rows_[walk_[i - 1].row].given) return walk_[i - 1].row;
+    if (!here || walk_.empty() || walk_.back().row != after) {
         end_walk();
+        freed_.clear();
         walk_from_ = 0;
+        resumed_ = -1;
         resumed_at_ = after;
-        if (here) {  // it goes on from the queue of `after`
-            const auto row = static_cast<std::uint32_t>(after);
-            walk_from_ = queues_.rank_of(queue_of(row));
-            if (rows_[row].queue != 0) give(row);
-        }
+        if (here) resume(static_cast<std::uint32_t>(after));
     }
     std::int64_t found;
-    do {  // `after` comes once more if others followed it, which have been given now
-        found = queues_.first(walk_from_);
-        if (found >= 0) give(static_cast<std::uint32_t>(found));
-    } while (found >= 0 && found == resumed_at_);
+    do found = give_next();  // `after` comes once more if others followed it, which have been given now
+    while (found >= 0 && found == resumed_at_);
     return found;
 }
 
-void ValuePolicy::give(std::uint32_t row) {
+// Behind this row, and not at the head of its queue: of what is held the same would be given again and again, and never
+// what is beyond it. One that others follow again stands in no queue, but behind the last of these that was given.
+void ValuePolicy::resume(std::uint32_t row) {
+    const bool queued = rows_[row].queue != 0;
+    const bool followed = !queued && row == last_given_ && last_leaf_ >= 0 &&
+                          contains(static_cast<std::uint32_t>(last_leaf_)) && rows_[last_leaf_].queue != 0;
+    std::uint32_t leaf = followed ? static_cast<std::uint32_t>(last_leaf_) : row;
+    walk_from_ = queues_.rank_of(queue_of(leaf));
+    if (!queued && !followed) return;
+    ++walk_from_;
+    resumed_ = queues_.newer(leaf);
+    give(leaf, true);
+    while (leaf != row && rows_[leaf].parent != 0 && known_[rows_[leaf].parent].row != 0) {
+        leaf = known_[rows_[leaf].parent].row - 1;
+        if (rows_[leaf].queue == 0) break;
+        give(leaf);
+        std::erase(freed_, leaf);
+    }
+}
+
+std::int64_t ValuePolicy::give_next() {
+    std::int64_t next = resumed_;
+    const bool in_order = next >= 0;
+    if (in_order) {
+        resumed_ = queues_.newer(static_cast<std::uint32_t>(next));
+    } else if (!freed_.empty()) {
+        next = freed_.back();
+        freed_.pop_back();
+    } else {
+        next = queues_.first(walk_from_);
+    }
+    if (next >= 0) give(static_cast<std::uint32_t>(next), in_order);
+    return next;
+}
+
+void ValuePolicy::give(std::uint32_t row, bool in_order) {
     dequeue(row);
     Row& given = rows_[row];
     given.given = true;
-    walk_.push_back(row);
+    walk_.push_back({row, in_order});
     if (given.parent == 0) return;
     Known& parent = known_[given.parent];
-    if (--parent.children == 0 && parent.row != 0) enqueue(parent.row - 1, true);
+    if (--parent.children > 0 || parent.row == 0) return;
+    enqueue(parent.row - 1, true);
+    if (queues_.rank_of(queue_of(parent.row - 1)) < walk_from_) freed_.push_back(parent.row - 1);
 }
 
 // Puts back what the walk has given and nobody removed, the last one first: everything is then where it was.
 void ValuePolicy::end_walk() {
     if (walk_.empty() && unsettled_.empty()) return;
+    std::int64_t next = resumed_;
     for (std::size_t i = walk_.size(); i-- > 0;) {
-        const std::uint32_t row = walk_[i];
+        const auto [row, in_order] = walk_[i];
         if (!rows_[row].given) continue;
         rows_[row].given = false;
-        enqueue(row, true);
+        if (in_order && next >= 0)
+            enqueue_before(row, static_cast<std::uint32_t>(next));
+        else
+            enqueue(row, !in_order);
+        if (in_order) next = row;
         if (rows_[row].parent == 0) continue;
         Known& parent = known_[rows_[row].parent];
         if (++parent.children == 1 && parent.row != 0) dequeue(parent.row - 1);
     }
+    if (!walk_.empty()) remember_walk();
     walk_.clear();
     for (const std::uint32_t node : unsettled_) settle(node);
     unsettled_.clear();
     limit_ghosts();
+}
+
+void ValuePolicy::remember_walk() {
+    const auto stands = [&](const Given& each) { return rows_[each.row].queue != 0; };
+    const auto leaf = std::find_if(walk_.rbegin(), walk_.rend(), stands);
+    last_given_ = walk_.back().row;
+    last_leaf_ = leaf == walk_.rend() ? -1 : std::int64_t{leaf->row};
 }
 
 void ValuePolicy::ended(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) {

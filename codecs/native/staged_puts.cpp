@@ -1,10 +1,10 @@
 #include "staged_puts.hpp"
 
+#include "clocks.hpp"
 #include "frames.hpp"
 #include "use.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <exception>
 #include <limits>
@@ -14,11 +14,6 @@ namespace kvstore {
 namespace {
 
 constexpr std::uint8_t kDram = 0;  // the tier that a put goes to
-
-std::int64_t unix_ms() {
-    const auto now = std::chrono::system_clock::now().time_since_epoch();
-    return std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
-}
 
 // Whether a put adds something to a chunk that is not there, or is and nothing is the matter with it. Needs the lock.
 bool is_plain(const Index& index, const PutShape& shape, const StagedPut& put) {

@@ -43,7 +43,8 @@ def run(
     """`metadata-1m` and the soak; `advance` is told how many chunks more are done."""
     books = _Books(chunks)
     try:
-        return [_fill(books, chunks, advance), _soak(books, soak, advance)]
+        began = rss()
+        return [_fill(books, chunks, advance), _soak(books, soak, began, advance)]
     finally:
         books.close()
 
@@ -81,9 +82,13 @@ def _fill(books: _Books, chunks: int, advance: Callable[[int], None]) -> Row:
     }
 
 
-def _soak(books: _Books, operations: int, advance: Callable[[int], None]) -> Row:
-    """Insert new chunks and evict the coldest, as many as there are: counts stay, memory must not grow."""
-    books.churn(min(STEP, operations))
+def _soak(books: _Books, operations: int, began: int, advance: Callable[[int], None]) -> Row:
+    """Insert new chunks and evict the coldest, as many as there are: counts stay, memory must not grow.
+
+    Not before so many have gone that policies remember no more of them.
+    """
+    for first in range(0, books.most, STEP):
+        books.churn(min(STEP, books.most - first))
     before, chunks = rss(), books.chunks
     times = []
     for first in range(0, operations, STEP):
@@ -107,9 +112,11 @@ def _soak(books: _Books, operations: int, advance: Callable[[int], None]) -> Row
         "chunks": books.chunks,
         "chunks_before": chunks,
         "growth_bytes": growth,
+        "bytes_per_chunk": (before - began) / chunks,
         "bar": "chunks constant, growth ≤ 16 MiB",
         "met": books.chunks == chunks and growth <= 16 * MiB,
-        "note": "each operation inserts a chunk in both tiers and evicts the least recently used; p50_s: one of them",
+        "note": "each operation inserts a chunk in both tiers and evicts the coldest; p50_s: one of them; "
+        "bytes_per_chunk with as many that have gone and are remembered",
     }
 
 
@@ -130,6 +137,11 @@ class _Books:
     def close(self) -> None:
         """Give the memory back."""
         self._core.dram.close()
+
+    @property
+    def most(self) -> int:
+        """Chunks that there may be, and that policies remember of those that went."""
+        return self._core.config.max_chunks
 
     @property
     def chunks(self) -> int:

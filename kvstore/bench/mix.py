@@ -57,7 +57,7 @@ class Plan:
     working_set: float = 4.0
     nvme: Path | None = None
     nvme_capacity: int = 8 << 30
-    policy: str = "lru"
+    policy: str = Config.policy
     seed: int = 0
 
     def workload(self, tokens: int, token_bytes: int) -> Workload:

@@ -10,6 +10,7 @@ from typing import NoReturn
 from kvstore import __version__
 from kvstore.cli import sim_flags
 from kvstore.cli.values import natural, number, positive, positives, size, sizes, words
+from kvstore.config import Config
 from kvstore.nearest import closest
 from kvstore.schema import scalar_keys
 
@@ -246,7 +247,7 @@ def _mix(parser: _Parser) -> None:
     parser.add_argument("--working-set", type=number, default=4.0, metavar="X", help="times the DRAM (%(default)s)")
     parser.add_argument("--nvme", metavar="FOLDER", help="a tier below DRAM, in a folder of its own in this one")
     parser.add_argument("--nvme-capacity", type=size, default=8 << 30, metavar="SIZE", help="(8GiB)")
-    parser.add_argument("--policy", default="lru", metavar="NAME", help="what the store evicts first (%(default)s)")
+    parser.add_argument("--policy", default=Config.policy, metavar="NAME", help="what goes first (%(default)s)")
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the popularity (%(default)s)")
 
 

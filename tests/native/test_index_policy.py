@@ -1,24 +1,39 @@
 """What the index tells a policy of a chunk, and which chunks have not been used for long."""
 
 import struct
+import time
 
 import numpy as np
 import pytest
 
-from kvstore._native import Index, Policy, UseLog, admit_chunk, demand_missing, use_unleased
-from kvstore.policy import victims
+from kvstore._native import (
+    Index,
+    Policy,
+    UseLog,
+    ValuePolicy,
+    admit_chunk,
+    demand_missing,
+    restore_chunks,
+    use_unleased,
+)
+from kvstore.policy import POLICIES, victims
 
 MINUTE = 60_000
+YEAR = 365 * 24 * 60 * MINUTE
 
 
 def key(number: int) -> bytes:
     return bytes([number]) * 32
 
 
-def put(index: Index, number: int, now_ms: int, *, parent: int = 0, rank: int = 0, stored: int = 100) -> int:
+def put(
+    index: Index, number: int, now_ms: int, *,
+    parent: int = 0, rank: int = 0, stored: int = 100, place: int | None = None,
+) -> int:  # fmt: skip
     """One part of a chunk of 16 tokens in tier 0; the chunk's row."""
     chunk, _, placement = index.insert(
-        number // 100, key(number % 100), key(parent) if parent else bytes(32), number * 16, 16, now_ms,
+        number // 100, key(number % 100), key(parent) if parent else bytes(32),
+        (number if place is None else place) * 16, 16, now_ms,
         0, rank, 0, 1, 0, stored, 0, 0, 0, True, 4096 * number, stored,
     )  # fmt: skip
     assert placement >= 0
@@ -36,6 +51,34 @@ def test_the_parts_of_a_chunk_in_a_tier_add_up() -> None:
     index.remove_placement(index.find_placement(index.find_part(rows[0], 0, 2, 0, 1), 0))
     admit_chunk(index, policy, rows[0], 0, 0)
     assert list(victims(policy)) == [rows[1], rows[0]]
+
+
+def test_a_step_of_the_wall_clock_ages_nothing() -> None:
+    index, policy = Index(16, 7), ValuePolicy(16)
+    rows = [put(index, 1, 0), put(index, 2, 0)]
+    for row in rows:
+        admit_chunk(index, policy, row, 0, YEAR)
+    now = time.monotonic_ns() // 1_000_000
+    policy.awaited(np.array(rows[:1]), now, now + 60 * MINUTE)
+    for unix_ms in (100 * YEAR, 0, 60 * YEAR):
+        use_unleased(index, [policy], rows[1], unix_ms)
+        assert index.chunk(rows[1]).last_use == unix_ms
+    assert policy.waits == 1
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_what_outlived_the_process_goes_tail_first_and_oldest_first(name: str) -> None:
+    """Three prompts of three chunks, put root first, days ago."""
+    index, policy = Index(16, 7), Policy(name, 16)
+    rows = []
+    for number in range(9):
+        parent = number if number % 3 else 0
+        rows.append(put(index, number + 1, number // 3 * MINUTE + number, parent=parent, place=number % 3))
+    restore_chunks(index, policy, np.array(rows), 0, YEAR)
+    order = list(victims(policy))
+    assert sorted(order) == sorted(rows)
+    if name in ("lru", "arc", "mq", "value"):
+        assert order == [rows[each] for each in (2, 1, 0, 5, 4, 3, 8, 7, 6)]
 
 
 def test_a_chunk_goes_before_its_parent_if_that_was_just_used() -> None:
@@ -112,13 +155,13 @@ def test_a_policy_is_told_of_the_chunks_of_a_look_up_that_it_has_not(asked: bool
     policy.remove(gone, True, 0)
     refs = b"".join(key(number) + struct.pack("<II", number * 16, 16) for number in (1, 2, 9))
     if asked:
-        demand_missing([policy], 0, refs, np.array([gone, often, -1]), 1)
+        demand_missing([policy], 0, refs, np.array([gone, often, -1]))
     once = put(index, 3, 1)
     admit_chunk(index, policy, once, 0, 1)
     # ARC gives what was used once more room when it hears that such a chunk has gone too early.
     assert policy.victim() == (often if asked else once)
     with pytest.raises(ValueError, match="every ref has a row"):
-        demand_missing([policy], 0, refs, np.array([gone]), 1)
+        demand_missing([policy], 0, refs, np.array([gone]))
 
 
 def test_a_log_remembers_uses_of_what_its_tier_holds() -> None:

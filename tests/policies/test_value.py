@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import permutations
+from itertools import islice, permutations
 
 import numpy as np
 import pytest
@@ -169,6 +169,35 @@ def test_a_walk_goes_on_after_a_row_when_something_has_happened() -> None:
     rest = list(victims(cache.policy, order[10]))
     assert order[10] not in rest
     assert len(rest) == len(set(rest)) > 0
+
+
+@pytest.mark.parametrize("piece", [1, 2, 7, 33])
+def test_a_walk_in_pieces_names_each_row_once(piece: int) -> None:
+    """As the mover walks when it writes down all that a store has, some at a time."""
+    _, cache = value(100)
+    cache.play(popular(11, 300))
+    order = list(victims(cache.policy))
+    for ahead in (0, 1):  # that are asked for and not looked at
+        seen: list[int] = []
+        while found := list(islice(victims(cache.policy, seen[-1] if seen else -1), piece + ahead)):
+            seen += found[:piece]
+        assert seen == order
+
+
+def test_a_walk_gets_on_whatever_happens_meanwhile() -> None:
+    """Nobody may go, and something is used between any two questions, as in a store that makes room under load."""
+    _, cache = value(100)
+    cache.play(popular(11, 300))
+    busy = cache.here(next(popular(11, 1)))
+    row, seen = -1, list[int]()
+    for _ in range(100):
+        row = cache.policy.victim(row)
+        if row < 0:
+            break
+        seen.append(row)
+        cache.policy.hit(busy, cache.now)
+    assert len(set(seen)) > 60
+    assert len(seen) - len(set(seen)) <= len(busy)
 
 
 def test_ghosts_are_bounded() -> None:

@@ -108,7 +108,7 @@ def test_what_is_not_stored_is_not_there_and_another_device_is_refused(box: Box)
 
 
 def test_where_there_is_no_room_a_part_comes_when_it_is_asked_for_again_and_the_coldest_goes(box: Box) -> None:
-    client, refs = opened(box, MiB, MiB), prompt(LARGE, 5).refs  # room for three
+    client, refs = opened(box, MiB, MiB, policy="lru"), prompt(LARGE, 5).refs  # room for three
     box.fill(client, LARGE, refs)
     bring(client, LARGE, refs[:3])
     assert lies_there(client, LARGE, refs[2:3]) == [True]  # the tail goes before the head: now that is the second

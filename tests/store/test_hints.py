@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import kvstore
+from kvstore._native import ValuePolicy
 from kvstore.errors import Closed, Shed
 from kvstore.keys import Chain
 from kvstore.policy import POLICIES, victims
+from kvstore.usage import now_ms
 from tests.store.conftest import SHARDED, SMALL, Box, MiB, check_policies, prompt
 
 EVERY = pytest.mark.parametrize("policy", POLICIES)
@@ -55,6 +57,24 @@ def test_a_tier_that_has_a_part_of_the_prompt_hears_of_that(box: Box) -> None:
     assert client.ended(SMALL, second) == 4
     assert order(box, client, 0)[:2] == backwards(second)[2:]
     assert order(box, client, 1)[:4] == backwards(second)
+
+
+def test_a_step_of_the_wall_clock_ends_no_wait(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = box.open(nvme=16 * MiB, policy="value")
+    chain, other = prompt(SMALL, 4, 1), prompt(SMALL, 4, 2)
+    for each in (chain, other):
+        box.fill(client, SMALL, each.refs)
+    client.awaited(SMALL, chain, 60)
+    core, day = box.store(client)._core, 86_400_000
+    dram = core.usage.policy(0, core.catalog.namespace("default"))
+    assert isinstance(dram, ValuePolicy)
+    for number, step in enumerate((day, -day)):
+        at = now_ms() + step
+        monkeypatch.setattr("kvstore.usage.now_ms", lambda at=at: at)
+        client.lookup(SMALL, other, lease_s=1).release()
+        box.check(client, SMALL, other.refs)
+        box.fill(client, SMALL, prompt(SMALL, 2, 3 + number).refs)
+        assert dram.waits == 1
 
 
 def test_what_has_ended_makes_room_for_the_others(box: Box) -> None:

@@ -198,9 +198,9 @@ def test_a_look_up_under_a_lease_tells_what_it_does_not_find(
     told: list[tuple[list[str], list[bool]]] = []
     real = _native.demand_missing
 
-    def noted(orders: list[_native.Policy], scope: int, refs: bytes, rows: Any, now_ms: int) -> None:
+    def noted(orders: list[_native.Policy], scope: int, refs: bytes, rows: Any) -> None:
         told.append(([type(order).__name__ for order in orders], [row >= 0 for row in rows]))
-        real(orders, scope, refs, rows, now_ms)
+        real(orders, scope, refs, rows)
 
     monkeypatch.setattr(_native, "demand_missing", noted)
     client.lookup(SMALL, asked)

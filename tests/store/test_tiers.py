@@ -37,7 +37,7 @@ def test_what_does_not_fit_dram_is_demoted_and_promoted_bit_for_bit(box: Box, sp
 
 
 def test_without_a_disk_the_least_recently_used_go_first(box: Box) -> None:
-    client = box.open(dram=2 * MiB, extent=2 * MiB)
+    client = box.open(dram=2 * MiB, extent=2 * MiB, policy="lru")
     refs = [prompt(LARGE, 1, seed).refs[0] for seed in range(9)]
     box.fill(client, LARGE, refs[:7])
     box.check(client, LARGE, refs[:1])
@@ -46,12 +46,17 @@ def test_without_a_disk_the_least_recently_used_go_first(box: Box) -> None:
     box.settled(client)
 
 
-def test_the_tail_of_a_prefix_goes_before_its_head(box: Box) -> None:
-    client, chain = box.open(dram=2 * MiB, extent=2 * MiB), prompt(LARGE, 7)
+@pytest.mark.parametrize("policy", ["value", "lru"])
+def test_the_tail_of_a_prefix_goes_before_its_head(box: Box, policy: str) -> None:
+    client, chain = box.open(dram=2 * MiB, extent=2 * MiB, policy=policy), prompt(LARGE, 7)
     box.fill(client, LARGE, chain.refs)
     client.lookup(LARGE, chain, lease_s=5).release()
     box.fill(client, LARGE, prompt(LARGE, 3, 1).refs)
-    assert client.contains(LARGE, chain.refs) == [True] * 4 + [False] * 3
+    there = client.contains(LARGE, chain.refs)
+    assert there == sorted(there, reverse=True)
+    assert not there[-1], "something had to go"
+    if policy == "lru":  # the newest chunk of a prompt that nobody has used twice may be its own victim under others
+        assert there == [True] * 4 + [False] * 3
 
 
 def test_no_half_of_a_chunk_is_kept_when_it_is_evicted(box: Box) -> None:
