@@ -6,6 +6,9 @@ RUN := $(VENV)/bin/python
 NATIVE := CMakeLists.txt $(wildcard codecs/native/*)
 PYTEST := $(RUN) -m pytest
 
+# Tests and benchmarks start hundreds of processes, and each would compile the whole package again.
+export PYTHONDONTWRITEBYTECODE :=
+
 # What the fuzzers link: the native code without Python in it.
 CXX_FUZZ ?= clang++
 FUZZ_SECONDS ?= 20
