@@ -99,5 +99,5 @@ def test_threads_end_before_an_interruption_goes_on(monkeypatch: pytest.MonkeyPa
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         in_threads(1, 1000, work)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     assert done < 1000

@@ -27,9 +27,9 @@ def files(certificates: Path) -> dict[str, Any]:
 
 def refused(url: str, kind: type[BaseException], words: str, **options: Any) -> None:
     start = time.monotonic()
-    with kvstore.connect(url, timeout=5, **options) as client, pytest.raises(kind, match=words):
+    with kvstore.connect(url, timeout=60, **options) as client, pytest.raises(kind, match=words):
         client.describe()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30, "it is told, not waited for"
 
 
 def test_tls_and_what_is_wrong_with_it(start: Callable[..., Any], certificates: Path, kit: Any) -> None:
@@ -174,7 +174,8 @@ def test_a_server_killed_under_load(bulk_process: Any, process: Callable[..., An
     time.sleep(0.2)
     bulk_process.end()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
+        assert not thread.is_alive()
     assert [type(failure) for failure in failures] == [kvstore.Unavailable] * 3
     client.close()
 
@@ -200,7 +201,7 @@ def test_a_client_that_waits_is_woken_by_close(running: Any) -> None:
     thread = threading.Thread(target=lambda: seen.extend(watch))
     thread.start()
     client.close()
-    thread.join(10)
+    thread.join(30)
     assert not thread.is_alive()
     with pytest.raises(kvstore.Closed):
         client.describe()
