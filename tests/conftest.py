@@ -1,4 +1,5 @@
-"""For every test: Triton's kernels run in its interpreter where there is no GPU, and garbage is collected quickly."""
+"""For every test: Triton's kernels run in its interpreter where there is no GPU, PyTorch leaves other processes their
+cores, and garbage is collected quickly."""
 
 from __future__ import annotations
 
@@ -9,6 +10,11 @@ from pathlib import Path
 # Triton decides when it is imported, and transformers imports it: so this comes first.
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
+# So does OpenMP. Threads that spin while they wait for each other take the time of whatever else runs here; and where
+# tests run in several processes, each has a core of its own.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_finish() -> None:

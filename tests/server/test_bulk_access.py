@@ -150,34 +150,33 @@ def test_a_stopped_server_is_a_passed_deadline(bulk_process: Any) -> None:
 
 
 def test_a_server_killed_under_load(bulk_process: Any, process: Callable[..., Any], kit: Any) -> None:
-    client = kvstore.connect("bulk://" + bulk_process.bulk, timeout=3, retries=2)
-    chain, data = client.chain(kit.large, range(256)), kit.block(kit.large)
-    client.put(kit.large, chain.refs[0], data)
-    client.lookup(kit.large, chain, lease_s=30)
-    failures: list[BaseException] = []
-    loading = threading.Barrier(4)
+    with kvstore.connect("bulk://" + bulk_process.bulk, timeout=10, retries=2) as client:
+        chain, data = client.chain(kit.large, range(256)), kit.block(kit.large)
+        client.put(kit.large, chain.refs[0], data)
+        client.lookup(kit.large, chain, lease_s=30)
+        failures: list[BaseException] = []
+        loading = threading.Barrier(4)
 
-    def load() -> None:
-        out = np.zeros_like(data)
+        def load() -> None:
+            out = np.zeros_like(data)
+            loading.wait()
+            try:
+                while True:
+                    client.get(kit.large, chain.refs[0], out=out)
+                    assert np.array_equal(out, data)
+            except kvstore.KVStoreError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=load) for _ in range(3)]
+        for thread in threads:
+            thread.start()
         loading.wait()
-        try:
-            while True:
-                client.get(kit.large, chain.refs[0], out=out)
-                assert np.array_equal(out, data)
-        except kvstore.KVStoreError as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=load) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    loading.wait()
-    time.sleep(0.2)
-    bulk_process.end()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
-    assert [type(failure) for failure in failures] == [kvstore.Unavailable] * 3
-    client.close()
+        time.sleep(0.2)
+        bulk_process.end()
+        for thread in threads:
+            thread.join(30)
+            assert not thread.is_alive()
+        assert [type(failure) for failure in failures] == [kvstore.Unavailable] * 3
 
 
 def test_a_server_that_comes_back_is_found_again(start: Callable[..., Any], kit: Any) -> None:

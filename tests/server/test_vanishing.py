@@ -177,40 +177,39 @@ def test_a_stopped_process_is_a_passed_deadline(process: Callable[..., Any], kit
 
 def test_a_server_killed_under_load_and_started_again(process: Callable[..., Any], kit: Any) -> None:
     server = process()
-    client = kvstore.connect("grpc://" + server.address, timeout=3, retries=2)
-    chain = client.chain(kit.large, range(256))
-    data = kit.block(kit.large)
-    client.put(kit.large, chain.refs[0], data)
-    client.lookup(kit.large, chain, lease_s=30)
-    failures: list[BaseException] = []
+    with kvstore.connect("grpc://" + server.address, timeout=10, retries=2) as client:
+        chain = client.chain(kit.large, range(256))
+        data = kit.block(kit.large)
+        client.put(kit.large, chain.refs[0], data)
+        client.lookup(kit.large, chain, lease_s=30)
+        failures: list[BaseException] = []
 
-    def load() -> None:
-        out = np.zeros_like(data)
-        try:
-            while True:
-                client.get(kit.large, chain.refs[0], out=out)
-                assert np.array_equal(out, data)
-        except kvstore.KVStoreError as error:
-            failures.append(error)
+        def load() -> None:
+            out = np.zeros_like(data)
+            try:
+                while True:
+                    client.get(kit.large, chain.refs[0], out=out)
+                    assert np.array_equal(out, data)
+            except kvstore.KVStoreError as error:
+                failures.append(error)
 
-    threads = [threading.Thread(target=load) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.3)
-    server.end()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
-    assert [type(failure) for failure in failures] == [kvstore.Unavailable] * 3
-    again = process(server.address)
-    assert again.address == server.address
-    kit.eventually(lambda: reachable(client))
-    with pytest.raises(kvstore.NotFound):
-        client.get(kit.large, chain.refs[0])
-    assert client.put(kit.large, chain.refs[0], data) is True
-    assert client.lookup(kit.large, chain, lease_s=30).lease
-    assert client.stats()["gauges"]["leases"] == 1
-    client.close()
+        threads = [threading.Thread(target=load) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)
+        server.end()
+        for thread in threads:
+            thread.join(30)
+            assert not thread.is_alive()
+        assert [type(failure) for failure in failures] == [kvstore.Unavailable] * 3
+        again = process(server.address)
+        assert again.address == server.address
+        kit.eventually(lambda: reachable(client))
+        with pytest.raises(kvstore.NotFound):
+            client.get(kit.large, chain.refs[0])
+        assert client.put(kit.large, chain.refs[0], data) is True
+        assert client.lookup(kit.large, chain, lease_s=30).lease
+        assert client.stats()["gauges"]["leases"] == 1
 
 
 def reachable(client: kvstore.Client) -> bool:
