@@ -135,7 +135,7 @@ def bulk_process(process: Callable[..., Any]) -> Any:
 
 
 def test_a_stopped_server_is_a_passed_deadline(bulk_process: Any) -> None:
-    with kvstore.connect("bulk://" + bulk_process.bulk, timeout=1) as client:
+    with kvstore.connect("bulk://" + bulk_process.bulk, timeout=2) as client:
         client.describe()
         bulk_process._process.send_signal(signal.SIGSTOP)
         state = Path(f"/proc/{bulk_process._process.pid}/stat")

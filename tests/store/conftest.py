@@ -199,7 +199,7 @@ class Box:
             dram=DramConfig(dram, extent, dram_codec),
             nvme=NvmeConfig(self.folder, nvme, segment, 0, 2, nvme_codec) if nvme else None,
             namespaces=tuple(namespaces),
-            **{"put_wait_s": 0.5, **rest},
+            **{"put_wait_s": 5.0, **rest},
         )
         with self.monkeypatch.context() as patch:
             patch.setattr(opening, "_open", probed)

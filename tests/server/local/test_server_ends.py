@@ -134,7 +134,7 @@ def test_killed_under_load(serve: Any, kit: Any) -> None:
 
 def test_a_server_that_stands_still_is_given_up_in_time(serve: Any, kit: Any) -> None:
     server = serve()
-    with kvstore.connect("local:" + server.local, timeout=1, retries=0) as client:
+    with kvstore.connect("local:" + server.local, timeout=2, retries=0) as client:
         (ref,) = client.chain(kit.small, range(64)).refs
         client.put(kit.small, ref, block_of(kit, 4))
         client.get(kit.small, ref)
@@ -157,7 +157,7 @@ def test_a_server_that_stands_still_is_given_up_in_time(serve: Any, kit: Any) ->
 def test_leases_outlive_the_connections_that_took_them(serve: Any, kit: Any) -> None:
     """A call that fails costs its connection, and must not cost the session."""
     server = serve()
-    with kvstore.connect("local:" + server.local, timeout=1, retries=0) as client:
+    with kvstore.connect("local:" + server.local, timeout=2, retries=0) as client:
         chain = client.chain(kit.small, range(64))
         client.put(kit.small, chain.refs[0], block_of(kit, 4))
         client.lookup(kit.small, chain, lease_s=30)
