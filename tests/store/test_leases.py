@@ -179,7 +179,7 @@ def test_an_array_on_a_closed_view_never_sees_another_chunks_bytes(box: Box) -> 
 
 
 def test_an_array_on_an_aborted_reservation_never_writes_into_another_chunk(box: Box) -> None:
-    client = box.open(dram=MiB // 2, extent=MiB // 2)
+    client = box.open(dram=MiB // 2, extent=MiB // 2, put_wait_s=0.3)
     ref = prompt(LARGE, 1).refs[0]
     with client.reserve(LARGE, ref) as reservation:
         array = np.frombuffer(reservation.data, np.uint8)
