@@ -21,3 +21,7 @@ def pytest_collection_finish() -> None:
     """Thousands of tests and the modules that they import stay to the end: no collection need look at them again."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()

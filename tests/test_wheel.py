@@ -42,7 +42,7 @@ def run(code: str, folder: Path, **environment: str) -> str:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env={**kept, **environment}, capture_output=True, text=True,
-        timeout=100, check=False,
+        timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -59,7 +59,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "--disable-pip-version-check", "--wheel-dir", str(folder), f"--config-settings=build-dir={build}",
             str(ROOT),
         ],
-        capture_output=True, text=True, timeout=110, check=False,
+        capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (wheel,) = folder.glob("*.whl")
