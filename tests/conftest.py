@@ -1,10 +1,11 @@
 """For every test: Triton's kernels run in its interpreter where there is no GPU, PyTorch leaves other processes their
-cores, and garbage is collected quickly."""
+cores, Hypothesis does not look at the clock, and garbage is collected quickly."""
 
 from __future__ import annotations
 
 import gc
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 # Triton decides when it is imported, and transformers imports it: so this comes first.
@@ -15,6 +16,13 @@ if not Path("/dev/nvidiactl").exists():
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The environments of engines have no Hypothesis.
+if find_spec("hypothesis") is not None:
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
 
 
 def pytest_collection_finish() -> None:
