@@ -108,8 +108,18 @@ class Descent:
                     core.events.emit("moved", scope.namespace.name, record.key, record.spec, record.part, tier.name)
         finally:
             if placed < 0:
-                removed.places.append((tier, location, kept.total_bytes))
+                let_go = removed.forgotten if self._lies_in(target, scope, record) else removed.evicted
+                let_go.append((tier, location, kept.total_bytes))
             core.settle(removed)
+
+    def _lies_in(self, target: int, scope: Scope, record: Record) -> bool:
+        """Whether a tier that others share has the part by another location, so that what was written is that."""
+        core = self._core
+        if not core.tiers[target].shared:
+            return False
+        with core.lock:
+            _, row = core.find_part(scope, record.key, record.part)
+            return row >= 0 and core.index.find_placement(row, target) >= 0
 
     def _keep(
         self, tier: Tier, scope: Scope, record: Record, header: bytes, payload: memoryview

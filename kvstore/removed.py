@@ -14,22 +14,24 @@ class Removed:
 
     places: list[tuple[Tier, int, int]] = field(default_factory=list)
     evicted: list[tuple[Tier, int, int]] = field(default_factory=list)  # what others wrote stays for them
+    forgotten: list[tuple[Tier, int, int]] = field(default_factory=list)  # what lies there has another location
 
     def __bool__(self) -> bool:
-        return bool(self.places or self.evicted)
+        return bool(self.places or self.evicted or self.forgotten)
 
     def bytes_in(self, tier: Tier) -> int:
         """How many bytes of this host's are to be given back to one tier."""
-        places = [*self.places, *self.evicted]
+        places = [*self.places, *self.evicted, *self.forgotten]
         return sum(nbytes for each, location, nbytes in places if each is tier and each.owns(location))
 
     def settle(self) -> list[KVStoreError]:
         """Tell the tiers, all of them even where one fails; what failed."""
         failures = []
-        while self.places or self.evicted:
-            tier, location, nbytes = (kept := self.evicted or self.places).pop()
+        while self:
+            tier, location, nbytes = (kept := self.forgotten or self.evicted or self.places).pop()
+            let_go = tier.forget if kept is self.forgotten else tier.evict if kept is self.evicted else tier.delete
             try:
-                (tier.evict if kept is self.evicted else tier.delete)(location, nbytes)
+                let_go(location, nbytes)
             except KVStoreError as error:
                 failures.append(error)
         return failures

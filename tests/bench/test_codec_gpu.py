@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvstore.bench import codec, codec_gpu
+from kvstore.bench import codec, codec_gpu, codec_speed
 from kvstore.codecs import Block, Form, all_codecs
 
 BLOCK = Block("bfloat16", (0,), 2, 256, 8, 64, ("layer", "kv", "token", "head", "dim"))
@@ -18,7 +18,8 @@ def chunk() -> memoryview:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_without_a_gpu_there_are_no_rows() -> None:
+def test_without_a_gpu_there_are_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec_speed, "WORKING_SET", 48 << 20)
     assert codec_gpu.why_not() == "no CUDA device here"
     assert not [row for row in codec.run(only=["int8"]) if "gpu" in row["mode"]]
 

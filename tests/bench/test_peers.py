@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,7 @@ def test_wrong_bytes_are_caught(folder: Path, does: str, after: int) -> None:
 
 def test_wrong_bytes_end_the_command_with_6(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvstore.cli.peers.choose", lambda names: [SYSTEMS[0], stub(folder, "lies")])
+    monkeypatch.setattr("kvstore.cli.peers.run", partial(run, working_set=8 * MiB))
     assert main(["bench", "peers", "--sizes", "4MiB", "--rounds", "1"]) == Corrupt.exit_code
 
 
@@ -261,7 +263,10 @@ def test_what_cannot_be_measured_is_refused() -> None:
     assert main(["bench", "peers", "--sizes", "1parsec"]) == InvalidArgument.exit_code
 
 
-def test_a_missing_environment_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_environment_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kvstore.cli.peers.run", partial(run, working_set=8 * MiB))
     options = ["--envs", str(tmp_path / "none"), "--sizes", "4MiB", "--rounds", "1", "--out", str(tmp_path / "out")]
     assert main(["bench", "peers", "--peers", "lmcache-daemon", "--json", *options]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -279,6 +284,8 @@ def test_an_environment_that_cannot_be_made_is_told_and_leaves_nothing(
     monkeypatch.setattr(install, "HERE", tmp_path)
     monkeypatch.setattr(install, "PACKAGES", {})
     monkeypatch.setattr(install, "ENVIRONMENTS", {"nothing": [["none.txt"]]})
+    real = install.venv.EnvBuilder  # a pip of its own would take longer than all else
+    monkeypatch.setattr(install.venv, "EnvBuilder", lambda **options: real(**{**options, "with_pip": False}))
     assert install.install(tmp_path / "envs") == ["nothing could not be installed; its systems will be skipped"]
     assert not (tmp_path / "envs" / "nothing").exists()
 

@@ -46,7 +46,7 @@ class Running:
             return sum(core.index.placement(each).readers for row in rows.tolist() for each in core.placements(row))
 
     def connect(self, **options: Any) -> kvstore.Client:
-        return kvstore.connect("bulk://" + self.server.bulk, **{"timeout": 5, **options})
+        return kvstore.connect("bulk://" + self.server.bulk, **{"timeout": 20, **options})
 
     def sessions(self) -> int:
         return len(self.server._service._sessions)
@@ -54,7 +54,7 @@ class Running:
     def dial(self, *, hello: bool = True) -> Stream:
         """A connection without a client."""
         host, _, port = self.server.bulk.rpartition(":")
-        stream = Stream(socket.create_connection((host, int(port)), timeout=5), 5.0, "the server")
+        stream = Stream(socket.create_connection((host, int(port)), timeout=20), 20.0, "the server")
         self.dialed.append(stream)
         if hello:
             stream.send(pb.METHOD_HELLO, hello_message(os.urandom(16), "", "default").SerializeToString())
@@ -174,7 +174,7 @@ def block(spec: KVSpec, seed: int = 0) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).integers(0, 1 << 16, shape, np.uint16)
 
 
-def eventually(true: Callable[[], bool], seconds: float = 10.0) -> None:
+def eventually(true: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it did not come true in time"

@@ -18,7 +18,7 @@ from kvstore.channels.local import LocalBackend
 
 
 def taken(address: str, **options: Any) -> type[Any]:
-    with kvstore.connect(address, timeout=5, **options) as client:
+    with kvstore.connect(address, timeout=20, **options) as client:
         assert client.describe().namespace == "default"
         return type(client.backend)
 

@@ -60,6 +60,7 @@ def test_flipped_bits(running: Any, kit: Any, proxy: Callable[..., Any], upstrea
                 except kvstore.KVStoreError:
                     failed += 1
             harmed += state["flip"] < 0
+            kit.eventually(lambda: running.sessions() == 1)  # what was under way has ended, too
             out = np.zeros_like(blocks[0])
             if direct.contains(kit.small, chain.refs) == [True, True]:
                 direct.get(kit.small, chain.refs[1], out=out, verify=True)
@@ -133,7 +134,7 @@ def test_a_network_that_stalls(running: Any, kit: Any, proxy: Callable[..., Any]
 
     def mangle(upstream: bool, offset: int, data: bytes) -> bytes:
         if not upstream and offset + len(data) > at:
-            stalled.wait(20)
+            stalled.wait(60)
         return data
 
     with running.connect() as direct:
@@ -144,7 +145,7 @@ def test_a_network_that_stalls(running: Any, kit: Any, proxy: Callable[..., Any]
         start = time.monotonic()
         with pytest.raises((kvstore.Unavailable, kvstore.DeadlineExceeded)):
             client.get(kit.large, ref)
-        assert time.monotonic() - start < 10  # and not the 20 of the stall
+        assert time.monotonic() - start < 30  # and not the 60 of the stall
         stalled.set()
         assert np.array_equal(client.get(kit.large, ref), kit.block(kit.large))
 

@@ -1,4 +1,4 @@
-"""Real runs of the command line in processes of their own."""
+"""Runs of the command line: in processes of their own, and in this one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kvstore.cli import main
 from kvstore.spec import KVSpec
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -34,6 +35,23 @@ def cli(tmp_path: Path) -> Run:
             [sys.executable, "-m", "kvstore", *map(str, arguments)],
             cwd=tmp_path, env=environment(**(env or {})), capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`cli` in this process, without the start of a Python: for what does not depend on being a process."""
+
+    def run(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        words = [str(each) for each in arguments]
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            patch.setattr(os, "environ", environment(**(env or {})))
+            capsys.readouterr()
+            code = main(words)
+        told = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, told.out, told.err)
 
     return run
 

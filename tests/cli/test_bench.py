@@ -52,8 +52,8 @@ def test_a_table_shows_the_rows(cli: Run) -> None:
         (("mix", "--mode", "embedded", "--out", "/dev/null/x"), 7, ["/dev/null/x"]),
     ],
 )
-def test_wrong_flags(cli: Run, arguments: tuple[str, ...], code: int, words: list[str]) -> None:
-    result = cli("bench", *arguments)
+def test_wrong_flags(called: Run, arguments: tuple[str, ...], code: int, words: list[str]) -> None:
+    result = called("bench", *arguments)
     assert (result.returncode, result.stdout) == (code, ""), result.stderr
     assert result.stderr.startswith("kvstore: ")
     assert result.stderr.count("\n") == 1, result.stderr

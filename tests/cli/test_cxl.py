@@ -50,26 +50,26 @@ def test_devices_of_another_tier_are_usable_again(cli: Run, devices: list[Path])
     [(b"LUKS and a key" * 40, "something that is no tier of kvstore"), (b"", "nothing: it looks new"),
      (superblock.MAGIC + bytes([9]) + b"x" * 300, "whose superblocks are damaged")],
 )  # fmt: skip
-def test_what_is_given_up_is_told_first(cli: Run, devices: list[Path], head: bytes, said: str) -> None:
+def test_what_is_given_up_is_told_first(called: Run, devices: list[Path], head: bytes, said: str) -> None:
     with devices[0].open("r+b") as file:
         file.write(head)
-    asked = cli("cxl", "wipe", devices[0])
+    asked = called("cxl", "wipe", devices[0])
     assert asked.returncode == 2
     assert said in asked.stderr
-    assert cli("cxl", "wipe", devices[0], "--yes").returncode == 0
+    assert called("cxl", "wipe", devices[0], "--yes").returncode == 0
     CxlTier(paths=devices, persistent=True).close()
 
 
 def test_a_tier_of_an_older_format_is_told_and_given_up(
-    cli: Run, devices: list[Path], monkeypatch: pytest.MonkeyPatch
+    called: Run, devices: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(superblock, "VERSION", 0)
     CxlTier(paths=devices[:1], persistent=True).close()
     monkeypatch.undo()
     with pytest.raises(StorageError, match=f"of format 0 .* kvstore cxl wipe {devices[0]}"):
         CxlTier(paths=devices[:1], persistent=True)
-    assert "of format 0 and this kvstore reads 1" in cli("cxl", "wipe", devices[0]).stderr
-    assert cli("cxl", "wipe", devices[0], "--yes").returncode == 0
+    assert "of format 0 and this kvstore reads 1" in called("cxl", "wipe", devices[0]).stderr
+    assert called("cxl", "wipe", devices[0], "--yes").returncode == 0
     CxlTier(paths=devices[:1], persistent=True).close()
 
 
@@ -84,9 +84,9 @@ def test_nothing_is_wiped_under_a_store(cli: Run, devices: list[Path], persisten
     tier.close()
 
 
-def test_paths_that_are_none(cli: Run, tmp_path: Path) -> None:
+def test_paths_that_are_none(called: Run, tmp_path: Path) -> None:
     for arguments, said in (((), "PATH"), ((tmp_path / "nowhere", "--yes"), "is not there"),
                             ((tmp_path, "--yes"), "neither a DAX device nor a file")):  # fmt: skip
-        refused = cli("cxl", "wipe", *arguments)
+        refused = called("cxl", "wipe", *arguments)
         assert refused.returncode == 2
         assert said in refused.stderr

@@ -23,9 +23,9 @@ Prompt = dict[str, Any]
 
 
 @pytest.fixture
-def stored(cli: Run, prompt: Prompt) -> Prompt:
+def stored(called: Run, prompt: Prompt) -> Prompt:
     """A folder with the prompt in it."""
-    result = only_json(cli("put", *prompt["files"], *prompt["store"], "kv.npy", "--ack", "synced", "--json"))
+    result = only_json(called("put", *prompt["files"], *prompt["store"], "kv.npy", "--ack", "synced", "--json"))
     assert result == {"keys": KEYS, "stored": 3, "present": 0, "bytes": prompt["kv"].nbytes}
     return prompt
 
@@ -40,107 +40,108 @@ def test_what_is_put_is_listed_and_comes_back(cli: Run, stored: Prompt, tmp_path
     assert np.array_equal(np.load(tmp_path / "out.npy"), stored["kv"])
 
 
-def test_a_second_put_finds_everything_there(cli: Run, stored: Prompt) -> None:
-    again = cli("put", *stored["files"], *stored["store"], "kv.npy")
+def test_a_second_put_finds_everything_there(called: Run, stored: Prompt) -> None:
+    again = called("put", *stored["files"], *stored["store"], "kv.npy")
     assert again.stdout.startswith("stored 0 of 3 chunks")
 
 
-def test_raw_bytes_and_single_chunks(cli: Run, stored: Prompt, tmp_path: Path) -> None:
-    by_number = cli("get", *stored["files"], *stored["store"], "--chunk", "1", "-o", "one.bin")
-    by_key = cli("get", "--spec", "spec.json", "--key", KEYS[1], *stored["store"], "-o", "two.bin")
+def test_raw_bytes_and_single_chunks(called: Run, stored: Prompt, tmp_path: Path) -> None:
+    by_number = called("get", *stored["files"], *stored["store"], "--chunk", "1", "-o", "one.bin")
+    by_key = called("get", "--spec", "spec.json", "--key", KEYS[1], *stored["store"], "-o", "two.bin")
     assert (by_number.returncode, by_key.returncode) == (0, 0), by_number.stderr + by_key.stderr
     part = np.ascontiguousarray(stored["kv"][:, :, 16:32]).tobytes()
     assert (tmp_path / "one.bin").read_bytes() == (tmp_path / "two.bin").read_bytes() == part
     alone = ("--spec", "spec.json", "--key", "ab" * 32, "--token-count", "16", *stored["store"])
-    assert cli("put", *alone, "one.bin").returncode == 0
-    assert cli("put", *alone[:4], *stored["store"], "one.bin").returncode == 2
-    assert cli("get", *alone[:4], *stored["store"], "-o", "three.bin").returncode == 0
+    assert called("put", *alone, "one.bin").returncode == 0
+    assert called("put", *alone[:4], *stored["store"], "one.bin").returncode == 2
+    assert called("get", *alone[:4], *stored["store"], "-o", "three.bin").returncode == 0
     assert (tmp_path / "three.bin").read_bytes() == part
 
 
-def test_removed_chunks_are_misses(cli: Run, stored: Prompt) -> None:
+def test_removed_chunks_are_misses(called: Run, stored: Prompt) -> None:
     one = ("--spec", "spec.json", "--key", KEYS[0], *stored["store"])
-    assert only_json(cli("rm", *one, "--json")) == {"deleted": 1, "asked": 1}
-    assert cli("rm", *one).returncode == 3
-    missing = cli("get", *one, "-o", "x.bin")
+    assert only_json(called("rm", *one, "--json")) == {"deleted": 1, "asked": 1}
+    assert called("rm", *one).returncode == 3
+    missing = called("get", *one, "-o", "x.bin")
     assert (missing.returncode, missing.stdout) == (3, "")
     assert missing.stderr.startswith(f"kvstore: no chunk {KEYS[0]}")
-    assert cli("get", *stored["files"], *stored["store"], "-o", "x.bin").returncode == 3  # no prefix without its head
+    headless = called("get", *stored["files"], *stored["store"], "-o", "x.bin")
+    assert headless.returncode == 3, "no prefix without its head"
 
 
-def test_another_spec_is_a_miss(cli: Run, stored: Prompt, tmp_path: Path) -> None:
+def test_another_spec_is_a_miss(called: Run, stored: Prompt, tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text(json.dumps(SPEC.to_dict() | {"revision": "other"}))
-    assert cli("get", *stored["files"], *stored["store"], "-o", "x.npy").returncode == 3
+    assert called("get", *stored["files"], *stored["store"], "-o", "x.npy").returncode == 3
 
 
-def test_an_array_that_does_not_fit_names_both_shapes(cli: Run, prompt: Prompt, tmp_path: Path) -> None:
+def test_an_array_that_does_not_fit_names_both_shapes(called: Run, prompt: Prompt, tmp_path: Path) -> None:
     np.save(tmp_path / "kv.npy", prompt["kv"][:, :, :-1])
-    result = cli("put", *prompt["files"], *prompt["store"], "kv.npy")
+    result = called("put", *prompt["files"], *prompt["store"], "kv.npy")
     assert (result.returncode, result.stdout) == (2, "")
     assert "[2, 2, 39, 2, 8]" in result.stderr
     assert "[2, 2, 40, 2, 8]" in result.stderr
 
 
-def test_verify_finds_a_damaged_byte(cli: Run, stored: Prompt, tmp_path: Path) -> None:
-    fine = only_json(cli("verify", *stored["store"], "--json"))
+def test_verify_finds_a_damaged_byte(called: Run, stored: Prompt, tmp_path: Path) -> None:
+    fine = only_json(called("verify", *stored["store"], "--json"))
     assert (fine["ok"], fine["tiers"]["nvme"]["placements"]) == (True, 3)
     _damage(tmp_path / "data", stored["kv"][:, :, 16:32])
-    damaged = cli("verify", *stored["store"], "--json")
+    damaged = called("verify", *stored["store"], "--json")
     assert damaged.returncode == 6
     assert [bad["key"] for bad in json.loads(damaged.stdout)["corrupt"]] == [KEYS[1]]
-    assert cli("verify", *stored["store"]).returncode == 0  # quarantined: it is a miss now
-    assert only_json(cli("get", *stored["files"], *stored["store"], "-o", "x.npy", "--json"))["tokens"] == 16
+    assert called("verify", *stored["store"]).returncode == 0  # quarantined: it is a miss now
+    assert only_json(called("get", *stored["files"], *stored["store"], "-o", "x.npy", "--json"))["tokens"] == 16
 
 
-def test_tiers_are_shown_from_fast_to_slow(cli: Run, stored: Prompt) -> None:
-    found = only_json(cli("tiers", *stored["store"], "--json"))["tiers"]
+def test_tiers_are_shown_from_fast_to_slow(called: Run, stored: Prompt) -> None:
+    found = only_json(called("tiers", *stored["store"], "--json"))["tiers"]
     assert list(found) == ["dram", "nvme"]
     assert (found["nvme"]["kind"], found["nvme"]["state"], found["nvme"]["errors"]) == ("nvme", "ok", 0)
     assert 0 < found["nvme"]["used"] <= found["nvme"]["capacity"]
-    shown = cli("tiers", *stored["store"])
+    shown = called("tiers", *stored["store"])
     assert shown.returncode == 0
     assert [line.split()[0] for line in shown.stdout.splitlines()] == ["tier", "dram", "nvme"]
 
 
-def test_tiers_tell_what_their_filters_refuse(cli: Run, stored: Prompt) -> None:
+def test_tiers_tell_what_their_filters_refuse(called: Run, stored: Prompt) -> None:
     keys = {"KVSTORE_NVME_ADMIT": "second-touch", "KVSTORE_NVME_WRITE_BYTES_PER_DAY": "4GiB"}
-    shown = cli("tiers", *stored["store"], env=keys)
+    shown = called("tiers", *stored["store"], env=keys)
     told = "nvme: admits second-touch; refused 0 chunks; 1 GiB of 1 GiB may be written now"
     assert shown.stdout.splitlines()[-1] == told
-    found = only_json(cli("tiers", *stored["store"], "--json", env=keys))["tiers"]["nvme"]
+    found = only_json(called("tiers", *stored["store"], "--json", env=keys))["tiers"]["nvme"]
     assert (found["budget"], found["budget_most"]) == ("open", 1 << 30)
     assert found["refused"] == {"used_once": 0, "budget_low": 0, "budget_spent": 0}
 
 
-def test_a_store_that_is_open_says_so(cli: Run, stored: Prompt) -> None:
+def test_a_store_that_is_open_says_so(called: Run, stored: Prompt) -> None:
     with serving(stored["folder"]):
-        result = cli("ls", *stored["store"])
+        result = called("ls", *stored["store"])
     assert (result.returncode, result.stdout) == (7, "")
     assert "use" in result.stderr
 
 
-def test_a_server_end_to_end(cli: Run, prompt: Prompt, tmp_path: Path) -> None:
+def test_a_server_end_to_end(cli: Run, called: Run, prompt: Prompt, tmp_path: Path) -> None:
     with serving(prompt["folder"]) as (address, stop):
         url = {"KVSTORE_URL": address}
         assert cli("put", *prompt["files"], "kv.npy", env=url).returncode == 0
-        assert only_json(cli("stats", "--json", env=url))["index"]["chunks"] == 3
-        assert cli("pin", *prompt["files"], "--for", "10m", env=url).stdout == "pinned 3 of 3 chunks\n"
-        assert all(each["pinned_until_ms"] for each in only_json(cli("ls", "--json", env=url))["chunks"])
-        assert cli("unpin", *prompt["files"], "--url", address).returncode == 0
-        assert cli("hint", *prompt["files"], "--back-in", "30s", env=url).stdout == "hinted 3 of 3 chunks\n"
-        assert only_json(cli("hint", *prompt["files"], "--json", env=url)) == {"hinted": 3, "asked": 3}
-        counted = only_json(cli("stats", "--json", env=url))["counters"]
+        assert only_json(called("stats", "--json", env=url))["index"]["chunks"] == 3
+        assert called("pin", *prompt["files"], "--for", "10m", env=url).stdout == "pinned 3 of 3 chunks\n"
+        assert all(each["pinned_until_ms"] for each in only_json(called("ls", "--json", env=url))["chunks"])
+        assert called("unpin", *prompt["files"], "--url", address).returncode == 0
+        assert called("hint", *prompt["files"], "--back-in", "30s", env=url).stdout == "hinted 3 of 3 chunks\n"
+        assert only_json(called("hint", *prompt["files"], "--json", env=url)) == {"hinted": 3, "asked": 3}
+        counted = only_json(called("stats", "--json", env=url))["counters"]
         assert (counted["hints_awaited"], counted["hints_ended"]) == (1, 1)
-        never = cli("hint", *prompt["files"], "--back-in", "2d", env=url)
+        never = called("hint", *prompt["files"], "--back-in", "2d", env=url)
         assert (never.returncode, never.stdout) == (2, "")
         assert "awaited for up to 86400 s" in never.stderr
-        assert only_json(cli("verify", "--json", env=url))["ok"]
-        assert cli("ls", "--namespace", "nobody", env=url).returncode == 4
+        assert only_json(called("verify", "--json", env=url))["ok"]
+        assert called("ls", "--namespace", "nobody", env=url).returncode == 4
         assert stop(signal.SIGTERM) == 0
     # What only DRAM held was flushed when the server stopped.
     assert only_json(cli("get", *prompt["files"], *prompt["store"], "-o", "out.npy", "--json"))["tokens"] == 40
     assert np.array_equal(np.load(tmp_path / "out.npy"), prompt["kv"])
-    assert cli("ls", "--url", address).returncode == 8
+    assert called("ls", "--url", address).returncode == 8
 
 
 def test_ctrl_c_stops_a_server_in_order(prompt: Prompt) -> None:
@@ -148,12 +149,12 @@ def test_ctrl_c_stops_a_server_in_order(prompt: Prompt) -> None:
         assert stop(signal.SIGINT) == 0
 
 
-def test_a_server_with_tokens(cli: Run, prompt: Prompt, tmp_path: Path) -> None:
+def test_a_server_with_tokens(called: Run, prompt: Prompt, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text("s3cret\n")
     (tmp_path / "kvstore.toml").write_text('[[namespace]]\nname = "team"\ntokens_file = "tokens"\n')
     with serving(prompt["folder"]) as (address, _):
-        assert cli("ls", "--url", address, "--namespace", "team", "--token-file", "tokens").returncode == 0
-        wrong = cli("ls", "--url", address, "--namespace", "team", "--token", "guess")
+        assert called("ls", "--url", address, "--namespace", "team", "--token-file", "tokens").returncode == 0
+        wrong = called("ls", "--url", address, "--namespace", "team", "--token", "guess")
         assert (wrong.returncode, wrong.stdout) == (4, "")
 
 

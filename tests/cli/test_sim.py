@@ -37,8 +37,8 @@ def test_a_trace_alone_plays_every_policy_at_three_sizes(cli: Run, traces: Path)
     assert "60 requests, 600 ids, 69 distinct" in table.stdout
 
 
-def test_tiers_policies_and_models(cli: Run, traces: Path) -> None:
-    told = only_json(cli(
+def test_tiers_policies_and_models(called: Run, traces: Path) -> None:
+    told = only_json(called(
         "sim", "chat.jsonl", "rag.jsonl", "--tier", "dram=10%", "--tier", "nvme=40%,gbps=3", "--policy", "lru",
         "--model", "smollm2", "--warm", "0.2", "--touch", "put", "--overlap", "--json",
     ))  # fmt: skip
@@ -49,32 +49,32 @@ def test_tiers_policies_and_models(cli: Run, traces: Path) -> None:
     assert [tier["tier"] for tier in told["rows"][1]["tiers"]] == ["dram", "nvme"]
 
 
-def test_a_filter_before_lower_tiers(cli: Run, traces: Path) -> None:
+def test_a_filter_before_lower_tiers(called: Run, traces: Path) -> None:
     both = ("sim", "rag.jsonl", "--tier", "dram=10%", "--tier", "nvme=40%", "--policy", "lru", "--warm", "0")
-    row = only_json(cli(*both, "--admit", "second-touch", "--write-bytes-per-day", "1TB", "--json"))["rows"][1]
+    row = only_json(called(*both, "--admit", "second-touch", "--write-bytes-per-day", "1TB", "--json"))["rows"][1]
     assert row["tiers"][1]["used_once"] > 0
     assert row["tiers"][1]["budget_spent"] == 0
-    spent = only_json(cli(*both, "--write-bytes-per-day", "40MB", "--json"))["rows"][1]
+    spent = only_json(called(*both, "--write-bytes-per-day", "40MB", "--json"))["rows"][1]
     assert spent["tiers"][1]["budget_spent"] > 0
     assert spent["written_bytes"] < row["written_bytes"]
     for wrong, words in ((("--admit", "twice"), "second-touch"), (("--write-bytes-per-day", "much"), "no bytes a day")):
-        refused = cli(*both, *wrong)
+        refused = called(*both, *wrong)
         assert refused.returncode == 2
         assert words in refused.stderr
-    assert cli("sim", "rag.jsonl", "--capacity", "5%", "--admit", "second-touch").returncode == 2
+    assert called("sim", "rag.jsonl", "--capacity", "5%", "--admit", "second-touch").returncode == 2
 
 
-def test_traces_at_once_or_one_after_the_other(cli: Run, traces: Path) -> None:
+def test_traces_at_once_or_one_after_the_other(called: Run, traces: Path) -> None:
     both = ("sim", "chat.jsonl", "rag.jsonl", "--policy", "lru", "--capacity", "30%", "--json")
-    mixed = only_json(cli(*both, "--mix", "--shares", "3,1"))["rows"][1]
+    mixed = only_json(called(*both, "--mix", "--shares", "3,1"))["rows"][1]
     assert (mixed["mode"], set(mixed["tenants"])) == ("chat+rag", {"chat", "rag"})
-    after = only_json(cli(*both, "--then", "--warm", "0"))["rows"][1]
+    after = only_json(called(*both, "--then", "--warm", "0"))["rows"][1]
     assert (after["mode"], after["tenants"], after["requests"]) == ("chat>rag", {}, 120)
 
 
-def test_the_picture(cli: Run, traces: Path) -> None:
+def test_the_picture(called: Run, traces: Path) -> None:
     pytest.importorskip("matplotlib")
-    result = cli("sim", "chat.jsonl", "--policy", "lru", "--capacity", "20%", "--capacity", "50%", "--plot", "x.png")
+    result = called("sim", "chat.jsonl", "--policy", "lru", "--capacity", "20%", "--capacity", "50%", "--plot", "x.png")
     assert result.returncode == 0, result.stderr
     assert (traces / "x.png").read_bytes().startswith(b"\x89PNG")
 
@@ -103,19 +103,19 @@ def test_the_picture(cli: Run, traces: Path) -> None:
         (("--record", "127.0.0.1:1"), ["--out FILE"]),
     ],
 )
-def test_what_is_wrong_is_told(cli: Run, traces: Path, arguments: tuple[str, ...], words: list[str]) -> None:
-    result = cli("sim", *arguments)
+def test_what_is_wrong_is_told(called: Run, traces: Path, arguments: tuple[str, ...], words: list[str]) -> None:
+    result = called("sim", *arguments)
     assert (result.returncode, result.stdout) == (2, ""), result.stderr
     assert all(word in result.stderr for word in words), result.stderr
     assert result.stderr.count("\n") == 1
 
 
-def test_a_server_that_is_not_there(cli: Run, tmp_path: Path) -> None:
-    result = cli("sim", "--record", "grpc://127.0.0.1:1", "--out", "x.jsonl", "--seconds", "1")
+def test_a_server_that_is_not_there(called: Run, tmp_path: Path) -> None:
+    result = called("sim", "--record", "grpc://127.0.0.1:1", "--out", "x.jsonl", "--seconds", "1")
     assert result.returncode == 8, result.stderr
 
 
-def test_bench_sim(cli: Run) -> None:
-    told = only_json(cli("bench", "sim", "--events", "2000", "--rounds", "1", "--json"))
+def test_bench_sim(called: Run) -> None:
+    told = only_json(called("bench", "sim", "--events", "2000", "--rounds", "1", "--json"))
     assert [row["case"] for row in told["rows"]] == [*POLICIES, "belady"]
     assert all(row["events_per_s"] > 0 for row in told["rows"])

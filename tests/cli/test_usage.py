@@ -49,8 +49,8 @@ def test_help_names_every_command(cli: Run) -> None:
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *(f"bench {name}" for name in BENCHMARKS)])
-def test_every_command_has_help(cli: Run, command: str) -> None:
-    result = cli(*command.split(), "--help")
+def test_every_command_has_help(called: Run, command: str) -> None:
+    result = called(*command.split(), "--help")
     assert result.returncode == 0
     assert result.stdout.startswith(f"usage: kvstore {command}")
 
@@ -96,14 +96,14 @@ def test_help_and_the_package_import_nothing_heavy() -> None:
         (("config", "--config", "none.toml"), ["none.toml", "No such file"]),
     ],
 )
-def test_wrong_usage_is_one_line_and_exit_2(cli: Run, arguments: tuple[str, ...], words: list[str]) -> None:
-    assert_one_line(cli(*arguments), 2, *words)
+def test_wrong_usage_is_one_line_and_exit_2(called: Run, arguments: tuple[str, ...], words: list[str]) -> None:
+    assert_one_line(called(*arguments), 2, *words)
 
 
-def test_a_wrong_key_in_the_configuration_names_its_line(cli: Run, tmp_path: Path) -> None:
+def test_a_wrong_key_in_the_configuration_names_its_line(called: Run, tmp_path: Path) -> None:
     (tmp_path / "kvstore.toml").write_text("[dram]\ncapacity = 1\nextend = 2\n")
-    assert_one_line(cli("config"), 2, "kvstore.toml:3:", "did you mean 'extent'")
-    debug = cli("config", "--debug")
+    assert_one_line(called("config"), 2, "kvstore.toml:3:", "did you mean 'extent'")
+    debug = called("config", "--debug")
     assert debug.returncode == 2
     assert "Traceback" in debug.stderr
 
@@ -133,12 +133,12 @@ def test_config_prints_what_is_in_force(cli: Run) -> None:
     ],
 )
 def test_wrong_input_says_what_it_is(
-    cli: Run, prompt: dict[str, Any], tmp_path: Path, change: dict[str, str], code: int, words: list[str]
+    called: Run, prompt: dict[str, Any], tmp_path: Path, change: dict[str, str], code: int, words: list[str]
 ) -> None:
     (tmp_path / "half.json").write_text(json.dumps({"model": "x"}))
     options = {"--spec": "spec.json", "--tokens": "tokens.json"} | change
     flat = [word for pair in options.items() for word in pair]
-    assert_one_line(cli("put", *flat, *prompt["store"], "kv.npy"), code, *words)
+    assert_one_line(called("put", *flat, *prompt["store"], "kv.npy"), code, *words)
 
 
 def test_a_closed_pipe_is_silent(cli: Run, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ pytest.importorskip("transformers")
 
 from kvstore import settings
 from kvstore.config import Config
-from kvstore.demo import main, models
+from kvstore.demo import document, inference, main, models
 from kvstore.errors import InvalidArgument
 
 GOOD = {
@@ -73,20 +74,35 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.model
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("server", [False, True], ids=["embedded", "server"])
-def test_it_restarts_and_goes_on(tmp_path, monkeypatch, capfd, server):
+def test_it_restarts_and_goes_on(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path.parent)
-    main.run(Path(tmp_path.name), tokens=400, generate=6, server=server, json_only=True)
+    main.run(Path(tmp_path.name), tokens=400, generate=6, json_only=True)
     said = json.loads(capfd.readouterr().out)
     assert said == json.loads((tmp_path / "demo.json").read_text())
     assert (said["bench"], said["rows"][0]["case"]) == ("demo", "cold")
-    names = ["dram", "nvme", *(["server-dram", "server-nvme"] if server else [])]
     rows = {row["case"]: row for row in said["rows"][1:]}
-    assert list(rows) == names
+    assert list(rows) == ["dram", "nvme", "server-dram", "server-nvme"]
     assert all(row["identical"] and row["kv_equal"] and row["hit_tokens"] == 399 for row in rows.values())
     assert all(row["from_tier_as_named"] and row["bytes"] == 399 * 46080 for row in rows.values())
     assert (tmp_path / "ttft.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["demo.json", "ttft.png"]
+
+
+@pytest.mark.parametrize("server", [False, True])
+def test_a_server_takes_part_where_it_is_wanted(tmp_path, monkeypatch, server):
+    """Without the model."""
+    saved = []
+    monkeypatch.setattr(models, "load", lambda folder: (None, SimpleNamespace(decode=str)))
+    monkeypatch.setattr(document, "token_ids", lambda tokenizer, tokens: list(range(tokens)))
+    for name, value in (("warm_up", None), ("kv_digest", ""), ("continuation", [1])):
+        monkeypatch.setattr(inference, name, lambda *args, value=value: value)
+    monkeypatch.setattr(main, "_prefill", lambda cold, *args: cold.times_s.append(1) or SimpleNamespace(cache=None))
+    monkeypatch.setattr(main, "_save", lambda model, cache, ids, store, place: saved.append(place))
+    monkeypatch.setattr(main, "measure", lambda job: {"dram": "first", "nvme": "second"})
+    cold, cases = main._measure(tmp_path, tmp_path, 5, 1, server)
+    assert saved == ["embedded", *["server"] * server]
+    assert list(cases) == ["dram", "nvme", *["server-dram", "server-nvme"] * server]
+    assert len(cold.times_s) == main.COLD_ROUNDS
 
 
 def test_a_server_takes_the_variable_that_says_where_models_are_kept():

@@ -140,7 +140,7 @@ def test_an_operation_takes_microseconds() -> None:
     offsets = [allocator.alloc((1 + i % 7) * PAGE) for i in range(50_000)]
     for i in range(0, 50_000, 2):
         allocator.free(offsets[i], (1 + i % 7) * PAGE)
-    start = time.perf_counter()
+    start = time.thread_time()
     for i in range(0, 50_000, 2):
         allocator.alloc((1 + i % 7) * PAGE)
-    assert (time.perf_counter() - start) / 25_000 < 20e-6
+    assert (time.thread_time() - start) / 25_000 < 20e-6

@@ -202,21 +202,21 @@ def test_rows_are_used_again() -> None:
 
 
 def test_speed() -> None:
-    """Bounds of ten times what is meant, so that only a change of kind fails on a busy machine."""
+    """Bounds of ten times what is meant, of this thread's own time, so that only a change of kind fails."""
     array = records(100_000)
     array["group"] = 0
     array["exact"] = 1
     index = Index(100_000, 5)
-    start = time.perf_counter()
+    start = time.thread_time()
     index.bulk_insert(as_bytes(array), 1)
-    assert time.perf_counter() - start < 0.4
+    assert time.thread_time() - start < 0.4
     refs = refs_of(array[5000:5100]).tobytes()
     part = parts_of((0, 0, 0, 32)).tobytes()
     times = []
     for _ in range(200):
-        start = time.perf_counter()
+        start = time.thread_time()
         rows, present, _ = index.lookup(3, refs, part, True, 0)
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     assert (rows >= 0).all()
     assert present.all()
     assert sorted(times)[100] < 100e-6

@@ -159,7 +159,7 @@ def block(spec: KVSpec, seed: int = 0, tokens: int | None = None) -> np.ndarray[
     return np.random.default_rng(seed).integers(0, 1 << 16, shape, np.uint16)
 
 
-def eventually(true: Callable[[], bool], seconds: float = 5.0) -> None:
+def eventually(true: Callable[[], bool], seconds: float = 30.0) -> None:
     """Wait until something holds; fail if it never does."""
     deadline = time.monotonic() + seconds
     while not true():

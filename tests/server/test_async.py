@@ -88,7 +88,7 @@ def test_a_cancelled_look_up_leaves_no_lease(running: Any, kit: Any, monkeypatch
             go, look = threading.Event(), kvstore.Client.lookup
 
             def slow(*args: Any, **options: Any) -> Any:
-                assert go.wait(5)
+                assert go.wait(30)
                 return look(*args, **options)
 
             monkeypatch.setattr(kvstore.Client, "lookup", slow)
@@ -99,7 +99,7 @@ def test_a_cancelled_look_up_leaves_no_lease(running: Any, kit: Any, monkeypatch
                 await task
             events: Any = running.store.session("default")
             go.set()
-            for _ in range(500):
+            for _ in range(3000):
                 if events.stats()["counters"].get("hit_tokens") and not running.gauge("leases"):
                     return
                 await asyncio.sleep(0.01)

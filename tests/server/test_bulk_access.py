@@ -27,9 +27,9 @@ def files(certificates: Path) -> dict[str, Any]:
 
 def refused(url: str, kind: type[BaseException], words: str, **options: Any) -> None:
     start = time.monotonic()
-    with kvstore.connect(url, timeout=5, **options) as client, pytest.raises(kind, match=words):
+    with kvstore.connect(url, timeout=60, **options) as client, pytest.raises(kind, match=words):
         client.describe()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30, "it is told, not waited for"
 
 
 def test_tls_and_what_is_wrong_with_it(start: Callable[..., Any], certificates: Path, kit: Any) -> None:
@@ -135,7 +135,7 @@ def bulk_process(process: Callable[..., Any]) -> Any:
 
 
 def test_a_stopped_server_is_a_passed_deadline(bulk_process: Any) -> None:
-    with kvstore.connect("bulk://" + bulk_process.bulk, timeout=1) as client:
+    with kvstore.connect("bulk://" + bulk_process.bulk, timeout=2) as client:
         client.describe()
         bulk_process._process.send_signal(signal.SIGSTOP)
         state = Path(f"/proc/{bulk_process._process.pid}/stat")
@@ -150,33 +150,33 @@ def test_a_stopped_server_is_a_passed_deadline(bulk_process: Any) -> None:
 
 
 def test_a_server_killed_under_load(bulk_process: Any, process: Callable[..., Any], kit: Any) -> None:
-    client = kvstore.connect("bulk://" + bulk_process.bulk, timeout=3, retries=2)
-    chain, data = client.chain(kit.large, range(256)), kit.block(kit.large)
-    client.put(kit.large, chain.refs[0], data)
-    client.lookup(kit.large, chain, lease_s=30)
-    failures: list[BaseException] = []
-    loading = threading.Barrier(4)
+    with kvstore.connect("bulk://" + bulk_process.bulk, timeout=10, retries=2) as client:
+        chain, data = client.chain(kit.large, range(256)), kit.block(kit.large)
+        client.put(kit.large, chain.refs[0], data)
+        client.lookup(kit.large, chain, lease_s=30)
+        failures: list[BaseException] = []
+        loading = threading.Barrier(4)
 
-    def load() -> None:
-        out = np.zeros_like(data)
+        def load() -> None:
+            out = np.zeros_like(data)
+            loading.wait()
+            try:
+                while True:
+                    client.get(kit.large, chain.refs[0], out=out)
+                    assert np.array_equal(out, data)
+            except kvstore.KVStoreError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=load) for _ in range(3)]
+        for thread in threads:
+            thread.start()
         loading.wait()
-        try:
-            while True:
-                client.get(kit.large, chain.refs[0], out=out)
-                assert np.array_equal(out, data)
-        except kvstore.KVStoreError as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=load) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    loading.wait()
-    time.sleep(0.2)
-    bulk_process.end()
-    for thread in threads:
-        thread.join(10)
-    assert [type(failure) for failure in failures] == [kvstore.Unavailable] * 3
-    client.close()
+        time.sleep(0.2)
+        bulk_process.end()
+        for thread in threads:
+            thread.join(30)
+            assert not thread.is_alive()
+        assert [type(failure) for failure in failures] == [kvstore.Unavailable] * 3
 
 
 def test_a_server_that_comes_back_is_found_again(start: Callable[..., Any], kit: Any) -> None:
@@ -200,7 +200,7 @@ def test_a_client_that_waits_is_woken_by_close(running: Any) -> None:
     thread = threading.Thread(target=lambda: seen.extend(watch))
     thread.start()
     client.close()
-    thread.join(10)
+    thread.join(30)
     assert not thread.is_alive()
     with pytest.raises(kvstore.Closed):
         client.describe()

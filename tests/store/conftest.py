@@ -199,7 +199,7 @@ class Box:
             dram=DramConfig(dram, extent, dram_codec),
             nvme=NvmeConfig(self.folder, nvme, segment, 0, 2, nvme_codec) if nvme else None,
             namespaces=tuple(namespaces),
-            **{"put_wait_s": 0.5, **rest},
+            **{"put_wait_s": 5.0, **rest},
         )
         with self.monkeypatch.context() as patch:
             patch.setattr(opening, "_open", probed)
@@ -246,7 +246,7 @@ class Box:
     def settled(self, client: kvstore.Client) -> None:
         """Nothing may be left behind: memory, readers, reservations, loads, leases of nobody."""
         core = self.store(client)._core
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while time.monotonic() < deadline and not self._is_settled(core):
             time.sleep(0.02)
         with core.lock:
@@ -303,7 +303,7 @@ def shared_index(session: Session) -> SharedIndex:
 
 def says_the_same(session: Session, shared: SharedIndex, spec: KVSpec, refs: bytes) -> bool:
     """Whether the shared index answers what the store does. It is asked again where the mover came in between."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if shared.lookup(Query(spec, refs)) == session.lookup(Query(spec, refs)):
             return True

@@ -97,7 +97,7 @@ class SharedTier(Tier):
             raise Unavailable("the place is down")
 
 
-def until(true: object, seconds: float = 10.0) -> None:
+def until(true: object, seconds: float = 30.0) -> None:
     """Wait until a callable says so."""
     deadline = time.monotonic() + seconds
     while not true():  # type: ignore[operator]

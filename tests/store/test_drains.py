@@ -33,7 +33,7 @@ class Host:
         self.paths = [folder / name for name in DRIVES[:drives]]
         config = NvmeConfig(self.paths[0], 96 * MiB, MiB, 0, 2, paths=tuple(self.paths[1:]))
         more = [] if place is None else [SharedTier(place)]
-        self.store = Store(Config(dram=DramConfig(dram, dram), nvme=config, put_wait_s=0.5, **rest), more)
+        self.store = Store(Config(dram=DramConfig(dram, dram), nvme=config, put_wait_s=5.0, **rest), more)
         self.client = kvstore.Client(self.store.own_session())
 
     def fill(self, refs: Sequence[ChunkRef], ack: str = "persisted") -> None:
@@ -369,7 +369,7 @@ def test_memory_of_cxl_goes_down_to_the_disk_and_a_lost_record_is_a_miss(tmp_pat
     device.write_bytes(bytes(8 * MiB))
     config = Config(
         dram=DramConfig(2 * MiB, 2 * MiB), cxl=CxlConfig(paths=(device,)),
-        nvme=NvmeConfig(tmp_path / "nvme", 64 * MiB, MiB, 0, 2), put_wait_s=0.5,
+        nvme=NvmeConfig(tmp_path / "nvme", 64 * MiB, MiB, 0, 2), put_wait_s=5.0,
     )  # fmt: skip
     with kvstore.open(config) as client:
         refs = refs_of(24)

@@ -30,7 +30,7 @@ def hosts(tmp_path: Path) -> Iterator[Opener]:
                     **rest: Any) -> kvstore.Client:  # fmt: skip
             remote = RemoteConfig(f"file://{tmp_path / 'place'}", capacity=capacity, lookup_wait_s=5.0)
             config = Config(
-                dram=DramConfig(8 * MiB, 8 * MiB), remote=remote, put_wait_s=0.5,
+                dram=DramConfig(8 * MiB, 8 * MiB), remote=remote, put_wait_s=5.0,
                 nvme=NvmeConfig(tmp_path / name, 64 * MiB, MiB, 0, 2) if nvme else None,
                 namespaces=(NamespaceConfig("default", quota, ttl_s),), **rest,
             )  # fmt: skip

@@ -587,7 +587,7 @@ def test_verifying_finds_what_changed_in_dram(box: Box, nvme: int, at: int) -> N
 
 def test_placing_while_everything_moves(box: Box) -> None:
     """Threads place, check what they see through their own mapping and release, while others write and delete."""
-    client = box.open(dram=2 * MiB, extent=MiB, nvme=64 * MiB, put_wait_s=0.2)
+    client = box.open(dram=2 * MiB, extent=MiB, nvme=64 * MiB, put_wait_s=2.0)
     chains = [prompt(LARGE, 2, seed) for seed in range(8)]
     expected = {ref.key: content(LARGE, ref, LARGE.part()).tobytes() for chain in chains for ref in chain.refs}
     for chain in chains:

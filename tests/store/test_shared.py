@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +13,11 @@ import kvstore
 from kvstore.config import Config, DramConfig, NamespaceConfig
 from kvstore.errors import NotFound
 from kvstore.record import unpack
+from kvstore.removed import Removed
 from kvstore.store import Store
+from kvstore.tiers.base import Tier
+from kvstore.tiers.remote import RemoteTier
+from kvstore.tiers.remote.posix import PosixEngine
 from tests.store.conftest import LARGE, SHARDED, SMALL, MiB, content, prompt
 from tests.store.shared_tier import Place, SharedTier, until
 
@@ -21,7 +27,7 @@ class Host:
 
     def __init__(self, place: Place, dram: int = 8 * MiB, namespaces: tuple[str, ...] = ("default",)) -> None:
         self.tier = SharedTier(place)
-        config = Config(dram=DramConfig(dram, dram), namespaces=tuple(map(NamespaceConfig, namespaces)), put_wait_s=0.5)
+        config = Config(dram=DramConfig(dram, dram), namespaces=tuple(map(NamespaceConfig, namespaces)), put_wait_s=5.0)
         self.store = Store(config, [self.tier])
         self.client = kvstore.Client(self.store.session(namespaces[0]))
 
@@ -62,6 +68,29 @@ def test_what_one_host_stored_another_finds(hosts: list[Host], spec: kvstore.KVS
     asked = two.tier.asked
     assert two.client.lookup(spec, chain).tokens == len(chain.ids)
     assert two.tier.asked == asked  # it knows now
+
+
+@pytest.mark.parametrize("kind", ["stand-in", "folder"])
+def test_what_is_written_twice_at_once_stays_there(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whoever puts it and waits for a copy that survives, and by what writes through."""
+    tier: Tier = SharedTier(Place()) if kind == "stand-in" else RemoteTier(PosixEngine(tmp_path), capacity=64 * MiB)
+    write, together = tier.write, threading.Barrier(2)
+    monkeypatch.setattr(tier, "write", lambda *args: together.wait(30) < 0 or write(*args))
+    store, refs = Store(Config(dram=DramConfig(8 * MiB, 8 * MiB)), [tier]), prompt(LARGE, 4).refs
+    try:
+        client, core, removed = kvstore.Client(store.session("default")), store.core, Removed()
+        for ref in refs:
+            client.put(LARGE, ref, content(LARGE, ref, LARGE.part()), ack="persisted")
+        until(lambda: client.stats()["gauges"]["through"] == 0)
+        with core.lock:
+            for row in core.index.chunks(0, 100)[0].tolist():
+                assert core.drop_from(row, 0, removed)
+        core.settle(removed)
+        for ref in refs:
+            assert (client.get(LARGE, ref, verify=True) == content(LARGE, ref, LARGE.part())).all()
+        assert client.stats()["tiers"]["remote"]["used"] == client.stats()["namespace"]["used"] - core.dram.used
+    finally:
+        store.close()
 
 
 def test_what_nobody_stored_is_a_miss_and_another_namespace_finds_nothing(hosts: list[Host]) -> None:

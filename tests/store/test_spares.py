@@ -6,6 +6,7 @@ Over a stand-in for other hosts: a shared tier that nobody here writes to. Real 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -108,15 +109,13 @@ def test_what_others_have_displaces_little_and_goes_first(host: Host) -> None:
 def test_what_others_have_is_not_written_down(tmp_path: Path) -> None:
     theirs = prompt(LARGE, 28).refs
     host = Host(elsewhere(theirs), tmp_path / "nvme")
-    host.read(theirs)
-    host.client.stats()
-    host.store.close()  # a flush writes what no tier holds that survives
+    with closing(host.store):  # a flush writes what no tier holds that survives
+        host.read(theirs)
+        host.client.stats()
     assert host.others.written == 0
-    again = Store(
-        Config(nvme=NvmeConfig(tmp_path / "nvme", 64 * MiB, 4 * MiB, 0, 2), dram=DramConfig(8 * MiB, 8 * MiB))
-    )
-    assert kvstore.Client(again.session("default")).lookup(LARGE, list(theirs)).tokens == 0
-    again.close()
+    config = Config(nvme=NvmeConfig(tmp_path / "nvme", 64 * MiB, 4 * MiB, 0, 2), dram=DramConfig(8 * MiB, 8 * MiB))
+    with closing(Store(config)) as again:
+        assert kvstore.Client(again.session("default")).lookup(LARGE, list(theirs)).tokens == 0
 
 
 def test_what_others_have_lost_is_asked_for_anew_in_every_look_up(host: Host) -> None:

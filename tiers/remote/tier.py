@@ -287,7 +287,11 @@ class RemoteTier(Tier):
         if is_own(location):
             self.delete(location, record_bytes)
         else:
-            self._table.remove(location)
+            self.forget(location, record_bytes)
+
+    def forget(self, location: int, record_bytes: int) -> None:
+        del record_bytes
+        self._table.remove(location)
 
     def close(self) -> None:
         with self._lock:

@@ -93,7 +93,7 @@ def test_a_server_and_its_restart(server, model, expected):
 
 def test_a_server_killed_while_text_is_generated(server, model, expected):
     for _ in ("cold", "warm"):
-        with kvstore.connect(server.address, timeout=2, retries=0) as client:
+        with kvstore.connect(server.address, timeout=10, retries=0) as client:
             cache = KVStoreCache(client, model)
             kill = At(lambda: server.end(signal.SIGKILL))
             assert text(model, past_key_values=cache, streamer=kill) == expected
@@ -107,7 +107,7 @@ def test_a_server_killed_while_text_is_generated(server, model, expected):
 
 
 def test_a_server_that_is_gone(server, model, expected):
-    with kvstore.connect(server.address, timeout=2, retries=0) as client:
+    with kvstore.connect(server.address, timeout=10, retries=0) as client:
         client.describe()
         server.end(signal.SIGKILL)
         with pytest.warns(RuntimeWarning, match="could not look up") as told, KVStoreCache(client, model) as cache:

@@ -198,7 +198,7 @@ def test_a_client_that_stands_still_past_its_lease_reads_no_wrong_byte(
         time.sleep(0.05)
         child.send_signal(signal.SIGSTOP)
         if not turn:
-            kit.eventually(lambda: running.gauge("hazards") == 0, 10)
+            kit.eventually(lambda: running.gauge("hazards") == 0)
             assert local.delete(kit.small, [ref.key for ref in refs]) == 40
         for ref in local.chain(kit.small, range(turn + 1, turn + 1 + 64 * 80)).refs:  # other bytes in the same memory
             local.put(kit.small, ref, block_of(kit, 999))

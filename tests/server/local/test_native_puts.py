@@ -95,15 +95,14 @@ def test_records_put_natively_are_whole_on_disk(tmp_path: Any, kit: Any) -> None
         server=ServerConfig(listen="127.0.0.1:0"),
     )
     chain = refs(kit, 4)
-    store = Store(config)
-    server = serve(store, config)
-    with kvstore.connect("local:" + server.local) as local:
+    with contextlib.closing(Store(config)) as store, contextlib.ExitStack() as stack:
+        server = serve(store, config)
+        stack.callback(server.stop, 0.2)
+        local = stack.enter_context(kvstore.connect("local:" + server.local))
         for number, ref in enumerate(chain):
             assert local.put(kit.small, ref, fill(local, kit, number + 1))
         assert int(store._core.counters["stored"]) == 1
         assert not local.put(kit.small, chain[2], fill(local, kit, 3), ack="synced")  # there already, now on disk, too
-    server.stop(0.2)
-    store.close()
     with kvstore.open(config) as again:
         for number, ref in enumerate(chain):
             assert (again.get(kit.small, ref, verify=True) == number + 1).all()

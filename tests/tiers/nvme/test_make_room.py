@@ -250,6 +250,7 @@ def test_readers_writers_and_cleaning_at_once(opener: Opener) -> None:
 
 
 def test_closing_waits_for_what_is_under_way(opener: Opener) -> None:
+    before = set(threading.enumerate())
     tier = opener()
     tier.recover()
     owner = BookOwner()
@@ -268,7 +269,7 @@ def test_closing_waits_for_what_is_under_way(opener: Opener) -> None:
         tier.close()
         for writer in writers:
             writer.result(20)
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("kvstore-nvme")]
+    assert not [thread for thread in threading.enumerate() if thread not in before and "kvstore-nvme" in thread.name]
     again = opener()
     assert sorted(int(row["location"]) for row in again.recover().rows) == sorted(owner.book)
     owner.check(again)

@@ -136,7 +136,7 @@ def test_an_unreachable_directory_is_asked_once(
     for _ in range(1000):
         with pytest.raises(Unavailable):
             one.look_up(asked, WITHIN_S)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
     server.start()
     until(lambda: one.is_open and one.look_up(asked, WITHIN_S) == [None] * 3)
 

@@ -203,7 +203,7 @@ class TestWhenItGoesAway:
             for _ in range(1000):  # the breaker is open
                 with pytest.raises(Unavailable):
                     make_sample(1, 50_000).write_to(tier)
-            assert time.monotonic() - start < 10
+            assert time.monotonic() - start < 60
             place.start()
             until(lambda: tier.state == "ok")
             with pytest.raises(NotFound):  # it was in memory alone

@@ -75,7 +75,7 @@ class TestOutage:
     def test_a_server_that_hangs(self, own_server: Starter, open_tier: TierMaker) -> None:
         server = own_server()
         engine = CountedEngine(server.url())
-        tier = open_tier(engine, miss_s=0.0, deadline_s=0.5)
+        tier = open_tier(engine, miss_s=0.0, deadline_s=1.5)
         sample = make_sample(1, 50_000)
         location = sample.write_to(tier)
         server.pause()
@@ -140,7 +140,7 @@ class TestOutage:
 
     def test_deletions_wait_for_the_place(self, own_server: Starter, open_tier: TierMaker) -> None:
         server = own_server()
-        tier = open_tier(server.url(), deadline_s=0.5)
+        tier = open_tier(server.url(), deadline_s=1.5)
         samples = [make_sample(number, 5000) for number in range(5)]
         locations = [sample.write_to(tier) for sample in samples]
         server.pause()
