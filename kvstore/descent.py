@@ -89,7 +89,7 @@ class Descent:
         return True
 
     def _write(self, target: int, scope: Scope, record: Record, header: bytes, payload: memoryview) -> None:
-        core, tier, removed, placed = self._core, self._core.tiers[target], Removed(), -1
+        core, tier, removed, placed, known = self._core, self._core.tiers[target], Removed(), -1, False
         try:
             with core.admissions.writing(target, record.total_bytes):
                 kept, location = self._keep(tier, scope, record, header, payload)
@@ -102,12 +102,15 @@ class Descent:
         try:
             with core.lock:
                 placed = core.publish(scope, kept, target, location, removed)
+                known = placed < 0
                 if placed >= 0:
                     core.counters["demoted_bytes"] += kept.stored
                     core.counters[f"demoted_{tier.name}"] += 1
                     core.events.emit("moved", scope.namespace.name, record.key, record.spec, record.part, tier.name)
         finally:
-            if placed < 0:
+            if known and tier.shared:  # somebody else wrote or found it meanwhile: both are one object there
+                tier.forget(location, kept.total_bytes)
+            elif placed < 0:
                 removed.places.append((tier, location, kept.total_bytes))
             core.settle(removed)
 

@@ -199,6 +199,10 @@ class Tier(ABC):
         """Let go of a record to make room: like `delete`, but of a shared tier what others wrote stays for them."""
         self.delete(location, record_bytes)
 
+    def forget(self, location: int, record_bytes: int) -> None:
+        """Of a shared tier: let go of a location, and of nothing in the place. The owner has another one of the record."""
+        self.delete(location, record_bytes)
+
     def make_room(self, nbytes: int, owner: Owner) -> bool:
         """Try to make room for so many bytes by dropping or moving what `owner` allows; False if it cannot."""
         del nbytes, owner

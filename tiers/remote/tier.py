@@ -292,6 +292,10 @@ class RemoteTier(Tier):
         else:
             self._table.remove(location)
 
+    def forget(self, location: int, record_bytes: int) -> None:
+        del record_bytes
+        self._table.remove(location)
+
     def close(self) -> None:
         with self._lock:
             if self._closed:
