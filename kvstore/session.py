@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from kvstore.tiers.hbm.ipc import SharedSlab
 
 MAX_PIN_S = 366 * 86400
+PROBES = 0  # the session, which is nobody's, whose forecasts are of probes
 
 
 class Session:
@@ -114,7 +115,7 @@ class Session:
         if query.places and not query.lease:
             raise InvalidArgument("places are told under a lease only: what is not held may move")
         speeds = None if query.prompt is None else self._worth.speeds()
-        places, choice = b"", None
+        places, choice, probed = b"", None, list[bytes]()
         core.events.looked_up(self._namespace.name, query.spec.digest, query.refs)
         if self._store.finder is not None:
             self._store.finder.complete(scope, query.refs, parts, packed, exact)
@@ -138,12 +139,16 @@ class Session:
                 core.usage.asked(scope, query.refs, rows)
                 if choice is not None and choice.forecast is not None:
                     core.forecasts.expect((self._number, query.lease), choice.forecast)
+                if choice is not None and choice.probe is not None:
+                    core.forecasts.expect((PROBES, query.lease), choice.probe)
+                    probed = [core.index.chunk(row).key for row in choice.probe.cold]
                 if len(far.used):  # what is asked for and computed all the same is in use, too
                     core.usage.used(far.take(rows), self._namespace)
                 if query.places or len(core.tiers) > 1:
                     places = core.index.places(used, packed, scope.headers_of(parts), exact, DRAM, core.bad_rows())
             if len(reach.used):
                 core.counters["hit_tokens"] += reach.tokens if choice is None else choice.plan.tokens
+        self._loader.probe(scope, probed, query.fidelity)
         used_refs = reach.indexes()
         # Without a tier beside DRAM nothing is asked for places, and nothing is cold.
         cold = tuple(used_refs[i] for i in elsewhere(places, reach.take(present.T).T)) if places else ()

@@ -79,7 +79,7 @@ class Worth:
         if load.warm:
             # The step that such a request waits for counts apart.
             way_s = max(seconds - load.step_s, LEAST_SHARE * seconds)
-            self._link.seen(load.tokens * self._token_bytes, way_s)
+            self._link.seen(load.tokens * self._token_bytes, way_s, warm=True)
 
     def forget(self, request: str) -> None:
         """A request has ended."""

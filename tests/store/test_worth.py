@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kvstore
-from kvstore import forecasts
+from kvstore import learnt
 from kvstore.appraisal import appraise
 from kvstore.config import ServerConfig
 from kvstore.cost import Prefill, Prompt
@@ -34,7 +34,7 @@ def way(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def bold(monkeypatch: pytest.MonkeyPatch) -> None:
     """No margin to begin with, so that cuts fall where the figures say."""
-    monkeypatch.setattr(forecasts, "FIRST_MARGIN", 0.0)
+    monkeypatch.setattr(learnt, "FIRST_SPREAD", 0.0)
 
 
 @pytest.fixture
