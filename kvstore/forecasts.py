@@ -165,6 +165,7 @@ class Forecasts:
         learnt, expected_s = self._learnt[forecast.tier], forecast.plain_s * forecast.factor
         if forecast.probe:
             self._counters["probes"] += 1
+            learnt.outcome(slower=seconds > expected_s * learnt.margin)
         else:
             slower = seconds + forecast.other_s > forecast.recompute_s
             self._counters["loads_judged"] += 1

@@ -12,8 +12,8 @@ import time
 from collections import deque
 from statistics import median
 
-LEARN = 0.3  # weight of the last time in what is expected of the next
-KEPT = 32  # errors that the spread is of
+LEARN = 0.2  # weight of the last time in what is expected of the next
+KEPT = 64  # errors that the spread is of
 FORGET_S = 300.0  # half-life of what was learnt, so that what was left alone for being slow is tried again
 BOUNDS = (math.log(0.02), math.log(1000.0))
 FIRST_SPREAD, LEAST_SPREAD = 0.2, 0.02  # 0.2: a margin of 1.5 until something is known
@@ -21,9 +21,9 @@ FIRST_COUNTS = 2  # as so many errors
 DEVIATION = 1.4826  # of a normal scatter, in medians of the errors without their signs
 SURPRISE = 3.0  # deviations
 SLOWER_SHARE = 0.01  # of loads that may take longer than recomputing
-CARE_STEP = 1.0  # what one that did adds to how many deviations the margin is
+CARE_STEP = 0.5  # what one that did adds to how many deviations the margin is
 FIRST_CARE = 2.0
-CARES = (1.0, 6.0)
+CARES = (1.0, 4.0)
 MOST_MARGIN = math.log(50.0)
 
 
