@@ -144,7 +144,7 @@ class Worth:
 
     def _speeds(self, stored: _Stored, measured: Sequence[Speed], asked: Asked) -> list[TierSpeed]:
         """What each tier does for this run: what is read is then decoded, and crosses the link."""
-        core, found, encoded = self._core, list[TierSpeed](), stored.forms.any()
+        found, encoded = list[TierSpeed](), stored.forms.any()
         link = asked.prompt.link_bytes_per_s or measured[DRAM].read_bytes_per_s / self._caution(DRAM)
         for tier, speed in enumerate(measured):
             decode_s = self._decode_s(stored, tier) if encoded else 0.0

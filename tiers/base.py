@@ -200,7 +200,7 @@ class Tier(ABC):
         self.delete(location, record_bytes)
 
     def forget(self, location: int, record_bytes: int) -> None:
-        """Of a shared tier: let go of a location, and of nothing in the place. The owner has another one of the record."""
+        """Of a shared tier: let go of a location alone, where the owner has another one of the same record."""
         self.delete(location, record_bytes)
 
     def make_room(self, nbytes: int, owner: Owner) -> bool:
