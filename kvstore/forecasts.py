@@ -175,7 +175,9 @@ class Forecasts:
             learnt.outcome(slower=slower)
         if not forecast.shared:
             learnt.took(seconds, expected_s, forecast.plain_by(now))
-        self._probe_at[forecast.tier] = time.monotonic() + max(PROBE_S, seconds / PROBE_SHARE if forecast.probe else 0.0)
+        self._probe_at[forecast.tier] = time.monotonic() + max(
+            PROBE_S, seconds / PROBE_SHARE if forecast.probe else 0.0
+        )
 
     def _forget(self, lease: tuple[int, bytes]) -> None:
         forecast = self._waiting.pop(lease, None)
