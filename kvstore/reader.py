@@ -28,7 +28,6 @@ from kvstore.places import NOWHERE, pack_items, unpack_places
 from kvstore.record import RAW, Record, unpack
 from kvstore.spec import Part
 
-
 TELLING_BYTES = 1 << 20  # a get of fewer says nothing of how fast memory is copied
 
 

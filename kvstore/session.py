@@ -50,7 +50,7 @@ from kvstore.rows import REF_DTYPE
 from kvstore.spec import KVSpec, Part
 from kvstore.usage import now_ms
 from kvstore.walk import all_parts, reach_of
-from kvstore.worth import Asked, Worth
+from kvstore.worth import Asked, Choice, Worth
 from kvstore.writer import Writer
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Session:
         if query.places and not query.lease:
             raise InvalidArgument("places are told under a lease only: what is not held may move")
         speeds = None if query.prompt is None else self._worth.speeds()
-        places, choice, probed = b"", None, list[bytes]()
+        places, choice, probed = b"", None, []
         core.events.looked_up(self._namespace.name, query.spec.digest, query.refs)
         if self._store.finder is not None:
             self._store.finder.complete(scope, query.refs, parts, packed, exact)
@@ -137,11 +137,7 @@ class Session:
                 used = reach.take(rows)
                 self._take_lease(query.lease, until, used)
                 core.usage.asked(scope, query.refs, rows)
-                if choice is not None and choice.forecast is not None:
-                    core.forecasts.expect((self._number, query.lease), choice.forecast)
-                if choice is not None and choice.probe is not None:
-                    core.forecasts.expect((PROBES, query.lease), choice.probe)
-                    probed = [core.index.chunk(row).key for row in choice.probe.cold]
+                probed = self._expect(query.lease, choice)
                 if len(far.used):  # what is asked for and computed all the same is in use, too
                     core.usage.used(far.take(rows), self._namespace)
                 if query.places or len(core.tiers) > 1:
@@ -156,6 +152,15 @@ class Session:
         plan, left_out = None if choice is None else choice.plan, far.tokens - reach.tokens
         flags = whole.view(np.bool_).tolist()
         return Found(reach.tokens, used_refs, flags, bool(query.lease), told, cold, plan, left_out)
+
+    def _expect(self, lease: bytes, choice: Choice | None) -> list[bytes]:
+        """Note what a plan leads to expect; the keys of what is to be loaded beside, to be measured. Needs the lock."""
+        if choice is not None and choice.forecast is not None:
+            self._core.forecasts.expect((self._number, lease), choice.forecast)
+        if choice is None or choice.probe is None:
+            return []
+        self._core.forecasts.expect((PROBES, lease), choice.probe)
+        return [self._core.index.chunk(row).key for row in choice.probe.cold]
 
     def place(
         self,

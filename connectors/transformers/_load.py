@@ -68,7 +68,7 @@ def load(
 ) -> Loaded:
     """The longest stored prefix of `tokens`, at most all but the last one, as a cache that `model` goes on with.
 
-    With `prefill`, how fast the model computes on its device, no more is loaded than is quicker to load than to compute.
+    With `prefill`, how fast the model computes on its device, no more is loaded than what is quicker to load.
 
     `config` is the model's. The chunks are leased while they are read, and their bytes go once from the store's
     memory into the cache's tensors, `[1, kv_heads, tokens, head_dim]` on `device`. Tails are looked for at every

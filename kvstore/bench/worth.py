@@ -1,4 +1,4 @@
-"""`kvstore bench worth`: how often a load took longer than recomputing, and how often recomputing took longer than a load.
+"""`kvstore bench worth`: how often a load took longer than recomputing, and how often recomputing than a load.
 
 Prompts lie in DRAM, on a disk, or behind a link; an engine is imagined: in each request it computes at another rate,
 from a quarter of the tokens a second that are loaded to four times that. What is loaded is really loaded and checked;

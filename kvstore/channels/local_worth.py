@@ -20,7 +20,8 @@ TELL_S = 60.0  # between two look-ups of a spec that tell the server of the engi
 def weigh(found: Found, query: Query, prompt: Prompt, token_bytes: int, copied_bytes_per_s: float = 0.0) -> Found:
     """The answer cut to what is worth loading: all of it raw in DRAM, `token_bytes` a token.
 
-    `copied_bytes_per_s` is how fast this client has copied of late (0: it has not). What was leased and is not loaded is held until the lease ends.
+    `copied_bytes_per_s` is how fast this client has copied of late (0: it has not). What was leased and is not loaded
+    is held until the lease ends.
     """
     refs = np.frombuffer(query.refs, REF_DTYPE)
     start = int(refs["position"][0]) if len(refs) else 0
