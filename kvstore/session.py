@@ -130,7 +130,7 @@ class Session:
                     scope, refs, rows, parts, packed, scope.headers_of(parts), present, whole, first_valid, exact,
                     query.prompt,
                 )  # fmt: skip
-                choice = self._worth.choose(asked, far, speeds)
+                choice = self._worth.choose(asked, far, speeds, leased=bool(query.lease))
                 reach = choice.reach
                 core.prefills.tell(self._number, scope, query.prompt.prefill)
             if query.lease:

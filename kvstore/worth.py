@@ -83,8 +83,8 @@ class Worth:
         nothing = Speed(0.0, 0.0, 0.0)
         return [tier.speed if tier.state == "ok" else nothing for tier in self._core.tiers]
 
-    def choose(self, asked: Asked, reach: Reach, measured: Sequence[Speed]) -> Choice:
-        """What of a hit to load."""
+    def choose(self, asked: Asked, reach: Reach, measured: Sequence[Speed], *, leased: bool) -> Choice:
+        """What of a hit to load. Only what is `leased` will be, and is worth a probe."""
         start, counters, whole = _start(asked.refs), self._core.counters, reach
         while True:
             stored = self._stored(asked, reach, start)
@@ -105,7 +105,7 @@ class Worth:
         if left:
             counters["lookups_cut"] += 1
             counters[LEFT_OUT[plan.reason] or "left_out_cut"] += left
-            probe = self._probe(asked, whole, start, measured)
+            probe = self._probe(asked, whole, start, measured) if leased else None
         if not plan.tokens:
             return Choice(Reach(start, range(0)), plan, None, probe)
         kept = stored.ends > plan.start

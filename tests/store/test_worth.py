@@ -121,6 +121,25 @@ def test_one_step_of_the_scheduler_counts(box, embedded, client):
     assert client.lookup(SMALL, chain, prompt=Prompt(16, slow)).tokens == 0  # without a lease as well
 
 
+def test_decoding_counts(box, monkeypatch):
+    """What is read quickly and decoded slowly, by the speed that the codec was measured to have here."""
+    client, chain = box.open(nvme=64 * MiB, nvme_codec="lossless"), prompt(LARGE, 4)
+    for ref in chain.refs:
+        client.put(LARGE, ref, np.zeros(LARGE.part_shape(LARGE.part(), 64), np.uint16), ack="persisted")
+    box.only_on_disk(client, LARGE, ())
+    box.probe.told_speed = Speed(1e9, 1e9, 0.0)
+    core, asked = box.store(client)._core, Prompt(256, Prefill.of_rate(25_600.0))  # 10 ms
+    rows = core.index.chunks(0, 100)[0].tolist()
+    stored = sum(core.index.placement(each).stored for row in rows for each in core.placements(row))
+    for decode_s, tokens in ((0.005, 256), (0.02, 0)):
+        monkeypatch.setattr(core.coder, "decoding_bytes_per_s", lambda form, seconds=decode_s: stored / seconds)
+        hit = client.lookup(LARGE, chain, prompt=asked)
+        assert hit.tokens == tokens
+        assert hit.plan is not None
+        if tokens:
+            assert hit.plan.seconds == pytest.approx(decode_s, rel=0.15)
+
+
 def test_an_engine_that_can_computes_from_the_front_while_the_back_is_loaded(box, embedded, client):
     chain = prompt(SMALL, 8)
     box.only_on_disk(embedded, SMALL, chain.refs)
@@ -365,6 +384,8 @@ def test_a_disk_that_was_slow_is_tried_again_beside(box, monkeypatch):
     assert "probes" not in client.stats()["counters"]
     monkeypatch.setattr(forecasts, "PROBE_S", 0.0)
     forecasts_of._probe_at[1] = 0.0
+    assert client.lookup(SMALL, chain, prompt=asked).tokens == 0  # who takes no lease is not going to load
+    assert "probes" not in client.stats()["counters"]
     with client.lookup(SMALL, chain, lease_s=30, prompt=asked) as hit:
         assert hit.tokens == 0
     eventually(lambda: client.stats()["counters"].get("probes") == 1)
