@@ -21,6 +21,7 @@ MOST = 256  # forecasts that wait for their loads
 KEPT_S = 60.0  # and how long: then the lease is over, or as good as that
 PROMISED_S = 5.0  # for so long a load that has not begun counts as on its way
 PROBE_S = 1.0  # the least time between a load and a probe, and between two probes
+FIRST_PROBE_S = 0.1  # of a tier of which little is known yet
 PROBE_SHARE = 0.05  # of a tier's time that probes may take
 UNKNOWN = Speed(0.0, 0.0, 0.0)
 
@@ -107,7 +108,7 @@ class Forecasts:
     def probe_due(self, tier: int) -> bool:
         """Whether a tier that nothing is loaded from has been left alone for long enough; the next time is later."""
         now = time.monotonic()
-        if now < max(self._probe_at[tier], self._learnt[tier].at + PROBE_S):
+        if now < max(self._probe_at[tier], self._learnt[tier].at + self._pause_s(tier)):
             return False
         self._probe_at[tier] = now + KEPT_S  # or earlier, once this one has ended
         return True
@@ -175,9 +176,11 @@ class Forecasts:
             learnt.outcome(slower=slower)
         if not forecast.shared:
             learnt.took(seconds, expected_s, forecast.plain_by(now))
-        self._probe_at[forecast.tier] = time.monotonic() + max(
-            PROBE_S, seconds / PROBE_SHARE if forecast.probe else 0.0
-        )
+        probing_s = seconds / PROBE_SHARE if forecast.probe else 0.0
+        self._probe_at[forecast.tier] = time.monotonic() + max(self._pause_s(forecast.tier), probing_s)
+
+    def _pause_s(self, tier: int) -> float:
+        return PROBE_S if self._learnt[tier].is_known else min(PROBE_S, FIRST_PROBE_S)
 
     def _forget(self, lease: tuple[int, bytes]) -> None:
         forecast = self._waiting.pop(lease, None)

@@ -17,6 +17,7 @@ KEPT = 64  # errors that the spread is of
 FORGET_S = 300.0  # half-life of what was learnt, so that what was left alone for being slow is tried again
 BOUNDS = (math.log(0.02), math.log(1000.0))
 FIRST_SPREAD, LEAST_SPREAD = 0.2, 0.02  # 0.2: a margin of 1.5 until something is known
+ENOUGH = 16  # errors, for the spread to be known
 FIRST_COUNTS = 2  # as so many errors
 DEVIATION = 1.4826  # of a normal scatter, in medians of the errors without their signs
 SURPRISE = 3.0  # deviations
@@ -51,6 +52,11 @@ class Learnt:
     def spread(self) -> float:
         """The deviation of the logarithm of what it takes from that of what is expected."""
         return FIRST_SPREAD + (self._spread - FIRST_SPREAD) * self._fade
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there were enough times for what is said of their spread."""
+        return len(self._errors) >= ENOUGH
 
     @property
     def margin(self) -> float:
