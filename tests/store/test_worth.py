@@ -328,6 +328,23 @@ def test_a_prefill_in_position(box):
     assert client.lookup(spec, chain, prompt=quicker).tokens == 1024
 
 
+def test_what_dram_holds_costs_what_its_own_form_does(box):
+    """Not what the form of the last tier does, which there need not be."""
+    alone = box.open()
+    alone.lookup(SMALL, prompt(SMALL, 2), prompt=Prompt(32, Prefill.of_rate(1e4)))
+    appraise(box.store(alone)._core)
+    alone.close()
+    client, chain = box.open(nvme=64 * MiB, nvme_codec="lossless"), prompt(LARGE, 2)
+    for ref in chain.refs:
+        client.put(LARGE, ref, np.zeros(LARGE.part_shape(LARGE.part(), 64), np.uint16), ack="persisted")
+    core = box.store(client)._core
+    (scope,) = (each for each in core.catalog.scopes if each.spec == LARGE)
+    assert core.coder.cost_in(scope, 0) == (1.0, 0.0)
+    share, decode_s = core.coder.cost_in(scope, 1)
+    assert share < 0.9
+    assert decode_s > 0
+
+
 def test_policies_are_told_how_fast_engines_are(box, monkeypatch):
     client, chain = box.open(nvme=16 * MiB, prefill_tokens_per_s=10.0), prompt(SMALL, 2)
     core, told = box.store(client)._core, list[dict[str, float]]()
