@@ -331,6 +331,7 @@ def test_a_prefill_in_position(box):
 def test_what_dram_holds_costs_what_its_own_form_does(box):
     """Not what the form of the last tier does, which there need not be."""
     alone = box.open()
+    box.fill(alone, SMALL, prompt(SMALL, 2).refs)
     alone.lookup(SMALL, prompt(SMALL, 2), prompt=Prompt(32, Prefill.of_rate(1e4)))
     appraise(box.store(alone)._core)
     alone.close()
