@@ -22,7 +22,7 @@ KEPT_S = 60.0  # and how long: then the lease is over, or as good as that
 PROMISED_S = 5.0  # for so long a load that has not begun counts as on its way
 PROBE_S = 1.0  # the least time between a load and a probe, and between two probes
 FIRST_PROBE_S = 0.1  # of a tier of which little is known yet
-PROBE_SHARE = 0.05  # of a tier's time that probes may take
+PROBE_SHARE = 0.1  # of the time of a tier, from which nothing else is loaded, that probes may take
 UNKNOWN = Speed(0.0, 0.0, 0.0)
 
 
@@ -166,7 +166,7 @@ class Forecasts:
         learnt, expected_s = self._learnt[forecast.tier], forecast.plain_s * forecast.factor
         if forecast.probe:
             self._counters["probes"] += 1
-            learnt.outcome(slower=seconds > expected_s * learnt.margin)
+            learnt.outcome(slower=False)  # nobody has lost anything, and who loads nothing must become less careful
         else:
             slower = seconds + forecast.other_s > forecast.recompute_s
             self._counters["loads_judged"] += 1

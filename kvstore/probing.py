@@ -17,7 +17,7 @@ from kvstore.errors import KVStoreError
 from kvstore.keys import ChunkRef
 
 PROBE_S = 0.25  # the least time between a read and a probe, and between two probes
-PROBE_SHARE = 0.05  # of the time that they may take
+PROBE_SHARE = 0.1  # of the time that they may take
 PROBE_BYTES = 8 << 20
 
 

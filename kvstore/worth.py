@@ -19,7 +19,7 @@ from kvstore.spec import Part
 from kvstore.tiers.base import Speed
 from kvstore.walk import Flags, Reach, reach_of
 
-PROBE_BYTES = 16 << 20
+PROBE_BYTES = 8 << 20
 _ALL, _CUT = 2, 3  # reasons of `kvstore.cost.REASONS`
 LEFT_OUT = ("", "left_out_slower", "", "left_out_cut", "left_out_met")  # counters of tokens, by reason
 

@@ -162,7 +162,7 @@ def test_a_tier_that_nothing_is_loaded_from_is_probed_now_and_then(clock):
     assert not found.probe_due(1)  # one is under way
     load(found, clock, 0.01, 0.4, math.inf, probe=True)
     clock.now += 0.4 / forecasts.PROBE_SHARE - 0.1
-    assert not found.probe_due(1)  # a twentieth of the time is what they may take
+    assert not found.probe_due(1)  # a tenth of the time is what they may take
     clock.now += 0.2
     assert found.probe_due(1)
     load(found, clock, 0.01, 0.01, math.inf, probe=True)
