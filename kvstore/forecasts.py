@@ -176,7 +176,8 @@ class Forecasts:
             learnt.outcome(slower=slower)
         if not forecast.shared:
             learnt.took(seconds, expected_s, forecast.plain_by(now))
-        probing_s = seconds / PROBE_SHARE if forecast.probe else 0.0
+        # One that a stall of this machine made long does not put the next one off for as many times longer.
+        probing_s = min(seconds, 2 * expected_s) / PROBE_SHARE if forecast.probe else 0.0
         self._probe_at[forecast.tier] = time.monotonic() + max(self._pause_s(forecast.tier), probing_s)
 
     def _pause_s(self, tier: int) -> float:

@@ -17,6 +17,7 @@ from kvstore.errors import KVStoreError
 from kvstore.keys import ChunkRef
 
 PROBE_S = 0.25  # the least time between a read and a probe, and between two probes
+FIRST_PROBE_S, FIRST_PROBES = 0.05, 16  # while little is known of the way
 PROBE_SHARE = 0.1  # of the time that they may take
 PROBE_BYTES = 8 << 20
 
@@ -26,12 +27,13 @@ class Probing:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._due = time.monotonic() + PROBE_S
+        self._due = time.monotonic() + min(PROBE_S, FIRST_PROBE_S)
         self._running = False
+        self._probes = 0
 
     def read(self) -> None:
         """Something was read, and has been measured by that."""
-        self._due = max(self._due, time.monotonic() + PROBE_S)
+        self._due = max(self._due, time.monotonic() + self._pause_s)
 
     def left_out(self, backend: Backend, query: Query, refs: Sequence[ChunkRef], found: Found) -> None:
         """A look-up left out chunks of `refs`, which are there and not worth loading."""
@@ -51,7 +53,12 @@ class Probing:
         finally:
             now = time.monotonic()
             with self._lock:
-                self._running, self._due = False, now + max(PROBE_S, (now - began) / PROBE_SHARE)
+                self._probes += 1
+                self._running, self._due = False, now + max(self._pause_s, (now - began) / PROBE_SHARE)
+
+    @property
+    def _pause_s(self) -> float:
+        return PROBE_S if self._probes >= FIRST_PROBES else min(PROBE_S, FIRST_PROBE_S)
 
 
 def _wants(query: Query, refs: Sequence[ChunkRef], found: Found) -> Sequence[Want]:

@@ -122,9 +122,9 @@ def _changing(name: str) -> Sequence[Phase]:
 
 
 SCENES = (
-    Scene(_memory, (Phase("dram"),)),
+    Scene(_memory, (Phase("dram", warm=1.0),)),
     Scene(
-        _disk, (Phase("nvme: new", 0.25, 0.0, steady=False), Phase("nvme", warm=0.0), Phase("nvme: busy", busy=True))
+        _disk, (Phase("nvme: new", 0.25, 0.0, steady=False), Phase("nvme", warm=0.5), Phase("nvme: busy", busy=True))
     ),
     Scene(_remote, _changing("remote")),
     Scene(_server, _changing("server")),

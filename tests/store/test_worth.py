@@ -39,7 +39,7 @@ def bold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learnt, "FIRST_SPREAD", 0.0)
     for module in (forecasts, probing):
         monkeypatch.setattr(module, "PROBE_S", math.inf)
-    monkeypatch.setattr(forecasts, "FIRST_PROBE_S", math.inf)
+        monkeypatch.setattr(module, "FIRST_PROBE_S", math.inf)
 
 
 @pytest.fixture
