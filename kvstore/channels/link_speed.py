@@ -21,7 +21,7 @@ MOST_WARM = 4096
 class LinkSpeed:
     """Bytes per second that gets may be relied on to come with: what they take of late, and a margin for its scatter.
 
-    The margin grows with every get that took longer than that, so that one in a hundred does.
+    What came of a plan is not known here, so that the margin is always twice the spread.
 
     A get of what was not in the server's DRAM is slower since that has to load first, which its plans count apart. So
     slow ones count only of chunks that a look-up has just told to be there (`warm`); of any other one it is known that
@@ -65,6 +65,5 @@ class LinkSpeed:
             expected_s = plain_s * self._learnt.factor if self._known else seconds
             if self._known and seconds > expected_s and not (warm and nbytes >= TELLING_BYTES):
                 return
-            self._learnt.outcome(slower=seconds > expected_s * self._learnt.margin)
             self._learnt.took(seconds, expected_s, plain_s)
             self._known = True
