@@ -41,6 +41,7 @@ from kvstore.device_views import DeviceViews
 from kvstore.errors import InvalidArgument
 from kvstore.hit import Hit
 from kvstore.keys import KEY_BYTES, Chain, ChunkRef, Extras, TokenIds, check_key, pack_refs
+from kvstore.probing import Probing
 from kvstore.spec import KVSpec, Part
 
 
@@ -49,6 +50,7 @@ class Client:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._probing = Probing()
 
     @property
     def backend(self) -> Backend:
@@ -110,6 +112,8 @@ class Client:
         used = refs[: len(found.used)] if isinstance(found.used, range) else tuple(map(refs.__getitem__, found.used))
         cold = tuple(map(refs.__getitem__, found.cold))
         held = lease if found.leased else b""
+        if found.left_out and prompt is not None and not prompt.link_bytes_per_s:
+            self._probing.left_out(self._backend, query, refs, found)
         return Hit(spec, found.tokens, used, held, cold, found.plan, found.left_out, self._backend)
 
     def contains(
@@ -172,6 +176,7 @@ class Client:
             target = arrays.empty(spec, chosen, ref.tokens, None if layers is None else layers[1] - layers[0])
         want = self.want(spec, ref, target, part=chosen, layers=layers)
         (outcome,) = self._backend.get(spec, [want], fidelity=fidelity, verify=verify)
+        self._probing.read()
         if outcome is not None:
             raise outcome
         return target
@@ -203,7 +208,10 @@ class Client:
         verify: bool = False,
     ) -> Sequence[Exception | None]:
         """Read many parts in one call, several in flight; one outcome each, in order."""
-        return self._backend.get(spec, wants, fidelity=fidelity, verify=verify)
+        outcomes = self._backend.get(spec, wants, fidelity=fidelity, verify=verify)
+        if wants:
+            self._probing.read()
+        return outcomes
 
     def get_each(
         self,

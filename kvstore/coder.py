@@ -74,7 +74,7 @@ class Coder:
 
     def form_in(self, scope: Scope, tier: int) -> Named | None:
         """The form that a namespace's parts are given on their way to a tier below DRAM, None for as they are."""
-        return self._allowed(scope, self._below[tier - 1] if tier <= len(self._below) else None)
+        return self._allowed(scope, self._below[tier - 1] if 0 < tier <= len(self._below) else None)
 
     def recode(self, scope: Scope, source: Coded, wanted: Named | None) -> Coded:
         """A record in the form that is wanted, or in the next best; as it is where nothing else will do.
@@ -117,7 +117,7 @@ class Coder:
 
     def cost_in(self, scope: Scope, tier: int) -> tuple[float, float]:
         """What share of its raw length a part takes in a tier, and the seconds that decoding costs per raw byte."""
-        form = self.form_in(scope, tier)
+        form = self.form_in(scope, tier) if tier else self.put_form(scope)
         figures = None if form is None else self._figures.get(form.codec.name)
         if figures is None or not figures.decode_bytes_per_s:
             return 1.0, 0.0

@@ -88,6 +88,13 @@ class Loader:
 
     def prefetch(self, scope: Scope, keys: Sequence[bytes], fidelity: Fidelity) -> int:
         """Load all parts of chunks in the background; how many chunks were found."""
+        return self._load_behind(self._ahead, scope, keys, fidelity)
+
+    def probe(self, scope: Scope, keys: Sequence[bytes], fidelity: Fidelity) -> None:
+        """Load chunks as somebody who waits for them would, several at once, to see how long that takes."""
+        self._load_behind(self._pool, scope, keys, fidelity)
+
+    def _load_behind(self, pool: ThreadPoolExecutor, scope: Scope, keys: Sequence[bytes], fidelity: Fidelity) -> int:
         found = 0
         for key in keys:
             with self._core.lock:
@@ -95,7 +102,7 @@ class Loader:
                 parts = [] if chunk < 0 else self._cold_parts(chunk)
             found += chunk >= 0
             for part in parts:
-                _submit(self._ahead, self._quietly_load, scope, key, part, fidelity)
+                _submit(pool, self._quietly_load, scope, key, part, fidelity)
         return found
 
     def check(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> str:
@@ -269,6 +276,7 @@ class Loader:
             record = self._fetch(scope, key, part, source, memory)
             self._check_decodable(record, source)
             memory[: source.header] = record.pack()
+            speed = tier.speed  # never with the lock held
             with core.lock:
                 core.counters[f"loaded_{tier.name}"] += 1
                 core.counters["loaded_bytes"] += record.stored
@@ -278,7 +286,7 @@ class Loader:
                 if not tier.writable:
                     core.usage.spare(scope.namespace, core.chunk_of(placed))
                 core.events.emit("moved", scope.namespace.name, key, scope.spec.digest, part, core.dram.name)
-                core.forecasts.ended(core.chunk_of(placed), source.stored)
+                core.forecasts.ended(core.chunk_of(placed), source.stored, source.tier, speed)
                 return core.hold(placed, scope, part)
         finally:
             core.settle(removed)

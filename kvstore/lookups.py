@@ -12,17 +12,20 @@ from kvstore.core import DRAM, Core
 from kvstore.errors import InvalidArgument
 from kvstore.finder import Finder
 from kvstore.keys import REF_BYTES
+from kvstore.loader import Loader
 from kvstore.places import elsewhere
 from kvstore.policy import Rows
 from kvstore.rows import REF_DTYPE
 from kvstore.walk import all_parts, reach_of
-from kvstore.worth import Asked, Worth
+from kvstore.worth import Asked, Choice, Worth
+
+PROBES = 0  # the session, which is nobody's, whose forecasts are of probes
 
 
 class Lookups:
     """Answers the look-ups of the session with this number.
 
-    `finder` asks the shared tiers, where there are any. `lease_end` says when a lease that is taken now ends, and
+    `finder` asks the shared tiers, where there are any; `loader` loads what is to be measured. `lease_end` says when a lease that is taken now ends, and
     `take_lease` puts chunks under one, in the store's lock.
     """
 
@@ -30,12 +33,13 @@ class Lookups:
         self,
         core: Core,
         finder: Finder | None,
+        loader: Loader,
         namespace: Namespace,
         number: int,
         lease_end: Callable[[float], int],
         take_lease: Callable[[bytes, int, Rows], None],
     ) -> None:
-        self._core, self._finder = core, finder
+        self._core, self._finder, self._loader = core, finder, loader
         self._namespace, self._number = namespace, number
         self._lease_end, self._take_lease = lease_end, take_lease
         self._worth = Worth(core)
@@ -56,7 +60,7 @@ class Lookups:
         if query.places and not query.lease:
             raise InvalidArgument("places are told under a lease only: what is not held may move")
         speeds = None if query.prompt is None else self._worth.speeds()
-        places, choice = b"", None
+        places, choice, probed = b"", None, list[bytes]()
         core.events.looked_up(self._namespace.name, query.spec.digest, query.refs)
         if self._finder is not None:
             self._finder.complete(scope, query.refs, parts, packed, exact)
@@ -71,21 +75,21 @@ class Lookups:
                     scope, refs, rows, parts, packed, scope.headers_of(parts), present, whole, first_valid, exact,
                     query.prompt,
                 )  # fmt: skip
-                choice = self._worth.choose(asked, far, speeds)
+                choice = self._worth.choose(asked, far, speeds, leased=bool(query.lease))
                 reach = choice.reach
                 core.prefills.tell(self._number, scope, query.prompt.prefill)
             if query.lease:
                 used = reach.take(rows)
                 self._take_lease(query.lease, until, used)
                 core.usage.asked(scope, query.refs, rows)
-                if choice is not None and choice.forecast is not None:
-                    core.forecasts.expect((self._number, query.lease), choice.forecast)
+                probed = self._expect(query.lease, choice)
                 if len(far.used):  # what is asked for and computed all the same is in use, too
                     core.usage.used(far.take(rows), self._namespace)
                 if query.places or len(core.tiers) > 1:
                     places = core.index.places(used, packed, scope.headers_of(parts), exact, DRAM, core.bad_rows())
             if len(reach.used):
                 core.counters["hit_tokens"] += reach.tokens if choice is None else choice.plan.tokens
+        self._loader.probe(scope, probed, query.fidelity)
         used_refs = reach.indexes()
         # Without a tier beside DRAM nothing is asked for places, and nothing is cold.
         cold = tuple(used_refs[i] for i in elsewhere(places, reach.take(present.T).T)) if places else ()
@@ -93,3 +97,12 @@ class Lookups:
         plan, left_out = None if choice is None else choice.plan, far.tokens - reach.tokens
         flags = whole.view(np.bool_).tolist()
         return Found(reach.tokens, used_refs, flags, bool(query.lease), told, cold, plan, left_out)
+
+    def _expect(self, lease: bytes, choice: Choice | None) -> list[bytes]:
+        """Note what a plan leads to expect; the keys of what is to be loaded beside, to be measured. Needs the lock."""
+        if choice is not None and choice.forecast is not None:
+            self._core.forecasts.expect((self._number, lease), choice.forecast)
+        if choice is None or choice.probe is None:
+            return []
+        self._core.forecasts.expect((PROBES, lease), choice.probe)
+        return [self._core.index.chunk(row).key for row in choice.probe.cold]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, as_completed, wait
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from kvstore.places import NOWHERE, pack_items, unpack_places
 from kvstore.record import RAW, Record, unpack
 from kvstore.spec import Part
 
+TELLING_BYTES = 1 << 20  # a get of fewer says nothing of how fast memory is copied
+
 
 class Reader:
     """Hands out the bytes of copies, loaded into DRAM where need be."""
@@ -41,14 +44,16 @@ class Reader:
         held, cold = self._hold_all(scope, wants, fidelity, outcomes)
         mine, others = next(iter(cold), None), list(cold)[1:]
         try:
-            submit, work = self._loader.submit_load, self._get_cold
+            submit, work, began = self._loader.submit_load, self._get_cold, time.perf_counter()
             loads = [(i, submit(cold[i], work, scope, wants[i], fidelity)) for i in others]
             for each in held.items:
                 outcomes[each.number] = self._fill_held(scope, wants[each.number], each, verify)
+            copied_s = 0.0 if cold or verify else time.perf_counter() - began
         finally:
             self._let_go(held)
             if mine is not None:
                 cold[mine].leave()  # its turn has come
+        self._learn_copying(wants, outcomes, copied_s)
         for each in held.items:
             if isinstance(outcomes[each.number], Corrupt | SpecMismatch):
                 want = wants[each.number]
@@ -61,6 +66,14 @@ class Reader:
             except CancelledError:
                 outcomes[i] = Closed("the store was closed before the load began")
         return outcomes
+
+    def _learn_copying(self, wants: Sequence[Want], outcomes: Sequence[Exception | None], seconds: float) -> None:
+        """A get that had nothing to load has shown what it takes to copy out of DRAM."""
+        nbytes = sum(want.out.nbytes for want, outcome in zip(wants, outcomes, strict=True) if outcome is None)
+        if seconds > 0 and nbytes >= TELLING_BYTES:
+            plain_s = nbytes / self._core.dram.speed.read_bytes_per_s
+            with self._core.lock:
+                self._core.forecasts.copied(DRAM, seconds, plain_s)
 
     def get_each(
         self, scope: Scope, wants: Sequence[Want], fidelity: Fidelity, verify: bool

@@ -72,7 +72,7 @@ class Session:
         self._store, self._core, self._writer = store, core, writer
         self._reader, self._loader = reader, loader
         self._placer = Placer(core, loader)
-        self._lookups = Lookups(core, store.finder, namespace, number, self._lease_end, self._take_lease)
+        self._lookups = Lookups(core, store.finder, loader, namespace, number, self._lease_end, self._take_lease)
         self._namespace = namespace
         self._number = number
         self._scopes: dict[bytes, Scope] = {}

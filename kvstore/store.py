@@ -215,6 +215,7 @@ class Store:
                 "waiting_bytes": core.backlog[number],
                 "load_factor": round(core.forecasts.factor(number), 3),
                 "load_margin": round(core.forecasts.margin(number), 3),
+                "load_spread": round(core.forecasts.spread(number), 3),
             }
             for number in core.order
         }

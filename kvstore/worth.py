@@ -19,6 +19,7 @@ from kvstore.spec import Part
 from kvstore.tiers.base import Speed
 from kvstore.walk import Flags, Reach, reach_of
 
+PROBE_BYTES = 8 << 20
 _ALL, _CUT = 2, 3  # reasons of `kvstore.cost.REASONS`
 LEFT_OUT = ("", "left_out_slower", "", "left_out_cut", "left_out_met")  # counters of tokens, by reason
 
@@ -59,11 +60,16 @@ class Asked(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What is to be loaded, why, and what to expect of it if some has to come from below DRAM."""
+    """What is to be loaded, why, and what to expect of it if some has to come from below DRAM.
+
+    `probe` is a forecast of chunks that are left out and are to be loaded beside, to see how fast their tier is now:
+    nobody waits for them.
+    """
 
     reach: Reach
     plan: Plan
     forecast: Forecast | None
+    probe: Forecast | None = None
 
 
 class Worth:
@@ -77,8 +83,8 @@ class Worth:
         nothing = Speed(0.0, 0.0, 0.0)
         return [tier.speed if tier.state == "ok" else nothing for tier in self._core.tiers]
 
-    def choose(self, asked: Asked, reach: Reach, measured: Sequence[Speed]) -> Choice:
-        """What of a hit to load."""
+    def choose(self, asked: Asked, reach: Reach, measured: Sequence[Speed], *, leased: bool) -> Choice:
+        """What of a hit to load. Only what is `leased` will be, and is worth a probe."""
         start, counters, whole = _start(asked.refs), self._core.counters, reach
         while True:
             stored = self._stored(asked, reach, start)
@@ -95,16 +101,34 @@ class Worth:
         if plan.reason == _ALL and reach.tokens < whole.tokens:
             plan = plan._replace(reason=_CUT)
         left = whole.tokens - start - plan.tokens
+        probe = None
         if left:
             counters["lookups_cut"] += 1
             counters[LEFT_OUT[plan.reason] or "left_out_cut"] += left
+            probe = self._probe(asked, whole, start, measured) if leased else None
         if not plan.tokens:
-            return Choice(Reach(start, range(0)), plan, None)
+            return Choice(Reach(start, range(0)), plan, None, probe)
         kept = stored.ends > plan.start
-        forecast = self._forecast(asked, reach, plan, stored, speeds, kept) if stored.tiers.any() else None
+        forecast = self._forecast(asked, reach, plan, stored, speeds, measured, kept) if stored.tiers.any() else None
         if plan.start > start:
             reach = Reach(reach.tokens, np.asarray(reach.used, np.uint32)[kept])
-        return Choice(reach, plan, forecast)
+        return Choice(reach, plan, forecast, probe)
+
+    def _probe(self, asked: Asked, whole: Reach, start: int, measured: Sequence[Speed]) -> Forecast | None:
+        """Chunks at the end of a run that was cut, if nothing has come from their tier for a while."""
+        stored = self._stored(asked, whole, start)
+        tier = int(stored.tiers[-1])
+        if tier == DRAM or not measured[tier].read_bytes_per_s or not self._core.forecasts.probe_due(tier):
+            return None
+        rows, cold, nbytes = whole.take(asked.rows), dict[int, int](), 0
+        for n in range(len(rows) - 1, -1, -1):
+            if nbytes >= PROBE_BYTES or stored.tiers[n] != tier:
+                break
+            cold[int(rows[n])] = int(stored.nbytes[n])
+            nbytes += int(stored.nbytes[n])
+        speed = measured[tier]
+        plain_s = speed.latency_s + (nbytes + self._queued(tier)) / speed.read_bytes_per_s
+        return Forecast(tier, cold, plain_s, 0.0, float("inf"), speed, probe=True)
 
     def _stored(self, asked: Asked, reach: Reach, start: int) -> _Stored:
         """The run as it is stored. What a chunk is preceded by and needs not be loaded counts as its own tokens."""
@@ -120,8 +144,8 @@ class Worth:
 
     def _speeds(self, stored: _Stored, measured: Sequence[Speed], asked: Asked) -> list[TierSpeed]:
         """What each tier does for this run: what is read is then decoded, and crosses the link."""
-        core, found, encoded = self._core, list[TierSpeed](), stored.forms.any()
-        link = asked.prompt.link_bytes_per_s or measured[DRAM].read_bytes_per_s
+        found, encoded = list[TierSpeed](), stored.forms.any()
+        link = asked.prompt.link_bytes_per_s or measured[DRAM].read_bytes_per_s / self._caution(DRAM)
         for tier, speed in enumerate(measured):
             decode_s = self._decode_s(stored, tier) if encoded else 0.0
             if tier == DRAM:
@@ -129,9 +153,14 @@ class Worth:
                 continue
             factor = self._caution(tier)
             rate = speed.read_bytes_per_s / factor
-            queue = core.backlog[tier] / rate if rate else 0.0
+            queue = self._queued(tier) / rate if rate else 0.0
             found.append(TierSpeed(speed.latency_s * factor, rate, 1 / (decode_s + 1 / link), queue))
         return found
+
+    def _queued(self, tier: int) -> int:
+        """Bytes that others wait for from a tier, or will: what was planned a moment ago may not have begun."""
+        begun, to_begin = self._core.forecasts.promised(tier)
+        return max(self._core.backlog[tier], begun) + to_begin
 
     def _decode_s(self, stored: _Stored, tier: int) -> float:
         """Seconds that decoding takes for each stored byte of the run in a tier, over the forms that are there."""
@@ -144,8 +173,9 @@ class Worth:
         return seconds / nbytes if nbytes else 0.0
 
     def _forecast(
-        self, asked: Asked, reach: Reach, plan: Plan, stored: _Stored, speeds: Sequence[TierSpeed], kept: Any
-    ) -> Forecast | None:
+        self, asked: Asked, reach: Reach, plan: Plan, stored: _Stored, speeds: Sequence[TierSpeed],
+        measured: Sequence[Speed], kept: Any,
+    ) -> Forecast | None:  # fmt: skip
         """What to expect of the loads from below DRAM; the slowest of their tiers answers for it."""
         cold = kept & (stored.tiers != DRAM)
         if not cold.any():
@@ -155,7 +185,8 @@ class Worth:
         tier = max(times, key=lambda each: times[each])
         nbytes = dict(zip(reach.take(asked.rows)[cold].tolist(), stored.nbytes[cold].tolist(), strict=True))
         other_s = max(0.0, plan.seconds - times[tier])
-        return Forecast(tier, nbytes, times[tier] / self._caution(tier), other_s, plan.recompute_s)
+        plain_s = times[tier] / self._caution(tier)
+        return Forecast(tier, nbytes, plain_s, other_s, plan.recompute_s, measured[tier])
 
     def _caution(self, tier: int) -> float:
         """How many times longer than its speed says a load from a tier is taken to last."""

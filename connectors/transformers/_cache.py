@@ -7,13 +7,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import kvstore
-from kvstore.api import Ack
+from kvstore.api import MAX_AWAITED_S, Ack
 from kvstore.client import Client
 from kvstore.connectors.transformers._forward import one_sequence
 from kvstore.connectors.transformers._load import Loaded, check_config, load
 from kvstore.connectors.transformers._save import SaveResult, save
 from kvstore.connectors.transformers._spec import check_adapters, check_single, check_weights, spec_of
 from kvstore.connectors.transformers._watched import WatchedCache
+from kvstore.cost import Prefill
 from kvstore.errors import DeadlineExceeded, InvalidArgument, KVStoreError, Shed, StorageError, Unavailable
 from kvstore.keys import Extras
 from kvstore.spec import KVSpec
@@ -32,6 +33,7 @@ class KVStoreCache(WatchedCache):
     of the `with` block, store what is new, generated tokens included. `client` is a `Client`, or the address of a
     server; that connection then ends with the cache. `spec` is by default `spec_of(model)`; another one must name this
     model's weights, or none. `extras` keep apart what ids alone do not. `hit_tokens` is what the last look-up gave.
+    With `prefill`, how fast the model computes here, no more of a prefix is loaded than is quicker to load.
 
     A store that fails costs the hit and one warning; with `strict` it raises. Misuse raises `InvalidArgument`: more
     than one sequence, padding, anything besides token ids that KV depends on, another model's forward.
@@ -46,6 +48,7 @@ class KVStoreCache(WatchedCache):
         extras: Extras | None = None,
         ack: Ack | str = Ack.STORED,
         strict: bool = False,
+        prefill: Prefill | None = None,
     ) -> None:
         super().__init__(model)
         self.spec = spec or spec_of(model)
@@ -53,7 +56,7 @@ class KVStoreCache(WatchedCache):
         check_config(self.spec, model.config)
         if spec is not None:
             self._check_model()
-        self._extras, self._ack, self._strict = extras, Ack(ack), strict
+        self._extras, self._ack, self._strict, self._prefill = extras, Ack(ack), strict, prefill
         self._saved = 0
         self._warned = False
         self.hit_tokens = 0
@@ -110,6 +113,32 @@ class KVStoreCache(WatchedCache):
             window.trim()
         return result
 
+    def ended(self) -> None:
+        """Save what is new, and say that nobody will go on with it: under the policy `value` it is the first to go."""
+        self._hint(0.0)
+
+    def awaited(self, seconds: float) -> None:
+        """Save what is new, and say that it will be gone on with in about so long: until then it is the last to go.
+
+        `InvalidArgument` for a time that is not above 0 and up to a day.
+        """
+        if not 0 < seconds <= MAX_AWAITED_S:
+            raise InvalidArgument(f"a cache is awaited for more than 0 and up to {MAX_AWAITED_S} s, not {seconds}")
+        self._hint(seconds)
+
+    def _hint(self, seconds: float) -> None:
+        self.save()
+        if not self._ids:
+            return
+        chain = self._client.chain(self.spec, self._ids, self._extras)
+        try:
+            if seconds:
+                self._client.awaited(self.spec, chain, seconds)
+            else:
+                self._client.ended(self.spec, chain)
+        except FAILING as error:
+            self._fail("could not be told what will become of a prompt", error)
+
     def close(self) -> None:
         """Stop watching the model, and end the connection where it is the cache's own. Saves nothing."""
         self._hook.remove()
@@ -136,8 +165,9 @@ class KVStoreCache(WatchedCache):
         """Another cache over the same store and model that goes on from here."""
         self.check_whole()
         other = KVStoreCache(
-            self._client, self.model, spec=self.spec, extras=self._extras, ack=self._ack, strict=self._strict
-        )
+            self._client, self.model, spec=self.spec, extras=self._extras, ack=self._ack, strict=self._strict,
+            prefill=self._prefill,
+        )  # fmt: skip
         memo[id(self)] = other
         if self._ids:
             other.take_over(self, self._ids)
@@ -168,6 +198,7 @@ class KVStoreCache(WatchedCache):
                 device=self.device,
                 max_tokens=most,
                 extras=self._extras,
+                prefill=self._prefill,
             )
         except FAILING as error:
             self._fail("could not look up a prompt", error)

@@ -18,6 +18,7 @@ from kvstore import arrays
 from kvstore.client import Client
 from kvstore.connectors.transformers._save import as_numpy
 from kvstore.connectors.transformers._spec import check_single
+from kvstore.cost import Prefill, Prompt
 from kvstore.errors import (
     Corrupt,
     DeadlineExceeded,
@@ -64,8 +65,11 @@ def load(
     block_tokens: int = 1,
     lease_s: float = 30.0,
     extras: Extras | None = None,
+    prefill: Prefill | None = None,
 ) -> Loaded:
     """The longest stored prefix of `tokens`, at most all but the last one, as a cache that `model` goes on with.
+
+    With `prefill`, how fast the model computes on its device, no more is loaded than what is quicker to load.
 
     `config` is the model's. The chunks are leased while they are read, and their bytes go once from the store's
     memory into the cache's tensors, `[1, kv_heads, tokens, head_dim]` on `device`. Tails are looked for at every
@@ -78,10 +82,11 @@ def load(
     check_config(spec, config)
     chain = client.chain(spec, tokens, extras)
     limit = len(chain.ids) - 1 if max_tokens is None else min(max_tokens, len(chain.ids) - 1)
+    prompt = None if prefill is None else Prompt(max(1, len(chain.ids)), prefill)
     failures: list[KVStoreError] = []
     while limit > 0:
         refs = _candidates(client, spec, chain, limit, block_tokens)
-        with client.lookup(spec, refs, lease_s=lease_s) as hit:
+        with client.lookup(spec, refs, lease_s=lease_s, prompt=prompt) as hit:
             usable = min(hit.tokens, limit) if hit.refs else 0
             if not usable:
                 break

@@ -154,7 +154,7 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
 
     def build_connector_worker_meta(self) -> StoredReport | None:
         report = self._the_worker.report()
-        return None if report is None else StoredReport(report.done, report.failed)
+        return None if report is None else StoredReport(report.done, report.failed, report.loads)
 
     # Scheduler side
 
@@ -183,6 +183,8 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
     def update_connector_output(self, connector_output: Any) -> None:
         side, report = self._the_scheduler, connector_output.kv_connector_worker_meta
         side.worth.completed()
+        if report is not None:
+            side.worth.measured(report.loads)
         side.loaded(connector_output.finished_recving or set())
         if side.events is not None and report is not None:
             side.events.reported(report)

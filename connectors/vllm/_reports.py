@@ -1,4 +1,4 @@
-"""What becomes of the chunks that workers were told to save, on its way back to the scheduler.
+"""What becomes of the chunks that workers were told to save, and what loads took, on its way back to the scheduler.
 
 vLLM's own hook for events of workers counts equal events of one step only; ranks store in steps of their own, and
 a chunk is there once all of them have. So numbers of jobs travel, and the scheduler counts.
@@ -9,21 +9,36 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 UNASKED = 0  # the number of a job that nobody wants to hear of
 
 
+class Took(NamedTuple):
+    """What a load has brought, from its first read to its last byte in the engine's blocks."""
+
+    nbytes: int
+    seconds: float
+
+
 @dataclass
 class Report:
-    """How many ranks are done with each job, by its number, and the jobs of which some part was not stored."""
+    """How many ranks are done with each job, by its number, and the jobs of which some part was not stored.
+
+    `loads` are those that came as a whole, by request: of several ranks the bytes of all and the slowest one's time.
+    """
 
     done: Counter[int] = field(default_factory=Counter)
     failed: set[int] = field(default_factory=set)
+    loads: dict[str, Took] = field(default_factory=dict)
 
     def add(self, other: Report) -> None:
         """Another rank's report."""
         self.done.update(other.done)
         self.failed |= other.failed
+        for request, took in other.loads.items():
+            here = self.loads.get(request, Took(0, 0.0))
+            self.loads[request] = Took(here.nbytes + took.nbytes, max(here.seconds, took.seconds))
 
 
 class Reports:

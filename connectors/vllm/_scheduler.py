@@ -67,7 +67,7 @@ class Scheduler:
         self._spec, self._block, self._options = spec, block, options
         self._loads, self._saves = loads, saves
         self.counts = Counts()
-        self.worth = Worth(spec, options, self.counts)
+        self.worth = Worth(options, self.counts)
         self.lookups = Lookups(client, spec, block, options, leased=loads, worth=self.worth)
         self._tracked: dict[str, Tracked] = {}
         self._plan = Plan()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from kvstore.client import Client
 from kvstore.connectors.vllm._counts import Counts
 from kvstore.connectors.vllm._loads import GONE, PATIENCE
 from kvstore.connectors.vllm._options import Options
+from kvstore.connectors.vllm._plan import HintJob
 from kvstore.connectors.vllm._warn import Warn
 from kvstore.errors import KVStoreError, Shed
 from kvstore.keys import ChunkRef
@@ -67,6 +68,7 @@ class TierRows:
         self._loading = self._storing = self._pending = 0
         self._down_until = 0.0
         self._done: list[RowOutcome] = []
+        self._stores: list[Future[None]] = []
         self._warn = Warn("tier stores", options.retry_s)
         self._closing = threading.Event()
         self._load_pool.submit(self._prepare)
@@ -93,7 +95,15 @@ class TierRows:
             self._storing += 1
         if taken < len(job.refs):
             self._counts.add(saves_dropped=len(job.refs) - taken)
-        self._store_pool.submit(self._store, RowOutcome(job, [False] * len(job.refs)), taken)
+        storing = self._store_pool.submit(self._store, RowOutcome(job, [False] * len(job.refs)), taken)
+        with self._changed:
+            self._stores = [*(each for each in self._stores if not each.done()), storing]
+
+    def tell(self, hint: HintJob) -> None:
+        """Tell the store what will become of a prompt, once what was to be stored until now has been."""
+        with self._changed:
+            before, self._stores = self._stores, []
+        self._store_pool.submit(self._tell, hint, before)
 
     def take(self) -> list[RowOutcome]:
         """Outcomes since the last call."""
@@ -170,6 +180,21 @@ class TierRows:
                     continue
                 self._counts.add(saved=1)
             outcome.done[number] = True
+
+    def _tell(self, hint: HintJob, before: list[Future[None]]) -> None:
+        wait(before)  # the other writers have them in hand
+        try:
+            if time.monotonic() < self._down_until:
+                self._counts.add(hints_failed=1)
+                return
+            if hint.awaited_s:
+                self._client.awaited(self._spec, hint.refs, hint.awaited_s)
+            else:
+                self._client.ended(self._spec, hint.refs)
+            self._counts.add(hints=1)
+        except Exception as error:  # noqa: BLE001 - advice that does not arrive
+            self._counts.add(hints_failed=1)
+            self._warn(f"a hint does not reach the store: {type(error).__name__}: {error}")
 
     def _prepare(self) -> None:
         """Find the way to the server, which may start a little later, before the first load waits for it."""

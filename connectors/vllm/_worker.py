@@ -13,7 +13,7 @@ from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._order import Order
 from kvstore.connectors.vllm._pinned import Pinned
 from kvstore.connectors.vllm._plan import Plan
-from kvstore.connectors.vllm._reports import Report
+from kvstore.connectors.vllm._reports import Report, Took
 from kvstore.connectors.vllm._saves import Saves
 from kvstore.connectors.vllm._warn import Warn
 from kvstore.spec import KVSpec
@@ -42,6 +42,7 @@ class Worker:
         self._pinned: Pinned | None = None
         self._loads: Loads | None = None
         self._saves: Saves | None = None
+        self._took: dict[str, Took] = {}
         self._bad_blocks: set[int] = set()
         self._warn = Warn("loads", options.retry_s)
 
@@ -91,6 +92,7 @@ class Worker:
             done.add(outcome.job.request)
             self.counts.add(loads=1, loaded_bytes=outcome.nbytes, load_s=outcome.seconds)
             if outcome.failed_at is None:
+                self._took[outcome.job.request] = Took(outcome.nbytes, outcome.seconds)
                 continue
             self.counts.add(loads_failed=1)
             self._warn(failure_text(outcome))
@@ -102,8 +104,12 @@ class Worker:
         return done, failed
 
     def report(self) -> Report | None:
-        """What has become of the saves that the scheduler wants to hear of."""
-        return None if self._saves is None else self._saves.reports.take()
+        """What has become of the saves that the scheduler wants to hear of, and what loads took."""
+        report = None if self._saves is None else self._saves.reports.take()
+        if self._took:
+            report = report or Report()
+            report.loads, self._took = self._took, {}
+        return report
 
     def bad_blocks(self) -> set[int]:
         """Blocks that did not come, each told once."""

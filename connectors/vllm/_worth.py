@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kvstore.channels.link_speed import LinkSpeed
 from kvstore.connectors.vllm._counts import Counts
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._prefill import PrefillMeter
+from kvstore.connectors.vllm._reports import Took
 from kvstore.cost import Plan, Prefill, Prompt
-from kvstore.spec import KVSpec
-
-LEAST_SHARE = 0.25  # of a load's time that counts as the way here, however long a step is
 
 
 class _Load(NamedTuple):
     began: float
-    tokens: int
     recompute_s: float
-    step_s: float
-    warm: bool
 
 
 class Worth:
     """What of a hit is loaded. All but `prompt` is for the scheduler's thread."""
 
-    def __init__(self, spec: KVSpec, options: Options, counts: Counts) -> None:
+    def __init__(self, options: Options, counts: Counts) -> None:
         self._on, self._counts = options.load_or_recompute, counts
-        self._token_bytes = sum(spec.part_bytes(part, 1) for part in spec.all_parts)
         self._meter = PrefillMeter(options.prefill_tokens_per_s)
         self._link = LinkSpeed()
         self._loads: dict[str, _Load] = {}
+        self._warm: set[str] = set()
 
     @property
     def prefill(self) -> Prefill | None:
@@ -66,21 +62,28 @@ class Worth:
         """A load of these tokens begins; `warm` if all of them are in the store's DRAM."""
         prefill = self.prefill
         if prefill is not None:
-            recompute_s = float(prefill.seconds(start, end))
-            self._loads[request] = _Load(time.monotonic(), end - start, recompute_s, prefill.step_s, warm)
+            self._loads[request] = _Load(time.monotonic(), float(prefill.seconds(start, end)))
+            (self._warm.add if warm else self._warm.discard)(request)
+
+    def measured(self, loads: Mapping[str, Took]) -> None:
+        """What loads took by the workers' own clocks, by request.
+
+        The way here is learnt from these: when the scheduler hears of a load the step in which it ended is over too, or
+        none was under way, which it cannot tell apart.
+        """
+        for request, took in loads.items():
+            if request in self._warm:
+                self._warm.discard(request)
+                self._link.seen(took.nbytes, took.seconds, warm=True)
 
     def ended(self, request: str) -> None:
         """A load is over; what is never told of was given up."""
         load = self._loads.pop(request, None)
-        if load is None:
-            return
-        seconds = time.monotonic() - load.began
-        self._counts.add(loads_weighed=1, loads_slower=seconds > load.recompute_s)
-        if load.warm:
-            # The step that such a request waits for counts apart.
-            way_s = max(seconds - load.step_s, LEAST_SHARE * seconds)
-            self._link.seen(load.tokens * self._token_bytes, way_s)
+        if load is not None:
+            slower = time.monotonic() - load.began > load.recompute_s
+            self._counts.add(loads_weighed=1, loads_slower=slower)
 
     def forget(self, request: str) -> None:
         """A request has ended."""
         self._loads.pop(request, None)
+        self._warm.discard(request)

@@ -30,6 +30,7 @@ from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, Tra
 
 from kvstore.connectors.vllm._counts import Counts
 from kvstore.connectors.vllm._stores import Place
+from kvstore.connectors.vllm._tier_hints import TierHints
 from kvstore.connectors.vllm._tier_identity import connector_above, identity_of, tier_options
 from kvstore.connectors.vllm._tier_lookups import TierLookups
 from kvstore.connectors.vllm._tier_rows import RowJob, RowOutcome, TierRows
@@ -45,6 +46,8 @@ COUNTERS = {
     "saves_dropped": "rows dropped, for want of staging memory or of a store that answers",
     "saves_shed": "rows that the store refused under pressure",
     "saves_failed": "jobs that ended before all their rows were stored",
+    "hints": "requests that said what will become of their prompt",
+    "hints_failed": "hints that could not be, or that did not reach the store",
 }
 _PREFIX = "vllm:kvstore_tier_"
 # vLLM asks for every row of a waiting request in every step; a key is hashed once while it is remembered.
@@ -93,6 +96,7 @@ class KVStoreTier(SecondaryTierManager):
         client, rows = self._place.client, np.asarray(primary_kv_view).view(np.uint8)[:, :nbytes]
         self._lookups = TierLookups(client, spec, options, self._counts)
         self._rows = TierRows(client, spec, rows, options, self._counts)
+        self._hints = TierHints(self._counts, options.retry_s)
         where = options.server or options.config or f"{options.dram_mib} MiB of its own"
         logger.info("kvstore tier at %s, spec %s (%s)", where, spec.digest.hex(), spec.revision)
 
@@ -101,7 +105,9 @@ class KVStoreTier(SecondaryTierManager):
         end = req_context.get_offload_key_position(key)
         if self._isolated or end is None:  # vLLM does not say where a row stands that another host asks for
             return LookupResult.MISS
-        there = self._lookups.find(req_context.req_id, get_offload_group_idx(key), self._ref(key, end))
+        ref = self._ref(key, end)
+        self._hints.seen(req_context.req_id, (ref,))
+        there = self._lookups.find(req_context.req_id, get_offload_group_idx(key), ref)
         if there is None:
             return LookupResult.RETRY
         return LookupResult.HIT if there else LookupResult.MISS
@@ -121,12 +127,16 @@ class KVStoreTier(SecondaryTierManager):
         return [self._result(outcome) for outcome in self._rows.take()]
 
     def on_new_request(self, req_context: Any) -> RequestOffloadingContext:
-        """Nothing is known of a request yet but its name."""
+        """Note what a request says of its prompt's future."""
+        self._hints.begin(req_context)
         return RequestOffloadingContext()
 
     def on_request_finished(self, req_context: Any) -> None:
-        """Forget a request; leases that its loads need are kept until they end."""
+        """Forget a request; leases that its loads need are kept until they end. What it said goes after its stores."""
         self._lookups.finished(req_context.req_id)
+        hint = self._hints.end(req_context.req_id)
+        if hint is not None and not self._isolated:
+            self._rows.tell(hint)
 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         """Send this step's look-ups, all at once."""
@@ -183,6 +193,7 @@ class KVStoreTier(SecondaryTierManager):
         self._jobs[given.job_id] = given
         context = given.req_context
         refs = [self._ref(key, context.get_offload_key_position(key)) for key in given.keys]
+        self._hints.seen(context.req_id, refs)
         return RowJob(given.job_id, context.req_id, refs, [int(row) for row in given.chunk_ids])
 
     def _result(self, outcome: RowOutcome) -> JobResult:

@@ -28,6 +28,7 @@ from kvstore.bench.processes import MODES, server
 from kvstore.bench.replay import POOL, Replayer
 from kvstore.bench.workloads import Workload, trace, zipf
 from kvstore.config import Config, DramConfig, NvmeConfig
+from kvstore.cost import Prefill
 from kvstore.errors import InvalidArgument
 from kvstore.policy import check_policy
 from kvstore.spec import KVSpec
@@ -36,8 +37,8 @@ MiB = 1 << 20
 TOKENS = 256
 # What a table shows besides.
 FACTS = (
-    "requests", "clients", "policy", "hit_ratio", "sim_hit_ratio", "policy_p50_s", "slower_share", "get_gbps",
-    "lookup_p50_s", "put_p50_s", "sheds", "lost", "checked",
+    "requests", "clients", "policy", "hit_ratio", "sim_hit_ratio", "policy_p50_s", "left_out", "slower_share",
+    "get_gbps", "lookup_p50_s", "put_p50_s", "sheds", "lost", "checked",
 )  # fmt: skip
 
 
@@ -83,7 +84,8 @@ def run(plan: Plan, *, model: KVSpec | None = None, clients: Sequence[int] = (4,
     rows = []
     for number in clients:
         with pool(spec) as descriptor, ExitStack() as stack:
-            crew, pid = _crew(stack, plan, spec, workload, number, mode, descriptor)
+            prefill = prefill_of(model)
+            crew, pid = _crew(stack, plan, spec, workload, number, mode, descriptor, prefill)
             clock = CpuClock(pid)
             used = clock.seconds()
             answers = crew.phase(["replay"] * number, float("inf"))
@@ -92,7 +94,7 @@ def run(plan: Plan, *, model: KVSpec | None = None, clients: Sequence[int] = (4,
             loads = [load for answer in answers for load in answer["loads"]]
             capacities = (plan.dram,) if plan.nvme is None else (plan.dram, plan.nvme_capacity)
             row.update({
-                "policy": plan.policy, "slower_share": slower_share(loads, prefill_of(model)),
+                "policy": plan.policy, "slower_share": slower_share(loads, prefill),
                 **simulated(workload, spec, capacities, plan.policy, [answer["began_ms"] for answer in answers]),
             })  # fmt: skip
             rows.append(row)
@@ -100,8 +102,9 @@ def run(plan: Plan, *, model: KVSpec | None = None, clients: Sequence[int] = (4,
 
 
 def _crew(
-    stack: ExitStack, plan: Plan, spec: KVSpec, workload: Workload, members: int, mode: str, descriptor: int
-) -> tuple[Crew, int]:
+    stack: ExitStack, plan: Plan, spec: KVSpec, workload: Workload, members: int, mode: str, descriptor: int,
+    prefill: Prefill | None,
+) -> tuple[Crew, int]:  # fmt: skip
     """A store as planned, clients of it, and the number of its process (0: this one)."""
     folder = stack.enter_context(tempfile.TemporaryDirectory(dir=plan.nvme)) if plan.nvme is not None else None
     if mode == "embedded":
@@ -109,7 +112,9 @@ def _crew(
         config = Config(dram=DramConfig(plan.dram, plan.dram), nvme=nvme, flush_on_close=False, policy=plan.policy)
         client = stack.enter_context(kvstore.open(config))
         deal = [workload.requests[i::members] for i in range(members)]
-        return stack.enter_context(threads([Replayer(client, spec, each, descriptor) for each in deal])), 0
+        return stack.enter_context(
+            threads([Replayer(client, spec, each, descriptor, prefill=prefill) for each in deal])
+        ), 0
     flags = ["--store-flush-on-close", "false", "--store-policy", plan.policy]
     flags += ["--nvme", folder, "--nvme-capacity", str(plan.nvme_capacity)] if folder else []
     running = stack.enter_context(server(plan.dram, *flags, put_wait_s=1.0))
@@ -119,6 +124,7 @@ def _crew(
             "spec": spec.to_dict(),
             "pool": descriptor,
             "requests": workload.requests[i::members],
+            "prefill": None if prefill is None else prefill.packed,
         }
         for i in range(members)
     ]
@@ -142,7 +148,8 @@ def _row(workload: Workload, nbytes: int, mode: str, answers: Sequence[Answer], 
         "gbps": sum((a["got"] + a["put"]) / (a["elapsed_s"] - a["untimed_s"]) for a in answers) / 1e9,
         "baseline": "memcpy" if copy_rate else None, "ratio": get_rate / copy_rate if get_rate and copy_rate else None,
         "requests": len(workload.requests), "hit_ratio": total("hit_tokens") / total("tokens"),
-        "hit_tokens": total("hit_tokens"), "tokens": total("tokens"), "moved_bytes": moved,
+        "hit_tokens": total("hit_tokens"), "tokens": total("tokens"), "left_out": total("left_out"),
+        "moved_bytes": moved,
         "get_gbps": get_rate and get_rate / 1e9,
         **cpu_facts(total("cpu_s"), server_cpu_s, 1, moved),
         "sheds": sheds, "lost": total("lost"), "checked": total("checked"), "bar": None, "met": None,

@@ -17,6 +17,7 @@ from kvstore.bench.crew import Answer
 from kvstore.bench.processes import TIMEOUT_S
 from kvstore.bench.workloads import Blocks, chain_of
 from kvstore.client import Client
+from kvstore.cost import Prefill, Prompt
 from kvstore.errors import Corrupt, NotFound, Shed
 from kvstore.hit import Hit
 from kvstore.keys import ChunkRef
@@ -33,7 +34,9 @@ CHECK_EVERY = 8
 def role(config: Mapping[str, Any]) -> Replayer:
     """What `kvstore.bench.crew` runs in a process of its own."""
     client = kvstore.connect(config["url"], timeout=TIMEOUT_S)
-    return Replayer(client, KVSpec.from_dict(config["spec"]), config["requests"], config["pool"], own=True)
+    prefill = Prefill(*config["prefill"]) if config.get("prefill") else None
+    spec = KVSpec.from_dict(config["spec"])
+    return Replayer(client, spec, config["requests"], config["pool"], own=True, prefill=prefill)
 
 
 @dataclass
@@ -48,6 +51,7 @@ class _Tally:
     sheds: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
     hit_tokens: int = 0
+    left_out: int = 0  # of these
     got: int = 0
     put: int = 0
     copied: int = 0
@@ -58,11 +62,13 @@ class _Tally:
 
 
 class Replayer:
-    """One client: its share of the requests, one after the other."""
+    """One client: its share of the requests, one after the other. With `prefill` it loads what pays."""
 
     def __init__(
-        self, client: Client, spec: KVSpec, requests: Sequence[Blocks], pool: int, *, own: bool = False
-    ) -> None:
+        self, client: Client, spec: KVSpec, requests: Sequence[Blocks], pool: int, *, own: bool = False,
+        prefill: Prefill | None = None,
+    ) -> None:  # fmt: skip
+        self._prefill = prefill
         self._client, self._spec, self._requests, self._own = client, spec, requests, own
         self._chunk = chunk_bytes(spec)
         self._memory = mmap.mmap(pool, POOL + self._chunk, mmap.MAP_SHARED | mmap.MAP_POPULATE)
@@ -97,12 +103,15 @@ class Replayer:
 
     def _request(self, refs: Sequence[ChunkRef]) -> None:
         tally = self._tally
+        prompt = None if self._prefill is None else Prompt(refs[-1].end, self._prefill)
         start = time.monotonic()
-        hit = self._client.lookup(self._spec, refs, lease_s=LEASE_S)
+        hit = self._client.lookup(self._spec, refs, lease_s=LEASE_S, prompt=prompt)
         tally.lookups.append(time.monotonic() - start)
         tally.began_ms.append(round(start * 1000))
         tally.tokens += refs[-1].end
-        tally.hit_tokens += hit.tokens
+        found = hit.tokens + hit.left_out
+        tally.hit_tokens += found
+        tally.left_out += hit.left_out
         with hit:
             size = max(1, min(BATCH, len(self._landing) // 2 // self._chunk))
             before = len(tally.gets)
@@ -111,7 +120,7 @@ class Replayer:
             if hit.tokens:
                 tally.loads.append((hit.tokens, sum(tally.gets[before:])))
         for ref in refs:
-            if ref.position >= hit.tokens:
+            if ref.position >= found:
                 self._put(ref)
 
     def _get(self, hit: Hit, refs: Sequence[ChunkRef]) -> None:

@@ -25,6 +25,7 @@ from kvstore.device_views import DeviceViews
 from kvstore.errors import Corrupt, InvalidArgument, SpecMismatch
 from kvstore.keys import REF_BYTES, ChunkRef, pack_keys
 from kvstore.record import group_table
+from kvstore.rows import REF_DTYPE
 from kvstore.spec import KVSpec, Part
 from kvstore.v1 import kvstore_pb2 as pb
 
@@ -93,7 +94,14 @@ class Control(ABC):
         found = found_from(self._look(lookup_request(query), query))
         if len(found.present) * REF_BYTES != len(query.refs):
             raise SpecMismatch(f"the server answers for {len(found.present)} chunks, not for those asked for")
+        self.note_warm(query, found)
         return found
+
+    def note_warm(self, query: Query, found: Found) -> None:
+        """Remember what a look-up under a lease, by a client that weighs, has told to be in the server's DRAM."""
+        if query.prompt is not None and found.leased:
+            keys, cold = np.frombuffer(query.refs, REF_DTYPE)["key"], set(found.cold)
+            self.link_speed.told(keys[number].tobytes() for number in found.used if number not in cold)
 
     def linked(self, query: Query) -> Query:
         """A query whose prompt says how fast bytes come here, where that was measured."""

@@ -113,10 +113,11 @@ class LocalBackend(Control):
         life.leases.add(query.lease, lease)
         shape = None if query.prompt is None or life.hazards is None else life.hazards.shape(query.spec)
         if query.prompt is not None and shape is not None:
-            return weigh(found, query, query.prompt, shape.token_bytes)
+            return weigh(found, query, query.prompt, shape.token_bytes, self.link_speed.bytes_per_s)
         return found
 
     def _leased_lookup(self, query: Query) -> Found:
+        query = self.linked(query)
         message = lookup_request(query, places=True).SerializeToString()
         if self._life is not None:
             self._life.leases.drop(query.lease)  # the server replaces it: what it held may go from then on
@@ -155,6 +156,7 @@ class LocalBackend(Control):
         """Copy parts out of the arena: leased ones and those in shared memory without a call, others in one."""
         if self._lingering:
             self._sweep()
+        began = time.monotonic()
         outcomes: list[Exception | None] = [None] * len(wants)
         life, left = self._life, list[int]()
         if life is None or not life.leases:
@@ -167,6 +169,8 @@ class LocalBackend(Control):
             left = local_unasked.read(self._shared(), spec, wants, left, verify, HOLD_S, self.find_artefact)
         if left:
             self._places.read(spec, wants, left, outcomes, fidelity, verify, HOLD_S)
+        elif not verify:
+            self.link_speed.seen(sum(want.out.nbytes for want in wants), time.monotonic() - began, warm=True)
         return outcomes
 
     def view(

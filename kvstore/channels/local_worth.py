@@ -17,20 +17,21 @@ MEASURED_BYTES = 8 << 20
 TELL_S = 60.0  # between two look-ups of a spec that tell the server of the engine
 
 
-def weigh(found: Found, query: Query, prompt: Prompt, token_bytes: int) -> Found:
+def weigh(found: Found, query: Query, prompt: Prompt, token_bytes: int, copied_bytes_per_s: float = 0.0) -> Found:
     """The answer cut to what is worth loading: all of it raw in DRAM, `token_bytes` a token.
 
-    What was leased and is not loaded is held until the lease ends.
+    `copied_bytes_per_s` is how fast this client has copied of late (0: it has not). What was leased and is not loaded
+    is held until the lease ends.
     """
     refs = np.frombuffer(query.refs, REF_DTYPE)
     start = int(refs["position"][0]) if len(refs) else 0
     used = refs[: len(found.used)] if isinstance(found.used, range) else refs[np.asarray(found.used, np.uint32)]
     ends = used["position"].astype(np.int64) + used["tokens"]
     tokens = cost.tokens_between(start, ends)
+    link = prompt.link_bytes_per_s or copied_bytes_per_s or copy_bytes_per_s()
     plan = cost.plan(
         tokens, tokens.astype(np.uint64) * token_bytes, np.zeros(len(used), np.uint8), prefill=prompt.prefill,
-        speeds=[TierSpeed(0.0, prompt.link_bytes_per_s or copy_bytes_per_s())], prompt=max(prompt.tokens, found.tokens),
-        start=start, overlap=prompt.overlap,
+        speeds=[TierSpeed(0.0, link)], prompt=max(prompt.tokens, found.tokens), start=start, overlap=prompt.overlap,
     )  # fmt: skip
     if plan.start == start and plan.end == found.tokens:
         return replace(found, plan=plan)

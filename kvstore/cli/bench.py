@@ -153,9 +153,9 @@ def worth(args: Namespace) -> int:
     from kvstore.bench import worth as bench
 
     _prepare(args)
-    with progress("bench worth", args.rounds + args.rounds // 4) as advance:
+    with progress("bench worth", bench.rounds_of(args.rounds)) as advance:
         rows = bench.run(rounds=args.rounds, path=Path(args.path) if args.path else None, advance=advance)
-    return _show(args, "worth", rows, ("loads", "slower", "slower_share", "tokens_loaded"))
+    return _show(args, "worth", rows, bench.FACTS)
 
 
 def _tier_rows(args: Namespace) -> list[Row]:

@@ -184,7 +184,7 @@ def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Pars
     outage = told.add("outage", "bench", "outage", "Look-ups while the shared tier is down; how soon it is used again.")
     outage.add_argument("--rounds", type=positive, default=200, metavar="N", help="timed rounds (%(default)s)")
     worth = told.add("worth", "bench", "worth", "Loads that took longer than recomputing, weighed and not.")
-    worth.add_argument("--rounds", type=positive, default=200, metavar="N", help="timed rounds (%(default)s)")
+    worth.add_argument("--rounds", type=positive, default=100, metavar="N", help="timed rounds (%(default)s)")
     worth.add_argument("--path", metavar="FOLDER", help="a folder on the disk to measure (a temporary one)")
     index = told.add("index", "bench", "index", "The metadata of a million chunks: memory, pauses, growth.")
     index.add_argument("--chunks", type=positive, default=1_000_000, metavar="N", help="(%(default)s)")

@@ -83,6 +83,9 @@ class SharedTier(Tier):
     def evict(self, location: int, record_bytes: int) -> None:
         del self._names[location]
 
+    def forget(self, location: int, record_bytes: int) -> None:
+        del self._names[location]
+
     def close(self) -> None:
         self.tripped = True
 

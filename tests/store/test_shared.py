@@ -105,6 +105,20 @@ def test_what_nobody_stored_is_a_miss_and_another_namespace_finds_nothing(hosts:
         other.store.close()
 
 
+def test_a_part_that_is_written_twice_at_once_stays(hosts: list[Host], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a put that waits for the place, and by the copy that is made of every put."""
+    one, two = hosts
+    chain = prompt(SMALL, 1)
+    (ref,) = chain.refs
+    both, write = threading.Barrier(2), one.tier.write
+    monkeypatch.setattr(one.tier, "write", lambda *record: both.wait(10) is None or write(*record))
+    one.client.put(SMALL, ref, content(SMALL, ref, SMALL.part()), ack="persisted")
+    until(lambda: one.client.stats()["gauges"]["through"] == 0)
+    assert len(one.tier._names) == 1
+    assert two.client.lookup(SMALL, chain).tokens == len(chain.ids)
+    two.check(SMALL, [ref])
+
+
 def test_a_prefix_that_is_there_in_part(hosts: list[Host]) -> None:
     one, two = hosts
     chain = prompt(SMALL, 8)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 import kvstore
-from kvstore import forecasts
+from kvstore import forecasts, learnt, probing, reader
 from kvstore.appraisal import appraise
 from kvstore.config import ServerConfig
 from kvstore.cost import Prefill, Prompt
@@ -19,7 +21,7 @@ from kvstore.spec import KVSpec
 from kvstore.tiers.base import Speed
 from kvstore.v1 import kvstore_pb2 as pb
 from kvstore.wire_plans import plan_from_message, prompt_from_message
-from tests.store.conftest import LARGE, SHARDED, SLIDING, SMALL, Box, MiB, prompt
+from tests.store.conftest import LARGE, SHARDED, SLIDING, SMALL, Box, MiB, content, prompt
 
 WAYS = ("embedded", "grpc", "bulk", "local")
 # 8 KiB for 16 tokens of SMALL: 512 bytes a token.
@@ -33,8 +35,11 @@ def way(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def bold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No margin to begin with, so that cuts fall where the figures say."""
-    monkeypatch.setattr(forecasts, "FIRST_MARGIN", 0.0)
+    """No margin to begin with, so that cuts fall where the figures say, and nothing is read beside."""
+    monkeypatch.setattr(learnt, "FIRST_SPREAD", 0.0)
+    for module in (forecasts, probing):
+        monkeypatch.setattr(module, "PROBE_S", math.inf)
+        monkeypatch.setattr(module, "FIRST_PROBE_S", math.inf)
 
 
 @pytest.fixture
@@ -115,6 +120,25 @@ def test_one_step_of_the_scheduler_counts(box, embedded, client):
     assert client.lookup(SMALL, chain, lease_s=30, prompt=Prompt(16, quick)).tokens == 16
     assert client.lookup(SMALL, chain, lease_s=30, prompt=Prompt(16, slow)).tokens == 0
     assert client.lookup(SMALL, chain, prompt=Prompt(16, slow)).tokens == 0  # without a lease as well
+
+
+def test_decoding_counts(box, monkeypatch):
+    """What is read quickly and decoded slowly, by the speed that the codec was measured to have here."""
+    client, chain = box.open(nvme=64 * MiB, nvme_codec="lossless"), prompt(LARGE, 4)
+    for ref in chain.refs:
+        client.put(LARGE, ref, np.zeros(LARGE.part_shape(LARGE.part(), 64), np.uint16), ack="persisted")
+    box.only_on_disk(client, LARGE, ())
+    box.probe.told_speed = Speed(1e9, 1e9, 0.0)
+    core, asked = box.store(client)._core, Prompt(256, Prefill.of_rate(25_600.0))  # 10 ms
+    rows = core.index.chunks(0, 100)[0].tolist()
+    stored = sum(core.index.placement(each).stored for row in rows for each in core.placements(row))
+    for decode_s, tokens in ((0.005, 256), (0.02, 0)):
+        monkeypatch.setattr(core.coder, "decoding_bytes_per_s", lambda form, seconds=decode_s: stored / seconds)
+        hit = client.lookup(LARGE, chain, prompt=asked)
+        assert hit.tokens == tokens
+        assert hit.plan is not None
+        if tokens:
+            assert hit.plan.seconds == pytest.approx(decode_s, rel=0.15)
 
 
 def test_an_engine_that_can_computes_from_the_front_while_the_back_is_loaded(box, embedded, client):
@@ -304,6 +328,24 @@ def test_a_prefill_in_position(box):
     assert client.lookup(spec, chain, prompt=quicker).tokens == 1024
 
 
+def test_what_dram_holds_costs_what_its_own_form_does(box):
+    """Not what the form of the last tier does, which there need not be."""
+    alone = box.open()
+    box.fill(alone, SMALL, prompt(SMALL, 2).refs)
+    alone.lookup(SMALL, prompt(SMALL, 2), prompt=Prompt(32, Prefill.of_rate(1e4)))
+    appraise(box.store(alone)._core)
+    alone.close()
+    client, chain = box.open(nvme=64 * MiB, nvme_codec="lossless"), prompt(LARGE, 2)
+    for ref in chain.refs:
+        client.put(LARGE, ref, np.zeros(LARGE.part_shape(LARGE.part(), 64), np.uint16), ack="persisted")
+    core = box.store(client)._core
+    (scope,) = (each for each in core.catalog.scopes if each.spec == LARGE)
+    assert core.coder.cost_in(scope, 0) == (1.0, 0.0)
+    share, decode_s = core.coder.cost_in(scope, 1)
+    assert share < 0.9
+    assert decode_s > 0
+
+
 def test_policies_are_told_how_fast_engines_are(box, monkeypatch):
     client, chain = box.open(nvme=16 * MiB, prefill_tokens_per_s=10.0), prompt(SMALL, 2)
     core, told = box.store(client)._core, list[dict[str, float]]()
@@ -330,3 +372,95 @@ def test_policies_are_told_how_fast_engines_are(box, monkeypatch):
     client.lookup(SMALL, chain, prompt=Prompt(32, Prefill(2.0, 1.0, 1e4)))
     client.lookup(LARGE, prompt(LARGE, 1), prompt=Prompt(64, Prefill(2.0, 1.0, 1e6)))
     assert figures() == {(2.0, 1.0, 1e6)}  # the fastest engine of the namespace
+
+
+def test_what_was_just_planned_stands_in_front(box):
+    """Two prompts that come at once: neither has begun to load when the other is weighed."""
+    client, chains = box.open(nvme=16 * MiB), [prompt(SMALL, 4, seed=seed) for seed in range(2)]
+    for chain in chains:
+        box.only_on_disk(client, SMALL, chain.refs)
+    box.probe.told_speed = Speed(1e6, 1e9, 0.0)
+    asked = Prompt(64, Prefill.of_rate(1000.0))  # 64 ms, of which loading takes 33
+    with client.lookup(SMALL, chains[0], lease_s=30, prompt=asked) as first:
+        assert first.tokens == 64
+        assert client.lookup(SMALL, chains[1], lease_s=30, prompt=asked).tokens == 0
+    assert client.lookup(SMALL, chains[1], lease_s=30, prompt=asked).tokens == 64
+
+
+def test_a_disk_that_was_slow_is_tried_again_beside(box, monkeypatch):
+    """Look-ups leave out what it has, and so would not hear that it is fast again."""
+    client, chain = box.open(nvme=64 * MiB), prompt(SMALL, 4)
+    asked = Prompt(64, Prefill.of_rate(3200.0))  # 20 ms
+    box.probe.told_speed, box.probe.read_delay_s = Speed(1e9, 1e9, 1e-3), 0.05
+    forecasts_of = box.store(client)._core.forecasts
+    while forecasts_of.factor(1) < 10:
+        box.only_on_disk(client, SMALL, chain.refs)
+        with client.lookup(SMALL, chain, lease_s=30, prompt=asked) as hit:
+            box.check(client, SMALL, hit.refs)
+    box.probe.read_delay_s = 0.0
+    box.only_on_disk(client, SMALL, chain.refs)
+    assert client.lookup(SMALL, chain, lease_s=30, prompt=asked).left_out == 64  # and nothing is due
+    assert "probes" not in client.stats()["counters"]
+    monkeypatch.setattr(forecasts, "PROBE_S", 0.0)
+    forecasts_of._probe_at[1] = 0.0
+    assert client.lookup(SMALL, chain, prompt=asked).tokens == 0  # who takes no lease is not going to load
+    assert "probes" not in client.stats()["counters"]
+    with client.lookup(SMALL, chain, lease_s=30, prompt=asked) as hit:
+        assert hit.tokens == 0
+    eventually(lambda: client.stats()["counters"].get("probes") == 1)
+    assert client.lookup(SMALL, chain, lease_s=30).cold == ()  # it is in DRAM now
+    box.settled(client)
+
+
+def test_a_client_that_reads_nothing_reads_a_little_beside(box, embedded, client, monkeypatch):
+    """Of what its look-ups left out: to see whether it comes faster now."""
+    chain = prompt(SMALL, 4)
+    box.fill(embedded, SMALL, chain.refs)
+    told: list[tuple[int, ...]] = []
+    get = client.backend.get
+
+    def read(spec, wants, **more):
+        outcomes = get(spec, wants, **more)
+        told.append(tuple(want.ref.position for want in wants))
+        assert list(outcomes) == [None] * len(wants)
+        for want in wants:
+            assert bytes(want.out) == content(spec, want.ref, want.part).tobytes()
+        return outcomes
+
+    monkeypatch.setattr(client.backend, "get", read)
+    quick = Prompt(64, Prefill.of_rate(1e12))
+    assert client.lookup(SMALL, chain, lease_s=30, prompt=quick).left_out == 64
+    assert told == []
+    monkeypatch.setattr(probing, "PROBE_S", 0.0)
+    client._probing._due = 0.0
+    monkeypatch.setattr(probing, "PROBE_BYTES", 2 * SMALL.part_bytes(SMALL.part(), 16))
+    client.lookup(SMALL, chain, lease_s=30, prompt=quick)
+    eventually(lambda: told == [(48, 32)])
+    eventually(lambda: not client._probing._running)
+    client._probing._due = 0.0
+    client.lookup(SMALL, chain, lease_s=30, prompt=Prompt(64, Prefill.of_rate(1e12), link_bytes_per_s=1.0))
+    assert told == [(48, 32)]  # who says how fast the link is does not ask for that
+
+
+def test_copies_out_of_dram_are_believed_to_be_as_slow_as_they_were(box, monkeypatch):
+    """Eight gigabytes a second, until something has been copied."""
+    client = box.open(dram=64 * MiB, extent=64 * MiB)
+    chain = prompt(LARGE, 8)
+    box.fill(client, LARGE, chain.refs)
+    token_bytes = LARGE.part_bytes(LARGE.part(), 64) // 64
+    engine = Prompt(512, Prefill.of_rate(4e9 / token_bytes))
+    assert client.lookup(LARGE, chain, lease_s=30, prompt=engine).tokens == 512
+    outs = [np.empty(LARGE.part_shape(LARGE.part(), 64), np.uint16) for _ in chain.refs]
+    copied = reader._native.copy
+    monkeypatch.setattr(reader._native, "copy", lambda out, data: time.sleep(0.005) or copied(out, data))
+    for _ in range(3):
+        client.get_many(LARGE, [client.want(LARGE, ref, out) for ref, out in zip(chain.refs, outs, strict=True)])
+    assert client.stats()["tiers"]["dram"]["load_factor"] > 10
+    assert client.lookup(LARGE, chain, lease_s=30, prompt=engine).tokens == 0
+
+
+def eventually(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in 10 s"
+        time.sleep(0.005)

@@ -48,4 +48,4 @@ class Meter:
         if nbytes < _FOLD_BYTES or nanoseconds <= 0:
             return rate
         self._before[name] = now
-        return rate + _FOLD_WEIGHT * (nbytes / nanoseconds * 1e9 - rate)
+        return 1 / (1 / rate + _FOLD_WEIGHT * (nanoseconds / nbytes / 1e9 - 1 / rate))  # the time of a byte is averaged

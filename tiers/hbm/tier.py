@@ -329,7 +329,7 @@ class HbmTier(Tier):
             flow.nbytes += nbytes
             flow.records += records
             if nbytes >= _RATE_BYTES:
-                flow.bytes_per_s += _WEIGHT * (nbytes / seconds - flow.bytes_per_s)
+                flow.bytes_per_s = 1 / (1 / flow.bytes_per_s + _WEIGHT * (seconds / nbytes - 1 / flow.bytes_per_s))
             elif nbytes <= _LATENCY_BYTES:
                 self._latency_s += _WEIGHT * (seconds - self._latency_s)
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from kvstore.connectors.transformers import KVStoreCache, load, spec_of
+from kvstore.cost import Prefill
+from kvstore.errors import InvalidArgument, Unavailable
 from kvstore.keys import Extras
 
 TOKENS = random.Random(1).choices(range(3, 320), k=700)
@@ -51,6 +53,48 @@ def test_only_what_is_not_stored_is_computed(open_store, model):
     watch.remove()
     assert computed[0] == 1 + len(NEXT)
     assert set(computed[1:]) == {1}
+
+
+def test_what_the_model_computes_more_quickly_is_not_loaded(open_store, model):
+    client, expected = open_store(), text(model, TOKENS)
+    with KVStoreCache(client, model) as cache:
+        text(model, TOKENS, past_key_values=cache)
+    for rate, hit in ((1e12, 0), (1.0, len(TOKENS) - 1)):
+        with KVStoreCache(client, model, prefill=Prefill.of_rate(rate)) as cache:
+            assert text(model, TOKENS, past_key_values=cache) == expected
+            assert cache.hit_tokens == hit
+            assert copy.deepcopy(cache)._prefill is cache._prefill
+    assert client.stats()["counters"]["left_out_slower"] > 0
+    assert client.stats()["gauges"]["prefills"] == 1
+
+
+def test_what_becomes_of_a_conversation_is_told_after_it_is_stored(open_store, model, monkeypatch):
+    client, told = open_store(), []
+    monkeypatch.setattr(client.backend, "hint", lambda spec, keys, seconds: told.append((list(keys), seconds)) or 1)
+    with KVStoreCache(client, model, extras=Extras(salt="s")) as cache:
+        text(model, TOKENS, past_key_values=cache)
+        cache.awaited(30)
+        keys = [ref.key for ref in client.chain(cache.spec, cache.token_ids, Extras(salt="s")).refs]
+        assert told == [(keys, 30)]
+        assert cache.save().stored == 0
+        cache.ended()
+        assert told[1:] == [(keys, 0.0)]
+        for wrong in (0, -1, float("nan"), 1e9):
+            with pytest.raises(InvalidArgument, match="up to 86400"):
+                cache.awaited(wrong)
+
+
+def test_a_store_that_cannot_be_told_costs_a_warning(open_store, model, monkeypatch):
+    client = open_store()
+
+    def gone(*given):
+        raise Unavailable("nobody listens")
+
+    monkeypatch.setattr(client.backend, "hint", gone)
+    with KVStoreCache(client, model) as cache:
+        text(model, TOKENS, past_key_values=cache)
+        with pytest.warns(RuntimeWarning, match="nobody listens"):
+            cache.ended()
 
 
 def test_what_was_generated_is_stored_too(open_store, model):

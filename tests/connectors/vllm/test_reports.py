@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvstore.connectors.vllm._plan import first_block
-from kvstore.connectors.vllm._reports import UNASKED, Report, Reports
+from kvstore.connectors.vllm._reports import UNASKED, Report, Reports, Took
 
 
 def test_a_job_is_told_once_when_its_last_part_has_ended():
@@ -51,3 +51,9 @@ def test_what_nobody_asks_for_leaves_nothing_behind():
 )
 def test_from_which_block_on_a_part_can_be_stored(table, windowed, first):
     assert first_block(table, windowed=windowed) == first
+
+
+def test_of_several_ranks_a_load_takes_as_long_as_the_slowest():
+    report = Report(loads={"a": Took(100, 0.5), "b": Took(10, 0.1)})
+    report.add(Report(loads={"a": Took(100, 0.2), "c": Took(1, 1.0)}))
+    assert report.loads == {"a": Took(200, 0.5), "b": Took(10, 0.1), "c": Took(1, 1.0)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import kvstore
 from kvstore.config import DramConfig
 from kvstore.connectors.vllm._counts import Counts
 from kvstore.connectors.vllm._options import Options
+from kvstore.connectors.vllm._plan import HintJob
+from kvstore.connectors.vllm._tier_hints import TierHints
 from kvstore.connectors.vllm._tier_lookups import TierLookups
 from kvstore.connectors.vllm._tier_rows import RowJob, RowOutcome, TierRows
 from kvstore.errors import Unavailable
@@ -263,4 +266,64 @@ def test_draining_waits_for_every_job(client, monkeypatch):
     rows.drain()
     assert held.is_set()
     assert [each.done for each in rows.take()] == [[True]]
+    rows.close()
+
+
+def context(name: str, params: Any) -> Any:
+    """What vLLM tells a tier of a request."""
+    return SimpleNamespace(req_id=name, kv_transfer_params=params)
+
+
+def test_a_hint_is_about_the_rows_that_the_tier_has_seen_of_a_request_in_prompt_order():
+    counts = Counts()
+    hints = TierHints(counts, 60.0)
+    hints.begin(context("says", {"kvstore.awaited_s": 30}))
+    hints.begin(context("nothing", {"other": 1}))
+    for name in ("says", "nothing", "unknown"):
+        hints.seen(name, [ref(2), ref(1)])
+        hints.seen(name, [ref(2), ref(0), ref(0, group=1)])
+    told = hints.end("says")
+    assert told is not None
+    assert (told.awaited_s, [each.position for each in told.refs]) == (30.0, [0, 0, TOKENS, 2 * TOKENS])
+    assert [hints.end(name) for name in ("says", "nothing", "unknown")] == [None] * 3
+    hints.begin(context("no rows", {"kvstore.ended": True}))
+    assert hints.end("no rows") is None
+    assert (hints._said, hints._rows) == ({}, {})
+    assert counts.take() == {}
+
+
+def test_what_cannot_be_said_to_a_tier_is_counted_and_ignored(caplog):
+    counts = Counts()
+    hints = TierHints(counts, 60.0)
+    hints.begin(context("r", {"kvstore.awaited_s": -1}))
+    hints.seen("r", [ref(0)])
+    assert hints.end("r") is None
+    assert counts.take() == {"hints_failed": 1}
+    assert "not -1" in caplog.text
+
+
+def test_a_hint_reaches_the_store_after_the_rows_it_is_about(client, monkeypatch):
+    rows, memory, counts = rows_of(client, writers=2)
+    order: list[str] = []
+    held, put, ended = threading.Event(), client.put, client.ended
+    monkeypatch.setattr(client, "put", lambda *given: held.wait() and (order.append("put"), put(*given))[1])
+    monkeypatch.setattr(client, "ended", lambda *given: (order.append("ended"), ended(*given))[1])
+    memory[0] = content(0)
+    rows.store(RowJob(1, "r", [ref(0)], [0]), wanted=True)
+    rows.tell(HintJob((ref(0),), 0.0))
+    held.set()
+    eventually(lambda: counts._sums.get("hints"))
+    assert order == ["put", "ended"]
+    rows.close()
+
+
+def test_a_hint_to_a_store_that_is_gone_hurts_nobody(client, monkeypatch, caplog):
+    def gone(*given: Any) -> Any:
+        raise Unavailable("nobody listens")
+
+    rows, _, counts = rows_of(client)
+    monkeypatch.setattr(client, "awaited", gone)
+    rows.tell(HintJob((ref(0),), 30.0))
+    eventually(lambda: "nobody listens" in caplog.text)
+    assert counts.take() == {"hints_failed": 1}
     rows.close()

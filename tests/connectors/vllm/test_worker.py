@@ -73,6 +73,15 @@ def test_an_empty_step_lasts_until_a_load_is_over(client, held, worker, caches, 
     worker.rest()
     assert worker.results() == ({"r"}, set())
     assert all((caches[name][TABLE] == 3).all() and not caches[name][0].any() for name in LAYERS)
+    report = worker.report()
+    assert report is not None
+    assert (list(report.loads), report.loads["r"].nbytes, report.done) == (
+        ["r"],
+        SPEC.part_bytes(SPEC.part(), TOKENS),
+        {},
+    )
+    assert report.loads["r"].seconds > 0
+    assert worker.report() is None
     worker.rest()  # without a load there is nothing to wait for
     assert worker.results() == (set(), set())
     letting_go.join()

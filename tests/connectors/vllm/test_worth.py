@@ -10,6 +10,7 @@ import pytest
 from kvstore.connectors.vllm import _prefill
 from kvstore.connectors.vllm._options import Options
 from kvstore.connectors.vllm._prefill import PrefillMeter, fit
+from kvstore.connectors.vllm._reports import Took
 from kvstore.cost import Plan, Prefill
 from kvstore.errors import ConfigError
 
@@ -172,6 +173,39 @@ def test_loads_are_compared_with_computing(client, monkeypatch):
         side.loaded({name})
         counts = side.counts.take()
         assert (counts["loads_weighed"], counts["loads_slower"]) == (1, slower)
+    side.close()
+
+
+@pytest.mark.parametrize("step_s", [0.002, 0.1])
+def test_the_way_here_is_learnt_from_what_the_load_itself_took(client, step_s):
+    """However long a step is, and whether one was under way: an idle engine's loads end when they end."""
+    store(client, 256)
+    side = scheduler(client, prefill_tokens_per_s=1000.0)
+    for _ in range(20):
+        side.worth._meter.took(1, 1.0, step_s, is_prefill=False)
+    for number in range(12):
+        name = f"r{number}"
+        asked = request(300, name)
+        assert matched(side, asked) == (256, True)
+        side.allocated(asked, ([*range(1, 20)],), 256)
+        side.worth.measured({name: Took(100 << 20, 0.2)})
+        side.loaded({name})
+    told = side.worth.prompt(300)
+    assert told is not None
+    assert told.link_bytes_per_s == pytest.approx((100 << 20) / 0.2, rel=0.1)
+    side.close()
+
+
+def test_a_load_from_below_dram_says_nothing_of_the_way_here(client):
+    side = scheduler(client, prefill_tokens_per_s=1000.0)
+    side.worth.began("a", 0, 256, warm=False)
+    side.worth.measured({"a": Took(1 << 20, 1.0), "never heard of": Took(1 << 20, 1.0)})
+    assert side.worth.prompt(300).link_bytes_per_s == 0
+    side.worth.began("b", 0, 256, warm=True)
+    side.worth.forget("b")
+    side.worth.measured({"b": Took(1 << 20, 1.0)})
+    assert side.worth.prompt(300).link_bytes_per_s == 0
+    assert not side.worth._warm
     side.close()
 
 

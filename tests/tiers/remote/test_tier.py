@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -308,3 +309,16 @@ class TestLimits:
         server.pause()
         tier.find([name_of(make_sample(1, 100))], 0.05)
         tier.close()
+
+
+def test_a_location_is_forgotten_and_its_object_stays() -> None:
+    """Of a record that was written twice at once both locations are of one object."""
+    engine, sample = MemoryEngine(), make_sample(1, 50_000)
+    with closing(RemoteTier(engine, capacity=1 << 30)) as tier:
+        first, second = sample.write_to(tier), sample.write_to(tier)
+        used = tier.used
+        tier.forget(second, sample.record.total_bytes)
+        assert (len(engine.objects), tier.used) == (1, used // 2)
+        sample.check_in(tier, first)
+        with pytest.raises(NotFound):
+            tier.read_into(second, 0, aligned_memory(4096))
