@@ -96,10 +96,10 @@ void ValuePolicy::drop_ghost() {
 
 std::size_t ValuePolicy::queue_of(std::uint32_t row) const {
     const Row& held = rows_[row];
-    if (held.hint == Hint::awaited) return kAwaited;
-    if (held.hint == Hint::ended || held.worthless) return kWorthless;
+    if (held.hint == Hint::awaited) return Queues::in_class(kAwaited, Queues::kNeutral);
+    if (held.hint == Hint::ended || held.worthless || held.severed) return Queues::in_class(kWorthless, Queues::kNeutral);
     const Known& known = known_[held.node];
-    return std::size_t{known.kind} * kAges + known.age;
+    return Queues::in_class(std::size_t{known.kind} * kAges + known.age, held.worth);
 }
 
 void ValuePolicy::enqueue(std::uint32_t row, bool first) {
