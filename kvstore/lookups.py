@@ -25,8 +25,8 @@ PROBES = 0  # the session, which is nobody's, whose forecasts are of probes
 class Lookups:
     """Answers the look-ups of the session with this number.
 
-    `finder` asks the shared tiers, where there are any; `loader` loads what is to be measured. `lease_end` says when a lease that is taken now ends, and
-    `take_lease` puts chunks under one, in the store's lock.
+    `finder` asks the shared tiers, where there are any; `loader` loads what is to be measured. `lease_end` says when a
+    lease that is taken now ends, and `take_lease` puts chunks under one, in the store's lock.
     """
 
     def __init__(

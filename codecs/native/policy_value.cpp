@@ -45,11 +45,11 @@ void ValuePolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t no
     if (contains(row)) {
         rows_[row].bytes = chunk.bytes;
         shadows_.resized(chunk);
-        rows_[row].worthless = is_worthless(chunk);
-        if (is_leaf(row)) {
-            dequeue(row);
-            enqueue(row);
-        }
+        rows_[row].tokens = chunk.tokens;
+        const bool queued = rows_[row].queue != 0;
+        dequeue(row);
+        appraise(row);
+        if (queued) enqueue(row);
         return;
     }
     std::uint64_t key = chunk.key;
@@ -123,7 +123,8 @@ void ValuePolicy::hit(const std::uint32_t* rows, std::size_t count, std::int64_t
         if (!contains(row)) continue;
         hint(row, Hint::none);
         dequeue(row);
-        rows_[row].young = false;
+        rows_[row].young = rows_[row].severed = false;
+        appraise(row);
         use(rows_[row].node, i + 1 == count && request_.missing() == 0);
         if (is_leaf(row)) enqueue(row);
     }
@@ -132,7 +133,7 @@ void ValuePolicy::hit(const std::uint32_t* rows, std::size_t count, std::int64_t
 void ValuePolicy::demand(const std::uint64_t* keys, std::size_t count, std::int64_t now_ms) {
     if (count == 0) return;
     begin_event(now_ms);
-    follow(now_ms);
+    follow();
     if (ordered_) order_->demand(keys, count, now_ms);
     shadows_.asked({keys, count}, now_ms);
     std::size_t fresh = 0, length = 0;
@@ -280,15 +281,30 @@ bool ValuePolicy::is_severed(std::uint64_t parent) const {
     return node == 0 || known_[node].row == 0;
 }
 
-// The latency of a load is not asked for: all chunks of a prompt wait for it once.
-bool ValuePolicy::is_worthless(const Arrival& chunk) const {
-    if (costs_.prefill_flops_per_s <= 0 || costs_.load_bytes_per_s <= 0) return false;
-    const double tokens = chunk.tokens, bytes = static_cast<double>(chunk.bytes);
+// What a hit on it saves and costs, by what is known of that now. The latency of a load is not asked for: all chunks of a
+// prompt wait for it once.
+void ValuePolicy::appraise(std::uint32_t row) {
+    Row& held = rows_[row];
+    const auto bytes = static_cast<double>(std::max<std::uint64_t>(held.bytes, 1));
+    const double tokens = std::max<std::uint32_t>(held.tokens, 1);
     const double flops = costs_.flops_per_token * tokens +
-                         costs_.flops_per_token2 * tokens * (chunk.position + tokens / 2);
-    double load = bytes / costs_.load_bytes_per_s;
-    if (costs_.decode_bytes_per_s > 0) load += bytes / costs_.decode_bytes_per_s;
-    return flops / costs_.prefill_flops_per_s <= load;
+                         costs_.flops_per_token2 * tokens * (known_[held.node].position + tokens / 2);
+    held.worthless = false;
+    if (costs_.prefill_flops_per_s > 0 && costs_.load_bytes_per_s > 0) {
+        double load = bytes / costs_.load_bytes_per_s;
+        if (costs_.decode_bytes_per_s > 0) load += bytes / costs_.decode_bytes_per_s;
+        held.worthless = flops / costs_.prefill_flops_per_s <= load;
+    }
+    // Between what counts tokens and what counts FLOPs: the root of both.
+    const double deep = costs_.flops_per_token > 0 ? flops / (costs_.flops_per_token * tokens) : 1;
+    const int step = static_cast<int>(std::lround(2 * std::log2(tokens * std::sqrt(deep) / bytes)));
+    if (held.tokens > usual_tokens_) {  // a partial chunk is no measure
+        usual_ = step;
+        usual_tokens_ = held.tokens;
+    }
+    constexpr int most = kClasses - 1;
+    held.worth = static_cast<std::uint8_t>(std::clamp(step - usual_ + static_cast<int>(Queues::kNeutral), 0, most));
+    queues_.begin_class(held.worth);
 }
 
 }  // namespace kvstore

@@ -20,9 +20,9 @@
 namespace kvstore {
 
 // A chunk is of a kind: how often it was used, whether it ends a prompt, and what the reuse model expects of it. A kind
-// and an age make a queue, the queues are ordered by the density of hits that Hazards has learned, and the victim is
-// the oldest chunk of the least queue. Only chunks that no other here follows are in queues: the tail of a prefix goes
-// before its head, whatever is expected of the head. Nothing is set for a workload. Where the shadows say that a
+// and an age make a queue, once for each class of what a hit saves for the bytes it takes. The queues are ordered by the
+// density of hits that Hazards has learned, times that, and the victim is the oldest chunk of the least queue. Only chunks
+// that no other here follows are in queues: the tail of a prefix goes before its head, whatever is expected of the head. Nothing is set for a workload. Where the shadows say that a
 // simpler policy does better, victims are taken in its order. Ghosts, eight to each chunk here but at most `max_rows`,
 // keep how often and when. 48 bytes a known chunk, 28 more for a row that is here, the table of keys, and a sixth of all
 // that for shadows. O(kinds · ages²) to rank, once in `kRankEvery` uses; O(1) amortised for all else.
@@ -55,6 +55,8 @@ private:
     static constexpr std::size_t kWorthless = Hazards::kKinds * kAges;  // of no use, whatever is expected of it
     static constexpr std::size_t kAwaited = kWorthless + 1;
     static constexpr std::size_t kQueues = kAwaited + 1;
+    static constexpr std::size_t kClasses = 8;  // of what a hit saves for the room it takes, half an octave each
+    using Queues = RankedQueues<kQueues, kClasses>;
     static constexpr std::size_t kGhostsPerRow = 8;
     static constexpr std::size_t kLeastGhosts = 64;
     static constexpr std::uint64_t kRankEvery = 1024;
@@ -72,11 +74,14 @@ private:
         std::uint64_t bytes;
         std::uint32_t node;    // 0: not here
         std::uint32_t parent;  // its node, 0: none
-        std::uint16_t queue;   // plus one; 0: in none
-        Hint hint;
-        bool worthless;  // loading it takes longer than computing it, or nobody gets to it
-        bool young;      // it came, and has not been used or followed since
-        bool given;      // by the walk that is on
+        std::uint32_t tokens;
+        std::uint16_t queue;  // plus one; 0: in none
+        std::uint8_t worth;   // its class
+        Hint hint : 2;
+        bool worthless : 1;  // loading it takes longer than computing it
+        bool severed : 1;    // nobody gets to it
+        bool young : 1;      // it came, and has not been used or followed since
+        bool given : 1;      // by the walk that is on
     };
 
     struct Given {
@@ -95,9 +100,9 @@ private:
     void rank();
     static double weight_of(const Known& known);
     std::uint32_t place_of(const Arrival& chunk);
-    bool is_worthless(const Arrival& chunk) const;
+    void appraise(std::uint32_t row);
     bool is_severed(std::uint64_t parent) const;
-    void follow(std::int64_t now_ms);
+    void follow();
     void make_order(std::int64_t now_ms);
     void put_in_order(std::uint32_t node, std::int64_t now_ms);
     void pass_by(std::uint32_t node);
@@ -127,7 +132,7 @@ private:
     void end_waits(std::int64_t now_ms);
 
     Costs costs_;
-    RankedQueues<kQueues> queues_;
+    Queues queues_;
     MappedArray<Row> rows_;
     KnownChunks known_;
     Hazards hazards_;
@@ -154,6 +159,8 @@ private:
     std::size_t severed_at_ = 0;
     std::size_t size_ = 0;
     std::uint32_t max_rows_;
+    int usual_ = 0;  // what a whole chunk saved for its bytes, the first one, in half octaves
+    std::uint32_t usual_tokens_ = 0;  // of that
     std::uint32_t chunk_tokens_ = 1;  // of the longest chunk so far
     ValueClock clock_;
     std::uint64_t ranked_at_ = 0;  // in uses

@@ -17,7 +17,7 @@ void ValuePolicy::set_capacity(std::uint64_t bytes) {
 }
 
 // Begins or ends to follow another policy, if the shadows say so.
-void ValuePolicy::follow(std::int64_t now_ms) {
+void ValuePolicy::follow() {
     const std::size_t before = shadows_.chosen();
     const std::size_t now = shadows_.choose(clock_.uses(), size_);
     if (now == before) return;

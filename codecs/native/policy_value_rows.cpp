@@ -7,9 +7,12 @@ namespace kvstore {
 
 // A chunk that is known has come.
 void ValuePolicy::seat(std::uint32_t row, std::uint32_t node, const Arrival& chunk, bool young, std::int64_t now_ms) {
-    rows_[row] = {chunk.bytes, node, 0, 0, Hint::none, is_worthless(chunk) || is_severed(chunk.parent), young, false};
+    rows_[row] = Row{.bytes = chunk.bytes, .node = node, .parent = 0, .tokens = chunk.tokens, .queue = 0, .worth = 0,
+                     .hint = Hint::none, .worthless = false, .severed = is_severed(chunk.parent), .young = young,
+                     .given = false};
     ++size_;
     adopt(row, chunk.parent, chunk.position);
+    appraise(row);
     if (is_leaf(row)) enqueue(row);
     shadows_.came(chunk, !known_.is_alone(node), now_ms);
 }
@@ -105,10 +108,10 @@ void ValuePolicy::drop_ghost() {
 
 std::size_t ValuePolicy::queue_of(std::uint32_t row) const {
     const Row& held = rows_[row];
-    if (held.hint == Hint::awaited) return kAwaited;
-    if (held.hint == Hint::ended || held.worthless) return kWorthless;
+    if (held.hint == Hint::awaited) return Queues::in_class(kAwaited, Queues::kNeutral);
+    if (held.hint == Hint::ended || held.worthless || held.severed) return Queues::in_class(kWorthless, Queues::kNeutral);
     const Known& known = known_[held.node];
-    return std::size_t{known.kind} * kAges + known.age;
+    return Queues::in_class(std::size_t{known.kind} * kAges + known.age, held.worth);
 }
 
 void ValuePolicy::enqueue(std::uint32_t row, bool first) {

@@ -28,7 +28,7 @@ SPEEDS = {
     "remote": TierSpeed(1e-3, 2.5e9),
 }
 _BYTES = Key("sim", "capacity", int, Quantity("bytes", positive=True), False, None)
-_SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
+_SHARE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)%")
 _OPTIONS = ("gbps", "latency_us", "smaller", "decode_gbps")
 
 

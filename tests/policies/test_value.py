@@ -252,3 +252,34 @@ def test_what_is_slower_to_load_than_to_compute_goes_first() -> None:
     policy.admit(1, 2, 0, 0, 256, 1_000_000, 3)  # stored smaller now
     policy.hit(np.array([1], np.uint32), 4)
     assert policy.victim() == 0
+
+
+def test_what_takes_more_room_for_its_tokens_goes_first() -> None:
+    policy = ValuePolicy(10)
+    for row in range(6):  # every other one encoded, to a quarter
+        policy.admit(row, row + 1, 0, 0, 256, 1_000_000 if row % 2 else 250_000, row)
+    assert list(victims(policy)) == [1, 3, 5, 0, 2, 4]
+    policy.admit(4, 5, 0, 0, 256, 1_000_000, 6)  # as large as the others now
+    assert list(victims(policy)) == [1, 3, 5, 4, 0, 2]
+
+
+def test_what_is_dearer_to_compute_goes_later() -> None:
+    costs = {**COSTS, "flops_per_token2": 1e6, "load_bytes_per_s": 1e12}  # twice as dear from token 10,000 on
+    told, untold = ValuePolicy(10), ValuePolicy(10)
+    told.set_costs(**costs)
+    for policy in (told, untold):
+        for row, position in enumerate((80_000, 1000, 40_000, 1)):
+            policy.admit(row, row + 1, 0, position, 256, 1000, row)
+    assert list(victims(untold)) == [0, 1, 2, 3]
+    assert list(victims(told)) == [1, 3, 2, 0]
+    untold.set_costs(**costs)
+    untold.hit(np.array([0], np.uint32), 4)  # what is used is reckoned anew
+    assert list(victims(untold)) == [1, 2, 3, 0]
+
+
+def test_a_partial_chunk_is_no_measure_of_the_others() -> None:
+    policy = ValuePolicy(10)
+    policy.admit(0, 1, 0, 0, 1, 1_000_000, 0)
+    for row in range(1, 5):
+        policy.admit(row, row + 1, 0, 0, 256, 1_000_000 if row % 2 else 250_000, row)
+    assert list(victims(policy)) == [0, 1, 3, 2, 4]

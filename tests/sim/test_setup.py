@@ -10,7 +10,9 @@ from kvstore.sim.models import model_of
 from kvstore.sim.setup import SPEEDS, Setup, capacity_of, single_tiers, tier_of
 
 
-@pytest.mark.parametrize(("text", "nbytes"), [("5%", 50), ("0.1%", 1), ("100%", 1000), ("64KiB", 65536), ("7", 7)])
+@pytest.mark.parametrize(
+    ("text", "nbytes"), [("5%", 50), ("0.1%", 1), (".5%", 5), ("100%", 1000), ("64KiB", 65536), ("7", 7)]
+)
 def test_capacities(text: str, nbytes: int) -> None:
     assert capacity_of(text).of(1000) == nbytes
 
