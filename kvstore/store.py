@@ -167,7 +167,7 @@ class Store:
         while cursor >= 0 and len(found) < limit:
             with core.lock:  # for a few rows at a time: others wait for it
                 rows, cursor = core.index.chunks(cursor, min(ROWS_AT_ONCE, limit - len(found)))
-                found.extend(self._info(row) for row in rows.tolist() if self._is_of(row, namespace))
+                found.extend(self._info(row) for row in rows.tolist() if self._is_listed(row, namespace))
         return Page(tuple(found), max(cursor, 0))
 
     def verify(self, namespace: Namespace) -> Iterator[tuple[ChunkInfo, PlacementInfo, str]]:
@@ -337,8 +337,12 @@ class Store:
         finally:
             self._loader.finish(scope, info.key, place.part, copy)
 
-    def _is_of(self, row: int, namespace: Namespace) -> bool:
-        return self._core.catalog.scopes[self._core.index.chunk(row).scope].namespace is namespace
+    def _is_listed(self, row: int, namespace: Namespace) -> bool:
+        """Whether a chunk is a namespace's, and not deleted under somebody's lease. Needs the lock."""
+        return (
+            row not in self._core.doomed
+            and self._core.catalog.scopes[self._core.index.chunk(row).scope].namespace is namespace
+        )
 
     def _info(self, row: int) -> ChunkInfo:
         core, index = self._core, self._core.index

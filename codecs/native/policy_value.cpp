@@ -295,9 +295,9 @@ void ValuePolicy::appraise(std::uint32_t row) {
         if (costs_.decode_bytes_per_s > 0) load += bytes / costs_.decode_bytes_per_s;
         held.worthless = flops / costs_.prefill_flops_per_s <= load;
     }
-    // Between what counts tokens and what counts FLOPs: the root of both.
+    // Between what counts tokens and what counts FLOPs, nearer to tokens: see docs/value.md.
     const double deep = costs_.flops_per_token > 0 ? flops / (costs_.flops_per_token * tokens) : 1;
-    const int step = static_cast<int>(std::lround(2 * std::log2(tokens * std::sqrt(deep) / bytes)));
+    const int step = static_cast<int>(std::lround(2 * std::log2(tokens * std::sqrt(std::sqrt(deep)) / bytes)));
     if (held.tokens > usual_tokens_) {  // a partial chunk is no measure
         usual_ = step;
         usual_tokens_ = held.tokens;
