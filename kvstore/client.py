@@ -350,6 +350,7 @@ class Client:
     def close(self) -> None:
         """End the connection, and its leases; an embedded store is closed in order."""
         self._backend.close()
+        self._probing.end()
 
     def __enter__(self) -> Self:
         return self

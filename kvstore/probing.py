@@ -20,6 +20,7 @@ PROBE_S = 0.25  # the least time between a read and a probe, and between two pro
 FIRST_PROBE_S, FIRST_PROBES = 0.05, 16  # while little is known of the way
 PROBE_SHARE = 0.1  # of the time that they may take
 PROBE_BYTES = 8 << 20
+END_S = 5.0  # a probe whose backend is closed fails at once, or is nearly done
 
 
 class Probing:
@@ -28,8 +29,20 @@ class Probing:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._due = time.monotonic() + min(PROBE_S, FIRST_PROBE_S)
-        self._running = False
+        self._running = self._ended = False
+        self._thread: threading.Thread | None = None
         self._probes = 0
+
+    def end(self) -> None:
+        """Begin none any more, and wait for the one under way; after the backend was closed.
+
+        A thread that the interpreter's end meets in native code would take it down.
+        """
+        with self._lock:
+            self._ended = True
+            running = self._thread
+        if running is not None and running is not threading.current_thread():
+            running.join(END_S)
 
     def read(self) -> None:
         """Something was read, and has been measured by that."""
@@ -38,11 +51,14 @@ class Probing:
     def left_out(self, backend: Backend, query: Query, refs: Sequence[ChunkRef], found: Found) -> None:
         """A look-up left out chunks of `refs`, which are there and not worth loading."""
         with self._lock:
-            if self._running or time.monotonic() < self._due:
+            if self._running or self._ended or time.monotonic() < self._due:
                 return
             self._running = True
-        wants = _wants(query, refs, found)
-        threading.Thread(target=self._probe, args=(backend, query, wants), name="kvstore-probe", daemon=True).start()
+            wants = _wants(query, refs, found)
+            self._thread = threading.Thread(
+                target=self._probe, args=(backend, query, wants), name="kvstore-probe", daemon=True
+            )
+            self._thread.start()
 
     def _probe(self, backend: Backend, query: Query, wants: Sequence[Want]) -> None:
         began = time.monotonic()

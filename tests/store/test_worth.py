@@ -442,6 +442,29 @@ def test_a_client_that_reads_nothing_reads_a_little_beside(box, embedded, client
     assert told == [(48, 32)]  # who says how fast the link is does not ask for that
 
 
+def test_a_closed_client_probes_no_more_and_leaves_no_thread(box, monkeypatch):
+    client = box.open(nvme=16 * MiB)
+    chain = prompt(SMALL, 4)
+    box.fill(client, SMALL, chain.refs)
+    monkeypatch.setattr(probing, "PROBE_S", 0.0)
+    client._probing._due = 0.0
+    begun, backend = threading.Event(), client.backend
+    read, closed = backend.get, threading.Event()
+
+    def slowly(*args, **options):
+        begun.set()
+        assert closed.wait(20)
+        return read(*args, **options)
+
+    close = backend.close
+    monkeypatch.setattr(backend, "get", slowly)
+    monkeypatch.setattr(backend, "close", lambda: (close(), closed.set()))
+    client.lookup(SMALL, chain, lease_s=30, prompt=Prompt(64, Prefill.of_rate(1e12)))
+    assert begun.wait(20)
+    client.close()
+    assert "kvstore-probe" not in [thread.name for thread in threading.enumerate()]
+
+
 def test_copies_out_of_dram_are_believed_to_be_as_slow_as_they_were(box, monkeypatch):
     """Eight gigabytes a second, until something has been copied."""
     client = box.open(dram=64 * MiB, extent=64 * MiB)
