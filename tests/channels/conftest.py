@@ -75,9 +75,11 @@ def start() -> Iterator[Callable[..., Running]]:
     def begin(**server: Any) -> Running:
         names = server.pop("namespaces", (NamespaceConfig("default"), NamespaceConfig("other")))
         server.setdefault("listen", "127.0.0.1:0")
+        policy = server.pop("policy", Config.policy)
         settings = Config(
-            dram=DramConfig(64 * MiB, 32 * MiB), namespaces=names, server=ServerConfig(**server), put_wait_s=5.0
-        )
+            dram=DramConfig(64 * MiB, 32 * MiB), namespaces=names, server=ServerConfig(**server), put_wait_s=5.0,
+            policy=policy,
+        )  # fmt: skip
         store = Store(settings)
         try:
             running.append(Running(store, serve(store, settings)))
@@ -95,8 +97,9 @@ def start() -> Iterator[Callable[..., Running]]:
 
 
 @pytest.fixture
-def running(start: Callable[..., Running]) -> Running:
-    return start()
+def running(start: Callable[..., Running], request: pytest.FixtureRequest) -> Running:
+    """With the settings of the test's parameter, if it has one."""
+    return start(**getattr(request, "param", {}))
 
 
 Mangle = Callable[[bool, int, bytes], "bytes | None"]

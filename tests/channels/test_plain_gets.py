@@ -125,6 +125,7 @@ def test_mutated_requests_are_answered_as_python_answers_them(running: Any, kit:
         fresh.close()
 
 
+@pytest.mark.parametrize("running", [{"policy": "lru"}], indirect=True, ids=["lru"])
 def test_a_get_counts_as_a_use_whoever_answers(running: Any, kit: Any, stored: list[ChunkRef]) -> None:
     core = running.store._core
 

@@ -67,11 +67,11 @@ def wait_until(said: Callable[[], bool]) -> None:
 
 def interrupt(tmp_path: Path, *words: str, begun: Callable[[int], bool]) -> None:
     """Ctrl-C of a benchmark that has begun; nothing is there any more when it has ended."""
-    (tmp_path / "temporary").mkdir()
+    (tmp_path / "tmp").mkdir()
     (tmp_path / "work").mkdir()
     process = subprocess.Popen(
         [sys.executable, "-m", "kvstore", "bench", "tier", *words], cwd=tmp_path / "work", stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path / "temporary")}, start_new_session=True,
+        stderr=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path / "tmp")}, start_new_session=True,
     )  # fmt: skip
     try:
         wait_until(lambda: process.poll() is not None or begun(process.pid))
@@ -84,7 +84,7 @@ def interrupt(tmp_path: Path, *words: str, begun: Callable[[int], bool]) -> None
         process.wait()
     assert (process.returncode, out, err) == (130, b"", b"")
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
-    assert [*(tmp_path / "temporary").iterdir(), *(tmp_path / "work").iterdir()] == []
+    assert [*(tmp_path / "tmp").iterdir(), *(tmp_path / "work").iterdir()] == []
 
 
 def test_interrupted_posix(tmp_path: Path) -> None:

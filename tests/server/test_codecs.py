@@ -188,7 +188,7 @@ def test_a_client_that_does_not_know_the_codec_gets_raw_bytes(
 ) -> None:
     monkeypatch.setattr("kvstore.channels.control.known_forms", tuple)
     monkeypatch.setattr("kvstore.channels.receive.known_forms", tuple)
-    monkeypatch.setattr("kvstore.channels.local.known_forms", tuple)
+    monkeypatch.setattr("kvstore.channels.local_places.known_forms", tuple)
     got = client.get(SPEC, CHAIN.refs[0], fidelity=fidelity(kind))
     assert np.array_equal(got, right(kind, 0))
     got = client.get(SPEC, CHAIN.refs[1], layers=(1, 3), fidelity=fidelity(kind), verify=True)

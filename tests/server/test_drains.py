@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import kvstore
+from kvstore.config import DramConfig, NvmeConfig
 from kvstore.errors import InvalidArgument
 from kvstore.keys import Chain, ChunkRef
 
@@ -165,7 +166,7 @@ def test_every_way_in_drains_and_a_wrong_name_is_refused(running: Running, drive
 
 
 def test_a_folder_opened_by_the_command_itself_is_not_drained(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
+    kvstore.open(kvstore.Config(dram=DramConfig(8 << 20), nvme=NvmeConfig(tmp_path / "data", 2 << 30))).close()
     done = subprocess.run(
         [sys.executable, "-m", "kvstore", "tiers", "drain", "nvme", "--nvme", tmp_path / "data"],
         capture_output=True, text=True, check=False, env=environment(), timeout=100,

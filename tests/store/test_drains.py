@@ -180,7 +180,7 @@ def test_a_tier_is_emptied_into_the_one_below_and_its_store_goes_on_without_it(
 def test_the_last_persistent_tier_goes_up_as_far_as_there_is_room_and_drops_the_coldest(
     hosts: list[Host], tmp_path: Path
 ) -> None:
-    host, refs = Host(tmp_path, drives=1, dram=2 * MiB), refs_of(20)
+    host, refs = Host(tmp_path, drives=1, dram=2 * MiB, policy="lru"), refs_of(20)
     hosts.append(host)
     host.fill(refs)
     host.client.drain("nvme")

@@ -85,13 +85,14 @@ print("done", reads, len(hazards), flush=True)
 
 
 @pytest.fixture
-def small() -> Iterator[tuple[Store, Server]]:
-    """A server with so little memory that it changes hands all the time."""
+def small(request: pytest.FixtureRequest) -> Iterator[tuple[Store, Server]]:
+    """A server with so little memory that it changes hands all the time; a test's parameter is its policy."""
     settings = Config(
         dram=DramConfig(8 * MiB, 4 * MiB),
         namespaces=(NamespaceConfig("default"), NamespaceConfig("other")),
         server=ServerConfig(listen="127.0.0.1:0"),
         put_wait_s=1.0,
+        policy=getattr(request, "param", Config.policy),
     )
     store = Store(settings)
     server = serve(store, settings)
@@ -244,6 +245,7 @@ def test_many_views_while_everything_is_evicted(small: tuple[Store, Server], kit
         kit.eventually(lambda: used(store) == 0)
 
 
+@pytest.mark.parametrize("small", ["lru"], indirect=True)
 def test_what_is_used_without_a_call_is_used(small: tuple[Store, Server], kit: Any) -> None:
     """It stays when room is made, counts as hits, and of a prefix the tail goes first."""
     store, server = small

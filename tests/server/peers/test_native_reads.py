@@ -43,12 +43,13 @@ LONG = kvstore.KVSpec.dense("long", layers=16, kv_heads=8, head_dim=128, chunk_t
 class Running:
     """A store of this process that takes peers."""
 
-    def __init__(self, server: Any = None) -> None:
+    def __init__(self, server: Any = None, policy: str = Config.policy) -> None:
         config = Config(
             dram=DramConfig(256 * MiB, 64 * MiB),
             peers=PeersConfig(token=TOKEN),
             namespaces=(NamespaceConfig("default"),),
             server=ServerConfig(listen="127.0.0.1:0", **(server or {})),
+            policy=policy,
         )
         self.store = Store(config)
         self.server = serve(self.store, config)
@@ -82,8 +83,9 @@ class Running:
 
 
 @pytest.fixture
-def running() -> Iterator[Running]:
-    made = Running()
+def running(request: pytest.FixtureRequest) -> Iterator[Running]:
+    """A test's parameter is its policy."""
+    made = Running(policy=getattr(request, "param", Config.policy))
     yield made
     made.end()
 
@@ -185,12 +187,13 @@ class TestRecords:
         assert running.native() > 0
 
     @pytest.mark.parametrize("ago_s", [9, 11])
+    @pytest.mark.parametrize("running", ["lru"], indirect=True)
     def test_a_read_is_a_use_unless_one_was_told_of_a_moment_ago(
         self, running: Running, kit: Any, monkeypatch: pytest.MonkeyPatch, ago_s: int
     ) -> None:
         chain, peer, core = kit.prompt(chunks=3), running.peer(), running.store.core
         then = int(time.time() * 1000) - 1000 * ago_s
-        monkeypatch.setattr("kvstore.core.now_ms", lambda: then)
+        monkeypatch.setattr("kvstore.commits.now_ms", lambda: then)
         kit.fill(running.client, chain)
         first, second, third = chain.refs
         for ref in (third, first, first, first):  # by Python, and three times natively

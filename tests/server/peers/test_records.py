@@ -268,7 +268,7 @@ class TestWhatItDoesToTheOwner:
                 client.get(spec, ref)
 
     def test_a_use_elsewhere_keeps_it_here(self, start: Callable[..., Running], kit: Any) -> None:
-        running, chain = start(dram=8 * MiB), kit.prompt(chunks=20)
+        running, chain = start(dram=8 * MiB, policy="lru"), kit.prompt(chunks=20)
         peer = running.peer()
         with running.client() as client:
             kit.fill(client, chain)

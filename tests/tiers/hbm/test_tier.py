@@ -77,7 +77,7 @@ def test_tensors_that_do_not_fit_are_refused(opener: Opener, device: str) -> Non
         tier.read_into(location, 0, memoryview(bytes(10)))
     with pytest.raises(NotFound):
         tier.read_into(99 << 40, 0, aligned_memory(10))
-    with pytest.raises(Corrupt):
+    with pytest.raises(InvalidArgument, match="no byte -1"):
         tier.read_into(location, -1, aligned_memory(10))
 
 
