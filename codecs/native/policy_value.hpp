@@ -24,7 +24,7 @@ namespace kvstore {
 // density of hits that Hazards has learned, times that, and the victim is the oldest chunk of the least queue. Only chunks
 // that no other here follows are in queues: the tail of a prefix goes before its head, whatever is expected of the head. Nothing is set for a workload. Where the shadows say that a
 // simpler policy does better, victims are taken in its order. Ghosts, eight to each chunk here but at most `max_rows`,
-// keep how often and when. 48 bytes a known chunk, 28 more for a row that is here, the table of keys, and a sixth of all
+// keep how often and when. 48 bytes a known chunk, 12 in the table of keys, 32 more for a row that is here, and a sixth of all
 // that for shadows. O(kinds · ages²) to rank, once in `kRankEvery` uses; O(1) amortised for all else.
 class ValuePolicy final : public Policy {
 public:
