@@ -15,7 +15,7 @@ import pytest
 import kvstore
 from kvstore.admission import FILE
 from kvstore.config import Config, CxlConfig, DramConfig, NvmeConfig, RemoteConfig
-from kvstore.core import Core
+from kvstore.core import DRAM, Core
 from kvstore.errors import Shed
 from kvstore.keys import Chain
 from tests.store.conftest import LARGE, MiB, check_policies, content, prompt
@@ -80,12 +80,21 @@ def prompts(count: int, first: int = 0, chunks: int = 5) -> list[Chain]:
 
 
 def fill(client: kvstore.Client, name: str = "nvme") -> None:
-    """Put prompts until a tier is full: something there had to go."""
+    """Put prompts until a tier is full: something there had to go. Then nothing is on its way down: what is held for
+    that is passed over by whoever makes room, and what is newer goes in its place."""
     for seed in range(10_000, 10_100):
         put(client, prompt(LARGE, 5, seed))
         if not tier(client, name)["has_room"]:
+            assert until(lambda: held(core_of(client)) == 0)
             return
     raise AssertionError(f"{name} does not fill")
+
+
+def held(core: Core) -> int:
+    """Readers of what lies in DRAM."""
+    with core.lock:
+        rows, _ = core.index.chunks(0, 1 << 16)
+        return sum(core.index.placement(each).readers for row in rows.tolist() for each in core.placements(row, DRAM))
 
 
 def test_without_settings_there_is_no_filter(stores: Stores) -> None:
@@ -127,7 +136,7 @@ def test_a_full_tier_takes_what_was_used_or_comes_back(stores: Stores) -> None:
 
 
 def test_what_is_refused_stays_until_its_policy_lets_it_go(stores: Stores) -> None:
-    client = stores.open(nvme=stores.nvme(admit="second-touch"))
+    client = stores.open(nvme=stores.nvme(admit="second-touch"), policy="lru")
     fill(client)
     put(client, *prompts(1, 50, chunks=6))  # the newest, of the seven that DRAM has room for
     before = tier(client)["refused"]["used_once"]

@@ -221,6 +221,7 @@ def test_a_user_that_is_not_the_servers_is_sent_away(running: Any, monkeypatch: 
 def test_connecting_a_thousand_times(running: Any, kit: Any) -> None:
     (ref,) = Client(running.store.session("default")).chain(kit.small, range(64)).refs
     Client(running.store.session("default")).put(kit.small, ref, kit.block(kit.small))
+    kit.eventually(lambda: not running.store._core.dram.is_growing)  # extents have descriptors too
     before = len(os.listdir("/proc/self/fd"))
     for number in range(1000):
         with kvstore.connect("local:" + running.server.local) as client:

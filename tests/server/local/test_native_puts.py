@@ -147,17 +147,15 @@ def test_fields_that_no_client_of_ours_sends(running: Any, staged: Staged, kit: 
 
 
 def test_descriptors_that_come_with_a_put_are_closed(staged: Staged, kit: Any, frames: Any) -> None:
-    def open_files() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
     chain = refs(kit, 24)
     assert staged.put(chain[0])
-    before = open_files()
     with frames.memfd(4096) as descriptor:
+        sent = os.fstat(descriptor)
         for ref in chain[1:]:
             assert staged.ask(pb.METHOD_PUT_STAGED, staged.message(ref), [descriptor])
+        assert frames.open_here(sent) >= 1
     assert staged.ask(pb.METHOD_STATS, pb.StatsRequest())
-    kit.eventually(lambda: open_files() <= before)
+    kit.eventually(lambda: frames.open_here(sent) == 0)
 
 
 def test_whoever_watches_hears_of_every_put(running: Any, local: Client, kit: Any) -> None:
