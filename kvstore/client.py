@@ -36,11 +36,12 @@ from kvstore.api import (
     View,
     Want,
 )
+from kvstore.arguments import ack_of, check_layers, check_ref, keys_of, part_of
 from kvstore.cost import Prompt
 from kvstore.device_views import DeviceViews
 from kvstore.errors import InvalidArgument
 from kvstore.hit import Hit
-from kvstore.keys import KEY_BYTES, Chain, ChunkRef, Extras, TokenIds, check_key, pack_refs
+from kvstore.keys import Chain, ChunkRef, Extras, TokenIds, check_key, pack_refs
 from kvstore.probing import Probing
 from kvstore.spec import KVSpec, Part
 
@@ -143,14 +144,14 @@ class Client:
         `first_valid` is for sliding-window groups whose first tokens are gone. Raises `SpecMismatch`, `TooLarge`,
         `Shed` (try later) and `StorageError`.
         """
-        chosen = _part(spec, part)
-        _check_ref(spec, ref)
+        chosen = part_of(spec, part)
+        check_ref(spec, ref)
         if first_valid and not (spec.groups[chosen.group].window and 0 <= first_valid < ref.tokens):
             raise InvalidArgument(
                 f"first_valid={first_valid} is for sliding-window groups and must be below {ref.tokens} tokens"
             )
         data = arrays.part_memory(array, spec, chosen, ref.tokens)
-        return self._backend.put(spec, Offer(ref, chosen, data, first_valid), ack=_ack(ack))
+        return self._backend.put(spec, Offer(ref, chosen, data, first_valid), ack=ack_of(ack))
 
     def get(
         self,
@@ -168,10 +169,10 @@ class Client:
         `layers` chooses layer groups inside the part, half-open. Raises `NotFound` on a miss, `Corrupt` where the
         bytes no longer match (the copy is quarantined: the next get is a miss).
         """
-        chosen = _part(spec, part)
+        chosen = part_of(spec, part)
         target = out
         if layers is not None:
-            _check_layers(spec, chosen, ref, layers)
+            check_layers(spec, chosen, ref, layers)
         if target is None:
             target = arrays.empty(spec, chosen, ref.tokens, None if layers is None else layers[1] - layers[0])
         want = self.want(spec, ref, target, part=chosen, layers=layers)
@@ -191,11 +192,11 @@ class Client:
         layers: tuple[int, int] | None = None,
     ) -> Want:
         """One entry for `get_many`; checks that `out` fits."""
-        chosen = _part(spec, part)
-        _check_ref(spec, ref)
+        chosen = part_of(spec, part)
+        check_ref(spec, ref)
         if layers is None:
             return Want(ref, chosen, arrays.part_memory(out, spec, chosen, ref.tokens, writable=True))
-        ranges = _check_layers(spec, chosen, ref, layers)
+        ranges = check_layers(spec, chosen, ref, layers)
         nbytes = sum(length for _, length in ranges[layers[0] : layers[1]])
         return Want(ref, chosen, arrays.layer_memory(out, nbytes), layers)
 
@@ -242,7 +243,7 @@ class Client:
 
         One that is stored encoded is decoded into memory of its own; with `encoded` it comes as it is stored.
         """
-        return self._backend.view(spec, ref, _part(spec, part), fidelity=fidelity, encoded=encoded)
+        return self._backend.view(spec, ref, part_of(spec, part), fidelity=fidelity, encoded=encoded)
 
     def device_views(
         self,
@@ -263,12 +264,12 @@ class Client:
             raise InvalidArgument("no chunks were named")
         if lease_s < 0:
             raise InvalidArgument(f"a lease lasts more than 0 seconds, not {lease_s}")
-        return self._backend.device_views(spec, refs, _part(spec, part), device=device, lease_s=lease_s)
+        return self._backend.device_views(spec, refs, part_of(spec, part), device=device, lease_s=lease_s)
 
     def reserve(self, spec: KVSpec, ref: ChunkRef, *, part: Part | None = None, first_valid: int = 0) -> Reservation:
         """Memory of the store to fill in place; `commit` publishes it."""
-        _check_ref(spec, ref)
-        return self._backend.reserve(spec, ref, _part(spec, part), first_valid=first_valid)
+        check_ref(spec, ref)
+        return self._backend.reserve(spec, ref, part_of(spec, part), first_valid=first_valid)
 
     def delete(self, spec: KVSpec, keys: Sequence[bytes]) -> int:
         """Forget chunks; how many there were."""
@@ -290,7 +291,7 @@ class Client:
         `chain` is all of it, as for a look-up, with the answer if that was stored. What others share of it stays
         while they use it; whatever is used again is kept as before. How many of its chunks there were.
         """
-        return self._backend.hint(spec, _keys(chain), 0.0)
+        return self._backend.hint(spec, keys_of(chain), 0.0)
 
     def awaited(self, spec: KVSpec, chain: Chain | Sequence[ChunkRef], seconds: float) -> int:
         """Say that this prompt comes back in about so long, when a tool has run: until then it is the last to go.
@@ -299,7 +300,7 @@ class Client:
         """
         if not seconds > 0:
             raise InvalidArgument(f"a prompt is awaited for more than 0 seconds, not {seconds}; or has it ended?")
-        return self._backend.hint(spec, _keys(chain), seconds)
+        return self._backend.hint(spec, keys_of(chain), seconds)
 
     def prefetch(self, spec: KVSpec, keys: Sequence[bytes], *, fidelity: Fidelity = Fidelity.EXACT) -> int:
         """Bring chunks into DRAM in the background, as exact as `fidelity` asks; how many were found."""
@@ -359,46 +360,3 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _keys(chain: Chain | Sequence[ChunkRef]) -> list[bytes]:
-    keys = [check_key(ref.key) for ref in (chain.refs if isinstance(chain, Chain) else chain)]
-    if not keys:
-        raise InvalidArgument("a hint is about a prompt, and this one has no chunks")
-    return keys
-
-
-def _part(spec: KVSpec, part: Part | None) -> Part:
-    if part is not None:
-        spec.check_part(part)
-        return part
-    parts = spec.all_parts
-    if len(parts) != 1:
-        raise InvalidArgument(f"this spec has {len(parts)} parts; say which with part=spec.part(group, rank, stage)")
-    return parts[0]
-
-
-def _ack(ack: Ack | str) -> Ack:
-    if isinstance(ack, Ack):
-        return ack
-    try:
-        return Ack(ack)
-    except ValueError:
-        raise InvalidArgument(f"ack must be one of {', '.join(Ack)}, not {ack!r}") from None
-
-
-def _check_ref(spec: KVSpec, ref: ChunkRef) -> None:
-    key, parent = ref.key, ref.parent
-    if not (type(key) is type(parent) is bytes and len(key) == len(parent) == KEY_BYTES):
-        check_key(key)
-        check_key(parent)
-    if not 1 <= ref.tokens <= spec.chunk_tokens:
-        raise InvalidArgument(f"a chunk of this spec has 1 to {spec.chunk_tokens} tokens, not {ref.tokens}")
-
-
-def _check_layers(spec: KVSpec, part: Part, ref: ChunkRef, layers: tuple[int, int]) -> Sequence[tuple[int, int]]:
-    _check_ref(spec, ref)
-    ranges = spec.layer_ranges(part, ref.tokens)
-    if not 0 <= layers[0] < layers[1] <= len(ranges):
-        raise InvalidArgument(f"layers {layers} are outside the part's {len(ranges)} layer groups")
-    return ranges

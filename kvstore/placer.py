@@ -116,7 +116,7 @@ class _Placing:
             except (Corrupt, SpecMismatch) as error:
                 self._failures[i] = error
                 self._core.let_go([self.held.pop(i)])
-                self._loader.quarantine(self._scope, ref.key, part, copy)
+                self._loader.copies.quarantine(self._scope, ref.key, part, copy)
 
     def finish(self, hold: Hold) -> Placed:
         """Put what is in DRAM under the lease and say where it lies."""

@@ -57,7 +57,7 @@ class Reader:
         for each in held.items:
             if isinstance(outcomes[each.number], Corrupt | SpecMismatch):
                 want = wants[each.number]
-                self._loader.reject(scope, want.ref.key, want.part, each.copy(scope, want.part))
+                self._loader.copies.reject(scope, want.ref.key, want.part, each.copy(scope, want.part))
         if mine is not None:
             outcomes[mine] = self._get_cold(scope, wants[mine], fidelity)
         for i, load in loads:
@@ -99,7 +99,7 @@ class Reader:
             self._let_go(held)
             for each in bad:
                 want = wants[each.number]
-                self._loader.reject(scope, want.ref.key, want.part, each.copy(scope, want.part))
+                self._loader.copies.reject(scope, want.ref.key, want.part, each.copy(scope, want.part))
             for load in loads:
                 load.cancel()
             wait(loads)  # nobody writes to the destinations once this has ended
@@ -118,7 +118,7 @@ class Reader:
         finally:
             self._core.let_go([copy])
             if not good:
-                self._loader.reject(scope, ref.key, part, copy)
+                self._loader.copies.reject(scope, ref.key, part, copy)
 
     def _decoded_view(self, scope: Scope, ref: ChunkRef, part: Part, copy: Copy) -> OwnView:
         data = np.empty(scope.spec.part_bytes(part, ref.tokens), np.uint8).data
@@ -183,7 +183,7 @@ class Reader:
         finally:
             self._core.let_go([copy])
             if isinstance(outcome, Corrupt | SpecMismatch):
-                self._loader.reject(scope, want.ref.key, want.part, copy)
+                self._loader.copies.reject(scope, want.ref.key, want.part, copy)
 
 
 @dataclass(slots=True)

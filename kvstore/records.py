@@ -150,9 +150,9 @@ class Records:
             return self._held(copy, offset, nbytes)
         memory = memoryview(mmap.mmap(-1, copy.total))
         try:
-            self._loader.read_whole(scope, name.key, name.part, copy, memory)
+            self._loader.copies.read_whole(scope, name.key, name.part, copy, memory)
         finally:
-            self._loader.finish(scope, name.key, name.part, copy)
+            self._loader.copies.finish(scope, name.key, name.part, copy)
         return HeldRecord(memory[offset : offset + nbytes], _nothing)
 
     def _find(self, name: Name) -> _Found | None:

@@ -20,6 +20,7 @@ from kvstore.catalog import Namespace, Scope
 from kvstore.codecs import form_name
 from kvstore.coder import Coder
 from kvstore.config import Config, PeersConfig, RemoteConfig
+from kvstore.copies import Copies
 from kvstore.core import ROWS_AT_ONCE, Core
 from kvstore.devices import Devices
 from kvstore.drains import Drains
@@ -76,7 +77,8 @@ class Store:
         self._core = core = Core(config, dram, [*below, *more], coder, devices)
         self._reclaimer = Reclaimer(core)
         self._writer = Writer(core, self._reclaimer)
-        self._loader = Loader(core, self._writer, threads)
+        self._copies = Copies(core)
+        self._loader = Loader(core, self._copies, self._writer, threads)
         self._reader = Reader(core, self._loader)
         self._mover = Mover(core, self._writer.descent, threads)
         self._writer.wake_mover = self._mover.wake
@@ -118,7 +120,7 @@ class Store:
         if self._scrubber is not None:
             self._scrubber.start()
         if coder.artefacts.stale():
-            self._loader.submit(sweep_quietly, core, self._loader)
+            self._loader.submit(sweep_quietly, core, self._copies)
 
     @property
     def core(self) -> Core:
@@ -187,7 +189,7 @@ class Store:
 
     def sweep_artefacts(self) -> int:
         """Remove the artefacts that are neither configured nor named by any record; how many."""
-        return sweep(self._core, self._loader)
+        return sweep(self._core, self._copies)
 
     def stats(self, namespace: Namespace) -> dict[str, Any]:
         """Counters since the start and gauges of now."""
@@ -333,9 +335,9 @@ class Store:
                 return None
             copy = core.hold(placement, scope, place.part)
         try:
-            return self._loader.check(scope, info.key, place.part, copy)
+            return self._copies.check(scope, info.key, place.part, copy)
         finally:
-            self._loader.finish(scope, info.key, place.part, copy)
+            self._copies.finish(scope, info.key, place.part, copy)
 
     def _is_listed(self, row: int, namespace: Namespace) -> bool:
         """Whether a chunk is a namespace's, and not deleted under somebody's lease. Needs the lock."""

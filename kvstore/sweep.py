@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from kvstore.catalog import Scope
 from kvstore.codecs import all_codecs
+from kvstore.copies import Copies
 from kvstore.core import ROWS_AT_ONCE, Copy, Core
 from kvstore.errors import KVStoreError
-from kvstore.loader import Loader
 from kvstore.record import NO_ARTEFACT, RAW
 from kvstore.spec import Part
 
 
-def sweep(core: Core, loader: Loader) -> int:
+def sweep(core: Core, copies: Copies) -> int:
     """Remove what is neither configured nor shipped and named by no record; how many. Raises what reading raises.
 
     An artefact that is not configured encodes nothing new, so one that no record names will be named by none. The
@@ -27,18 +27,18 @@ def sweep(core: Core, loader: Loader) -> int:
             rows, start = core.index.chunks(start, ROWS_AT_ONCE)
             held = [each for row in rows.tolist() for each in _held(core, row, plain)]
         try:
-            stale -= {loader.header(copy).artefact for _, _, _, copy in held} - {NO_ARTEFACT}
+            stale -= {copies.header(copy).artefact for _, _, _, copy in held} - {NO_ARTEFACT}
         finally:
             for each in held:
-                loader.finish(*each)
+                copies.finish(*each)
     core.coder.artefacts.remove(stale)
     return len(stale)
 
 
-def sweep_quietly(core: Core, loader: Loader) -> None:
+def sweep_quietly(core: Core, copies: Copies) -> None:
     """`sweep` beside everything else; what fails is tried again at the next start."""
     try:
-        sweep(core, loader)
+        sweep(core, copies)
     except KVStoreError:
         with core.lock:
             core.counters["artefact_sweep_failed"] += 1
