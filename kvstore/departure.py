@@ -119,13 +119,13 @@ class Departure:
             try:
                 outcome = self._move_part(each, targets, last)
             finally:
-                core.let_go([each[3]])
+                self._descent.let_go(*each)
             fate = max(fate, outcome, key=list(Fate).index)
         return fate
 
     def _move_part(self, held: Held, targets: Sequence[int], last: bool) -> Fate:
         """Copy one part to the first place that takes it. At `last` any copy will do, and nothing else makes room."""
-        scope, _, _, copy = held
+        copy = held[3]
         try:
             if self._within and not last and self._move_within(*held):
                 return Fate.SAFE
@@ -138,8 +138,7 @@ class Departure:
                 if self._write(held, target, 0 if last else 2):
                     return Fate.SAFE
         except (Corrupt, SpecMismatch, NotFound):
-            self._condemn(scope, copy)
-            return Fate.SAFE
+            return Fate.SAFE  # it is no copy: it is taken out when the reader on it goes
         except (Unavailable, DeadlineExceeded) as error:
             self.waiting = str(error)
             return Fate.LATER
@@ -231,13 +230,6 @@ class Departure:
         self.left_bytes -= self._bytes(placement)
         core = self._core
         core.withdraw(self._scope(core.chunk_of(placement)), placement, removed)
-
-    def _condemn(self, scope: Scope, copy: Copy) -> None:
-        """A record that cannot be read, or is damaged, is no copy."""
-        core, removed = self._core, Removed()
-        with core.lock:
-            core.condemn(scope, copy.placement, removed)
-        core.settle(removed)
 
     def _scope(self, row: int) -> Scope:
         return self._core.catalog.scopes[self._core.index.chunk(row).scope]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import mmap
 
 from kvstore.catalog import Namespace, Scope
-from kvstore.checked import verify_record
 from kvstore.coder import Coded
+from kvstore.copies import Copies
 from kvstore.core import DRAM, Copy, Core
 from kvstore.errors import KVStoreError, Shed, StorageError
 from kvstore.record import NO_ARTEFACT, Entry, Record, padded, unpack
@@ -31,11 +31,16 @@ def record_in_dram(core: Core, location: int, header_bytes: int, stored: int) ->
 
 
 class Descent:
-    """Writes copies down."""
+    """Writes copies down. Whoever holds a reader on one ends with `let_go`."""
 
-    def __init__(self, core: Core, owner: Owner) -> None:
+    def __init__(self, core: Core, copies: Copies, owner: Owner) -> None:
         self._core = core
+        self._copies = copies
         self._owner = owner
+
+    def let_go(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> None:
+        """Take the reader off a copy, and the copy out if it was found bad."""
+        self._copies.finish(scope, key, part, copy)
 
     def persist(self, scope: Scope, key: bytes, part: Part, copy: Copy) -> None:
         """Write a copy (with a reader on it) to the first tier that survives the process."""
@@ -142,9 +147,8 @@ class Descent:
         core = self._core
         if copy.tier == DRAM:
             return record_in_dram(core, copy.location, copy.header, copy.stored)
-        tier, memory = core.tiers[copy.tier], memoryview(mmap.mmap(-1, copy.total))
-        tier.read_into(copy.location, 0, memory)
-        record = verify_record(memory, scope, key, part, tier.name)
+        memory = memoryview(mmap.mmap(-1, copy.total))
+        record = self._copies.fetch(scope, key, part, copy, memory)
         return Coded(record, record.pack(), memory[copy.header :])
 
     def make_room(self, target: int, nbytes: int) -> bool:
@@ -206,11 +210,11 @@ class Descent:
         return found
 
     def _write_further(self, parts: list[tuple[Scope, bytes, Part, Copy]], target: int) -> None:
-        for scope, key, part, copy in parts:
+        for held in parts:
             try:
-                self.write(scope, key, part, copy, target, patience=2)
+                self.write(*held, target, patience=2)
             except KVStoreError:
                 with self._core.lock:
-                    self._core.counters["dropped_not_writable"] += self._core.redundancy.only_here(copy.placement)
+                    self._core.counters["dropped_not_writable"] += self._core.redundancy.only_here(held[3].placement)
             finally:
-                self._core.let_go([copy])
+                self.let_go(*held)

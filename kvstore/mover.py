@@ -209,7 +209,7 @@ class Mover:
         except KVStoreError as error:
             failure = next(reason for kind, reason in _FAILURES if isinstance(error, kind))
         finally:
-            core.let_go([copy])
+            self._descent.let_go(scope, key, part, copy)
         if failure == _UNREACHED:
             core.counters[failure] += 1
         elif failure and copy.tier == DRAM:  # it would be in the way for ever; other tiers let go of what is cold

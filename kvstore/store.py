@@ -22,6 +22,7 @@ from kvstore.coder import Coder
 from kvstore.config import Config, PeersConfig, RemoteConfig
 from kvstore.copies import Copies
 from kvstore.core import ROWS_AT_ONCE, Core
+from kvstore.descent import Descent
 from kvstore.devices import Devices
 from kvstore.drains import Drains
 from kvstore.errors import KVStoreError
@@ -76,21 +77,22 @@ class Store:
         threads = config.nvme.io_threads if config.nvme else LOADERS
         self._core = core = Core(config, dram, [*below, *more], coder, devices)
         self._reclaimer = Reclaimer(core)
-        self._writer = Writer(core, self._reclaimer)
         self._copies = Copies(core)
+        descent = Descent(core, self._copies, self._reclaimer)
+        self._writer = Writer(core, descent)
         self._loader = Loader(core, self._copies, self._writer, threads)
         self._reader = Reader(core, self._loader)
-        self._mover = Mover(core, self._writer.descent, threads)
+        self._mover = Mover(core, descent, threads)
         self._writer.wake_mover = self._mover.wake
         shared = [number for number, tier in enumerate(core.tiers) if tier.shared]
         wait_s = config.remote.lookup_wait_s if config.remote else RemoteConfig.lookup_wait_s
         peers_wait_s = config.peers.lookup_wait_s if config.peers else PeersConfig.lookup_wait_s
         self.finder = Finder(core, wait_s, peers_wait_s) if shared else None
         written = [number for number in shared if core.tiers[number].writable]
-        self._through = [Through(core, self._writer.descent, number, threads) for number in written]
+        self._through = [Through(core, descent, number, threads) for number in written]
         self.records = Records(core, self._loader)
         self._sharing = sharing_of(core)
-        self.drains = Drains(core, self._writer.descent, self._reclaimer)
+        self.drains = Drains(core, descent, self._reclaimer)
         self._sessions = itertools.count(1)
         self._closing = threading.Lock()
         for each in config.namespaces:

@@ -110,7 +110,7 @@ class Through:
             with self._core.lock:
                 self._core.counters["through_failed"] += 1
         finally:
-            self._core.let_go([copy])
+            self._descent.let_go(scope, new.key, new.part, copy)
         return True
 
     def _hold(self, new: _New) -> tuple[Scope, Copy] | None:

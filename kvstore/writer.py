@@ -26,7 +26,6 @@ from kvstore.removed import Removed
 from kvstore.reservation import StoreReservation
 from kvstore.slot import Slot
 from kvstore.spec import Part
-from kvstore.tiers.base import Owner
 from kvstore.tiers.dram import zero_padding
 from kvstore.usage import now_ms
 
@@ -36,9 +35,9 @@ Digests = npt.NDArray[np.uint8]
 class Writer:
     """Puts parts into DRAM and, when asked, on disk before it acknowledges them."""
 
-    def __init__(self, core: Core, owner: Owner) -> None:
+    def __init__(self, core: Core, descent: Descent) -> None:
         self._core = core
-        self.descent = Descent(core, owner)
+        self._descent = descent
         self.wake_mover: Callable[[Namespace], None] = _nobody
 
     def put(self, scope: Scope, offer: Offer, ack: Ack, confirm: Callable[[], None] | None = None) -> bool:
@@ -287,9 +286,9 @@ class Writer:
         core = self._core
         if copy is not None:
             try:
-                self.descent.persist(scope, key, part, copy)
+                self._descent.persist(scope, key, part, copy)
             finally:
-                core.let_go([copy])
+                self._descent.let_go(scope, key, part, copy)
         number = core.persistent
         if ack is Ack.SYNCED:  # what was there before may lie in a tier that is being drained
             for each in core.drained if number is None else {number, *core.drained}:

@@ -157,7 +157,7 @@ def test_room_that_was_given_back_is_used(stores: Stores) -> None:
 
 
 def test_what_is_leased_or_pinned_is_never_lost_by_it(stores: Stores) -> None:
-    client = stores.open(nvme=stores.nvme(admit="second-touch"))
+    client = stores.open(nvme=stores.nvme(admit="second-touch"), policy="lru")
     fill(client)
     pinned, leased = prompt(LARGE, 2, 1), prompt(LARGE, 2, 2)
     put(client, pinned, leased)

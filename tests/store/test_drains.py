@@ -15,12 +15,14 @@ import kvstore
 from kvstore.config import Config, CxlConfig, DramConfig, NamespaceConfig, NvmeConfig, RemoteConfig
 from kvstore.errors import InvalidArgument, NotFound, PermissionDenied, Shed, StorageError, Unavailable
 from kvstore.keys import ChunkRef
+from kvstore.record import unpack
 from kvstore.store import Store
 from kvstore.tiers.nvme.location import drive_of
 from tests.store.conftest import LARGE, SHARDED, MiB, content, prompt
 from tests.store.shared_tier import Place, SharedTier, until
 
 DRIVES = ("a", "b", "c")
+RECORD_HEADER = 4096  # bytes, of a part of LARGE
 REMOTE = 2  # the number of the stand-in's tier below DRAM and NVMe
 
 
@@ -56,6 +58,16 @@ class Host:
             return sum(
                 drive_of(core.index.placement(each).loc) == drive for row in rows for each in core.placements(row, 1)
             )
+
+    def forget_what_was_written_through(self, place: Place, refs: Sequence[ChunkRef]) -> None:
+        """Now the disk alone has what DRAM has let go."""
+        until(lambda: all("remote" in self.tiers_of(ref) for ref in refs))
+        place.records.clear()
+        core = self.store.core
+        with core.lock:
+            for row in core.index.chunks(0, 1_000_000)[0].tolist():
+                for placement in list(core.placements(row, REMOTE)):
+                    core.index.remove_placement(placement)
 
     def drained(self, name: str = "nvme", path: Path | None = None) -> kvstore.Drain:
         """The drain that was begun, once it is over."""
@@ -154,13 +166,7 @@ def test_a_tier_is_emptied_into_the_one_below_and_its_store_goes_on_without_it(
     host, refs = Host(tmp_path, drives=2, dram=3 * MiB, place=place), refs_of(40)
     hosts.append(host)
     host.fill(refs)
-    core = host.store.core
-    until(lambda: all("remote" in host.tiers_of(ref) for ref in refs))
-    place.records.clear()  # what was written through: now the disk alone has what DRAM has let go
-    with core.lock:
-        for row in core.index.chunks(0, 1_000_000)[0].tolist():
-            for placement in list(core.placements(row, REMOTE)):
-                core.index.remove_placement(placement)
+    host.forget_what_was_written_through(place, refs)
     host.client.drain("nvme")
     done = host.drained()
     assert (done.state, done.dropped_chunks) == ("drained", 0)
@@ -175,6 +181,42 @@ def test_a_tier_is_emptied_into_the_one_below_and_its_store_goes_on_without_it(
     host.client.resume("nvme")
     host.fill(refs_of(20, 200))
     assert "nvme" in host.tiers_of(refs_of(1, 200)[0])
+
+
+def test_a_record_that_the_disk_moves_while_it_is_drained_is_not_lost(
+    hosts: list[Host], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place()
+    host, refs = Host(tmp_path, drives=1, dram=MiB, place=place), refs_of(8)
+    hosts.append(host)
+    host.fill(refs)
+    host.forget_what_was_written_through(place, refs)
+    core, nvme, moved = host.store.core, host.store.core.tiers[1], set[int]()
+    read = nvme.read_into
+
+    def move(location: int, offset: int, out: memoryview) -> None:
+        """A clean-up between the look at the index and the read: another copy, the index, another life in its place."""
+        with core.lock:
+            rows = core.index.chunks(0, 1_000_000)[0].tolist()
+            placed = [each for row in rows for each in core.placements(row, 1)]
+            here = next((each for each in placed if core.index.placement(each).loc == location), -1)
+        if here in moved or here < 0 or not core.drained:
+            read(location, offset, out)
+            return
+        moved.add(here)
+        record = memoryview(bytearray(core.index.placement(here).stored + RECORD_HEADER))
+        read(location, 0, record)
+        new = nvme.write(bytes(record[:RECORD_HEADER]), record[RECORD_HEADER:], unpack(record))
+        with core.lock:
+            core.index.set_loc(here, new, core.index.placement(here).stored)
+        out[:] = bytes(len(out))
+
+    monkeypatch.setattr(nvme, "read_into", move)
+    host.client.drain("nvme")
+    assert host.drained().dropped_chunks == 0
+    assert moved
+    host.check(refs)
+    assert "quarantined_nvme" not in host.client.stats()["counters"]
 
 
 def test_the_last_persistent_tier_goes_up_as_far_as_there_is_room_and_drops_the_coldest(

@@ -61,7 +61,7 @@ def write_down(client: kvstore.Client, tier: int, refs: list[ChunkRef]) -> None:
             row = core.index.find(scope.number, ref.key)
             (placement,) = core.placements(row, 0)
             held = core.hold_part(core.index.chunk(row), placement)
-        store_of(client)._writer.descent.write(*held, tier)
+        store_of(client)._writer._descent.write(*held, tier)
         core.let_go([held[3]])
         with core.lock:
             assert core.drop_from(row, 0, removed)
