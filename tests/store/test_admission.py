@@ -293,7 +293,7 @@ def test_a_drain_is_not_stopped_by_a_budget(stores: Stores, tmp_path: Path) -> N
 def test_what_a_shared_place_refused_goes_there_when_it_was_used(stores: Stores, tmp_path: Path) -> None:
     (tmp_path / "place").mkdir()
     remote = RemoteConfig(f"file://{tmp_path / 'place'}", capacity=5 * MiB, admit="second-touch")
-    client = stores.open(remote=remote)
+    client = stores.open(remote=remote, policy="lru")
     fill(client, "remote")
     used = prompt(LARGE, 2, 1)
     put(client, used)
