@@ -125,8 +125,9 @@ def test_a_full_tier_takes_what_was_used_or_comes_back(stores: Stores) -> None:
     put(client, back)
     put(client, *prompts(2, 200))
     assert [found(client, each) for each in (once, used, back)] == [0, 2, 2]
+    assert until(lambda: tier(client)["written"] - before >= 4), "what came back may still be on its way"
     told = tier(client)
-    assert 4 <= told["written"] - before < 12, "some are let in, most of the other 22 are not"
+    assert told["written"] - before < 12, "some are let in, most of the other 22 are not"
     counters = client.stats()["counters"]
     assert told["refused"]["used_once"] == counters["refused_nvme_used_once"] > 10
     assert told["remembered"] >= told["refused"]["used_once"]

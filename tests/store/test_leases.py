@@ -25,7 +25,7 @@ def until(condition: object, seconds: float = 30.0) -> bool:
 
 @pytest.mark.parametrize("nvme", [0, 6 * MiB], ids=["dram", "dram+nvme"])
 def test_leased_chunks_survive_any_pressure(box: Box, nvme: int) -> None:
-    client = box.open(dram=4 * MiB, extent=2 * MiB, nvme=nvme, segment=MiB, put_wait_s=5)
+    client = box.open(dram=4 * MiB, extent=2 * MiB, nvme=nvme, segment=MiB, put_wait_s=5, policy="lru")
     kept = prompt(LARGE, 4, seed=1)
     box.fill(client, LARGE, kept.refs)
     with client.lookup(LARGE, kept, lease_s=30) as hit:

@@ -351,7 +351,7 @@ Loss = Callable[[Box, kvstore.Client, ChunkRef], None]
 @pytest.mark.parametrize("loss", [evict, delete, expire, quarantine, fill_index])
 @pytest.mark.parametrize("how", ["look-up", "place"])
 def test_memory_under_a_lease_stays_whatever_happens(box: Box, how: str, loss: Loss) -> None:
-    client = box.open(dram=2 * MiB, extent=MiB, put_wait_s=0.05, max_chunks=60)
+    client = box.open(dram=2 * MiB, extent=MiB, put_wait_s=0.05, max_chunks=60, policy="lru")
     chain = prompt(LARGE, 1)
     ref, expected = chain.refs[0], content(LARGE, chain.refs[0], LARGE.part()).tobytes()
     box.fill(client, LARGE, [ref])

@@ -32,6 +32,7 @@ from kvstore.tiers.remote.object_names import object_key
 from kvstore.tiers.remote.peer import PeerEngine
 from kvstore.v1 import kvstore_pb2 as pb
 from tests.mutations import mutations
+from tests.store.test_leases import until
 
 MiB = 1 << 20
 WITHIN_S = 20.0
@@ -86,6 +87,7 @@ class Running:
 def running(request: pytest.FixtureRequest) -> Iterator[Running]:
     """A test's parameter is its policy."""
     made = Running(policy=getattr(request, "param", Config.policy))
+    assert until(lambda: not made.store.core.dram.is_growing)
     yield made
     made.end()
 

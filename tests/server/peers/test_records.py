@@ -280,7 +280,7 @@ class TestWhatItDoesToTheOwner:
             kit.check(client, chain)
 
     def test_of_a_prefix_the_end_goes_first(self, start: Callable[..., Running], kit: Any) -> None:
-        running, chain = start(dram=16 * MiB), kit.prompt(chunks=100)  # more than are looked at under one lock
+        running, chain = start(policy="lru"), kit.prompt(chunks=100)  # more than are looked at under one lock
         peer = running.peer()
         with running.client() as client:
             kit.fill(client, chain)
