@@ -13,7 +13,7 @@ from kvstore.config import Config, DramConfig, NvmeConfig, RemoteConfig
 from kvstore.errors import StorageError
 from kvstore.keys import ChunkRef
 from kvstore.store import Store
-from tests.store.conftest import LARGE, MiB, content, prompt
+from tests.store.conftest import LARGE, SHARDED, MiB, content, prompt
 from tests.store.shared_tier import until
 
 CAPACITY = 4 * MiB  # of one host in the place: 15 records of 260 KiB
@@ -187,5 +187,48 @@ def test_an_index_with_less_room_than_the_tiers_bring_back_lets_go_of_the_oldest
         assert bytes_in(place) == host.remote["used"] == len(host.in_place()) * 260 * 1024
         assert 0 < len(list(host.client.list())) <= 30
         host.put(refs_of(5, 200))
+    finally:
+        host.client.close()
+
+
+def test_a_chunk_whose_parts_two_hosts_wrote_is_whole_after_a_restart(tmp_path: Path, place: Path) -> None:
+    """Each owns its parts; what the other wrote is asked for."""
+    chain, parts = prompt(SHARDED, 2), list(SHARDED.parts())
+    names = ("one", "two")
+
+    def start(name: str) -> Host:
+        return Host(tmp_path / name, place, drive=False, ledger=tmp_path / f"{name}-ledger")
+
+    for name, own in zip(names, (parts[:2], parts[2:]), strict=True):
+        host = start(name)
+        for ref in chain.refs:
+            for part in own:
+                host.client.put(SHARDED, ref, content(SHARDED, ref, part), part=part, ack="persisted")
+        host.client.close()
+    total = bytes_in(place)
+    for name in names:
+        host = start(name)
+        try:
+            assert host.remote["used"] == total // 2
+            assert host.client.lookup(SHARDED, chain).tokens == 2 * SHARDED.chunk_tokens
+            for ref in chain.refs:
+                for part in parts:
+                    assert (host.client.get(SHARDED, ref, part=part) == content(SHARDED, ref, part)).all()
+            assert host.remote["used"] == total // 2
+        finally:
+            host.client.close()
+
+
+def test_what_may_be_written_in_a_day_is_remembered_beside_the_ledger(tmp_path: Path, place: Path) -> None:
+    options = {"ledger": tmp_path / "ledger", "write_bytes_per_day": 64 * MiB}
+    host = Host(tmp_path / "host", place, drive=False, **options)
+    host.put(refs_of(10, 0))
+    host.client.close()
+    left, most = (host.store.stats(host.store.core.catalog.namespace("default"))["tiers"]["remote"][each]
+                  for each in ("budget_left", "budget_most"))  # fmt: skip
+    assert left < most - 10 * (256 << 10)
+    host = Host(tmp_path / "host", place, drive=False, **options)
+    try:
+        assert left <= host.remote["budget_left"] < most - 10 * (256 << 10)
     finally:
         host.client.close()
