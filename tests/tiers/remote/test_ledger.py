@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from kvstore.errors import Unavailable
+from kvstore.errors import StorageError, Unavailable
 from kvstore.testing.memory_engine import MemoryEngine
 from kvstore.testing.records import NAMESPACE, Sample, make_sample, make_spec
 from kvstore.testing.remote import name_of
 from kvstore.tiers.base import Recovered
 from kvstore.tiers.remote import Ledger, RemoteTier
-from kvstore.tiers.remote.ledger import SLOT_BYTES
+from kvstore.tiers.remote.ledger import SLOT_BYTES, Noted
 from kvstore.tiers.remote.names import object_name, pack
 
 MIB = 1 << 20
@@ -63,6 +63,11 @@ def restarted(engine: MemoryEngine, folder: Path) -> set[bytes]:
         return keys(found)
 
 
+def noted(folder: Path) -> Noted:
+    with closing(Ledger(folder, "place")) as ledger:
+        return ledger.load()
+
+
 def later(sample: Sample) -> Sample:
     """The same chunk, as another host has put it."""
     record = dataclasses.replace(sample.record, created_ms=sample.record.created_ms + 5)
@@ -104,7 +109,7 @@ def test_what_was_written_is_own_after_a_restart_and_what_others_wrote_is_not(tm
         assert tier.used == 0
     assert not any(is_there(engine, sample) for sample in samples)
     assert all(is_there(engine, sample) for sample in theirs)
-    assert restarted(engine, tmp_path / "a") == set()
+    assert not len(noted(tmp_path / "a").slots)
     assert restarted(engine, tmp_path / "b") == keys_of(theirs)
 
 
@@ -143,8 +148,9 @@ class TestKilledInAWrite:
             engine.after = self.copy(tmp_path)
             sample.write_to(tier)
         engine.after = None
+        assert sorted(noted(tmp_path / "dead").kept) == [False, True]
         assert restarted(engine, tmp_path / "dead") == keys_of([first, sample])
-        assert restarted(engine, tmp_path / "dead") == keys_of([first, sample])
+        assert list(noted(tmp_path / "dead").kept) == [True, True], "what was found to be so is not asked again"
 
     @pytest.mark.parametrize("moment", ["before", "after"])
     def test_where_another_host_had_written_it(self, moment: str, tmp_path: Path) -> None:
@@ -220,8 +226,51 @@ def test_what_was_deleted_after_an_outage_is_not(tmp_path: Path) -> None:
         engine.failure = None
         tier._deletions.do()
         assert not is_there(engine, sample)
-    with closing(Ledger(tmp_path / "a", "place")) as ledger:
-        assert not len(ledger.load().slots)
+    assert not len(noted(tmp_path / "a").slots)
+
+
+def test_what_is_written_again_before_it_could_be_deleted_stays_and_is_noted_once(tmp_path: Path) -> None:
+    engine, sample = MemoryEngine(), make_sample(1, 5000)
+    tier, _ = start(engine, tmp_path / "a")
+    with closing(tier):
+        engine.failure = None
+        for again, slots in ((sample, 1), (later(sample), 1)):  # the second time what is there counts
+            location = sample.write_to(tier)
+            engine.failure = StorageError("the place refuses that")
+            tier.evict(location, sample.record.total_bytes)
+            engine.failure = None
+            location = again.write_to(tier)
+            tier._deletions.do()
+            assert is_there(engine, sample)
+            shutil.copytree(tmp_path / "a", tmp_path / "copy", dirs_exist_ok=True)
+            assert len(noted(tmp_path / "copy").slots) == slots
+            tier.evict(location, sample.record.total_bytes)
+    assert restarted(engine, tmp_path / "a") == keys_of([sample])
+
+
+def test_slots_that_are_in_use_are_left_alone_after_a_restart(tmp_path: Path) -> None:
+    engine, samples = MemoryEngine(), [make_sample(number, 500) for number in range(9)]
+    for start_at in (0, 3, 6):
+        tier, _ = start(engine, tmp_path / "a")
+        with closing(tier):
+            for sample in samples[start_at : start_at + 3]:
+                sample.write_to(tier)
+    assert restarted(engine, tmp_path / "a") == keys_of(samples)
+
+
+def test_so_many_writes_in_doubt_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.tiers.remote.ledger.MOST_IN_DOUBT", 3)
+    engine = MemoryEngine()
+    tier, _ = start(engine, tmp_path / "a")
+    with closing(tier):
+        engine.failure = Unavailable("gone")
+        for number in range(10):
+            with pytest.raises(Unavailable):
+                make_sample(number, 500).write_to(tier)
+    assert list(noted(tmp_path / "a").kept) == [False] * 3
+    engine.failure = None
+    assert restarted(engine, tmp_path / "a") == set()
+    assert not len(noted(tmp_path / "a").slots)
 
 
 def test_two_locations_of_one_record_are_one_after_a_restart(tmp_path: Path) -> None:
@@ -261,6 +310,7 @@ class TestPlaceThatHasLostRecords:
         with closing(tier):
             assert not len(found.rows)
             assert tier.used == 0
+            assert len(tier._ledger._free) == 600  # type: ignore[union-attr]
             assert found.notes == ("nothing is left in the shared place of the 600 records that this host had there",)
             assert engine.calls["heads"] <= 2, "more than a sample was looked at"
         assert {name.split("-")[0] for name in engine.objects} == {"meta/namespace", "meta/spec"}, "they are put again"
