@@ -6,28 +6,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import kvstore
-from kvstore.config import Config, DramConfig, NvmeConfig, RemoteConfig
+from kvstore.config import Config, DramConfig, NamespaceConfig, NvmeConfig, RemoteConfig
 from kvstore.errors import StorageError
 from kvstore.keys import ChunkRef
 from kvstore.store import Store
 from tests.store.conftest import LARGE, SHARDED, MiB, content, prompt
 from tests.store.shared_tier import until
 
+DEFAULT = NamespaceConfig("default")
 CAPACITY = 4 * MiB  # of one host in the place: 15 records of 260 KiB
 
 
 class Host:
     """A store over DRAM and a shared folder, with a drive or without."""
 
-    def __init__(self, folder: Path, place: Path, *, drive: bool = True, index: int = 1000, **remote: Any) -> None:
+    def __init__(self, folder: Path, place: Path, *, drive: bool = True, index: int = 1000,
+                 namespace: NamespaceConfig = DEFAULT, **remote: Any) -> None:  # fmt: skip
         nvme = NvmeConfig(folder / "drive", 96 * MiB, MiB, 0, 2) if drive else None
         folder.mkdir(exist_ok=True)
         shared = RemoteConfig(f"file://{place}", **{"capacity": CAPACITY, "lookup_wait_s": 10.0, **remote})
         dram = DramConfig(8 * MiB, 8 * MiB)
-        self.store = Store(Config(dram=dram, nvme=nvme, remote=shared, put_wait_s=5.0, max_chunks=index))
+        self.store = Store(
+            Config(dram=dram, nvme=nvme, remote=shared, namespaces=(namespace,), put_wait_s=5.0, max_chunks=index)
+        )
         self.client = kvstore.Client(self.store.own_session())
 
     def put(self, refs: Sequence[ChunkRef]) -> None:
@@ -232,3 +237,30 @@ def test_what_may_be_written_in_a_day_is_remembered_beside_the_ledger(tmp_path: 
         assert left <= host.remote["budget_left"] < most - 10 * (256 << 10)
     finally:
         host.client.close()
+
+
+def test_a_lossy_record_of_before_gives_way_to_an_exact_one(tmp_path: Path, place: Path) -> None:
+    """The configuration was changed between two starts: what takes the place of the old record must stay."""
+    (ref,), part = refs_of(1, 0), LARGE.part()
+    floats = np.random.default_rng(0).standard_normal(LARGE.part_shape(part, ref.tokens), np.float32)
+    values = (floats.view(np.uint32) >> 16).astype(np.uint16)  # as bfloat16
+    sizes = list[int]()
+    for lossy in (True, False):
+        host = Host(
+            tmp_path / "host", place, drive=False, ledger=tmp_path / "ledger", codec="int8" if lossy else "raw",
+            namespace=NamespaceConfig("default", lossy=lossy),
+        )  # fmt: skip
+        try:
+            host.client.put(LARGE, ref, values)
+            until(lambda host=host: host.client.stats()["gauges"]["through"] == 0)
+            sizes.append(bytes_in(place))
+            assert host.remote["used"] == sizes[-1]
+        finally:
+            host.client.close()
+    assert 0 < sizes[0] < sizes[1] == 260 << 10
+    reader = Host(tmp_path / "reader", place)
+    try:
+        assert reader.client.lookup(LARGE, prompt(LARGE, 1, 0)).tokens == LARGE.chunk_tokens
+        assert (reader.client.get(LARGE, ref, verify=True) == values).all()
+    finally:
+        reader.client.close()
