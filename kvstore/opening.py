@@ -130,7 +130,7 @@ def _remote(config: RemoteConfig, nvme: NvmeConfig | None) -> Tier:
         ledger = None if folder is None else Ledger(folder, f"{config.url} {config.endpoint or ''}")
         if ledger is not None:
             opened.callback(ledger.close)
-        engine = _engine(config)
+        engine = open_engine(config)
         opened.callback(engine.close)
         tier = RemoteTier(
             engine, capacity=config.capacity, deadline_s=config.deadline_s, io_threads=config.io_threads,
@@ -162,7 +162,8 @@ def _peers(config: PeersConfig) -> Tier:
     return PeersTier(directory, dial, deadline_s=config.deadline_s, io_threads=config.io_threads)
 
 
-def _engine(config: RemoteConfig) -> Engine:
+def open_engine(config: RemoteConfig) -> Engine:
+    """The place that hosts share. `ConfigError` for one that cannot work, `Unavailable` where nobody answers."""
     place = urlsplit(config.url)
     if place.password:
         raise ConfigError("remote.url must not hold a password: set remote.username and remote.password")

@@ -25,6 +25,7 @@ from kvstore.testing.records import NAMESPACE, Sample, aligned_memory, make_samp
 from kvstore.testing.tiers import PersistentTierConformance
 from kvstore.tiers.base import Name, Present, Recovered, Tier
 from kvstore.tiers.remote import Engine, Ledger, RemoteTier
+from kvstore.tiers.remote.sweep import sweep
 
 MIB = 1 << 20
 WITHIN_S = 20.0
@@ -159,6 +160,22 @@ class RemoteConformance(PersistentTierConformance):
             with closing(self.open_host(recover_records=0)) as reader:
                 found = reader.find([name_of(each) for each in (*samples, theirs)], WITHIN_S)
             assert [each is not None for each in found] == [number in (8, 12) for number in range(13)]
+
+    def test_a_sweep_takes_what_is_old_whoever_wrote_it(self) -> None:
+        samples = [make_sample(number, 5000, groups=1 + 100 * (number % 3)) for number in range(12)]
+        with closing(self.open_host()) as one, closing(self.open_host()) as two:
+            for number, sample in enumerate(samples):
+                sample.write_to((one, two)[number % 2])
+            for digest in (bytes(15) + b"1", bytes(15) + b"2"):
+                one.keep_artefact(digest, b"learnt")
+            before = samples[5].record.created_ms
+            for delete in (False, True):
+                swept = sweep(one.engine, before, delete=delete)
+                assert (swept.records, swept.left_records, swept.artefacts) == (5, 7, 2)
+            found = two.find([name_of(sample) for sample in samples], WITHIN_S)
+            assert [each is not None for each in found] == [number >= 5 for number in range(12)]
+            assert sweep(one.engine, before, delete=True).left_records == 7
+            assert not list(one.engine.list("artefacts/"))
 
     def test_one_host_finds_what_another_wrote(self) -> None:
         with closing(self.open_host()) as writer, closing(self.open_host()) as reader:
