@@ -8,7 +8,7 @@ from kvstore.catalog import Scope
 from kvstore.errors import InvalidArgument, Shed
 from kvstore.policy import victims
 from kvstore.record import Entry, Record
-from kvstore.removed import Removed
+from kvstore.removed import REPLACED, Removed
 from kvstore.usage import now_ms
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Commits:
         if core.index.placement(here).readers or (core.is_read_in_place(tier) and core.index.chunk(chunk).leases):
             core.counters["shed_leased"] += 1
             raise Shed(f"a lossy copy of chunk {record.key.hex()} is still being read: put it again later", "leased")
-        core.withdraw(scope, here, removed, "replaced")
+        core.withdraw(scope, here, removed, REPLACED)
         return True
 
     def _insert(self, scope: Scope, record: Record | Entry, tier: int, location: int) -> tuple[int, int]:

@@ -145,16 +145,18 @@ class NvmeConfig(_WithPaths):
 class RemoteConfig(_WithPaths):
     """A place that hosts share: `valkey://HOST:PORT`, `s3://BUCKET/PREFIX` or `file:///FOLDER`.
 
-    `capacity` bounds what this host has there. A call may take `deadline_s` and the time that its bytes need. A
-    look-up waits `lookup_wait_s` at most for what other hosts have stored. `hedge` sends a second read where an answer
-    is late. `admit` says which chunks are copied there: all, or those used twice; `write_bytes_per_day` how much (0: no
-    bound). For S3, `endpoint` is a server other than Amazon's; credentials come from `username` and `password` (the
-    access key and its secret), or from where the AWS tools find theirs.
+    `capacity` bounds what this host has there, over restarts: what it has written is noted in the folder `ledger` on
+    this host (none: beside the segments of `[nvme]`), which one process uses. A call may take `deadline_s` and the
+    time that its bytes need. A look-up waits `lookup_wait_s` at most for what other hosts have stored. `hedge` sends a
+    second read where an answer is late. `admit` says which chunks are copied there: all, or those used twice;
+    `write_bytes_per_day` how much (0: no bound). For S3, `endpoint` is a server other than Amazon's; credentials come
+    from `username` and `password` (the access key and its secret), or from where the AWS tools find theirs.
     """
 
     table: ClassVar[str] = "remote"
     url: str
     capacity: Size = 1 << 40
+    ledger: Path | None = None
     codec: FormName = "raw"
     deadline_s: SomeSeconds = 5.0
     lookup_wait_s: Seconds = 0.02

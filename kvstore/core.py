@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 DRAM = 0  # the number of the arena among the tiers; slower ones follow, and then those of devices
 CHUNK_GONE = 2  # flag of Index.remove_placement
 ROWS_AT_ONCE = 64  # looked at under the lock
-ERASED = ("deleted", "quarantined")  # from shared tiers too, whoever wrote it
 USES = 4096  # of what other hosts hold that they are told of together; of more than these the last
 _NO_ROWS = np.empty(0, np.uint32)
 
@@ -223,7 +222,7 @@ class Core:
             self.admissions.left(place.tier, total)
         if gone & CHUNK_GONE and kind == "evicted":
             self.admissions.gone(scope, chunk.key, total)
-        (removed.evicted if tier.shared and kind not in ERASED else removed.places).append((tier, place.loc, total))
+        removed.list_for(tier, kind).append((tier, place.loc, total))
         if gone & CHUNK_GONE or not self._is_ordered(part_row.chunk, place.tier, own):
             order = place.tier if own else self.found
             self.usage.left(order, scope.namespace, part_row.chunk, evicted=kind == "evicted")

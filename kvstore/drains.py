@@ -2,18 +2,21 @@
 
 Nothing is written there any more. What only it holds goes to where it survives as well, if there is such a place: to
 the tier's other drives, to a tier below, which makes room as ever, or to one above that has room. What fits nowhere
-is dropped in the end, the coldest first. Not remembered by a store that is opened again: what it finds is all there.
+is dropped in the end, the coldest first. A store that is opened again goes on with it, until it is told to take the
+tier back.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from kvstore.api import Drain
 from kvstore.core import DRAM, Core
 from kvstore.departure import Departure, Fate, Move
 from kvstore.descent import Descent
+from kvstore.drain_marks import DrainMarks, Mark
 from kvstore.errors import InvalidArgument, KVStoreError
 from kvstore.removed import Removed
 from kvstore.tiers.base import Owner
@@ -29,6 +32,7 @@ class Drains:
         self._core, self._descent, self._owner = core, descent, owner
         self._lock = threading.Lock()
         self._jobs: dict[tuple[int, str], _Job] = {}
+        self._marks, self._marked = DrainMarks(core), set[Mark]()
 
     def begin(self, name: str, path: str = "") -> Drain:
         """Drain a tier, or the drive at `path` of one, in the background; how far that is. Idempotent.
@@ -53,8 +57,29 @@ class Drains:
                 with core.lock:
                     core.drained.add(number)
             job = self._jobs[number, path] = _Job(core, number, path, departure)
+            self._mark(Mark(name, path))
             job.start()
             return job.told()
+
+    def recall(self) -> None:
+        """Go on with what was drained when the store was closed or died. Called once, before anything is written."""
+        core, known = self._core, {tier.name for tier in self._core.tiers}
+        marks = self._marks.recall()
+        self._marked = {each for each in marks if each.tier in known}
+        for each in sorted(self._marked):
+            try:
+                self.begin(*each)
+            except KVStoreError as error:
+                if not self._is_configured(each):
+                    self._marked.discard(each)
+                    continue
+                core.events.announce(
+                    f"{each.path or each.tier} was being drained and is not now: {error} (end that with `kvstore tiers "
+                    f"resume {each.tier}{f' --path {each.path}' if each.path else ''}`)",
+                    each.tier,
+                )
+        if self._marked != set(marks):
+            self._marks.keep(self._marked)
 
     def resume(self, name: str, path: str = "") -> Drain:
         """Take a tier, with all its drives, or the drive at `path` back into use. Idempotent.
@@ -68,9 +93,12 @@ class Drains:
                 raise InvalidArgument(f"all of {name} is being drained: resume it without a path")
             for job in self._of(number, path):
                 job.stop()
+            if not self._of(number, path):  # a mark of what is not there ends whatever becomes of the rest
+                self._unmark(name, path)
             core.tiers[number].resume(path)
             for job in self._of(number, path):
                 del self._jobs[number, job.path]
+            self._unmark(name, path)
             if not path:
                 with core.lock:
                     core.drained.discard(number)
@@ -88,6 +116,31 @@ class Drains:
                 if not path and not job.is_done:
                     with self._core.lock:
                         self._core.drained.discard(number)
+
+    def _mark(self, mark: Mark) -> None:
+        """Remember a drain over a restart; that of a tier has those of its drives in it."""
+        before = set(self._marked)
+        if not mark.path:
+            self._marked = {each for each in self._marked if each.tier != mark.tier}
+        self._marked.add(mark)
+        if self._marked != before and not self._marks.keep(self._marked):
+            self._core.events.announce(
+                f"the drain of {mark.path or mark.tier} is not remembered over a restart: no tier here has a place for "
+                "that",
+                mark.tier,
+            )
+
+    def _unmark(self, name: str, path: str) -> None:
+        left = {each for each in self._marked if each.tier != name or (path and each.path != path)}
+        if left != self._marked:
+            self._marked = left
+            self._marks.keep(left)
+
+    def _is_configured(self, mark: Mark) -> bool:
+        """Whether what is not there just now is still spoken of, so that it may come back."""
+        nvme = self._core.config.nvme
+        paths = [] if nvme is None else [nvme.path, *nvme.paths]
+        return not mark.path or Path(mark.path).absolute() in [each.absolute() for each in paths]
 
     def _number(self, name: str) -> int:
         names = [tier.name for tier in self._core.tiers]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from kvstore.tiers.hbm import HbmTier
     from kvstore.tiers.remote.engine import Engine
 
+LEDGER = "remote"  # the folder beside the segments
 VALKEY = ("valkey", "valkeys", "redis", "rediss", "unix")
 
 
@@ -39,7 +41,7 @@ def open_tiers(config: Config) -> Opened:
                 opened.append(devices[-1])
         below: list[Tier] = []
         for each in config.below:
-            below.append(_open(each))
+            below.append(_open(each, config.nvme))
             opened.append(below[-1])
         return Opened(_dram(config.dram), below, devices)
     except (KVStoreError, OSError):
@@ -84,11 +86,11 @@ def _hbm(config: HbmConfig, number: int, namespaces: int) -> HbmTier:
     )
 
 
-def _open(config: CxlConfig | NvmeConfig | PeersConfig | RemoteConfig) -> Tier:
+def _open(config: CxlConfig | NvmeConfig | PeersConfig | RemoteConfig, nvme: NvmeConfig | None) -> Tier:
     if isinstance(config, PeersConfig):
         return _peers(config)
     if isinstance(config, RemoteConfig):
-        return _remote(config)
+        return _remote(config, nvme)
     return _nvme(config) if isinstance(config, NvmeConfig) else _cxl(config)
 
 
@@ -120,18 +122,22 @@ def _nvme(config: NvmeConfig) -> Tier:
     )
 
 
-def _remote(config: RemoteConfig) -> Tier:
-    from kvstore.tiers.remote import RemoteTier
+def _remote(config: RemoteConfig, nvme: NvmeConfig | None) -> Tier:
+    from kvstore.tiers.remote import Ledger, RemoteTier
 
-    engine = _engine(config)
-    try:
-        return RemoteTier(
+    folder = config.ledger or (nvme.path / LEDGER if nvme is not None else None)
+    with ExitStack() as opened:
+        ledger = None if folder is None else Ledger(folder, f"{config.url} {config.endpoint or ''}")
+        if ledger is not None:
+            opened.callback(ledger.close)
+        engine = open_engine(config)
+        opened.callback(engine.close)
+        tier = RemoteTier(
             engine, capacity=config.capacity, deadline_s=config.deadline_s, io_threads=config.io_threads,
-            hedge=config.hedge, recover_records=0,
+            hedge=config.hedge, recover_records=0, ledger=ledger,
         )  # fmt: skip
-    except KVStoreError:
-        engine.close()
-        raise
+        opened.pop_all()
+        return tier
 
 
 def _peers(config: PeersConfig) -> Tier:
@@ -156,7 +162,8 @@ def _peers(config: PeersConfig) -> Tier:
     return PeersTier(directory, dial, deadline_s=config.deadline_s, io_threads=config.io_threads)
 
 
-def _engine(config: RemoteConfig) -> Engine:
+def open_engine(config: RemoteConfig) -> Engine:
+    """The place that hosts share. `ConfigError` for one that cannot work, `Unavailable` where nobody answers."""
     place = urlsplit(config.url)
     if place.password:
         raise ConfigError("remote.url must not hold a password: set remote.username and remote.password")

@@ -23,22 +23,38 @@ def index_recovered(core: Core, number: int) -> Sequence[str]:
     tier = core.tiers[number]
     recovered = tier.recover()
     rows = recovered.rows[np.argsort(recovered.rows["created_ms"], kind="stable")]
-    notes = list(recovered.notes)
-    if len(rows) > core.config.max_chunks:
-        spare = len(rows) - core.config.max_chunks
-        notes.append(f"{spare} records more than max_chunks={core.config.max_chunks} allows were let go, oldest first")
-        _forget(tier, rows[:spare])
-        rows = rows[spare:]
+    notes, let_go = list(recovered.notes), list[npt.NDArray[Any]]()
     with core.lock:
         scopes, known = _scopes(core, recovered, rows)
         if not known.all():
             notes.append(f"{int((~known).sum())} records of unknown namespaces or specs were let go")
-            _forget(tier, rows[~known])
+            let_go.append(rows[~known])
             rows, scopes = rows[known], scopes[known]
-        entered = core.index.bulk_insert(_export_rows(rows, scopes, number).view(np.uint8), number)
+        spare, entered = _insert(core, number, rows, scopes)
+        if spare:
+            notes.append(
+                f"{spare} records more than max_chunks={core.config.max_chunks} allows were let go, oldest first"
+            )
+            let_go.append(rows[:spare])
+            rows, scopes = rows[spare:], scopes[spare:]
         _admit(core, number, rows, scopes, entered)
-    _forget(tier, rows[entered == NO_ROW])
+    for gone in (*let_go, rows[entered == NO_ROW]):
+        _forget(tier, gone)
     return notes
+
+
+def _insert(
+    core: Core, number: int, rows: npt.NDArray[Any], scopes: npt.NDArray[np.uint32]
+) -> tuple[int, npt.NDArray[np.uint32]]:
+    """Enter as many rows as the index has room for beside what other tiers have brought back: how many of the first
+    were left out, and the placements of the others. Needs the lock."""
+    spare = max(0, len(rows) - core.config.max_chunks)
+    while True:
+        exported = _export_rows(rows[spare:], scopes[spare:], number)
+        try:
+            return spare, core.index.bulk_insert(exported.view(np.uint8), number)
+        except OverflowError:
+            spare += -(-(len(rows) - spare) // 8)
 
 
 def _scopes(

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from kvstore.errors import KVStoreError
 from kvstore.tiers.base import Tier
 
+ERASED = ("deleted", "quarantined")  # from shared tiers too, whoever wrote it
+REPLACED = "replaced"
+
 
 @dataclass
 class Removed:
@@ -18,6 +21,15 @@ class Removed:
 
     def __bool__(self) -> bool:
         return bool(self.places or self.evicted or self.forgotten)
+
+    def list_for(self, tier: Tier, kind: str) -> list[tuple[Tier, int, int]]:
+        """Where that goes which is taken out of a tier for a reason.
+
+        What was replaced in a shared tier has the same name there as what took its place.
+        """
+        if not tier.shared or kind in ERASED:
+            return self.places
+        return self.forgotten if kind == REPLACED else self.evicted
 
     def bytes_in(self, tier: Tier) -> int:
         """How many bytes of this host's are to be given back to one tier."""

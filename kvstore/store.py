@@ -107,6 +107,7 @@ class Store:
                 core.tiers[number].watch_losses(partial(self._lost, number))
                 core.tiers[number].tend(self._reclaimer)
             core.events.notes = [*core.events.notes, *core.admissions.recall()]
+            self.drains.recall()
         except KVStoreError:
             for tier in reversed(core.tiers):
                 tier.close()

@@ -234,7 +234,7 @@ def test_every_key_has_a_flag_a_variable_and_is_rendered() -> None:
     for key in scalar_keys():
         owner = config if key.table == "store" else getattr(config, key.table)
         assert (key.name in data[key.table]) == (getattr(owner, key.name) is not None), key
-    assert len({key.variable for key in scalar_keys()}) == len({key.flag for key in scalar_keys()}) == 70
+    assert len({key.variable for key in scalar_keys()}) == len({key.flag for key in scalar_keys()}) == 71
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("60", 60.0), ("500ms", 0.5), ("5m", 300.0), ("1.5 h", 5400.0)])

@@ -150,6 +150,15 @@ def _device_commands(commands: argparse._SubParsersAction[_Parser], common: _Par
     )  # fmt: skip
     wipe.add_argument("paths", nargs="+", metavar="PATH", help="a device-DAX or a file, as in [cxl] paths")
     wipe.add_argument("--yes", action="store_true", help="do it: what lies there cannot be had back")
+    remote = commands.add_parser("remote", help="The place that hosts share.")
+    names = remote.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    sweep = _Commands(names, common, _settings()).add(
+        "sweep", "remote", "sweep", "Delete what is old in the shared place, whoever wrote it, and artefacts of none.",
+        "For what hosts have left there that never come back. Hosts that still have such a record take it for a miss.\n"
+        "Without --yes it only says what would go.",
+    )  # fmt: skip
+    sweep.add_argument("--older-than", required=True, metavar="TIME", help='since it was written, like "30d"')
+    sweep.add_argument("--yes", action="store_true", help="do it")
 
 
 def _bench_commands(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:

@@ -10,10 +10,12 @@ tier over it, so a persistent tier's tests are among these.
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import threading
 import time
 from abc import abstractmethod
 from contextlib import closing
+from pathlib import Path
 from typing import Any, ClassVar
 
 from kvstore.errors import NotFound
@@ -22,7 +24,8 @@ from kvstore.testing.owners import BookOwner
 from kvstore.testing.records import NAMESPACE, Sample, aligned_memory, make_sample, make_spec
 from kvstore.testing.tiers import PersistentTierConformance
 from kvstore.tiers.base import Name, Present, Recovered, Tier
-from kvstore.tiers.remote import Engine, RemoteTier
+from kvstore.tiers.remote import Engine, Ledger, RemoteTier
+from kvstore.tiers.remote.sweep import sweep
 
 MIB = 1 << 20
 WITHIN_S = 20.0
@@ -135,6 +138,44 @@ class RemoteConformance(PersistentTierConformance):
         with closing(self.open_host(recover_records=0)) as tier:
             assert len(tier.recover().rows) == 0
             assert all(tier.find([name_of(make_sample(number, 5000)) for number in range(12)], WITHIN_S))
+
+    def test_a_host_with_a_ledger_knows_its_own_when_it_is_started_again(self) -> None:
+        samples, theirs = [make_sample(number, 5000) for number in range(12)], make_sample(50, 5000)
+        with tempfile.TemporaryDirectory() as folder:
+            with closing(self.open_host()) as other:
+                theirs.write_to(other)
+            for life in range(3):
+                with closing(self.open_host(ledger=Ledger(Path(folder, "ledger"), "place"))) as tier:
+                    rows = tier.recover().rows
+                    before = samples[3 * life - 1 : 3 * life] if life else []
+                    assert {row["key"].tobytes() for row in rows} == {each.record.key for each in before}
+                    assert tier.used == sum(each.record.total_bytes for each in before)
+                    for location in rows["location"].tolist():
+                        before[0].check_in(tier, location)
+                        tier.evict(location, before[0].record.total_bytes)
+                    tier.describe(NAMESPACE, make_spec())
+                    for sample in samples[3 * life : 3 * life + 2]:
+                        tier.evict(sample.write_to(tier), sample.record.total_bytes)
+                    samples[3 * life + 2].write_to(tier)
+            with closing(self.open_host(recover_records=0)) as reader:
+                found = reader.find([name_of(each) for each in (*samples, theirs)], WITHIN_S)
+            assert [each is not None for each in found] == [number in (8, 12) for number in range(13)]
+
+    def test_a_sweep_takes_what_is_old_whoever_wrote_it(self) -> None:
+        samples = [make_sample(number, 5000, groups=1 + 100 * (number % 3)) for number in range(12)]
+        with closing(self.open_host()) as one, closing(self.open_host()) as two:
+            for number, sample in enumerate(samples):
+                sample.write_to((one, two)[number % 2])
+            for digest in (bytes(15) + b"1", bytes(15) + b"2"):
+                one.keep_artefact(digest, b"learnt")
+            before = samples[5].record.created_ms
+            for delete in (False, True):
+                swept = sweep(one.engine, before, delete=delete)
+                assert (swept.records, swept.left_records, swept.artefacts) == (5, 7, 2)
+            found = two.find([name_of(sample) for sample in samples], WITHIN_S)
+            assert [each is not None for each in found] == [number >= 5 for number in range(12)]
+            assert sweep(one.engine, before, delete=True).left_records == 7
+            assert not list(one.engine.list("artefacts/"))
 
     def test_one_host_finds_what_another_wrote(self) -> None:
         with closing(self.open_host()) as writer, closing(self.open_host()) as reader:

@@ -175,7 +175,7 @@ def test_a_folder_opened_by_the_command_itself_is_not_drained(tmp_path: Path) ->
     assert "give the --url of a server" in done.stderr
 
 
-def test_a_server_killed_in_mid_drain_has_everything_when_it_is_started_again(tmp_path: Path) -> None:
+def test_a_server_killed_in_mid_drain_has_everything_and_goes_on_when_it_is_started_again(tmp_path: Path) -> None:
     folders, refs = [tmp_path / "a", tmp_path / "b"], refs_of()
     for each in folders:
         each.mkdir()
@@ -184,15 +184,66 @@ def test_a_server_killed_in_mid_drain_has_everything_when_it_is_started_again(tm
         with kvstore.connect(server.address) as client:
             fill(client, refs)
         for folder in (*folders, *folders):
+            path = f"{folder}/kv"
             with kvstore.connect(server.address) as client:
-                client.drain("nvme", f"{folder}/kv")
-                while client.drain("nvme", f"{folder}/kv").moved_parts < 5:
+                client.drain("nvme", path)
+                while client.drain("nvme", path).moved_parts < 5:
                     time.sleep(0.001)
                 server.process.kill()
             server.end()
             server = Running(folders, tmp_path)
             with kvstore.connect(server.address) as client:
                 check(client, refs)
+                assert list(client.stats()["tiers"]["nvme"]["drains"]) == [path]
+                waited = server.command("tiers", "drain", "nvme", "--path", path, "--wait", "--json")
+                assert json.loads(waited.stdout)["state"] == "drained"
+                check(client, refs)
+                assert client.resume("nvme", path).state == "ok"
                 assert client.stats()["tiers"]["nvme"]["drives"] == 2
     finally:
         server.end()
+
+
+def test_a_drain_is_remembered_until_it_is_ended(tmp_path: Path) -> None:
+    """By a server that is killed -9 each time; `kvstore tiers` shows it, and the drive is left alone."""
+    folders, path = [tmp_path / "a", tmp_path / "b"], f"{tmp_path}/a/kv"
+    for each in folders:
+        each.mkdir()
+    server = Running(folders, tmp_path)
+    try:
+        with kvstore.connect(server.address) as client:
+            fill(client, refs_of())
+            done = server.command("tiers", "drain", "nvme", "--path", path, "--wait")
+            assert done.returncode == 0, done.stderr
+        for seed in (1, 2):
+            server.process.kill()
+            server.end()
+            server = Running(folders, tmp_path)
+            deadline = time.monotonic() + 60
+            while held_in(server, path) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert not held_in(server, path), "its files are open"
+            shown = [line.split()[:2] for line in server.command("tiers").stdout.splitlines()]
+            assert [path, "drained"] in shown, shown
+            with kvstore.connect(server.address) as client:
+                fill(client, refs_of(seed))
+                check(client, refs_of(seed))
+            assert not held_in(server, path)
+        assert server.command("tiers", "resume", "nvme", "--path", path).returncode == 0
+        server.process.kill()
+        server.end()
+        server = Running(folders, tmp_path)
+        shown = [line.split()[:2] for line in server.command("tiers").stdout.splitlines()]
+        assert [path, "drained"] not in shown
+        assert held_in(server, path)
+        with kvstore.connect(server.address) as client:
+            assert "drains" not in client.stats()["tiers"]["nvme"]
+            check(client, refs_of(2))
+    finally:
+        server.end()
+
+
+def held_in(server: Running, path: str) -> list[str]:
+    """Files that the server's process has open in a folder."""
+    opened = [os.path.realpath(each) for each in Path(f"/proc/{server.process.pid}/fd").iterdir()]
+    return [each for each in opened if each.startswith(f"{path}/")]

@@ -191,8 +191,8 @@ class Box:
         """A store with so many bytes of DRAM and, unless 0, of NVMe."""
         real = opening._open
 
-        def probed(config: NvmeConfig) -> Tier:
-            self.probe = Probe(real(config))
+        def probed(config: NvmeConfig, nvme: NvmeConfig) -> Tier:
+            self.probe = Probe(real(config, nvme))
             return self.probe
 
         config = Config(

@@ -139,7 +139,7 @@ def test_what_a_drained_drive_held_is_not_there_twice_after_the_store_is_opened_
 
 
 @pytest.mark.parametrize("path", [True, False], ids=["a drive", "the tier"])
-def test_a_store_closed_in_mid_drain_has_all_it_had(hosts: list[Host], tmp_path: Path, path: bool) -> None:
+def test_a_store_closed_in_mid_drain_has_all_and_goes_on(hosts: list[Host], tmp_path: Path, path: bool) -> None:
     host, refs = Host(tmp_path, dram=2 * MiB), refs_of(80)
     host.fill(refs)
     host.client.pin(LARGE, [ref.key for ref in refs], 60)  # or what DRAM has no room for would be dropped
@@ -153,10 +153,21 @@ def test_a_store_closed_in_mid_drain_has_all_it_had(hosts: list[Host], tmp_path:
 
     until(has_begun)
     host.client.close()
-    again = Host(tmp_path)
+    again = Host(tmp_path, dram=32 * MiB)  # room for all
     hosts.append(again)
+    if path:
+        assert again.drained(path=host.paths[2]).state == "drained"
+        assert again.on(2) == 0
+        again.fill(refs_of(5, 500))
+    else:
+        assert again.drained().state == "drained"
+        assert sum(again.on(drive) for drive in range(3)) == 0
+        with pytest.raises(Unavailable, match="is being drained"):
+            again.fill(refs_of(1, 500))
     again.check(refs)
-    again.fill(refs_of(5, 500))  # and it takes records as before
+    assert again.client.resume("nvme", where).state == "ok"
+    again.fill(refs_of(20, 600))  # and it takes records as before
+    assert again.on(2) > 0
 
 
 def test_a_tier_is_emptied_into_the_one_below_and_its_store_goes_on_without_it(

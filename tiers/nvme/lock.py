@@ -22,8 +22,7 @@ class FolderLock:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StorageError(
-                f"{path} cannot be opened for writing ({error.strerror}); give the nvme tier a folder that this "
-                "process may write to"
+                f"{path} cannot be opened for writing ({error.strerror}); use a folder that this process may write to"
             ) from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

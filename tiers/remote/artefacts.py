@@ -1,7 +1,7 @@
 """Artefacts in a place that hosts share: objects named by their digest, which whoever finds one checks.
 
-`artefacts/DIGEST` is 16 bytes (the magic `KVSTART1`, the file's length as u64, little-endian) and the file. Nobody
-deletes one: which records of all hosts name it no host knows.
+`artefacts/DIGEST` is 16 bytes (the magic `KVSTART1`, the file's length as u64, little-endian) and the file. No host
+deletes one, since none knows which records of all hosts name it: `kvstore remote sweep` reads them all.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from kvstore.errors import Corrupt, NotFound
 from kvstore.tiers.remote.attempts import Attempts
 from kvstore.tiers.remote.engine import Engine
 
+PREFIX = "artefacts/"
 MOST_BYTES = 256 << 20
 LOOK_AGAIN_S = 60.0  # whether it is still there: a place may evict what it likes
 _HEAD = struct.Struct("<8sQ")
@@ -93,4 +94,4 @@ class SharedArtefacts:
 
 
 def _name(digest: bytes) -> str:
-    return f"artefacts/{digest.hex()}"
+    return PREFIX + digest.hex()

@@ -7,7 +7,6 @@ written another finds (`find`); what was there first stays, and the second write
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
@@ -30,17 +29,19 @@ from kvstore.tiers.remote.artefacts import SharedArtefacts
 from kvstore.tiers.remote.attempts import Attempts
 from kvstore.tiers.remote.breaker import Breaker, Circuit
 from kvstore.tiers.remote.catalog import Catalog, heads, recover, verified
+from kvstore.tiers.remote.deletions import Deletions
 from kvstore.tiers.remote.engine import Engine
 from kvstore.tiers.remote.hedge import Hedge
+from kvstore.tiers.remote.ledger import NO_SLOT, Ledger
 from kvstore.tiers.remote.meter import Meter
 from kvstore.tiers.remote.misses import RecentMisses
 from kvstore.tiers.remote.names import object_name, pack
+from kvstore.tiers.remote.owned import recover_owned
 from kvstore.tiers.remote.table import LocationTable, is_own
 
 MIB = 1 << 20
 PROBE_S = 1.0
 ESTIMATE = Speed(1e9, 1e9, 2e-4)  # until it is measured
-_DELAYED = 4096  # deletions that wait for the place to come back
 _ROUNDS = 3  # of writing where another's record was there and went
 _ZEROS = memoryview(bytes(BLOCK))
 _SAME_FORM = (
@@ -49,11 +50,12 @@ _SAME_FORM = (
 
 
 class RemoteTier(Tier):
-    """Records in what an `engine` keeps. The tier closes the engine with itself.
+    """Records in what an `engine` keeps. The tier closes the engine, and the ledger, with itself.
 
-    `capacity` bounds the bytes that this host has there: what it writes and, with `recover_records`, what it finds
-    there when it opens (so many records at most, 0: none; hosts that share a place recover nothing, or each counts
-    all of it). What look-ups find of others does not count, and `evict` leaves it there.
+    `capacity` bounds the bytes that this host has there: what it writes, and what its `ledger` says that it wrote
+    before. Without a ledger that is all that lies there when it opens, up to `recover_records` records (0: none; hosts
+    that share a place recover nothing, or each counts all of it). What look-ups find of others does not count, and
+    `evict` leaves it there.
 
     A call may take `deadline_s` and besides the time that its bytes need at `least_bytes_per_s`; it is tried `tries`
     times where its connection fails. `io_threads` reads of one `read_many` are in flight. `hedge` sends second reads
@@ -69,21 +71,24 @@ class RemoteTier(Tier):
         self, engine: Engine, *, capacity: int, name: str = "remote", deadline_s: float = 5.0,
         least_bytes_per_s: float = 8e6, tries: int = 3, io_threads: int = 4, hedge: bool = False, miss_s: float = 0.5,
         recover_records: int = 1_000_000, most_records: int = 1 << 22, estimate: Speed = ESTIMATE,
+        ledger: Ledger | None = None,
     ) -> None:  # fmt: skip
         _check(capacity, deadline_s, least_bytes_per_s, tries, io_threads)
         self.name, self.engine = name, engine
         self._deadline_s, self._least_bytes_per_s = deadline_s, least_bytes_per_s
-        self._recover_records = recover_records
+        self._recover_records, self._ledger = recover_records, ledger
         self._table = LocationTable(capacity, most_records)
         self._misses = RecentMisses(miss_s)
         self._meter = Meter(estimate.read_bytes_per_s, estimate.latency_s)
-        self._breaker = Breaker(name, lambda: engine.probe(PROBE_S), self._delete_delayed)
+        self._deletions = Deletions(
+            lambda names: engine.delete([object_name(each) for each in names], deadline_s), self._free, self._meter
+        )
+        self._breaker = Breaker(name, lambda: engine.probe(PROBE_S), self._deletions.do)
         self._attempts = Attempts(self._breaker, self._meter, tries)
         self._catalog = Catalog(engine, self._attempts, deadline_s)
         self._artefacts = SharedArtefacts(engine, self._attempts, deadline_s, least_bytes_per_s)
         self._pool = IoPool(io_threads - 1, f"kvstore-{name}")
         self._hedge = Hedge(name, self._meter, 2 * io_threads) if hedge else None
-        self._delayed: deque[bytes] = deque()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -108,10 +113,13 @@ class RemoteTier(Tier):
         return self._breaker.state
 
     def recover(self) -> Recovered:
-        """What the place holds, by listing it, up to `recover_records` records. Payload is not verified here."""
+        """What the ledger has, or else what the place holds, by listing it. Payload is not verified here."""
         self._check_open()
+        if self._ledger is not None:
+            return recover_owned(self.engine, self._attempts, self._table, self._ledger, self._deadline_s)
         if not self._recover_records:
-            return Recovered()
+            return Recovered(notes=(f"what this host writes to {self.name} is not known to it after a restart: no "
+                                    "folder is given for its ledger",))  # fmt: skip
         return recover(
             self.engine, self._attempts, self._catalog, self._table, self._meter, self._recover_records,
             self._deadline_s,
@@ -120,6 +128,8 @@ class RemoteTier(Tier):
     def describe(self, namespace: str, spec: KVSpec) -> None:
         self._check_open()
         self._catalog.describe(namespace, spec)
+        if self._ledger is not None:
+            self._ledger.describe(namespace, spec)
 
     def keep_artefact(self, digest: bytes, data: bytes) -> None:
         self._check_open()
@@ -148,16 +158,39 @@ class RemoteTier(Tier):
         self._reserve(total)
         entered = False
         try:
-            own = self._put(name, pieces, record, total)
-            location = self._table.add(name, total, own=own, reserved=total)
+            own, slot = self._put_noted(name, pieces, record, total)
+            location = self._table.add(name, total, own=own, reserved=total, tag=slot)
             entered = True
         finally:
             if not entered:
                 self._table.unreserve(total)
         self._misses.discard(name)
-        if self._delayed:
-            self._undelay(name)
+        self._deletions.written(name, own=own)
         return location
+
+    def _put_noted(self, name: bytes, pieces: Sequence[memoryview], record: Record, total: int) -> tuple[bool, int]:
+        """`_put`, noted in the ledger before and after; whether the object is this host's, and its slot there."""
+        ledger = self._ledger
+        if ledger is None:
+            return self._put(name, pieces, record, total), NO_SLOT
+        slot = ledger.intend(record, pieces[0])
+        try:
+            own = self._put(name, pieces, record, total)
+        except (Unavailable, DeadlineExceeded):  # it may be there
+            ledger.doubt(slot)
+            raise
+        except BaseException:
+            ledger.free(slot)
+            raise
+        if own:
+            ledger.keep(slot)
+            return True, slot
+        ledger.free(slot)
+        return False, NO_SLOT
+
+    def _free(self, slot: int) -> None:
+        if self._ledger is not None:
+            self._ledger.free(slot)
 
     def _put(self, name: bytes, pieces: Sequence[memoryview], record: Record, total: int) -> bool:
         """Write an object, or take over what is there: whether it is this host's."""
@@ -278,7 +311,9 @@ class RemoteTier(Tier):
         try:
             self._attempts.run(lambda left: self.engine.delete([called], left), self._deadline_s)
         except KVStoreError:
-            self._delay(place.name)
+            self._deletions.delay(place.name, place.tag)
+        else:
+            self._free(place.tag)
 
     def owns(self, location: int) -> bool:
         return is_own(location)
@@ -291,7 +326,17 @@ class RemoteTier(Tier):
 
     def forget(self, location: int, record_bytes: int) -> None:
         del record_bytes
-        self._table.remove(location)
+        place = self._table.remove(location)
+        if place is not None and self._ledger is not None:
+            self._ledger.doubt(place.tag)
+
+    def put_aside(self, name: str, data: bytes) -> None:
+        """Beside the ledger, which is not shared; not at all where there is none."""
+        if self._ledger is not None:
+            self._ledger.catalog.put_aside(name, data)
+
+    def recall(self, name: str) -> Sequence[bytes]:
+        return () if self._ledger is None else self._ledger.catalog.recall(name)
 
     def close(self) -> None:
         with self._lock:
@@ -303,6 +348,8 @@ class RemoteTier(Tier):
         if self._hedge is not None:
             self._hedge.close()
         self.engine.close()
+        if self._ledger is not None:
+            self._ledger.close()
 
     def stats(self) -> dict[str, float | int | str]:
         """Counters since the tier was opened, what it knows now, and how the place is."""
@@ -315,6 +362,7 @@ class RemoteTier(Tier):
             "breaker": self._breaker.circuit.value,
             "breaker_opened": self._breaker.opened,
             "probes": self._breaker.probes,
+            **({} if self._ledger is None else {"ledger": self._ledger.state}),
         }
 
     def _timeout(self, nbytes: int) -> float:
@@ -323,34 +371,6 @@ class RemoteTier(Tier):
     def _check_open(self) -> None:
         if self._closed:
             raise Closed(f"tier {self.name} is closed")
-
-    def _delay(self, name: bytes) -> None:
-        with self._lock:
-            if len(self._delayed) >= _DELAYED:
-                self._meter.count("deletes_lost")
-            else:
-                self._meter.count("deletes_delayed")
-                self._delayed.append(name)
-
-    def _undelay(self, name: bytes) -> None:
-        with self._lock:
-            self._delayed = deque(each for each in self._delayed if each != name)
-
-    def _delete_delayed(self) -> None:
-        """The place is back, and the breaker still open: so nothing is written meanwhile that is deleted here."""
-        while True:
-            with self._lock:
-                batch = [self._delayed.popleft() for _ in range(min(256, len(self._delayed)))]
-            if not batch:
-                return
-            try:
-                self.engine.delete([object_name(name) for name in batch], self._deadline_s)
-            except (Unavailable, DeadlineExceeded):
-                with self._lock:
-                    self._delayed.extendleft(reversed(batch))
-                raise
-            except KVStoreError:  # asking again will not help
-                self._meter.count("deletes_lost", len(batch))
 
 
 def _check(capacity: int, deadline_s: float, least_bytes_per_s: float, tries: int, io_threads: int) -> None:
