@@ -45,7 +45,7 @@ void ArcPolicy::remove(std::uint32_t row, bool evicted, std::int64_t) {
     const HeldRow held = rows_[row];
     rows_.remove(row);
     if (!evicted) return;
-    ghosts_.add({held.key, held.bytes, 0, held.queue});
+    ghosts_.add({held.key, held.bytes, 0, static_cast<std::uint16_t>(held.queue)});
     make_room(0);
 }
 

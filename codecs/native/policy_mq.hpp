@@ -25,6 +25,7 @@ public:
 private:
     static constexpr std::size_t kQueues = 8;
     static constexpr std::array<std::uint8_t, kQueues> kOrder{0, 1, 2, 3, 4, 5, 6, 7};
+    static constexpr std::uint32_t kMostUses = 1U << kQueues;  // that are counted
     static constexpr std::uint64_t kGhostShare = 4;
     static constexpr std::int64_t kLeastLife = 10'000;
 

@@ -24,7 +24,7 @@ namespace kvstore {
 // density of hits that Hazards has learned, times that, and the victim is the oldest chunk of the least queue. Only chunks
 // that no other here follows are in queues: the tail of a prefix goes before its head, whatever is expected of the head. Nothing is set for a workload. Where the shadows say that a
 // simpler policy does better, victims are taken in its order. Ghosts, eight to each chunk here but at most `max_rows`,
-// keep how often and when. 48 bytes a known chunk, 12 in the table of keys, 32 more for a row that is here, and a sixth of all
+// keep how often and when. 52 bytes a known chunk, table of keys included, 20 more for a row that is here, and a tenth of all
 // that for shadows. O(kinds · ages²) to rank, once in `kRankEvery` uses; O(1) amortised for all else.
 class ValuePolicy final : public Policy {
 public:
@@ -68,21 +68,17 @@ private:
     static constexpr std::size_t kAskedAhead = 2;
     static constexpr std::size_t kSevered = 16;  // so many prompts may be put at a time
 
-    enum class Hint : std::uint8_t { none, ended, awaited };
+    // What a chunk takes, in 8 bytes: up to a TiB, and 16 million tokens.
+    struct [[gnu::packed, gnu::aligned(4)]] Size {
+        std::uint64_t bytes : 40;
+        std::uint64_t tokens : 24;
+    };
 
     struct Row {
-        std::uint64_t bytes;
-        std::uint32_t node;    // 0: not here
-        std::uint32_t parent;  // its node, 0: none
-        std::uint32_t tokens;
-        std::uint16_t queue;  // plus one; 0: in none
-        std::uint8_t worth;   // its class
-        Hint hint : 2;
-        bool worthless : 1;  // loading it takes longer than computing it
-        bool severed : 1;    // nobody gets to it
-        bool young : 1;      // it came, and has not been used or followed since
-        bool given : 1;      // by the walk that is on
+        Size size;
+        std::uint32_t node;  // 0: not here
     };
+    static_assert(sizeof(Row) == 12);
 
     struct Given {
         std::uint32_t row;
@@ -99,7 +95,10 @@ private:
     void classify(Known& known, bool alone);
     void rank();
     static double weight_of(const Known& known);
-    std::uint32_t place_of(const Arrival& chunk);
+    static Size size_of(const Arrival& chunk);
+    bool place(Known& known, const Arrival& chunk);
+    // In chunks. A tail shorter than the others does not count: it ends its prompt.
+    std::uint32_t place_of(std::uint32_t position) const { return position / chunk_tokens_; }
     void appraise(std::uint32_t row);
     bool is_severed(std::uint64_t parent) const;
     void follow();
@@ -108,18 +107,19 @@ private:
     void pass_by(std::uint32_t node);
 
     // policy_value_rows.cpp
-    void seat(std::uint32_t row, std::uint32_t node, const Arrival& chunk, bool young, std::int64_t now_ms);
+    void seat(std::uint32_t row, std::uint32_t node, const Arrival& chunk, bool moved, std::int64_t now_ms);
     std::uint32_t make_node(std::uint64_t key);
-    void adopt(std::uint32_t row, std::uint64_t parent, std::uint32_t position);
-    void release_parent(std::uint32_t row);
+    void adopt(std::uint32_t node, const Arrival& chunk);
+    void release_parent(std::uint32_t node);
     void settle(std::uint32_t node);
     void limit_ghosts();
     void drop_ghost();
     void enqueue(std::uint32_t row, bool first = false);
     void enqueue_before(std::uint32_t row, std::uint32_t next);
-    void dequeue(std::uint32_t row);
+    bool dequeue(std::uint32_t row);
     std::size_t queue_of(std::uint32_t row) const;
-    bool is_leaf(std::uint32_t row) const { return known_[rows_[row].node].children == 0; }
+    Known& known_at(std::uint32_t row) { return known_[rows_[row].node]; }
+    const Known& known_at(std::uint32_t row) const { return known_[rows_[row].node]; }
 
     // policy_value_walk.cpp
     void resume(std::uint32_t row);

@@ -12,7 +12,7 @@ std::int64_t ValuePolicy::victim(std::int64_t after) {
     const bool here = after >= 0 && contains(static_cast<std::uint32_t>(std::min<std::int64_t>(after, max_rows_)));
     // Who goes on after a pause has asked for one or two more than were looked at.
     for (std::size_t i = walk_.size(), looks = kAskedAhead; here && i > 1 && looks > 0; --i, --looks)
-        if (walk_[i - 2].row == after && rows_[walk_[i - 1].row].given) return walk_[i - 1].row;
+        if (walk_[i - 2].row == after && known_at(walk_[i - 1].row).given) return walk_[i - 1].row;
     if (!here || walk_.empty() || walk_.back().row != after) {
         end_walk();
         freed_.clear();
@@ -30,18 +30,18 @@ std::int64_t ValuePolicy::victim(std::int64_t after) {
 // Behind this row, and not at the head of its queue: of what is held the same would be given again and again, and never
 // what is beyond it. One that others follow again stands in no queue, but behind the last of these that was given.
 void ValuePolicy::resume(std::uint32_t row) {
-    const bool queued = rows_[row].queue != 0;
+    const bool queued = known_at(row).queued;
     const bool followed = !queued && row == last_given_ && last_leaf_ >= 0 &&
-                          contains(static_cast<std::uint32_t>(last_leaf_)) && rows_[last_leaf_].queue != 0;
+                          contains(static_cast<std::uint32_t>(last_leaf_)) && known_at(static_cast<std::uint32_t>(last_leaf_)).queued;
     std::uint32_t leaf = followed ? static_cast<std::uint32_t>(last_leaf_) : row;
     walk_from_ = queues_.rank_of(queue_of(leaf));
     if (!queued && !followed) return;
     ++walk_from_;
     resumed_ = queues_.newer(leaf);
     give(leaf, true);
-    while (leaf != row && rows_[leaf].parent != 0 && known_[rows_[leaf].parent].row != 0) {
-        leaf = known_[rows_[leaf].parent].row - 1;
-        if (rows_[leaf].queue == 0) break;
+    while (leaf != row && known_at(leaf).parent != 0 && known_[known_at(leaf).parent].here) {
+        leaf = known_[known_at(leaf).parent].row;
+        if (!known_at(leaf).queued) break;
         give(leaf);
         std::erase(freed_, leaf);
     }
@@ -64,14 +64,14 @@ std::int64_t ValuePolicy::give_next() {
 
 void ValuePolicy::give(std::uint32_t row, bool in_order) {
     dequeue(row);
-    Row& given = rows_[row];
+    Known& given = known_at(row);
     given.given = true;
     walk_.push_back({row, in_order});
     if (given.parent == 0) return;
     Known& parent = known_[given.parent];
-    if (--parent.children > 0 || parent.row == 0) return;
-    enqueue(parent.row - 1, true);
-    if (queues_.rank_of(queue_of(parent.row - 1)) < walk_from_) freed_.push_back(parent.row - 1);
+    if (--parent.children > 0 || !parent.here) return;
+    enqueue(parent.row, true);
+    if (queues_.rank_of(queue_of(parent.row)) < walk_from_) freed_.push_back(parent.row);
 }
 
 // Puts back what the walk has given and nobody removed, the last one first: everything is then where it was.
@@ -80,16 +80,17 @@ void ValuePolicy::end_walk() {
     std::int64_t next = resumed_;
     for (std::size_t i = walk_.size(); i-- > 0;) {
         const auto [row, in_order] = walk_[i];
-        if (!rows_[row].given) continue;
-        rows_[row].given = false;
+        if (!contains(row) || !known_at(row).given) continue;
+        Known& known = known_at(row);
+        known.given = false;
         if (in_order && next >= 0)
             enqueue_before(row, static_cast<std::uint32_t>(next));
         else
             enqueue(row, !in_order);
         if (in_order) next = row;
-        if (rows_[row].parent == 0) continue;
-        Known& parent = known_[rows_[row].parent];
-        if (++parent.children == 1 && parent.row != 0) dequeue(parent.row - 1);
+        if (known.parent == 0) continue;
+        Known& parent = known_[known.parent];
+        if (++parent.children == 1 && parent.here) dequeue(parent.row);
     }
     if (!walk_.empty()) remember_walk();
     walk_.clear();
@@ -99,7 +100,7 @@ void ValuePolicy::end_walk() {
 }
 
 void ValuePolicy::remember_walk() {
-    const auto stands = [&](const Given& each) { return rows_[each.row].queue != 0; };
+    const auto stands = [&](const Given& each) { return contains(each.row) && known_at(each.row).queued; };
     const auto leaf = std::find_if(walk_.rbegin(), walk_.rend(), stands);
     last_given_ = walk_.back().row;
     last_leaf_ = leaf == walk_.rend() ? -1 : std::int64_t{leaf->row};
@@ -117,15 +118,15 @@ void ValuePolicy::awaited(const std::uint32_t* rows, std::size_t count, std::int
     if (count == 0) return;
     const std::uint32_t row = rows[count - 1];
     hint(row, Hint::awaited);
-    waits_.set(row, until_ms, known_[rows_[row].node].place + std::size_t{1});
+    waits_.set(row, until_ms, place_of(known_at(row).position) + std::size_t{1});
 }
 
 void ValuePolicy::hint(std::uint32_t row, Hint hint) {
-    if (rows_[row].hint == Hint::awaited) waits_.drop(row);
-    if (rows_[row].hint == hint) return;
-    const bool queued = rows_[row].queue != 0;
-    if (queued) dequeue(row);
-    rows_[row].hint = hint;
+    Known& known = known_at(row);
+    if (known.hint == Hint::awaited) waits_.drop(row);
+    if (known.hint == hint) return;
+    const bool queued = dequeue(row);
+    known.hint = hint;
     if (queued) enqueue(row);
 }
 
@@ -134,11 +135,11 @@ void ValuePolicy::hint(std::uint32_t row, Hint hint) {
 // the rest of it here. Where it was said already it is not said again, so that repeating it costs nothing and parents that
 // follow each other, which a client may name, do no harm.
 void ValuePolicy::end(std::uint32_t row) {
-    while (rows_[row].hint != Hint::ended) {
+    while (known_at(row).hint != Hint::ended) {
         hint(row, Hint::ended);
-        const std::uint32_t parent = rows_[row].parent;
-        if (parent == 0 || known_[parent].row == 0) return;
-        row = known_[parent].row - 1;
+        const std::uint32_t parent = known_at(row).parent;
+        if (parent == 0 || !known_[parent].here) return;
+        row = known_[parent].row;
     }
 }
 
