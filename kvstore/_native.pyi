@@ -5,7 +5,7 @@ one, ValueError for one that is not contiguous or, as a destination, not writabl
 release the GIL for more than 64 KiB; methods of the classes hold it, so that each is atomic.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias, TypedDict, final
 
 import numpy as np
@@ -1290,6 +1290,16 @@ class UseLog(Policy):
     def take(self) -> list[NDArray[np.uint32]]:
         """Rows of the chunks that were used since this was asked last: an array a use, the root of its prefix first."""
 
+class Victims(Iterator[int]):
+    """Rows in the order in which they should go, as if each had gone that it has told of.
+
+    It can be kept while other things happen, and asked on under the lock of the policy. Rows may go meanwhile. Whoever
+    asks on and on is told of every row once; where something happens between, `ValuePolicy` tells once of each that is
+    there from beginning to end, the others begin anew if the row that is next has gone.
+    """
+
+    def __next__(self) -> int: ...
+
 class ValuePolicy(Policy):
     """The policy `value` (docs/value.md)."""
 
@@ -1453,8 +1463,11 @@ class Policy:
     def remove(self, row: int, evicted: bool, now_ms: int) -> None:
         """A chunk is gone: evicted to make room, or for another reason. One that is not here is ignored."""
 
-    def victim(self, after: int = -1) -> int:
-        """The row that should go first, or the one that follows `after` if that is still here; -1: none."""
+    def victim(self) -> int:
+        """The row that should go first; -1: none. Asking does not evict."""
+
+    def victims(self) -> Victims:
+        """All rows, the one that should go first first."""
 
     def set_capacity(self, bytes: int) -> None:
         """The bytes that this order may fill."""

@@ -47,7 +47,7 @@ void MqPolicy::remove(std::uint32_t row, bool evicted, std::int64_t) {
     ghosts_.shrink(kGhostShare * capacity());
 }
 
-std::int64_t MqPolicy::victim(std::int64_t after) { return rows_.walk(after, kOrder); }
+std::int64_t MqPolicy::following(std::int64_t row) { return rows_.walk(row, kOrder); }
 
 std::int64_t MqPolicy::life() const { return std::max(kLeastLife, static_cast<std::int64_t>(rows_.all() + 1)); }
 

@@ -1,5 +1,7 @@
 #include "policy_value.hpp"
 
+#include "policy_value_cursor.hpp"
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -205,7 +207,7 @@ void ValuePolicy::resolve(Known& known, bool reused) {
 
 // What is due before anything is told.
 void ValuePolicy::begin_event(std::int64_t now_ms) {
-    end_walk();
+    drop_cursors();
     clock_.tell(now_ms);
     end_waits(now_ms);
     if (order_ && !ordered_) make_order(now_ms);
@@ -252,6 +254,7 @@ void ValuePolicy::come_of_age(Known& known) {
 }
 
 void ValuePolicy::rank() {
+    for (const auto& cursor : cursors_) cursor->stir();
     ranked_at_ = clock_.uses();
     if (admissions_ > 0) {
         const double uses = static_cast<double>(ranked_at_) / static_cast<double>(admissions_);

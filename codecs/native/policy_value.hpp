@@ -40,7 +40,8 @@ public:
     void awaited(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms, std::int64_t until_ms) override;
     bool wants_demand() const override { return true; }
     void remove(std::uint32_t row, bool evicted, std::int64_t now_ms) override;
-    std::int64_t victim(std::int64_t after = -1) override;
+    std::int64_t victim() override;
+    std::shared_ptr<Victims> victims() override;
     void set_capacity(std::uint64_t bytes) override;
     void set_costs(const Costs& costs) override { costs_ = costs; }
     std::size_t size() const override { return size_; }
@@ -65,7 +66,6 @@ private:
     static constexpr std::size_t kListsPerUse = kLists / 16;
     static constexpr std::size_t kGrownPerUse = kAges;  // a chunk that is new again grows older less often than that
     static constexpr std::size_t kAwaitedPart = 2;  // the part of the chunks here that is held for who is awaited
-    static constexpr std::size_t kAskedAhead = 2;
     static constexpr std::size_t kSevered = 16;  // so many prompts may be put at a time
 
     // What a chunk takes, in 8 bytes: up to a TiB, and 16 million tokens.
@@ -80,10 +80,7 @@ private:
     };
     static_assert(sizeof(Row) == 12);
 
-    struct Given {
-        std::uint32_t row;
-        bool in_order;  // of the queue in which the walk was resumed, and no head of it
-    };
+    class Cursor;
 
     // policy_value.cpp
     void use(std::uint32_t node, bool last);
@@ -115,18 +112,15 @@ private:
     void limit_ghosts();
     void drop_ghost();
     void enqueue(std::uint32_t row, bool first = false);
-    void enqueue_before(std::uint32_t row, std::uint32_t next);
     bool dequeue(std::uint32_t row);
     std::size_t queue_of(std::uint32_t row) const;
     Known& known_at(std::uint32_t row) { return known_[rows_[row].node]; }
     const Known& known_at(std::uint32_t row) const { return known_[rows_[row].node]; }
 
-    // policy_value_walk.cpp
-    void resume(std::uint32_t row);
-    std::int64_t give_next();
-    void give(std::uint32_t row, bool in_order = false);
-    void end_walk();
-    void remember_walk();
+    // policy_value_cursor.cpp
+    void drop_cursors();
+
+    // policy_value_hints.cpp
     void hint(std::uint32_t row, Hint hint);
     void end(std::uint32_t row);
     void end_waits(std::int64_t now_ms);
@@ -145,14 +139,7 @@ private:
     std::vector<std::uint64_t> keys_;
     std::uint64_t capacity_ = 0;
     Ages ages_;
-    std::vector<Given> walk_;               // what `victim` has given, one asked for after the other
-    std::vector<std::uint32_t> unsettled_;  // nodes that may be forgotten when it ends
-    std::vector<std::uint32_t> freed_;      // parents that it has come to behind where they stand
-    std::size_t walk_from_ = 0;             // the rank from which on it goes through whole queues
-    std::int64_t resumed_at_ = -1;          // the row that it follows
-    std::int64_t resumed_ = -1;             // what is next in the queue in which it was resumed
-    std::int64_t last_given_ = -1;          // by the walk before
-    std::int64_t last_leaf_ = -1;           // the last one of these that stands in a queue
+    std::vector<std::shared_ptr<Cursor>> cursors_;  // told of what happens as long as somebody holds them
     Waits waits_;           // one for each row that is awaited
     bool evicted_ = false;  // since the last event
     std::array<std::uint64_t, kSevered> severed_{};  // the keys of young ones that were evicted, the last few

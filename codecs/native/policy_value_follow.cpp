@@ -1,6 +1,8 @@
 // Of `value`: the order of a simpler policy, while that does better.
 #include "policy_value.hpp"
 
+#include "policy_value_cursor.hpp"
+
 #include <algorithm>
 
 namespace kvstore {
@@ -21,6 +23,7 @@ void ValuePolicy::follow() {
     const std::size_t before = shadows_.chosen();
     const std::size_t now = shadows_.choose(clock_.uses(), size_);
     if (now == before) return;
+    for (const auto& cursor : cursors_) cursor->unfollows();
     order_.reset();
     ordered_ = false;
     if (now == Shadows::kNone) return;

@@ -56,7 +56,6 @@ struct Known {
     bool severed : 1;    // nobody gets to it
     bool here : 1;
     bool young : 1;  // it came, and has not been used or followed since
-    bool given : 1;  // by the walk that is on
 };
 static_assert(sizeof(Known) == 48);
 

@@ -1,6 +1,8 @@
 // Rows, their nodes and their queues.
 #include "policy_value.hpp"
 
+#include "policy_value_cursor.hpp"
+
 #include <algorithm>
 
 namespace kvstore {
@@ -15,6 +17,7 @@ void ValuePolicy::seat(std::uint32_t row, std::uint32_t node, const Arrival& chu
     if (!moved) adopt(node, chunk);
     appraise(row);
     if (known.children == 0) enqueue(row);
+    for (const auto& cursor : cursors_) cursor->came(node);
     shadows_.came(chunk, !known_.is_alone(node), now_ms);
 }
 
@@ -56,17 +59,13 @@ void ValuePolicy::remove(std::uint32_t row, bool evicted, std::int64_t now_ms) {
     if (order_) order_->remove(row, evicted, now_ms);
     shadows_.left(known.key, evicted, now_ms);
     waits_.drop(row);
-    if (known.given) {  // a walk is on, and its parent is without it already
-        if (known.parent != 0) unsettled_.push_back(known.parent);
-    } else {
-        end_walk();
-        dequeue(row);
-        release_parent(node);
-    }
+    for (const auto& cursor : cursors_) cursor->leaves(node);
+    dequeue(row);
+    release_parent(node);
     rows_[row] = {};
     --size_;
     known_.unlink(node);
-    known.here = known.given = false;
+    known.here = false;
     known.hint = Hint::none;
     if (evicted) {
         evicted_ = true;
@@ -77,18 +76,16 @@ void ValuePolicy::remove(std::uint32_t row, bool evicted, std::int64_t now_ms) {
         known.uses = 0;
         known.flags = 0;
     }
-    if (walk_.empty()) {
-        settle(node);
-        limit_ghosts();
-    } else {
-        unsettled_.push_back(node);
-    }
+    settle(node);
+    limit_ghosts();
 }
 
 // Forgets a node that nobody needs.
 void ValuePolicy::settle(std::uint32_t node) {
     const Known& known = known_[node];
-    if (!known.here && known.uses == 0 && known.children == 0 && !known_.is_free(node)) known_.forget(node);
+    if (known.here || known.uses > 0 || known.children > 0 || known_.is_free(node)) return;
+    for (const auto& cursor : cursors_) cursor->forgets(node);
+    known_.forget(node);
 }
 
 void ValuePolicy::limit_ghosts() {
@@ -117,17 +114,14 @@ void ValuePolicy::enqueue(std::uint32_t row, bool first) {
     const std::size_t queue = queue_of(row);
     known_at(row).queued = true;
     first ? queues_.prepend(queue, row) : queues_.append(queue, row);
-}
-
-void ValuePolicy::enqueue_before(std::uint32_t row, std::uint32_t next) {
-    known_at(row).queued = true;
-    queues_.insert_older(queue_of(next), row, next);
+    for (const auto& cursor : cursors_) cursor->stir();
 }
 
 // Before anything changes that `queue_of` goes by. Whether it was in a queue.
 bool ValuePolicy::dequeue(std::uint32_t row) {
     Known& known = known_at(row);
     if (!known.queued) return false;
+    for (const auto& cursor : cursors_) cursor->dequeues(row);
     queues_.unlink(queue_of(row), row);
     known.queued = false;
     return true;
