@@ -47,9 +47,9 @@ void ValuePolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t no
     if (contains(row)) {
         rows_[row].size = size_of(chunk);
         shadows_.resized(chunk);
-        const bool queued = dequeue(row);
+        const bool queued = dequeue(known_at(row));
         appraise(row);
-        if (queued) enqueue(row);
+        if (queued) enqueue(known_at(row));
         return;
     }
     std::uint64_t key = chunk.key;
@@ -124,13 +124,13 @@ void ValuePolicy::hit(const std::uint32_t* rows, std::size_t count, std::int64_t
     for (std::size_t i = count; i-- > 0;) {
         const std::uint32_t row = rows[i];
         if (!contains(row)) continue;
-        hint(row, Hint::none);
-        dequeue(row);
         Known& known = known_at(row);
+        hint(row, Hint::none);
+        dequeue(known);
         known.young = known.severed = false;
         appraise(row);
         use(rows_[row].node, i + 1 == count && request_.missing() == 0);
-        if (known.children == 0) enqueue(row);
+        if (known.children == 0) enqueue(known);
     }
 }
 
@@ -233,12 +233,12 @@ void ValuePolicy::grow_older() {
 
 void ValuePolicy::grow_older(std::uint32_t node) {
     Known& known = known_[node];
-    const bool moves = known.here && known.hint == Hint::none && dequeue(known.row);  // what was hinted at keeps its turn
+    const bool moves = known.here && known.hint == Hint::none && dequeue(known);  // what was hinted at keeps its turn
     known_.unlink(node);
     come_of_age(known);
     known_.append(node);
     if (known.here && order_ && !ordered_ && known_.has_passed(known.age, known_.is_alone(node))) pass_by(node);
-    if (moves) enqueue(known.row);
+    if (moves) enqueue(known);
 }
 
 // Counts what a chunk that is in no list has lived through up to now.

@@ -111,9 +111,9 @@ private:
     void settle(std::uint32_t node);
     void limit_ghosts();
     void drop_ghost();
-    void enqueue(std::uint32_t row, bool first = false);
-    bool dequeue(std::uint32_t row);
-    std::size_t queue_of(std::uint32_t row) const;
+    void enqueue(Known& known, bool first = false);
+    bool dequeue(Known& known);
+    static std::size_t queue_of(const Known& known);
     Known& known_at(std::uint32_t row) { return known_[rows_[row].node]; }
     const Known& known_at(std::uint32_t row) const { return known_[rows_[row].node]; }
 

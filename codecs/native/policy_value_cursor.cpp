@@ -44,7 +44,7 @@ std::int64_t ValuePolicy::Cursor::in_queues() {
             const std::size_t rank = queue_ < 0 ? 0 : policy_.queues_.rank_of(static_cast<std::size_t>(queue_)) + 1;
             next_ = policy_.queues_.first(rank);
             if (next_ < 0) return -1;
-            queue_ = static_cast<std::int64_t>(policy_.queue_of(static_cast<std::uint32_t>(next_)));
+            queue_ = static_cast<std::int64_t>(queue_of(policy_.known_at(static_cast<std::uint32_t>(next_))));
         }
         if (!is_told(static_cast<std::uint32_t>(next_))) return next_;
         next_ = policy_.queues_.newer(static_cast<std::uint32_t>(next_));
@@ -77,7 +77,7 @@ void ValuePolicy::Cursor::count_down(std::uint32_t parent) {
 
 void ValuePolicy::Cursor::free(std::uint32_t node) {
     if (!is_free(node)) return;
-    freed_.push_back({policy_.queues_.rank_of(policy_.queue_of(policy_.known_[node].row)), turns_++, node});
+    freed_.push_back({policy_.queues_.rank_of(queue_of(policy_.known_[node])), turns_++, node});
     std::push_heap(freed_.begin(), freed_.end());
 }
 

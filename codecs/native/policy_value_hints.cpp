@@ -22,9 +22,9 @@ void ValuePolicy::hint(std::uint32_t row, Hint hint) {
     Known& known = known_at(row);
     if (known.hint == Hint::awaited) waits_.drop(row);
     if (known.hint == hint) return;
-    const bool queued = dequeue(row);
+    const bool queued = dequeue(known);
     known.hint = hint;
-    if (queued) enqueue(row);
+    if (queued) enqueue(known);
 }
 
 // From this chunk up to the root. What others share of that stays behind chunks that follow it, and its next use, by them,

@@ -16,7 +16,7 @@ void ValuePolicy::seat(std::uint32_t row, std::uint32_t node, const Arrival& chu
     known.parent = 0;
     if (!moved) adopt(node, chunk);
     appraise(row);
-    if (known.children == 0) enqueue(row);
+    if (known.children == 0) enqueue(known);
     for (const auto& cursor : cursors_) cursor->came(node);
     shadows_.came(chunk, !known_.is_alone(node), now_ms);
 }
@@ -41,14 +41,14 @@ void ValuePolicy::adopt(std::uint32_t node, const Arrival& chunk) {
     ++known.children;
     if (!known.here) return;
     known.young = false;
-    dequeue(known.row);
+    dequeue(known);
 }
 
 void ValuePolicy::release_parent(std::uint32_t node) {
     const std::uint32_t parent = known_[node].parent;
     if (parent == 0) return;
     Known& known = known_[parent];
-    if (--known.children == 0 && known.here) enqueue(known.row, true);
+    if (--known.children == 0 && known.here) enqueue(known, true);
     settle(parent);
 }
 
@@ -60,7 +60,7 @@ void ValuePolicy::remove(std::uint32_t row, bool evicted, std::int64_t now_ms) {
     shadows_.left(known.key, evicted, now_ms);
     waits_.drop(row);
     for (const auto& cursor : cursors_) cursor->leaves(node);
-    dequeue(row);
+    dequeue(known);
     release_parent(node);
     rows_[row] = {};
     --size_;
@@ -103,26 +103,24 @@ void ValuePolicy::drop_ghost() {
     settle(node);
 }
 
-std::size_t ValuePolicy::queue_of(std::uint32_t row) const {
-    const Known& known = known_at(row);
+std::size_t ValuePolicy::queue_of(const Known& known) {
     if (known.hint == Hint::awaited) return Queues::in_class(kAwaited, Queues::kNeutral);
     if (known.hint == Hint::ended || known.worthless || known.severed) return Queues::in_class(kWorthless, Queues::kNeutral);
     return Queues::in_class(std::size_t{known.kind} * kAges + known.age, known.worth);
 }
 
-void ValuePolicy::enqueue(std::uint32_t row, bool first) {
-    const std::size_t queue = queue_of(row);
-    known_at(row).queued = true;
-    first ? queues_.prepend(queue, row) : queues_.append(queue, row);
+void ValuePolicy::enqueue(Known& known, bool first) {
+    const std::size_t queue = queue_of(known);
+    known.queued = true;
+    first ? queues_.prepend(queue, known.row) : queues_.append(queue, known.row);
     for (const auto& cursor : cursors_) cursor->stir();
 }
 
 // Before anything changes that `queue_of` goes by. Whether it was in a queue.
-bool ValuePolicy::dequeue(std::uint32_t row) {
-    Known& known = known_at(row);
+bool ValuePolicy::dequeue(Known& known) {
     if (!known.queued) return false;
-    for (const auto& cursor : cursors_) cursor->dequeues(row);
-    queues_.unlink(queue_of(row), row);
+    for (const auto& cursor : cursors_) cursor->dequeues(known.row);
+    queues_.unlink(queue_of(known), known.row);
     known.queued = false;
     return true;
 }
