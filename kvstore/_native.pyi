@@ -648,8 +648,6 @@ class Chunk:
     @property
     def tokens(self) -> int: ...
     @property
-    def first_part(self) -> int: ...
-    @property
     def leases(self) -> int: ...
     @property
     def hits(self) -> int: ...
@@ -662,12 +660,10 @@ class Chunk:
 
 @final
 class Part:
-    """A part's row as it was when it was read. `next` and `first_placement` are -1 at the end."""
+    """A part's row as it was when it was read."""
 
     @property
     def chunk(self) -> int: ...
-    @property
-    def next(self) -> int: ...
     @property
     def group(self) -> int: ...
     @property
@@ -679,18 +675,14 @@ class Part:
     @property
     def first_valid(self) -> int: ...
     @property
-    def first_placement(self) -> int: ...
-    @property
     def logical(self) -> int: ...
 
 @final
 class Placement:
-    """A placement's row as it was when it was read. `next` is -1 at the end."""
+    """A placement's row as it was when it was read."""
 
     @property
     def part(self) -> int: ...
-    @property
-    def next(self) -> int: ...
     @property
     def tier(self) -> int: ...
     @property
@@ -807,7 +799,6 @@ class Index:
     def drop_reader(self, placement: int) -> None:
         """ValueError if the placement has no reader."""
 
-    def set_first_valid(self, part: int, first_valid: int) -> None: ...
     def set_flags(self, chunk: int, flags: int) -> None:
         """Flags are gone with the chunk. `HIDDEN` keeps it out of the shared table; the rest is the caller's."""
 

@@ -239,8 +239,6 @@ std::int64_t wrong_ref(nb::handle object, std::uint32_t chunk_tokens, std::uint3
     return -1;
 }
 
-std::int64_t row_or_miss(std::uint32_t row) { return row == kNone ? -1 : std::int64_t{row}; }
-
 // A copy, as everything that Python sees of rows.
 struct Chunk {
     ChunkRow row;
@@ -254,7 +252,6 @@ void bind_rows(nb::module_& m) {
         .def_prop_ro("scope", [](const Chunk& chunk) { return chunk.row.scope; })
         .def_prop_ro("position", [](const Chunk& chunk) { return chunk.row.position; })
         .def_prop_ro("tokens", [](const Chunk& chunk) { return chunk.row.tokens; })
-        .def_prop_ro("first_part", [](const Chunk& chunk) { return row_or_miss(chunk.row.first_part); })
         .def_prop_ro("leases", [](const Chunk& chunk) { return chunk.row.leases; })
         .def_prop_ro("hits", [](const Chunk& chunk) { return std::uint32_t{chunk.row.hits}; })
         .def_prop_ro("pin_until", [](const Chunk& chunk) { return chunk.rest.pin_until; })
@@ -262,17 +259,14 @@ void bind_rows(nb::module_& m) {
         .def_prop_ro("flags", [](const Chunk& chunk) { return std::uint32_t{chunk.row.flags}; });
     nb::class_<PartRow>(m, "Part")
         .def_ro("chunk", &PartRow::chunk)
-        .def_prop_ro("next", [](const PartRow& row) { return row_or_miss(row.next); })
         .def_prop_ro("group", [](const PartRow& row) { return row.id.group; })
         .def_prop_ro("rank", [](const PartRow& row) { return row.id.rank; })
         .def_prop_ro("layer_start", [](const PartRow& row) { return row.id.layer_start; })
         .def_prop_ro("layer_end", [](const PartRow& row) { return row.id.layer_end; })
         .def_ro("first_valid", &PartRow::first_valid)
-        .def_prop_ro("first_placement", [](const PartRow& row) { return row_or_miss(row.first_placement); })
         .def_ro("logical", &PartRow::logical);
     nb::class_<PlacementRow>(m, "Placement")
         .def_ro("part", &PlacementRow::part)
-        .def_prop_ro("next", [](const PlacementRow& row) { return row_or_miss(row.next); })
         .def_ro("tier", &PlacementRow::tier)
         .def_prop_ro("exact", [](const PlacementRow& row) { return row.exact; })
         .def_ro("codec", &PlacementRow::codec)
@@ -345,9 +339,6 @@ void bind_index(nb::module_& m) {
             }, "placement"_a, "loc"_a, "stored"_a)
         .def("add_reader", [](Index& index, Row row) { index.add_reader(row); }, "placement"_a)
         .def("drop_reader", [](Index& index, Row row) { index.drop_reader(row); }, "placement"_a)
-        .def("set_first_valid", [](Index& index, Row row, std::uint32_t first_valid) {
-                index.set_first_valid(row, first_valid);
-            }, "part"_a, "first_valid"_a)
         .def("set_flags", [](Index& index, Row row, std::uint32_t flags) { index.set_flags(row, flags); },
              "chunk"_a, "flags"_a)
         .def("pin", [](Index& index, Row row, std::int64_t until_ms) { index.pin(row, until_ms); }, "chunk"_a,

@@ -213,10 +213,6 @@ void Index::drop_reader(std::uint64_t row) {
     --placement.readers;
 }
 
-void Index::set_first_valid(std::uint64_t row, std::uint32_t first_valid) {
-    parts_[parts_.checked(row)].first_valid = first_valid;
-}
-
 void Index::set_flags(std::uint64_t row, std::uint32_t flags) {
     if (flags > ChunkRow::kMostFlags) refuse("flags " + std::to_string(flags) + " are more than 7 bits");
     chunks_[chunks_.checked(row)].flags = flags & ChunkRow::kMostFlags;

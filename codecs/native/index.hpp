@@ -219,7 +219,6 @@ public:
     void set_loc(std::uint64_t placement, std::uint64_t loc, std::uint64_t stored);
     void add_reader(std::uint64_t placement);
     void drop_reader(std::uint64_t placement);
-    void set_first_valid(std::uint64_t part, std::uint32_t first_valid);
     void set_flags(std::uint64_t chunk, std::uint32_t flags);
     void pin(std::uint64_t chunk, std::int64_t until_ms);
     void add_lease(std::uint32_t chunk) { ++chunks_[chunk].leases; }

@@ -46,10 +46,11 @@ def test_fields_come_back() -> None:
     index.set_flags(chunk, 6)
     c, p, q = index.chunk(chunk), index.part(part), index.placement(placement)
     assert (c.key, c.parent, c.scope, c.position, c.tokens) == (key_of(1), key_of(0), 7, 512, 200)
-    assert (c.first_part, c.leases, c.hits, c.pin_until, c.last_use, c.flags) == (part, 0, 0, 0, NOW, 6)
-    assert (p.chunk, p.next, p.group, p.rank, p.layer_start, p.layer_end) == (chunk, -1, 1, 2, 3, 4)
-    assert (p.first_valid, p.first_placement, p.logical) == (5, placement, 2**40)
-    assert (q.part, q.next, q.tier, q.exact, q.codec, q.level) == (part, -1, 9, False, 11, 12)
+    assert (index.chunk_parts(chunk), index.part_placements(part)) == ([part], [placement])
+    assert (c.leases, c.hits, c.pin_until, c.last_use, c.flags) == (0, 0, 0, NOW, 6)
+    assert (p.chunk, p.group, p.rank, p.layer_start, p.layer_end) == (chunk, 1, 2, 3, 4)
+    assert (p.first_valid, p.logical) == (5, 2**40)
+    assert (q.part, q.tier, q.exact, q.codec, q.level) == (part, 9, False, 11, 12)
     assert (q.loc, q.stored, q.readers) == (2**63, 2**41, 0)
 
 
@@ -132,8 +133,6 @@ def test_a_known_part_is_left_as_it_is() -> None:
     part = index.add_part(chunk, 5, 0, 0, 1, 100, 1000)
     assert index.add_part(chunk, 5, 0, 0, 1, 50, 2000) == part
     assert (index.part(part).first_valid, index.part(part).logical) == (100, 1000)
-    index.set_first_valid(part, 50)
-    assert index.part(part).first_valid == 50
 
 
 def test_one_placement_a_tier() -> None:
