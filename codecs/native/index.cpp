@@ -12,7 +12,8 @@ namespace {
 [[noreturn]] void refuse(const std::string& reason) { throw std::invalid_argument(reason); }
 
 void check_stored(std::uint64_t bytes) {
-    if (bytes > PlacementRow::kMostStored) refuse("a placement has at most 2**48 - 1 bytes, not " + std::to_string(bytes));
+    if (bytes > PlacementRow::kMostStored)
+        refuse("a placement has at most 2**48 - 1 bytes, not " + std::to_string(bytes));
 }
 
 }  // namespace
@@ -262,7 +263,8 @@ Arrival Index::arrival(std::uint32_t row, std::uint8_t tier, std::int64_t now_ms
 }
 
 std::size_t Index::resident_bytes() const {
-    return chunks_.touched_bytes() + chunks_.high_water() * sizeof(ChunkRest) + parts_.touched_bytes() + placements_.touched_bytes() + table_.bytes();
+    return chunks_.touched_bytes() + chunks_.high_water() * sizeof(ChunkRest) + parts_.touched_bytes() +
+           placements_.touched_bytes() + table_.bytes();
 }
 
 }  // namespace kvstore

@@ -23,7 +23,8 @@ private:
         explicit Walk(ListPolicy& policy) : policy_(policy) {}
 
         std::int64_t next() override {
-            if (!begun_ || (next_ >= 0 && !policy_.contains(static_cast<std::uint32_t>(next_)))) next_ = policy_.victim();
+            const bool gone = next_ >= 0 && !policy_.contains(static_cast<std::uint32_t>(next_));
+            if (gone || !begun_) next_ = policy_.victim();
             begun_ = true;
             const std::int64_t row = next_;
             if (row >= 0) next_ = policy_.following(row);

@@ -233,7 +233,8 @@ void ValuePolicy::grow_older() {
 
 void ValuePolicy::grow_older(std::uint32_t node) {
     Known& known = known_[node];
-    const bool moves = known.here && known.hint == Hint::none && dequeue(known);  // what was hinted at keeps its turn
+    // What was hinted at keeps its turn.
+    const bool moves = known.here && known.hint == Hint::none && dequeue(known);
     known_.unlink(node);
     come_of_age(known);
     known_.append(node);
@@ -316,7 +317,8 @@ void ValuePolicy::appraise(std::uint32_t row) {
         usual_tokens_ = static_cast<std::uint32_t>(held.tokens);
     }
     constexpr int most = kClasses - 1;
-    known.worth = static_cast<std::uint8_t>(std::clamp(step - usual_ + static_cast<int>(Queues::kNeutral), 0, most)) & most;
+    const int step_here = std::clamp(step - usual_ + static_cast<int>(Queues::kNeutral), 0, most);
+    known.worth = static_cast<std::uint8_t>(step_here) & most;
     queues_.begin_class(known.worth);
 }
 

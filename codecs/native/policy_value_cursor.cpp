@@ -25,7 +25,8 @@ std::int64_t ValuePolicy::Cursor::next() {
             freed_.pop_back();
         }
         std::int64_t found = row;
-        if (!freed_.empty() && (row < 0 || freed_.front().rank <= policy_.queues_.rank_of(static_cast<std::size_t>(queue_))))
+        if (!freed_.empty() &&
+            (row < 0 || freed_.front().rank <= policy_.queues_.rank_of(static_cast<std::size_t>(queue_))))
             found = policy_.known_[freed_.front().node].row;
         if (found >= 0) {
             tell(static_cast<std::uint32_t>(found));

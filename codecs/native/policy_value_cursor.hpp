@@ -57,7 +57,7 @@ private:
 
     ValuePolicy& policy_;
     std::unordered_map<std::uint32_t, std::uint64_t> told_;    // rows, 64 bits at a time
-    std::unordered_map<std::uint32_t, std::uint32_t> untold_;  // by parent: of its children here, since the first was told of
+    std::unordered_map<std::uint32_t, std::uint32_t> untold_;  // by parent: children here, once one was told of
     std::vector<Freed> freed_;                                 // parents of which all children here have been told of
     std::size_t turns_ = 0;
     std::int64_t next_ = -1;   // in its queue

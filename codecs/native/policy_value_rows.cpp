@@ -105,7 +105,8 @@ void ValuePolicy::drop_ghost() {
 
 std::size_t ValuePolicy::queue_of(const Known& known) {
     if (known.hint == Hint::awaited) return Queues::in_class(kAwaited, Queues::kNeutral);
-    if (known.hint == Hint::ended || known.worthless || known.severed) return Queues::in_class(kWorthless, Queues::kNeutral);
+    if (known.hint == Hint::ended || known.worthless || known.severed)
+        return Queues::in_class(kWorthless, Queues::kNeutral);
     return Queues::in_class(std::size_t{known.kind} * kAges + known.age, known.worth);
 }
 
