@@ -5,7 +5,7 @@ one, ValueError for one that is not contiguous or, as a destination, not writabl
 release the GIL for more than 64 KiB; methods of the classes hold it, so that each is atomic.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias, TypedDict, final
 
 import numpy as np
@@ -648,8 +648,6 @@ class Chunk:
     @property
     def tokens(self) -> int: ...
     @property
-    def first_part(self) -> int: ...
-    @property
     def leases(self) -> int: ...
     @property
     def hits(self) -> int: ...
@@ -662,12 +660,10 @@ class Chunk:
 
 @final
 class Part:
-    """A part's row as it was when it was read. `next` and `first_placement` are -1 at the end."""
+    """A part's row as it was when it was read."""
 
     @property
     def chunk(self) -> int: ...
-    @property
-    def next(self) -> int: ...
     @property
     def group(self) -> int: ...
     @property
@@ -679,18 +675,14 @@ class Part:
     @property
     def first_valid(self) -> int: ...
     @property
-    def first_placement(self) -> int: ...
-    @property
     def logical(self) -> int: ...
 
 @final
 class Placement:
-    """A placement's row as it was when it was read. `next` is -1 at the end."""
+    """A placement's row as it was when it was read."""
 
     @property
     def part(self) -> int: ...
-    @property
-    def next(self) -> int: ...
     @property
     def tier(self) -> int: ...
     @property
@@ -807,7 +799,6 @@ class Index:
     def drop_reader(self, placement: int) -> None:
         """ValueError if the placement has no reader."""
 
-    def set_first_valid(self, part: int, first_valid: int) -> None: ...
     def set_flags(self, chunk: int, flags: int) -> None:
         """Flags are gone with the chunk. `HIDDEN` keeps it out of the shared table; the rest is the caller's."""
 
@@ -1290,6 +1281,16 @@ class UseLog(Policy):
     def take(self) -> list[NDArray[np.uint32]]:
         """Rows of the chunks that were used since this was asked last: an array a use, the root of its prefix first."""
 
+class Victims(Iterator[int]):
+    """Rows in the order in which they should go, as if each had gone that it has told of.
+
+    It can be kept while other things happen, and asked on under the lock of the policy. Rows may go meanwhile. Whoever
+    asks on and on is told of every row once; where something happens between, `ValuePolicy` tells once of each that is
+    there from beginning to end, the others begin anew if the row that is next has gone.
+    """
+
+    def __next__(self) -> int: ...
+
 class ValuePolicy(Policy):
     """The policy `value` (docs/value.md)."""
 
@@ -1453,8 +1454,11 @@ class Policy:
     def remove(self, row: int, evicted: bool, now_ms: int) -> None:
         """A chunk is gone: evicted to make room, or for another reason. One that is not here is ignored."""
 
-    def victim(self, after: int = -1) -> int:
-        """The row that should go first, or the one that follows `after` if that is still here; -1: none."""
+    def victim(self) -> int:
+        """The row that should go first; -1: none. Asking does not evict."""
+
+    def victims(self) -> Victims:
+        """All rows, the one that should go first first."""
 
     def set_capacity(self, bytes: int) -> None:
         """The bytes that this order may fill."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from kvstore.catalog import Scope
 from kvstore.errors import InvalidArgument, Shed
-from kvstore.policy import victims
 from kvstore.record import Entry, Record
 from kvstore.removed import REPLACED, Removed
 from kvstore.usage import now_ms
@@ -91,7 +90,7 @@ class Commits:
         core = self._core
         policy, dropped = core.usage.largest(), 0
         held: frozenset[int] | None = None
-        for row in () if policy is None else victims(policy):
+        for row in () if policy is None else policy.victims():
             if dropped >= ROWS_LET_GO:
                 break
             if held is None:  # all of one policy are of one namespace

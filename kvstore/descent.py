@@ -175,12 +175,14 @@ class Descent:
 
     def _evict_of(self, namespace: Namespace, target: int, nbytes: int, removed: Removed) -> None:
         """Let the coldest chunks of a namespace go; what the next tier lacks is written there first."""
-        core, tier, after = self._core, self._core.tiers[target], -1
+        core, tier = self._core, self._core.tiers[target]
+        with core.lock:
+            rows = core.usage.policy(target, namespace).victims()
         for _ in range(LOOKED_AT):
             if removed.bytes_in(tier) >= nbytes:
                 return
             with core.lock:
-                row = core.usage.policy(target, namespace).victim(after)
+                row = next(rows, -1)
                 if row < 0:
                     return
                 chunk = core.index.chunk(row)
@@ -191,9 +193,7 @@ class Descent:
                 self._write_further(lacking, further)
             with core.lock:
                 row = core.index.find(chunk.scope, chunk.key)
-                if row >= 0 and not (may_go and core.drop_from(row, target, removed, core.held(namespace))):
-                    after = row
-                else:
+                if row < 0 or (may_go and core.drop_from(row, target, removed, core.held(namespace))):
                     core.admissions.was_full(target)
 
     def _lacking(self, row: int, target: int, further: int) -> list[tuple[Scope, bytes, Part, Copy]]:

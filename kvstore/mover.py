@@ -22,7 +22,6 @@ from kvstore.core import DRAM, Copy, Core
 from kvstore.descent import Descent
 from kvstore.errors import Corrupt, DeadlineExceeded, KVStoreError, Shed, StorageError, Unavailable
 from kvstore.marks import drain_marks
-from kvstore.policy import victims
 from kvstore.removed import Removed
 from kvstore.spec import Part
 from kvstore.usage import now_ms, steady_ms
@@ -60,7 +59,7 @@ class _Sweep:
     limit: float
     flush: bool = False
     passed: int = 0
-    after: int = -1
+    rows: Iterator[int] | None = None
     done: bool = False
 
 
@@ -165,16 +164,18 @@ class Mover:
         """
         core, found = self._core, list[_Dirty]()
         with core.lock:
-            rows = victims(core.usage.policy(sweep.tier, namespace), sweep.after)
-            for row in itertools.islice(rows, ROWS_AT_ONCE):
-                if len(found) >= BATCH or sweep.passed > sweep.limit:
+            if sweep.rows is None:
+                sweep.rows = core.usage.policy(sweep.tier, namespace).victims()
+            for _ in range(ROWS_AT_ONCE):
+                sweep.done = sweep.passed > sweep.limit
+                if sweep.done or len(found) >= BATCH:
                     break
-                sweep.after = row
+                row = next(sweep.rows, None)
+                if row is None:
+                    sweep.done = True
+                    break
                 if row not in core.doomed:
                     found.extend(self._dirty_parts(row, sweep))
-            else:
-                sweep.done = next(rows, None) is None
-            sweep.done |= sweep.passed > sweep.limit
         return found
 
     def _dirty_parts(self, row: int, sweep: _Sweep) -> Iterator[_Dirty]:

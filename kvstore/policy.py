@@ -7,7 +7,6 @@ the same native classes (`codecs/native/policy.hpp`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TypeAlias
 
 import numpy as np
@@ -37,15 +36,3 @@ def check_policies(config: Config) -> None:
     for each in config.namespaces:
         if each.policy is not None:
             check_policy(each.policy, f"policy of namespace {each.name!r}")
-
-
-def victims(policy: Policy, after: int = -1) -> Iterator[int]:
-    """Rows from the one that should go first, or from the one that follows `after` if that is still here.
-
-    The current row may be removed while iterating.
-    """
-    row = policy.victim(after)
-    while row >= 0:
-        following = policy.victim(row)
-        yield row
-        row = following

@@ -184,12 +184,14 @@ class Promoter:
 
     def _make_room(self, namespace: Namespace, number: int, nbytes: int) -> bool:
         """Let a namespace's coldest chunks on a device go; False if none may."""
-        core, tier, removed, after = self._core, self._core.tiers[number], Removed(), -1
+        core, tier, removed = self._core, self._core.tiers[number], Removed()
+        with core.lock:
+            rows = core.usage.policy(number, namespace).victims()
         for _ in range(LOOKED_AT):
             if removed.bytes_in(tier) >= nbytes:
                 break
             with core.lock:
-                row = core.usage.policy(number, namespace).victim(after)
+                row = next(rows, -1)
                 if row < 0:
                     break
                 chunk, held = core.index.chunk(row), core.held(namespace)
@@ -199,8 +201,8 @@ class Promoter:
             with core.lock:
                 row = core.index.find(chunk.scope, chunk.key)
                 may_go = may_go and row >= 0 and not self._last_copies(row, number)
-                if row >= 0 and not (may_go and core.drop_from(row, number, removed, held)):
-                    after = row
+                if may_go:
+                    core.drop_from(row, number, removed, held)
         freed = removed.bytes_in(tier)
         core.settle(removed)
         return freed > 0

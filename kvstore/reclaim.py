@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from kvstore.catalog import Scope
 from kvstore.core import Core
-from kvstore.policy import LRU, victims
+from kvstore.policy import LRU
 from kvstore.record import Record
 from kvstore.removed import Removed
 from kvstore.tiers.base import Tier, Verdict
@@ -96,7 +96,7 @@ class Reclaimer:
                 continue
             goes = found[digest] = set[int]()
             held, freed = core.held(namespace), 0
-            for row in islice(victims(core.usage.policy(tier, namespace)), WALKED_FOR_EACH * len(records)):
+            for row in islice(core.usage.policy(tier, namespace).victims(), WALKED_FOR_EACH * len(records)):
                 if freed >= most:
                     break
                 if core.may_go(row, held):

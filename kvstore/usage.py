@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from kvstore import _native
 from kvstore.catalog import Catalog, Namespace, Scope
-from kvstore.policy import LRU, Policy, Rows, victims
+from kvstore.policy import LRU, Policy, Rows
 
 _TALLIED = ("hits_dram", "stored", "stored_bytes", "peer_reads", "peer_bytes")
 
@@ -96,8 +96,8 @@ class Usage:
         """A namespace's chunks in DRAM in the order in which they go: spares, then all. Some may come twice."""
         spares = self._spares.get(namespace.digest)
         if spares is not None:
-            yield from victims(spares)
-        yield from victims(self.policy(dram, namespace))
+            yield from spares.victims()
+        yield from self.policy(dram, namespace).victims()
 
     def in_tier(self, tier: int) -> dict[bytes, Policy]:
         """The policies that a tier has so far, by the digests of their namespaces."""

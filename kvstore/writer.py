@@ -20,7 +20,6 @@ from kvstore.descent import Descent, record_in_dram
 from kvstore.errors import InvalidArgument, KVStoreError, Shed, TooLarge, Unavailable
 from kvstore.keys import ChunkRef, check_key
 from kvstore.marks import drain_marks
-from kvstore.policy import victims
 from kvstore.record import RAW, Entry, Record, write_header, write_record
 from kvstore.removed import Removed
 from kvstore.reservation import StoreReservation
@@ -322,7 +321,7 @@ class Writer:
         held = core.held(namespace)
         with core.lock:
             for tier in (*reversed(core.down), *core.on_devices):
-                for row in victims(core.usage.policy(tier, namespace)):
+                for row in core.usage.policy(tier, namespace).victims():
                     if namespace.taken + nbytes <= quota:
                         break
                     if core.may_go(row, held):

@@ -239,40 +239,40 @@ std::int64_t wrong_ref(nb::handle object, std::uint32_t chunk_tokens, std::uint3
     return -1;
 }
 
-std::int64_t row_or_miss(std::uint32_t row) { return row == kNone ? -1 : std::int64_t{row}; }
+// A copy, as everything that Python sees of rows.
+struct Chunk {
+    ChunkRow row;
+    ChunkRest rest;
+};
 
 void bind_rows(nb::module_& m) {
-    nb::class_<ChunkRow>(m, "Chunk")
-        .def_prop_ro("key", [](const ChunkRow& row) { return to_bytes(row.key); })
-        .def_prop_ro("parent", [](const ChunkRow& row) { return to_bytes(row.parent); })
-        .def_ro("scope", &ChunkRow::scope)
-        .def_ro("position", &ChunkRow::position)
-        .def_ro("tokens", &ChunkRow::tokens)
-        .def_prop_ro("first_part", [](const ChunkRow& row) { return row_or_miss(row.first_part); })
-        .def_ro("leases", &ChunkRow::leases)
-        .def_ro("hits", &ChunkRow::hits)
-        .def_ro("pin_until", &ChunkRow::pin_until)
-        .def_ro("last_use", &ChunkRow::last_use)
-        .def_ro("flags", &ChunkRow::flags);
+    nb::class_<Chunk>(m, "Chunk")
+        .def_prop_ro("key", [](const Chunk& chunk) { return to_bytes(chunk.row.key); })
+        .def_prop_ro("parent", [](const Chunk& chunk) { return to_bytes(chunk.rest.parent); })
+        .def_prop_ro("scope", [](const Chunk& chunk) { return chunk.row.scope; })
+        .def_prop_ro("position", [](const Chunk& chunk) { return chunk.row.position; })
+        .def_prop_ro("tokens", [](const Chunk& chunk) { return chunk.row.tokens; })
+        .def_prop_ro("leases", [](const Chunk& chunk) { return chunk.row.leases; })
+        .def_prop_ro("hits", [](const Chunk& chunk) { return std::uint32_t{chunk.row.hits}; })
+        .def_prop_ro("pin_until", [](const Chunk& chunk) { return chunk.rest.pin_until; })
+        .def_prop_ro("last_use", [](const Chunk& chunk) { return chunk.row.last_use; })
+        .def_prop_ro("flags", [](const Chunk& chunk) { return std::uint32_t{chunk.row.flags}; });
     nb::class_<PartRow>(m, "Part")
         .def_ro("chunk", &PartRow::chunk)
-        .def_prop_ro("next", [](const PartRow& row) { return row_or_miss(row.next); })
         .def_prop_ro("group", [](const PartRow& row) { return row.id.group; })
         .def_prop_ro("rank", [](const PartRow& row) { return row.id.rank; })
         .def_prop_ro("layer_start", [](const PartRow& row) { return row.id.layer_start; })
         .def_prop_ro("layer_end", [](const PartRow& row) { return row.id.layer_end; })
         .def_ro("first_valid", &PartRow::first_valid)
-        .def_prop_ro("first_placement", [](const PartRow& row) { return row_or_miss(row.first_placement); })
         .def_ro("logical", &PartRow::logical);
     nb::class_<PlacementRow>(m, "Placement")
         .def_ro("part", &PlacementRow::part)
-        .def_prop_ro("next", [](const PlacementRow& row) { return row_or_miss(row.next); })
         .def_ro("tier", &PlacementRow::tier)
-        .def_prop_ro("exact", [](const PlacementRow& row) { return row.exact != 0; })
+        .def_prop_ro("exact", [](const PlacementRow& row) { return row.exact; })
         .def_ro("codec", &PlacementRow::codec)
         .def_ro("level", &PlacementRow::level)
         .def_ro("loc", &PlacementRow::loc)
-        .def_ro("stored", &PlacementRow::stored)
+        .def_prop_ro("stored", [](const PlacementRow& row) { return std::uint64_t{row.stored}; })
         .def_ro("readers", &PlacementRow::readers);
 }
 
@@ -329,7 +329,7 @@ void bind_index(nb::module_& m) {
             }, "part"_a, "exact_only"_a, "tier_order"_a)
         .def("remove_placement", [](Index& index, Row row) { return index.remove_placement(row); }, "placement"_a)
         .def("prune", [](Index& index, Row row) { return index.prune(row); }, "chunk"_a)
-        .def("chunk", [](const Index& index, Row row) { return ChunkRow(index.chunk(row)); }, "row"_a)
+        .def("chunk", [](const Index& index, Row row) { return Chunk{index.chunk(row), index.rest(row)}; }, "row"_a)
         .def("part", [](const Index& index, Row row) { return PartRow(index.part(row)); }, "row"_a)
         .def("placement", [](const Index& index, Row row) { return PlacementRow(index.placement(row)); }, "row"_a)
         .def("chunk_parts", [](const Index& index, Row row) { return index.chunk_parts(row); }, "chunk"_a)
@@ -339,9 +339,6 @@ void bind_index(nb::module_& m) {
             }, "placement"_a, "loc"_a, "stored"_a)
         .def("add_reader", [](Index& index, Row row) { index.add_reader(row); }, "placement"_a)
         .def("drop_reader", [](Index& index, Row row) { index.drop_reader(row); }, "placement"_a)
-        .def("set_first_valid", [](Index& index, Row row, std::uint32_t first_valid) {
-                index.set_first_valid(row, first_valid);
-            }, "part"_a, "first_valid"_a)
         .def("set_flags", [](Index& index, Row row, std::uint32_t flags) { index.set_flags(row, flags); },
              "chunk"_a, "flags"_a)
         .def("pin", [](Index& index, Row row, std::int64_t until_ms) { index.pin(row, until_ms); }, "chunk"_a,

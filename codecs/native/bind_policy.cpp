@@ -7,6 +7,7 @@
 #include "use_log.hpp"
 
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -49,6 +50,13 @@ void demand(Policy& policy, nb::handle object, std::int64_t now_ms) {
 
 void bind_policy(nb::module_& m) {
     using namespace nb::literals;
+    nb::class_<Victims>(m, "Victims")
+        .def("__iter__", [](nb::handle self) { return nb::borrow(self); })
+        .def("__next__", [](Victims& victims) {
+            const std::int64_t row = victims.next();
+            if (row < 0) throw nb::stop_iteration();
+            return row;
+        });
     nb::class_<Policy>(m, "Policy")
         .def(nb::new_([](std::string_view name, std::uint32_t max_rows) { return make_policy(name, max_rows); }),
              "name"_a, "max_rows"_a)
@@ -76,7 +84,8 @@ void bind_policy(nb::module_& m) {
         .def("remove", [](Policy& policy, std::int64_t row, bool evicted, std::int64_t now_ms) {
                 policy.remove(checked_row(row), evicted, now_ms);
             }, "row"_a, "evicted"_a, "now_ms"_a)
-        .def("victim", &Policy::victim, "after"_a = -1)
+        .def("victim", &Policy::victim)
+        .def("victims", &Policy::victims, nb::keep_alive<0, 1>())
         .def("set_capacity", &Policy::set_capacity, "bytes"_a)
         .def("set_costs", [](Policy& policy, double flops_per_token, double flops_per_token2,
                              double prefill_flops_per_s, double load_bytes_per_s, double load_latency_s,

@@ -2,9 +2,8 @@
 // the oldest of the longest queue makes room.
 #pragma once
 
-#include "key_table.hpp"
+#include "key_chains.hpp"
 #include "mapped_array.hpp"
-#include "mixed_key.hpp"
 #include "row_links.hpp"
 
 #include <array>
@@ -15,18 +14,17 @@ namespace kvstore {
 struct Ghost {
     std::uint64_t key;
     std::uint64_t bytes;
-    std::uint32_t uses;
-    std::uint32_t queue;
+    std::uint16_t uses;
+    std::uint16_t queue;
+    std::uint32_t chain = 0;  // KeyChains'
 };
 
 template <std::size_t kQueues = 1>
 class Ghosts {
 public:
-    explicit Ghosts(std::uint32_t max_ghosts) : ghosts_(max_ghosts), links_(max_ghosts), table_(max_ghosts) {}
+    explicit Ghosts(std::uint32_t max_ghosts) : ghosts_(max_ghosts), links_(max_ghosts), table_(ghosts_) {}
 
-    std::int64_t find(std::uint64_t key) const {
-        return table_.find(mixed_key(key), [&](std::uint32_t at) { return ghosts_[at].key == key; });
-    }
+    std::int64_t find(std::uint64_t key) const { return table_.find(key); }
     const Ghost& operator[](std::int64_t at) const { return ghosts_[static_cast<std::size_t>(at)]; }
 
     // As the newest of its queue; one that is known becomes that.
@@ -35,7 +33,7 @@ public:
         if (free_ == 0 && used_ == ghosts_.size()) drop_oldest(longest());
         const std::uint32_t at = take();
         ghosts_[at] = ghost;
-        table_.insert(mixed_key(ghost.key), at);
+        table_.insert(at);
         links_.append(queues_[ghost.queue], at);
         bytes_[ghost.queue] += ghost.bytes;
     }
@@ -45,7 +43,7 @@ public:
         if (found < 0) return;
         const auto at = static_cast<std::uint32_t>(found);
         const Ghost& ghost = ghosts_[at];
-        table_.remove(mixed_key(ghost.key), at);
+        table_.remove(at);
         links_.unlink(queues_[ghost.queue], at);
         bytes_[ghost.queue] -= ghost.bytes;
         ghosts_[at].bytes = free_;  // a free place holds the number of the next one, from 1 on
@@ -77,7 +75,7 @@ private:
 
     MappedArray<Ghost> ghosts_;
     RowLinks links_;
-    KeyTable table_;
+    KeyChains<Ghost> table_;
     std::array<RowLinks::List, kQueues> queues_{};
     std::array<std::uint64_t, kQueues> bytes_{};
     std::uint64_t free_ = 0;

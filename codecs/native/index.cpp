@@ -11,10 +11,16 @@ namespace {
 
 [[noreturn]] void refuse(const std::string& reason) { throw std::invalid_argument(reason); }
 
+void check_stored(std::uint64_t bytes) {
+    if (bytes > PlacementRow::kMostStored)
+        refuse("a placement has at most 2**48 - 1 bytes, not " + std::to_string(bytes));
+}
+
 }  // namespace
 
 Index::Index(std::uint32_t max_chunks, std::uint64_t secret, std::uint32_t max_parts, std::uint32_t max_placements)
     : chunks_(max_chunks, "chunk"),
+      rest_(max_chunks),
       parts_(max_parts, "part"),
       placements_(max_placements, "placement"),
       table_(max_chunks),
@@ -50,7 +56,7 @@ std::uint32_t Index::add_chunk(std::uint64_t hash, std::uint32_t scope, const Ke
     const std::uint32_t row = chunks_.take();
     ChunkRow& chunk = chunks_[row];
     chunk.key = key;
-    chunk.parent = parent;
+    rest_[row] = {parent, 0};
     chunk.scope = scope;
     chunk.position = position;
     chunk.tokens = tokens;
@@ -100,9 +106,11 @@ std::uint32_t Index::add_placement(std::uint64_t part_row, const PlacementFields
     if (known != kNone)
         refuse("part " + std::to_string(part) + " has placement " + std::to_string(known) + " in tier " +
                std::to_string(fields.tier));
+    check_stored(fields.stored);
     const std::uint32_t row = placements_.take();
-    placements_[row] = {part,         parts_[part].first_placement, fields.tier, fields.exact, fields.codec,
-                        fields.level, 0,                            fields.loc,  fields.stored};
+    placements_[row] = {.part = part, .next = parts_[part].first_placement, .loc = fields.loc,
+                        .stored = fields.stored & PlacementRow::kMostStored, .codec = fields.codec, .readers = 0,
+                        .level = fields.level, .tier = fields.tier, .exact = fields.exact};
     parts_[part].first_placement = row;
     republish(parts_[part].chunk);
     return row;
@@ -119,6 +127,7 @@ std::int64_t Index::best_placement(std::uint64_t part_row, bool exact_only, cons
 }
 
 Index::Inserted Index::insert(const ExportRecord& record) {
+    check_stored(record.stored);
     const std::uint32_t chunk = insert_chunk(record.scope, record.key, record.parent, record.position, record.tokens,
                                              record.last_use);
     try {
@@ -191,8 +200,9 @@ std::vector<std::uint32_t> Index::part_placements(std::uint64_t part_row) const 
 
 void Index::set_loc(std::uint64_t row, std::uint64_t loc, std::uint64_t stored) {
     PlacementRow& placement = placements_[placements_.checked(row)];
+    check_stored(stored);
     placement.loc = loc;
-    placement.stored = stored;
+    placement.stored = stored & PlacementRow::kMostStored;
     republish(parts_[placement.part].chunk);
 }
 
@@ -204,16 +214,13 @@ void Index::drop_reader(std::uint64_t row) {
     --placement.readers;
 }
 
-void Index::set_first_valid(std::uint64_t row, std::uint32_t first_valid) {
-    parts_[parts_.checked(row)].first_valid = first_valid;
-}
-
 void Index::set_flags(std::uint64_t row, std::uint32_t flags) {
-    chunks_[chunks_.checked(row)].flags = flags;
+    if (flags > ChunkRow::kMostFlags) refuse("flags " + std::to_string(flags) + " are more than 7 bits");
+    chunks_[chunks_.checked(row)].flags = flags & ChunkRow::kMostFlags;
     republish(static_cast<std::uint32_t>(row));
 }
 
-void Index::pin(std::uint64_t row, std::int64_t until_ms) { chunks_[chunks_.checked(row)].pin_until = until_ms; }
+void Index::pin(std::uint64_t row, std::int64_t until_ms) { rest_[chunks_.checked(row)].pin_until = until_ms; }
 
 void Index::drop_lease(std::uint32_t row) {
     if (chunks_[row].leases == 0) refuse("chunk " + std::to_string(row) + " has no lease");
@@ -222,12 +229,12 @@ void Index::drop_lease(std::uint32_t row) {
 
 void Index::touch(std::uint32_t row, std::int64_t now_ms) {
     chunks_[row].last_use = now_ms;
-    ++chunks_[row].hits;
+    chunks_[row].hits += chunks_[row].hits < ChunkRow::kMostHits;
 }
 
 bool Index::evictable(std::uint64_t chunk_row, std::int64_t now_ms) const {
     const ChunkRow& row = chunk(chunk_row);
-    if (row.leases > 0 || row.pin_until > now_ms) return false;
+    if (row.leases > 0 || rest(chunk_row).pin_until > now_ms) return false;
     for (std::uint32_t part = row.first_part; part != kNone; part = parts_[part].next)
         for (std::uint32_t at = parts_[part].first_placement; at != kNone; at = placements_[at].next)
             if (placements_[at].readers > 0) return false;
@@ -247,15 +254,17 @@ Arrival Index::arrival(std::uint32_t row, std::uint8_t tier, std::int64_t now_ms
         const std::uint32_t placement = placement_in(parts_[part], tier);
         if (placement != kNone) bytes += placements_[placement].stored;
     }
-    const std::uint64_t parent = name_of(chunk.scope, chunk.parent);
-    const std::int64_t known = parent == 0 ? -1 : find(chunk.scope, chunk.parent);
+    const Key& before = rest_[row].parent;
+    const std::uint64_t parent = name_of(chunk.scope, before);
+    const std::int64_t known = parent == 0 ? -1 : find(chunk.scope, before);
     const bool used = known >= 0 && now_ms - chunks_[static_cast<std::uint32_t>(known)].last_use <= kMomentMs;
     return {name_of(chunk.scope, chunk.key), parent, chunk.position, chunk.tokens, bytes,
             used ? static_cast<std::uint32_t>(known) : kNoRow};
 }
 
 std::size_t Index::resident_bytes() const {
-    return chunks_.touched_bytes() + parts_.touched_bytes() + placements_.touched_bytes() + table_.bytes();
+    return chunks_.touched_bytes() + chunks_.high_water() * sizeof(ChunkRest) + parts_.touched_bytes() +
+           placements_.touched_bytes() + table_.bytes();
 }
 
 }  // namespace kvstore

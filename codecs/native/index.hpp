@@ -19,10 +19,12 @@ using SpecDigest = std::array<std::uint8_t, 16>;
 
 class SharedTable;
 
-// What a look-up reads lies in the first cache line.
+// What a look-up reads, in one cache line.
 struct alignas(64) ChunkRow {
     static constexpr std::uint32_t kFree = 0xFFFFFFFEU;
     static constexpr std::uint32_t kHidden = 1;  // of flags: readers of a shared table do not see the chunk
+    static constexpr std::uint32_t kMostHits = (1U << 24) - 1;
+    static constexpr std::uint32_t kMostFlags = (1U << 7) - 1;
 
     Key key;
     std::uint32_t scope;
@@ -30,12 +32,10 @@ struct alignas(64) ChunkRow {
     std::uint32_t tokens;
     std::uint32_t first_part;
     std::uint32_t leases;
-    std::uint32_t hits;
+    std::uint32_t hits : 24;  // at most kMostHits
+    std::uint32_t flags : 7;
+    std::uint32_t published : 1;  // whether its tag is in the shared table of its scope, or counted there as overflowed
     std::int64_t last_use;
-    Key parent;
-    std::int64_t pin_until;
-    std::uint32_t flags;
-    std::uint32_t published;  // whether its tag is in the shared table of its scope, or counted there as overflowed
 
     bool is_free() const { return first_part == kFree; }
     std::uint32_t free_link() const { return position; }
@@ -43,6 +43,14 @@ struct alignas(64) ChunkRow {
         first_part = kFree;
         position = link;
     }
+};
+
+static_assert(sizeof(ChunkRow) == 64);
+
+// The rest of what is known of a chunk.
+struct ChunkRest {
+    Key parent;
+    std::int64_t pin_until;
 };
 
 // Which piece of a chunk a part is. Also a record of a look-up.
@@ -73,15 +81,17 @@ struct PartRow {
 };
 
 struct PlacementRow {
+    static constexpr std::uint64_t kMostStored = (std::uint64_t{1} << 48) - 1;
+
     std::uint32_t part;
     std::uint32_t next;
-    std::uint8_t tier;
-    std::uint8_t exact;
-    std::uint16_t codec;
-    std::uint16_t level;
-    std::uint32_t readers;
     std::uint64_t loc;
-    std::uint64_t stored;
+    std::uint64_t stored : 48;
+    std::uint16_t codec;
+    std::uint32_t readers;
+    std::uint16_t level;
+    std::uint8_t tier;
+    bool exact;
 
     bool is_free() const { return part == kNone; }
     std::uint32_t free_link() const { return next; }
@@ -90,6 +100,8 @@ struct PlacementRow {
         next = link;
     }
 };
+
+static_assert(sizeof(PlacementRow) == 32);
 
 // A chunk that a look-up asks for, as it is packed on the wire.
 struct ChunkRef {
@@ -190,6 +202,7 @@ public:
     bool prune(std::uint64_t chunk);
 
     const ChunkRow& chunk(std::uint64_t row) const { return chunks_[chunks_.checked(row)]; }
+    const ChunkRest& rest(std::uint64_t chunk) const { return rest_[chunks_.checked(chunk)]; }
     const PartRow& part(std::uint64_t row) const { return parts_[parts_.checked(row)]; }
     const PlacementRow& placement(std::uint64_t row) const { return placements_[placements_.checked(row)]; }
     std::vector<std::uint32_t> chunk_parts(std::uint64_t chunk) const;
@@ -206,7 +219,6 @@ public:
     void set_loc(std::uint64_t placement, std::uint64_t loc, std::uint64_t stored);
     void add_reader(std::uint64_t placement);
     void drop_reader(std::uint64_t placement);
-    void set_first_valid(std::uint64_t part, std::uint32_t first_valid);
     void set_flags(std::uint64_t chunk, std::uint32_t flags);
     void pin(std::uint64_t chunk, std::int64_t until_ms);
     void add_lease(std::uint32_t chunk) { ++chunks_[chunk].leases; }
@@ -318,6 +330,7 @@ private:
                       std::size_t& done);
 
     RowTable<ChunkRow> chunks_;
+    MappedArray<ChunkRest> rest_;  // by row of a chunk
     RowTable<PartRow> parts_;
     RowTable<PlacementRow> placements_;
     KeyTable table_;

@@ -184,14 +184,16 @@ void Index::export_tier(std::uint8_t tier, ExportRecord* records) const {
         const PlacementRow& placement = placements_[row];
         const PartRow& part = parts_[placement.part];
         const ChunkRow& chunk = chunks_[part.chunk];
-        *records++ = {chunk.key,       chunk.parent,    chunk.scope,     chunk.position,  chunk.tokens,
+        const ChunkRest& rest = rest_[part.chunk];
+        *records++ = {chunk.key,       rest.parent,     chunk.scope,     chunk.position,  chunk.tokens,
                       part.id,         part.first_valid, placement.codec, placement.level, placement.exact,
                       placement.tier,  0,               part.logical,    placement.loc,   placement.stored,
-                      chunk.last_use,  chunk.pin_until};
+                      chunk.last_use,  rest.pin_until};
     }
 }
 
 std::uint32_t Index::insert_record(const ExportRecord& record, std::uint64_t hash, std::uint8_t tier) {
+    if (record.stored > PlacementRow::kMostStored) return kNone;
     const std::int64_t found = find_hashed(hash, record.scope, record.key);
     if (found >= 0) {
         const ChunkRow& known = chunks_[static_cast<std::uint32_t>(found)];
@@ -205,7 +207,7 @@ std::uint32_t Index::insert_record(const ExportRecord& record, std::uint64_t has
         if (placement_in(parts_[part], tier) != kNone) return kNone;
         const std::uint32_t placement = add_placement(
             part, {tier, record.codec, record.level, record.exact != 0, record.loc, record.stored});
-        if (found < 0) chunks_[chunk].pin_until = record.pin_until;
+        if (found < 0) rest_[chunk].pin_until = record.pin_until;
         return placement;
     } catch (const std::overflow_error&) {
         prune(chunk);

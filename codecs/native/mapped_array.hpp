@@ -21,8 +21,10 @@ public:
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (mapped == MAP_FAILED) throw std::bad_alloc();
         items_ = static_cast<T*>(mapped);
-        // Rows are reached at random. Only a wish: without huge pages everything works, more slowly.
-        madvise(mapped, length * sizeof(T), MADV_HUGEPAGE);
+        // Rows are reached at random. Only a wish: without huge pages everything works, more slowly. Not for the first
+        // ones: a tenant has dozens of arrays in each tier, and most tenants few chunks.
+        if (length * sizeof(T) > kSmall)
+            madvise(static_cast<std::byte*>(mapped) + kSmall, length * sizeof(T) - kSmall, MADV_HUGEPAGE);
     }
     ~MappedArray() {
         if (items_ != nullptr) munmap(items_, length_ * sizeof(T));
@@ -35,6 +37,8 @@ public:
     std::size_t size() const { return length_; }
 
 private:
+    static constexpr std::size_t kSmall = std::size_t{2} << 20;
+
     T* items_ = nullptr;
     std::size_t length_;
 };

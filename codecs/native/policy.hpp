@@ -40,6 +40,16 @@ struct Costs {
     double decode_bytes_per_s = 0;  // 0: nothing is decoded
 };
 
+// Rows in the order in which they should go, as if each had gone that it has told of. It is held by whoever asks, and
+// needs the policy and its lock; to let go of it needs neither. Asking does not evict. Rows may go meanwhile, those that it
+// has told of too. Whoever asks on and on is told of every row once, as long as nothing else happens.
+class Victims {
+public:
+    virtual ~Victims() = default;
+    // The next row; -1: that was all.
+    virtual std::int64_t next() = 0;
+};
+
 // The order in which one namespace's chunks leave one tier. It sees rows and never bytes; a row is the number of a chunk
 // while it is here, below `max_rows`, and is used again after `remove`. Not thread-safe: the store's lock guards it.
 // `now_ms` is by a clock that nobody sets: in the store CLOCK_MONOTONIC, in the simulator the trace's.
@@ -81,10 +91,10 @@ public:
     // A chunk is gone: evicted to make room (it may become a ghost), or deleted, expired, quarantined (it must not). One
     // that is not here is ignored.
     virtual void remove(std::uint32_t row, bool evicted, std::int64_t now_ms) = 0;
-    // The row that should go first, or the one that follows `after` in that order if `after` is still here; -1: none.
-    // Asking does not evict. Whoever asks on and on, with or without removing what it was given, is told of every row
-    // once, as long as nothing else happens meanwhile.
-    virtual std::int64_t victim(std::int64_t after = -1) = 0;
+    // The row that should go first; -1: none. Asking does not evict.
+    virtual std::int64_t victim() = 0;
+    // All of them, one after the other.
+    virtual std::shared_ptr<Victims> victims() = 0;
     // The bytes that this order may fill; it may change. Until it is told they are what is here.
     virtual void set_capacity(std::uint64_t bytes) { (void)bytes; }
     virtual void set_costs(const Costs& costs) { (void)costs; }

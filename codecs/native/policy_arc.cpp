@@ -45,17 +45,17 @@ void ArcPolicy::remove(std::uint32_t row, bool evicted, std::int64_t) {
     const HeldRow held = rows_[row];
     rows_.remove(row);
     if (!evicted) return;
-    ghosts_.add({held.key, held.bytes, 0, held.queue});
+    ghosts_.add({held.key, held.bytes, 0, static_cast<std::uint16_t>(held.queue)});
     make_room(0);
 }
 
-std::int64_t ArcPolicy::victim(std::int64_t after) {
-    if (after < 0 || !rows_.contains(static_cast<std::uint64_t>(after))) {
-        after = -1;
+std::int64_t ArcPolicy::following(std::int64_t row) {
+    if (row < 0 || !rows_.contains(static_cast<std::uint64_t>(row))) {
+        row = -1;
         const auto once = static_cast<double>(rows_.bytes(kOnce));
         once_first_ = rows_.size(kOften) == 0 || once > target_ || (once == target_ && asked_often_);
     }
-    return once_first_ ? rows_.walk(after, {kOnce, kOften}) : rows_.walk(after, {kOften, kOnce});
+    return once_first_ ? rows_.walk(row, {kOnce, kOften}) : rows_.walk(row, {kOften, kOnce});
 }
 
 // A ghost is asked for: its queue was too small.

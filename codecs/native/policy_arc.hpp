@@ -3,6 +3,7 @@
 
 #include "ghosts.hpp"
 #include "held_rows.hpp"
+#include "policy_list.hpp"
 
 namespace kvstore {
 
@@ -10,7 +11,7 @@ namespace kvstore {
 // comes back moves the target for the first queue (`target_`, the paper's p) by its own size, or by more where its side
 // has the fewer ghosts. Bounds are the paper's: the first queue and its ghosts have at most the capacity, everything
 // together twice that. O(1), 96 bytes a row at most.
-class ArcPolicy final : public Policy {
+class ArcPolicy final : public ListPolicy {
 public:
     explicit ArcPolicy(std::uint32_t max_rows) : rows_(max_rows), ghosts_(max_rows) {}
 
@@ -18,10 +19,12 @@ public:
     void hit(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) override;
     void demand(const std::uint64_t* keys, std::size_t count, std::int64_t now_ms) override;
     void remove(std::uint32_t row, bool evicted, std::int64_t now_ms) override;
-    std::int64_t victim(std::int64_t after) override;
     void set_capacity(std::uint64_t bytes) override { capacity_ = bytes; }
     std::size_t size() const override { return rows_.all(); }
     bool contains(std::uint32_t row) const override { return rows_.contains(row); }
+
+protected:
+    std::int64_t following(std::int64_t row) override;
 
 private:
     static constexpr std::uint32_t kOnce = 0, kOften = 1;  // of rows and of ghosts

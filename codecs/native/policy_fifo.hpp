@@ -1,12 +1,12 @@
 // First in, first out, whatever is used. 8 bytes a row and no ghosts.
 #pragma once
 
-#include "policy.hpp"
+#include "policy_list.hpp"
 #include "row_links.hpp"
 
 namespace kvstore {
 
-class FifoPolicy final : public Policy {
+class FifoPolicy final : public ListPolicy {
 public:
     explicit FifoPolicy(std::uint32_t max_rows) : links_(max_rows) {}
 
@@ -18,13 +18,15 @@ public:
     void remove(std::uint32_t row, bool, std::int64_t) override {
         if (links_.contains(row)) links_.unlink(list_, row);
     }
-    std::int64_t victim(std::int64_t after) override {
-        return after >= 0 && links_.contains(static_cast<std::uint64_t>(after))
-                   ? links_.newer(static_cast<std::uint32_t>(after))
-                   : RowLinks::oldest(list_);
-    }
     std::size_t size() const override { return list_.size; }
     bool contains(std::uint32_t row) const override { return links_.contains(row); }
+
+protected:
+    std::int64_t following(std::int64_t row) override {
+        return row >= 0 && links_.contains(static_cast<std::uint64_t>(row))
+                   ? links_.newer(static_cast<std::uint32_t>(row))
+                   : RowLinks::oldest(list_);
+    }
 
 private:
     RowLinks links_;

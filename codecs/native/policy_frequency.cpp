@@ -30,9 +30,9 @@ void RankedPolicy::remove(std::uint32_t row, bool evicted, std::int64_t) {
     order_.remove(row);
 }
 
-std::int64_t RankedPolicy::victim(std::int64_t after) {
-    return after >= 0 && order_.contains(static_cast<std::uint64_t>(after))
-               ? order_.next(static_cast<std::uint32_t>(after))
+std::int64_t RankedPolicy::following(std::int64_t row) {
+    return row >= 0 && order_.contains(static_cast<std::uint64_t>(row))
+               ? order_.next(static_cast<std::uint32_t>(row))
                : order_.first();
 }
 

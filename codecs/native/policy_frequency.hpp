@@ -3,23 +3,23 @@
 
 #include "mapped_array.hpp"
 #include "ordered_rows.hpp"
-#include "policy.hpp"
+#include "policy_list.hpp"
 
 namespace kvstore {
 
 // Rows by rank, lowest first. A subclass says what the rank is.
-class RankedPolicy : public Policy {
+class RankedPolicy : public ListPolicy {
 public:
     explicit RankedPolicy(std::uint32_t max_rows) : order_(max_rows), known_(max_rows) {}
 
     void admit(std::uint32_t row, const Arrival& chunk, std::int64_t now_ms) override;
     void hit(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) override;
     void remove(std::uint32_t row, bool evicted, std::int64_t now_ms) override;
-    std::int64_t victim(std::int64_t after) override;
     std::size_t size() const override { return order_.size(); }
     bool contains(std::uint32_t row) const override { return order_.contains(row); }
 
 protected:
+    std::int64_t following(std::int64_t row) override;
     struct Known {
         std::uint64_t bytes;
         std::uint32_t tokens;

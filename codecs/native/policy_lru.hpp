@@ -1,12 +1,12 @@
 // Least recently used first: 8 bytes a row and no ghosts.
 #pragma once
 
-#include "policy.hpp"
+#include "policy_list.hpp"
 #include "row_links.hpp"
 
 namespace kvstore {
 
-class LruPolicy final : public Policy {
+class LruPolicy final : public ListPolicy {
 public:
     explicit LruPolicy(std::uint32_t max_rows) : links_(max_rows) {}
 
@@ -28,14 +28,15 @@ public:
         if (links_.contains(row)) links_.unlink(list_, row);
     }
 
-    std::int64_t victim(std::int64_t after) override {
-        return after >= 0 && links_.contains(static_cast<std::uint64_t>(after))
-                   ? links_.newer(static_cast<std::uint32_t>(after))
-                   : RowLinks::oldest(list_);
-    }
-
     std::size_t size() const override { return list_.size; }
     bool contains(std::uint32_t row) const override { return links_.contains(row); }
+
+protected:
+    std::int64_t following(std::int64_t row) override {
+        return row >= 0 && links_.contains(static_cast<std::uint64_t>(row))
+                   ? links_.newer(static_cast<std::uint32_t>(row))
+                   : RowLinks::oldest(list_);
+    }
 
 private:
     RowLinks links_;

@@ -20,7 +20,7 @@ void MqPolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t) {
         return;
     }
     const std::int64_t known = ghosts_.find(chunk.key);
-    const std::uint32_t uses = known < 0 ? 1 : std::max(ghosts_[known].uses + 1, 1U);
+    const std::uint32_t uses = known < 0 ? 1 : std::min(ghosts_[known].uses + 1U, kMostUses);
     ghosts_.drop(known);
     rows_.add(row, {chunk.key, chunk.bytes, ++accesses_ + life(), uses, queue_of(uses)}, chunk.parent_row);
     adjust();
@@ -31,7 +31,7 @@ void MqPolicy::hit(const std::uint32_t* rows, std::size_t count, std::int64_t) {
         const std::uint32_t row = rows[count];
         if (!rows_.contains(row)) continue;
         HeldRow& held = rows_[row];
-        held.uses = std::max(held.uses + 1, held.uses);
+        held.uses = std::min(held.uses + 1, kMostUses);
         held.time = ++accesses_ + life();
         rows_.move(row, queue_of(held.uses));
         adjust();
@@ -43,11 +43,11 @@ void MqPolicy::remove(std::uint32_t row, bool evicted, std::int64_t) {
     const HeldRow held = rows_[row];
     rows_.remove(row);
     if (!evicted) return;
-    ghosts_.add({held.key, held.bytes, held.uses, 0});
+    ghosts_.add({held.key, held.bytes, static_cast<std::uint16_t>(held.uses), 0});
     ghosts_.shrink(kGhostShare * capacity());
 }
 
-std::int64_t MqPolicy::victim(std::int64_t after) { return rows_.walk(after, kOrder); }
+std::int64_t MqPolicy::following(std::int64_t row) { return rows_.walk(row, kOrder); }
 
 std::int64_t MqPolicy::life() const { return std::max(kLeastLife, static_cast<std::int64_t>(rows_.all() + 1)); }
 

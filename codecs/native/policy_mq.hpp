@@ -3,6 +3,7 @@
 
 #include "ghosts.hpp"
 #include "held_rows.hpp"
+#include "policy_list.hpp"
 
 namespace kvstore {
 
@@ -10,21 +11,24 @@ namespace kvstore {
 // `life` accesses goes down a queue: as many as there are chunks, or 10,000. (The paper wants the distance at which most
 // reuse happens, which has to be measured beforehand.) Ghosts, four times the capacity of them, keep how often.
 // O(queues) an event, 96 bytes a row at most.
-class MqPolicy final : public Policy {
+class MqPolicy final : public ListPolicy {
 public:
     explicit MqPolicy(std::uint32_t max_rows) : rows_(max_rows), ghosts_(max_rows) {}
 
     void admit(std::uint32_t row, const Arrival& chunk, std::int64_t now_ms) override;
     void hit(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) override;
     void remove(std::uint32_t row, bool evicted, std::int64_t now_ms) override;
-    std::int64_t victim(std::int64_t after) override;
     void set_capacity(std::uint64_t bytes) override { capacity_ = bytes; }
     std::size_t size() const override { return rows_.all(); }
     bool contains(std::uint32_t row) const override { return rows_.contains(row); }
 
+protected:
+    std::int64_t following(std::int64_t row) override;
+
 private:
     static constexpr std::size_t kQueues = 8;
     static constexpr std::array<std::uint8_t, kQueues> kOrder{0, 1, 2, 3, 4, 5, 6, 7};
+    static constexpr std::uint32_t kMostUses = 1U << kQueues;  // that are counted
     static constexpr std::uint64_t kGhostShare = 4;
     static constexpr std::int64_t kLeastLife = 10'000;
 

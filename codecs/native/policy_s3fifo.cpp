@@ -47,9 +47,9 @@ void S3FifoPolicy::remove(std::uint32_t row, bool evicted, std::int64_t) {
     ghosts_.shrink(ghosts_most(), kGhost);
 }
 
-std::int64_t S3FifoPolicy::victim(std::int64_t after) {
-    if (after < 0 || !rows_.contains(static_cast<std::uint64_t>(after))) {
-        after = -1;
+std::int64_t S3FifoPolicy::following(std::int64_t row) {
+    if (row < 0 || !rows_.contains(static_cast<std::uint64_t>(row))) {
+        row = -1;
         // A tier is full before its last byte: the share of the main queue is one of what is here.
         const std::uint64_t full = std::min(capacity(), rows_.all_bytes());
         main_first_ = rows_.size(kSmall) == 0 || rows_.bytes(kMain) > full - full / 10;
@@ -59,7 +59,7 @@ std::int64_t S3FifoPolicy::victim(std::int64_t after) {
         }
         if (main_first_) settle_main();
     }
-    return main_first_ ? rows_.walk(after, {kMain, kSmall}) : rows_.walk(after, {kSmall, kMain});
+    return main_first_ ? rows_.walk(row, {kMain, kSmall}) : rows_.walk(row, {kSmall, kMain});
 }
 
 // Until the oldest of the small queue is one that goes: others are passed on.

@@ -3,13 +3,14 @@
 
 #include "ghosts.hpp"
 #include "held_rows.hpp"
+#include "policy_list.hpp"
 
 namespace kvstore {
 
 // A small queue of a tenth takes what is new and passes on what is used twice there; the main queue goes round, an
 // extra time for each use. What leaves the small one unused is remembered, nine tenths of the capacity of it, and
 // enters the main one when it comes back. Amortised O(1), 96 bytes a row at most.
-class S3FifoPolicy final : public Policy {
+class S3FifoPolicy final : public ListPolicy {
 public:
     explicit S3FifoPolicy(std::uint32_t max_rows) : rows_(max_rows), ghosts_(max_rows) {}
 
@@ -17,10 +18,12 @@ public:
     void hit(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) override;
     void demand(const std::uint64_t* keys, std::size_t count, std::int64_t now_ms) override;
     void remove(std::uint32_t row, bool evicted, std::int64_t now_ms) override;
-    std::int64_t victim(std::int64_t after) override;
     void set_capacity(std::uint64_t bytes) override { capacity_ = bytes; }
     std::size_t size() const override { return rows_.all(); }
     bool contains(std::uint32_t row) const override { return rows_.contains(row); }
+
+protected:
+    std::int64_t following(std::int64_t row) override;
 
 private:
     static constexpr std::uint32_t kSmall = 0, kMain = 1;

@@ -1,5 +1,7 @@
 #include "policy_value.hpp"
 
+#include "policy_value_cursor.hpp"
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -43,13 +45,11 @@ void ValuePolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t no
     begin_event(now_ms);
     if (ordered_ || (order_ && order_->contains(row))) order_->admit(row, chunk, now_ms);
     if (contains(row)) {
-        rows_[row].bytes = chunk.bytes;
+        rows_[row].size = size_of(chunk);
         shadows_.resized(chunk);
-        rows_[row].tokens = chunk.tokens;
-        const bool queued = rows_[row].queue != 0;
-        dequeue(row);
+        const bool queued = dequeue(known_at(row));
         appraise(row);
-        if (queued) enqueue(row);
+        if (queued) enqueue(known_at(row));
         return;
     }
     std::uint64_t key = chunk.key;
@@ -59,21 +59,22 @@ void ValuePolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t no
     Known& known = known_[node];
     const bool linked = chunk.parent != 0 || chunk.position == 0;
     const bool told = (known.flags & KnownChunks::kTold) != 0;
-    const std::uint32_t place = place_of(chunk);
-    if (linked) request_.admit(key, chunk.parent, place, known.uses == 0);
+    const bool moved = place(known, chunk);
+    if (linked) request_.admit(key, chunk.parent, place_of(known.position), known.uses == 0);
     if (known.uses > 0) {
         known_.unlink(node);
         known_.exhume(node);
     }
-    known.row = row + 1;
+    known.here = true;
+    known.row = row;
     if (known_.is_alone(node) == linked) known.last = static_cast<std::uint32_t>(clock_.read(!linked));
     known.flags = static_cast<std::uint8_t>(known.flags & ~(KnownChunks::kTold | KnownChunks::kAlone));
     if (!linked) known.flags |= KnownChunks::kAlone;
     if (known.uses > 0) known_.append(node);
-    known.place = static_cast<std::uint16_t>(std::min(place, 0xFFFFU));
     if (!told) use(node, request_.is_last(key));
     ++admissions_;
-    seat(row, node, chunk, true, now_ms);
+    known.young = true;
+    seat(row, node, chunk, moved, now_ms);
 }
 
 // It goes on at the age that it has. What was not seen counts for nothing: chunks of which nobody could have told that they
@@ -81,7 +82,7 @@ void ValuePolicy::admit(std::uint32_t row, const Arrival& chunk, std::int64_t no
 // nothing is known but that it was as long as to here.
 void ValuePolicy::restore(std::uint32_t row, const Arrival& chunk, const Idle& idle, std::int64_t now_ms) {
     std::uint32_t node = known_.find(chunk.key);
-    if (contains(row) || (node != 0 && (known_[node].uses > 0 || known_[node].row != 0))) {
+    if (contains(row) || (node != 0 && (known_[node].uses > 0 || known_[node].here))) {
         admit(row, chunk, now_ms);
         return;
     }
@@ -91,10 +92,11 @@ void ValuePolicy::restore(std::uint32_t row, const Arrival& chunk, const Idle& i
     if (node == 0) node = make_node(chunk.key);
     Known& known = known_[node];
     const bool alone = chunk.parent == 0 && chunk.position != 0;
-    const std::uint32_t place = place_of(chunk);
-    known.row = row + 1;
+    const bool moved = place(known, chunk);
+    const std::uint32_t place = place_of(known.position);
+    known.here = true;
+    known.row = row;
     known.uses = 1;
-    known.place = static_cast<std::uint16_t>(std::min(place, 0xFFFFU));
     known.traits = ReuseModel::pack({place + 1, place + 1, place, 0});
     known.flags = KnownChunks::kRestored;
     if (alone) known.flags |= KnownChunks::kAlone;
@@ -104,29 +106,31 @@ void ValuePolicy::restore(std::uint32_t row, const Arrival& chunk, const Idle& i
     known.last = static_cast<std::uint32_t>(clock_.read(alone) - std::min(lay, kLongest));
     known.age = ages_.at(std::min(lay, kLongest));
     known_.append(node);
-    seat(row, node, chunk, false, now_ms);
+    seat(row, node, chunk, moved, now_ms);
 }
 
 void ValuePolicy::hit(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms) {
     begin_event(now_ms);
     while (count > 0 && !contains(rows[count - 1])) --count;
     if (count == 0) return;
-    const Known& deepest = known_[rows_[rows[count - 1]].node];
-    if (!known_.is_alone(rows_[rows[count - 1]].node)) request_.hit(deepest.key, deepest.place);
+    const Known& deepest = known_at(rows[count - 1]);
+    const std::uint32_t place = place_of(deepest.position);
+    if ((deepest.flags & KnownChunks::kAlone) == 0) request_.hit(deepest.key, place);
     if (ordered_) order_->hit(rows, count, now_ms);
     keys_.clear();
     for (std::size_t i = 0; i < count; ++i)
-        if (contains(rows[i])) keys_.push_back(known_[rows_[rows[i]].node].key);
-    shadows_.used(keys_, deepest.place + 1U == keys_.size(), now_ms);
+        if (contains(rows[i])) keys_.push_back(known_at(rows[i]).key);
+    shadows_.used(keys_, place + 1U == keys_.size(), now_ms);
     for (std::size_t i = count; i-- > 0;) {
         const std::uint32_t row = rows[i];
         if (!contains(row)) continue;
+        Known& known = known_at(row);
         hint(row, Hint::none);
-        dequeue(row);
-        rows_[row].young = rows_[row].severed = false;
+        dequeue(known);
+        known.young = known.severed = false;
         appraise(row);
         use(rows_[row].node, i + 1 == count && request_.missing() == 0);
-        if (is_leaf(row)) enqueue(row);
+        if (known.children == 0) enqueue(known);
     }
 }
 
@@ -139,10 +143,12 @@ void ValuePolicy::demand(const std::uint64_t* keys, std::size_t count, std::int6
     std::size_t fresh = 0, length = 0;
     for (std::size_t i = 0; i < count; ++i) {
         const std::uint32_t node = known_.find(keys[i]);
-        if (node == 0 || known_[node].uses == 0)
+        if (node == 0 || known_[node].uses == 0) {
             ++fresh;
-        else
-            length = std::max(length, known_[node].place + count - std::min(i, known_[node].place + count));
+            continue;
+        }
+        const std::size_t end = place_of(known_[node].position) + count;
+        length = std::max(length, end - std::min(i, end));
     }
     request_.begin(keys[0], keys[count - 1], count, fresh, length);
     for (std::size_t i = count; i-- > 0;) {
@@ -176,7 +182,7 @@ void ValuePolicy::use(std::uint32_t node, bool last) {
     if (last && !alone && known.children == 0) known.flags |= KnownChunks::kTail;
     if (!alone) {
         known.flags |= KnownChunks::kUnresolved;
-        known.traits = ReuseModel::pack(request_.traits(known.place, gap));
+        known.traits = ReuseModel::pack(request_.traits(place_of(known.position), gap));
     }
     classify(known, alone);
     known.age = 0;
@@ -201,7 +207,7 @@ void ValuePolicy::resolve(Known& known, bool reused) {
 
 // What is due before anything is told.
 void ValuePolicy::begin_event(std::int64_t now_ms) {
-    end_walk();
+    drop_cursors();
     clock_.tell(now_ms);
     end_waits(now_ms);
     if (order_ && !ordered_) make_order(now_ms);
@@ -227,15 +233,13 @@ void ValuePolicy::grow_older() {
 
 void ValuePolicy::grow_older(std::uint32_t node) {
     Known& known = known_[node];
+    // What was hinted at keeps its turn.
+    const bool moves = known.here && known.hint == Hint::none && dequeue(known);
     known_.unlink(node);
     come_of_age(known);
     known_.append(node);
-    if (known.row == 0) return;
-    if (order_ && !ordered_ && known_.has_passed(known.age, known_.is_alone(node))) pass_by(node);
-    const std::uint32_t row = known.row - 1;
-    if (rows_[row].queue == 0 || rows_[row].hint != Hint::none) return;  // what was hinted at keeps its turn
-    dequeue(row);
-    enqueue(row);
+    if (known.here && order_ && !ordered_ && known_.has_passed(known.age, known_.is_alone(node))) pass_by(node);
+    if (moves) enqueue(known);
 }
 
 // Counts what a chunk that is in no list has lived through up to now.
@@ -251,6 +255,7 @@ void ValuePolicy::come_of_age(Known& known) {
 }
 
 void ValuePolicy::rank() {
+    for (const auto& cursor : cursors_) cursor->stir();
     ranked_at_ = clock_.uses();
     if (admissions_ > 0) {
         const double uses = static_cast<double>(ranked_at_) / static_cast<double>(admissions_);
@@ -268,43 +273,53 @@ void ValuePolicy::rank() {
     });
 }
 
-// In chunks. A tail shorter than the others does not count: it ends its prompt.
-std::uint32_t ValuePolicy::place_of(const Arrival& chunk) {
+ValuePolicy::Size ValuePolicy::size_of(const Arrival& chunk) {
+    constexpr std::uint64_t most_bytes = (std::uint64_t{1} << 40) - 1;
+    constexpr std::uint32_t most_tokens = (std::uint32_t{1} << 24) - 1;
+    return {std::min(chunk.bytes, most_bytes), std::min(chunk.tokens, most_tokens)};
+}
+
+// Where a chunk stands that comes. Whether it has moved: it may stand behind one that follows it.
+bool ValuePolicy::place(Known& known, const Arrival& chunk) {
     chunk_tokens_ = std::max(chunk_tokens_, chunk.tokens);
-    return chunk.position / chunk_tokens_;
+    const bool moved = known.children > 0 && chunk.position > known.position;
+    known.position = chunk.position;
+    return moved;
 }
 
 // A prompt that is put root first may be its own victim. What follows a chunk that had to go meanwhile is of no use.
 bool ValuePolicy::is_severed(std::uint64_t parent) const {
     if (parent == 0 || std::find(severed_.begin(), severed_.end(), parent) == severed_.end()) return false;
     const std::uint32_t node = known_.find(parent);
-    return node == 0 || known_[node].row == 0;
+    return node == 0 || !known_[node].here;
 }
 
 // What a hit on it saves and costs, by what is known of that now. The latency of a load is not asked for: all chunks of a
 // prompt wait for it once.
 void ValuePolicy::appraise(std::uint32_t row) {
-    Row& held = rows_[row];
+    const Size held = rows_[row].size;
+    Known& known = known_at(row);
     const auto bytes = static_cast<double>(std::max<std::uint64_t>(held.bytes, 1));
-    const double tokens = std::max<std::uint32_t>(held.tokens, 1);
+    const double tokens = std::max(static_cast<std::uint32_t>(held.tokens), 1U);
     const double flops = costs_.flops_per_token * tokens +
-                         costs_.flops_per_token2 * tokens * (known_[held.node].position + tokens / 2);
-    held.worthless = false;
+                         costs_.flops_per_token2 * tokens * (known.position + tokens / 2);
+    known.worthless = false;
     if (costs_.prefill_flops_per_s > 0 && costs_.load_bytes_per_s > 0) {
         double load = bytes / costs_.load_bytes_per_s;
         if (costs_.decode_bytes_per_s > 0) load += bytes / costs_.decode_bytes_per_s;
-        held.worthless = flops / costs_.prefill_flops_per_s <= load;
+        known.worthless = flops / costs_.prefill_flops_per_s <= load;
     }
     // Between what counts tokens and what counts FLOPs, nearer to tokens: see docs/value.md.
     const double deep = costs_.flops_per_token > 0 ? flops / (costs_.flops_per_token * tokens) : 1;
     const int step = static_cast<int>(std::lround(2 * std::log2(tokens * std::sqrt(std::sqrt(deep)) / bytes)));
     if (held.tokens > usual_tokens_) {  // a partial chunk is no measure
         usual_ = step;
-        usual_tokens_ = held.tokens;
+        usual_tokens_ = static_cast<std::uint32_t>(held.tokens);
     }
     constexpr int most = kClasses - 1;
-    held.worth = static_cast<std::uint8_t>(std::clamp(step - usual_ + static_cast<int>(Queues::kNeutral), 0, most));
-    queues_.begin_class(held.worth);
+    const int step_here = std::clamp(step - usual_ + static_cast<int>(Queues::kNeutral), 0, most);
+    known.worth = static_cast<std::uint8_t>(step_here) & most;
+    queues_.begin_class(known.worth);
 }
 
 }  // namespace kvstore

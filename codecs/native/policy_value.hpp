@@ -22,10 +22,10 @@ namespace kvstore {
 // A chunk is of a kind: how often it was used, whether it ends a prompt, and what the reuse model expects of it. A kind
 // and an age make a queue, once for each class of what a hit saves for the bytes it takes. The queues are ordered by the
 // density of hits that Hazards has learned, times that, and the victim is the oldest chunk of the least queue. Only chunks
-// that no other here follows are in queues: the tail of a prefix goes before its head, whatever is expected of the head. Nothing is set for a workload. Where the shadows say that a
-// simpler policy does better, victims are taken in its order. Ghosts, eight to each chunk here but at most `max_rows`,
-// keep how often and when. 48 bytes a known chunk, 12 in the table of keys, 32 more for a row that is here, and a sixth of all
-// that for shadows. O(kinds · ages²) to rank, once in `kRankEvery` uses; O(1) amortised for all else.
+// that no other here follows are in queues: the tail of a prefix goes before its head, whatever is expected of the head.
+// Nothing is set for a workload. Where the shadows say that a simpler policy does better, victims are taken in its order.
+// Ghosts, eight to each chunk here but at most `max_rows`, keep how often and when. 52 bytes a known chunk, table of keys
+// included, 20 more for a row that is here, and a tenth of all that for shadows. O(kinds · ages²) to rank, once in `kRankEvery` uses; O(1) amortised for all else.
 class ValuePolicy final : public Policy {
 public:
     explicit ValuePolicy(std::uint32_t max_rows);
@@ -40,7 +40,8 @@ public:
     void awaited(const std::uint32_t* rows, std::size_t count, std::int64_t now_ms, std::int64_t until_ms) override;
     bool wants_demand() const override { return true; }
     void remove(std::uint32_t row, bool evicted, std::int64_t now_ms) override;
-    std::int64_t victim(std::int64_t after = -1) override;
+    std::int64_t victim() override;
+    std::shared_ptr<Victims> victims() override;
     void set_capacity(std::uint64_t bytes) override;
     void set_costs(const Costs& costs) override { costs_ = costs; }
     std::size_t size() const override { return size_; }
@@ -65,29 +66,21 @@ private:
     static constexpr std::size_t kListsPerUse = kLists / 16;
     static constexpr std::size_t kGrownPerUse = kAges;  // a chunk that is new again grows older less often than that
     static constexpr std::size_t kAwaitedPart = 2;  // the part of the chunks here that is held for who is awaited
-    static constexpr std::size_t kAskedAhead = 2;
     static constexpr std::size_t kSevered = 16;  // so many prompts may be put at a time
 
-    enum class Hint : std::uint8_t { none, ended, awaited };
+    // What a chunk takes, in 8 bytes: up to a TiB, and 16 million tokens.
+    struct [[gnu::packed, gnu::aligned(4)]] Size {
+        std::uint64_t bytes : 40;
+        std::uint64_t tokens : 24;
+    };
 
     struct Row {
-        std::uint64_t bytes;
-        std::uint32_t node;    // 0: not here
-        std::uint32_t parent;  // its node, 0: none
-        std::uint32_t tokens;
-        std::uint16_t queue;  // plus one; 0: in none
-        std::uint8_t worth;   // its class
-        Hint hint : 2;
-        bool worthless : 1;  // loading it takes longer than computing it
-        bool severed : 1;    // nobody gets to it
-        bool young : 1;      // it came, and has not been used or followed since
-        bool given : 1;      // by the walk that is on
+        Size size;
+        std::uint32_t node;  // 0: not here
     };
+    static_assert(sizeof(Row) == 12);
 
-    struct Given {
-        std::uint32_t row;
-        bool in_order;  // of the queue in which the walk was resumed, and no head of it
-    };
+    class Cursor;
 
     // policy_value.cpp
     void use(std::uint32_t node, bool last);
@@ -99,7 +92,10 @@ private:
     void classify(Known& known, bool alone);
     void rank();
     static double weight_of(const Known& known);
-    std::uint32_t place_of(const Arrival& chunk);
+    static Size size_of(const Arrival& chunk);
+    bool place(Known& known, const Arrival& chunk);
+    // In chunks. A tail shorter than the others does not count: it ends its prompt.
+    std::uint32_t place_of(std::uint32_t position) const { return position / chunk_tokens_; }
     void appraise(std::uint32_t row);
     bool is_severed(std::uint64_t parent) const;
     void follow();
@@ -108,25 +104,23 @@ private:
     void pass_by(std::uint32_t node);
 
     // policy_value_rows.cpp
-    void seat(std::uint32_t row, std::uint32_t node, const Arrival& chunk, bool young, std::int64_t now_ms);
+    void seat(std::uint32_t row, std::uint32_t node, const Arrival& chunk, bool moved, std::int64_t now_ms);
     std::uint32_t make_node(std::uint64_t key);
-    void adopt(std::uint32_t row, std::uint64_t parent, std::uint32_t position);
-    void release_parent(std::uint32_t row);
+    void adopt(std::uint32_t node, const Arrival& chunk);
+    void release_parent(std::uint32_t node);
     void settle(std::uint32_t node);
     void limit_ghosts();
     void drop_ghost();
-    void enqueue(std::uint32_t row, bool first = false);
-    void enqueue_before(std::uint32_t row, std::uint32_t next);
-    void dequeue(std::uint32_t row);
-    std::size_t queue_of(std::uint32_t row) const;
-    bool is_leaf(std::uint32_t row) const { return known_[rows_[row].node].children == 0; }
+    void enqueue(Known& known, bool first = false);
+    bool dequeue(Known& known);
+    static std::size_t queue_of(const Known& known);
+    Known& known_at(std::uint32_t row) { return known_[rows_[row].node]; }
+    const Known& known_at(std::uint32_t row) const { return known_[rows_[row].node]; }
 
-    // policy_value_walk.cpp
-    void resume(std::uint32_t row);
-    std::int64_t give_next();
-    void give(std::uint32_t row, bool in_order = false);
-    void end_walk();
-    void remember_walk();
+    // policy_value_cursor.cpp
+    void drop_cursors();
+
+    // policy_value_hints.cpp
     void hint(std::uint32_t row, Hint hint);
     void end(std::uint32_t row);
     void end_waits(std::int64_t now_ms);
@@ -145,14 +139,7 @@ private:
     std::vector<std::uint64_t> keys_;
     std::uint64_t capacity_ = 0;
     Ages ages_;
-    std::vector<Given> walk_;               // what `victim` has given, one asked for after the other
-    std::vector<std::uint32_t> unsettled_;  // nodes that may be forgotten when it ends
-    std::vector<std::uint32_t> freed_;      // parents that it has come to behind where they stand
-    std::size_t walk_from_ = 0;             // the rank from which on it goes through whole queues
-    std::int64_t resumed_at_ = -1;          // the row that it follows
-    std::int64_t resumed_ = -1;             // what is next in the queue in which it was resumed
-    std::int64_t last_given_ = -1;          // by the walk before
-    std::int64_t last_leaf_ = -1;           // the last one of these that stands in a queue
+    std::vector<std::shared_ptr<Cursor>> cursors_;  // told of what happens as long as somebody holds them
     Waits waits_;           // one for each row that is awaited
     bool evicted_ = false;  // since the last event
     std::array<std::uint64_t, kSevered> severed_{};  // the keys of young ones that were evicted, the last few

@@ -1,6 +1,8 @@
 // Of `value`: the order of a simpler policy, while that does better.
 #include "policy_value.hpp"
 
+#include "policy_value_cursor.hpp"
+
 #include <algorithm>
 
 namespace kvstore {
@@ -21,6 +23,7 @@ void ValuePolicy::follow() {
     const std::size_t before = shadows_.chosen();
     const std::size_t now = shadows_.choose(clock_.uses(), size_);
     if (now == before) return;
+    for (const auto& cursor : cursors_) cursor->unfollows();
     order_.reset();
     ordered_ = false;
     if (now == Shadows::kNone) return;
@@ -48,18 +51,18 @@ void ValuePolicy::make_order(std::int64_t now_ms) {
 
 void ValuePolicy::put_in_order(std::uint32_t node, std::int64_t now_ms) {
     const Known& known = known_[node];
-    const std::uint32_t row = known.row - 1;
+    const std::uint32_t row = known.row;
     if (order_->contains(row)) {  // it was used since it was met
         order_->hit(&row, 1, now_ms);
         return;
     }
-    order_->admit(row, {known.key, 0, 0, 0, rows_[row].bytes}, now_ms);
+    order_->admit(row, {known.key, 0, 0, 0, rows_[row].size.bytes}, now_ms);
     for (std::uint32_t hit = 1; hit < std::min<std::uint32_t>(known.uses, kMostHits); ++hit) order_->hit(&row, 1, now_ms);
 }
 
 // One that grows older into a list that has been gone through.
 void ValuePolicy::pass_by(std::uint32_t node) {
-    if (!order_->contains(known_[node].row - 1)) put_in_order(node, clock_.now_ms());
+    if (!order_->contains(known_[node].row)) put_in_order(node, clock_.now_ms());
 }
 
 }  // namespace kvstore

@@ -1,12 +1,9 @@
-// What `value` knows of a chunk, whether it is here or was: one node of 40 bytes (and 8 for a ghost's place among ghosts), found by key.
+// What `value` knows of a chunk, whether it is here or was: one node of 48 bytes, found by key.
 #pragma once
 
-#include "growing_table.hpp"
+#include "key_chains.hpp"
 #include "mapped_array.hpp"
-#include "mixed_key.hpp"
-#include "row_links.hpp"
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 
@@ -28,20 +25,39 @@ struct Ages {
     std::array<double, kAges + 1> begin{};
 };
 
+enum class Hint : std::uint8_t { none, ended, awaited };
+
+// Nodes name each other by number; 0 is none.
 struct Known {
     std::uint64_t key;
-    std::uint32_t older, newer;  // of the same age, as links: 0 is the end
+    std::uint32_t chain;         // KeyChains'
+    std::uint32_t older, newer;  // of the same age
     std::uint32_t last;          // its clock (ValueClock) at its last use
-    std::uint32_t row;           // while it is here, plus one
-    std::uint32_t children;      // chunks here that follow it, whether it is here or not
-    std::uint32_t position;      // tokens before it; of one known as a parent only, at most so many
-    std::uint16_t place;         // chunks before it in its prompt, at most 65,535
-    std::uint16_t traits;        // of its last use: ReuseModel's
-    std::uint8_t uses;           // at most 255; 0: known as a parent only, and in no list
+    union {
+        std::uint32_t row;           // of one that is here
+        std::uint32_t older_ghost;   // of one that was
+    };
+    union {
+        std::uint32_t parent;
+        std::uint32_t newer_ghost;
+    };
+    std::uint32_t children;  // chunks here that follow it, whether it is here or not
+    std::uint32_t position;  // tokens before it; of one known as a parent only, at most so many
+    std::uint16_t traits;    // of its last use: ReuseModel's
+    std::uint8_t uses;       // at most 255; 0: known as a parent only, and in no list
     std::uint8_t age;
-    std::uint8_t kind;           // the row of the table of hazards that it is counted in
+    std::uint8_t kind;  // the row of the table of hazards that it is counted in
     std::uint8_t flags;
+    // Of one that is here.
+    std::uint8_t worth : 3;  // its class
+    Hint hint : 2;
+    bool queued : 1;
+    bool worthless : 1;  // loading it takes longer than computing it
+    bool severed : 1;    // nobody gets to it
+    bool here : 1;
+    bool young : 1;  // it came, and has not been used or followed since
 };
+static_assert(sizeof(Known) == 48);
 
 // All nodes, in a list for each age, those of chunks that are here apart from the ghosts, those that stand alone apart
 // from those that follow others. The lists are nearly in the
@@ -58,14 +74,10 @@ public:
 
     // At most `max_rows` nodes are ghosts or parents only.
     explicit KnownChunks(std::uint32_t max_rows)
-        : nodes_(std::size_t{2} * max_rows + 1), graves_(static_cast<std::uint32_t>(nodes_.size())),
-          table_(nodes_.size()) {}
+        : nodes_(std::size_t{2} * max_rows + 1), table_(nodes_) {}
 
     // A node's number, from 1 on; 0: none.
-    std::uint32_t find(std::uint64_t key) const {
-        return static_cast<std::uint32_t>(
-            table_.find(mixed_key(key), [&](std::uint32_t at) { return nodes_[at].key == key; }) + 1);
-    }
+    std::uint32_t find(std::uint64_t key) const { return static_cast<std::uint32_t>(table_.find(key) + 1); }
     Known& operator[](std::uint32_t node) { return nodes_[node - 1]; }
     const Known& operator[](std::uint32_t node) const { return nodes_[node - 1]; }
 
@@ -78,14 +90,14 @@ public:
             node = ++made_;
         (*this)[node] = Known{};
         (*this)[node].key = key;
-        table_.insert(mixed_key(key), node - 1);
+        table_.insert(node - 1);
         ++size_;
         return node;
     }
 
     // One that is in no list.
     void forget(std::uint32_t node) {
-        table_.remove(mixed_key((*this)[node].key), node - 1);
+        table_.remove(node - 1);
         (*this)[node].newer = free_;
         (*this)[node].flags = kFree;
         free_ = node;
@@ -93,7 +105,7 @@ public:
     }
     bool is_free(std::uint32_t node) const { return (*this)[node].flags == kFree; }
 
-    bool is_ghost(std::uint32_t node) const { return (*this)[node].row == 0; }
+    bool is_ghost(std::uint32_t node) const { return !(*this)[node].here; }
     bool is_alone(std::uint32_t node) const { return ((*this)[node].flags & kAlone) != 0; }
 
     void append(std::uint32_t node) {
@@ -139,13 +151,23 @@ public:
 
     // Ghosts go in the order in which they came to be, and not in that of use: what was held for long and then let go is
     // known for as long as any other, or nobody would learn that it comes back.
-    void bury(std::uint32_t node) { graves_.append(buried_, node - 1); }
+    void bury(std::uint32_t node) {
+        Known& known = (*this)[node];
+        known.older_ghost = ghosts_.newest;
+        known.newer_ghost = 0;
+        (ghosts_.newest != 0 ? (*this)[ghosts_.newest].newer_ghost : ghosts_.oldest) = node;
+        ghosts_.newest = node;
+        ++ghost_count_;
+    }
     void exhume(std::uint32_t node) {
-        if (graves_.contains(node - 1)) graves_.unlink(buried_, node - 1);
+        const Known& known = (*this)[node];
+        (known.older_ghost != 0 ? (*this)[known.older_ghost].newer_ghost : ghosts_.oldest) = known.newer_ghost;
+        (known.newer_ghost != 0 ? (*this)[known.newer_ghost].older_ghost : ghosts_.newest) = known.older_ghost;
+        --ghost_count_;
     }
     // 0 if there is none.
-    std::uint32_t oldest_ghost() const { return static_cast<std::uint32_t>(RowLinks::oldest(buried_) + 1); }
-    std::size_t ghosts() const { return buried_.size; }
+    std::uint32_t oldest_ghost() const { return ghosts_.oldest; }
+    std::size_t ghosts() const { return ghost_count_; }
     std::size_t size() const { return size_; }
     // Of all nodes.
     std::size_t capacity() const { return nodes_.size(); }
@@ -158,10 +180,10 @@ private:
     List& list_of(std::uint32_t node) { return lists_[is_ghost(node)][is_alone(node)][(*this)[node].age]; }
 
     MappedArray<Known> nodes_;
-    RowLinks graves_;
-    GrowingTable table_;
+    KeyChains<Known> table_;
     std::array<std::array<std::array<List, kAges>, 2>, 2> lists_{};
-    RowLinks::List buried_;
+    List ghosts_;  // in the order in which they came to be
+    std::size_t ghost_count_ = 0;
     std::size_t size_ = 0;
     std::uint32_t free_ = 0, made_ = 0;
     std::size_t visit_list_ = 0;  // age and kind of list at hand

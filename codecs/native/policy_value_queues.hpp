@@ -49,11 +49,6 @@ public:
         links_.prepend(list(queue), row);
         mark(queue);
     }
-    // Just before one that is in this queue.
-    void insert_older(std::size_t queue, std::uint32_t row, std::uint32_t anchor) {
-        links_.insert_older(list(queue), row, anchor);
-        mark(queue);
-    }
     void unlink(std::size_t queue, std::uint32_t row) {
         links_.unlink(list(queue), row);
         if (list(queue).size == 0) filled_[rank_[queue] / 64] &= ~(std::uint64_t{1} << rank_[queue] % 64);

@@ -19,7 +19,7 @@ constexpr std::uint32_t kSpan = 128;  // sampled uses that make one observation,
 }  // namespace
 
 Shadows::Shadows(std::uint32_t max_rows)
-    : entries_(max_rows / 8 + kLeastRows), table_(max_rows / 8 + kLeastRows) {
+    : entries_(max_rows / 8 + kLeastRows), table_(entries_) {
     for (std::size_t cache = 0; cache < kNone; ++cache)
         policies_[cache] = make(cache, static_cast<std::uint32_t>(entries_.size()));
 }
@@ -32,10 +32,6 @@ std::unique_ptr<Policy> Shadows::make(std::size_t which, std::uint32_t max_rows)
 
 // By other bits than tables use: these take the lower half.
 bool Shadows::samples(std::uint64_t key) { return (mixed_key(key) >> 32) % kSample == 0; }
-
-std::int64_t Shadows::find(std::uint64_t key) const {
-    return table_.find(mixed_key(key), [&](std::uint32_t row) { return entries_[row].key == key; });
-}
 
 void Shadows::asked(std::span<const std::uint64_t> keys, std::int64_t now_ms) {
     end_request();
@@ -116,8 +112,8 @@ std::int64_t Shadows::add(const Arrival& chunk, bool linked) {
         row = free_.back();
         free_.pop_back();
     }
-    entries_[row] = {chunk.key, chunk.bytes, chunk.position, chunk.tokens, 0, linked, true};
-    table_.insert(mixed_key(chunk.key), row);
+    entries_[row] = {chunk.key, chunk.bytes, chunk.position, chunk.tokens, 0, 0, linked, true};
+    table_.insert(row);
     asked_ += chunk.tokens;
     ++seen_;
     return row;
@@ -172,7 +168,7 @@ void Shadows::release(std::uint32_t row, std::uint8_t cache) {
     entry.held = static_cast<std::uint8_t>(entry.held & ~cache);
     bytes_[static_cast<std::size_t>(std::countr_zero(cache))] -= entry.bytes;
     if (entry.held != 0) return;
-    table_.remove(mixed_key(entry.key), row);
+    table_.remove(row);
     if (tip_row_ == row) tip_row_ = kNoRow;
     free_.push_back(row);
 }

@@ -1,7 +1,7 @@
 // How the caches that simpler policies would make of the same events do beside the real one, on a sample.
 #pragma once
 
-#include "key_table.hpp"
+#include "key_chains.hpp"
 #include "mapped_array.hpp"
 #include "policy.hpp"
 #include "policy_value_verdict.hpp"
@@ -54,7 +54,8 @@ private:
         std::uint64_t bytes;
         std::uint32_t position;
         std::uint32_t tokens;
-        std::uint8_t held;  // bits of caches
+        std::uint32_t chain;  // KeyChains'
+        std::uint8_t held;    // bits of caches
         bool linked;
         bool told;  // `asked` has counted the use that brings it
     };
@@ -70,7 +71,7 @@ private:
     };
 
     static bool samples(std::uint64_t key);
-    std::int64_t find(std::uint64_t key) const;
+    std::int64_t find(std::uint64_t key) const { return table_.find(key); }
     void touch(std::span<const std::uint64_t> keys, bool told, std::int64_t now_ms);
     std::int64_t add(const Arrival& chunk, bool linked);
     void resize(Entry& entry, std::uint64_t bytes);
@@ -81,7 +82,7 @@ private:
     std::array<std::unique_ptr<Policy>, kNone> policies_;
     std::array<std::uint64_t, kNone + 1> bytes_{};
     MappedArray<Entry> entries_;
-    KeyTable table_;
+    KeyChains<Entry> table_;
     std::vector<std::uint32_t> free_;
     std::uint32_t made_ = 0;
     std::vector<Asked> request_;

@@ -65,8 +65,12 @@ bool SimReplay::evict_one(std::size_t tier, std::uint32_t incoming) {
 
 // The first in a policy's order that the request at hand has not leased.
 std::int64_t SimReplay::victim_of(Policy& policy) {
+    const auto is_leased = [&](std::int64_t row) { return leased_[static_cast<std::size_t>(row)] == request_ + 1; };
     std::int64_t row = policy.victim();
-    while (row >= 0 && leased_[static_cast<std::size_t>(row)] == request_ + 1) row = policy.victim(row);
+    if (row < 0 || !is_leased(row)) return row;
+    const std::shared_ptr<Victims> victims = policy.victims();
+    do row = victims->next();
+    while (row >= 0 && is_leased(row));
     return row;
 }
 

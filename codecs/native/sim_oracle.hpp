@@ -1,7 +1,7 @@
 // Belady's rule as a policy: what is used again last goes first. Only a simulator can tell it the future.
 #pragma once
 
-#include "policy.hpp"
+#include "policy_list.hpp"
 
 #include <cstdint>
 #include <set>
@@ -14,7 +14,7 @@ namespace kvstore {
 // the tail goes before the head. All ones: never.
 using NextUse = std::uint64_t;
 
-class OraclePolicy final : public Policy {
+class OraclePolicy final : public ListPolicy {
 public:
     // `next` says it of every row and is kept up to date by the simulator, before it tells of a use.
     OraclePolicy(const std::vector<NextUse>& next, std::uint32_t max_rows) : next_(next), placed_(max_rows, kAbsent) {}
@@ -29,15 +29,16 @@ public:
         order_.erase({placed_[row], row});
         placed_[row] = kAbsent;
     }
-    std::int64_t victim(std::int64_t after) override {
-        if (after < 0 || !contains(static_cast<std::uint32_t>(after)))
-            return order_.empty() ? -1 : std::int64_t{order_.rbegin()->second};
-        const auto row = static_cast<std::uint32_t>(after);
-        const auto found = order_.find({placed_[row], row});
-        return found == order_.begin() ? -1 : std::int64_t{std::prev(found)->second};
-    }
     std::size_t size() const override { return order_.size(); }
     bool contains(std::uint32_t row) const override { return row < placed_.size() && placed_[row] != kAbsent; }
+
+protected:
+    std::int64_t following(std::int64_t row) override {
+        if (row < 0 || !contains(static_cast<std::uint32_t>(row)))
+            return order_.empty() ? -1 : std::int64_t{order_.rbegin()->second};
+        const auto found = order_.find({placed_[static_cast<std::size_t>(row)], static_cast<std::uint32_t>(row)});
+        return found == order_.begin() ? -1 : std::int64_t{std::prev(found)->second};
+    }
 
 private:
     // No chunk is used in request 0 again, since that is where the trace begins.

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "index.hpp"
-#include "policy.hpp"
+#include "policy_list.hpp"
 
 #include <algorithm>
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace kvstore {
 
 // It stands among the orders of a namespace, so that whoever tells of a use, native code too, tells it. `most` uses of
 // one prefix each are kept, the last ones. Needs the store's lock.
-class UseLog final : public Policy {
+class UseLog final : public ListPolicy {
 public:
     UseLog(const Index& index, std::uint8_t tier, std::size_t most) : index_(index), tier_(tier), most_(most) {}
 
@@ -31,9 +31,11 @@ public:
 
     void admit(std::uint32_t, const Arrival&, std::int64_t) override {}
     void remove(std::uint32_t, bool, std::int64_t) override {}
-    std::int64_t victim(std::int64_t) override { return -1; }
     std::size_t size() const override { return 0; }
     bool contains(std::uint32_t) const override { return false; }
+
+protected:
+    std::int64_t following(std::int64_t) override { return -1; }
 
 private:
     bool holds(std::uint32_t row) const {

@@ -23,7 +23,6 @@ from kvstore.catalog import Namespace, Scope
 from kvstore.coder import Coder
 from kvstore.config import Config, DramConfig
 from kvstore.core import DRAM, Core
-from kvstore.policy import victims
 from kvstore.record import GROUP_DTYPE, Record
 from kvstore.removed import Removed
 from kvstore.spec import KVSpec
@@ -172,7 +171,7 @@ class _Books:
     def _evict(self, count: int) -> None:
         core, removed = self._core, Removed()
         with core.lock:
-            rows = victims(core.usage.policy(DRAM, self._scope.namespace))
+            rows = core.usage.policy(DRAM, self._scope.namespace).victims()
             for _ in range(count):
                 core.drop_chunk(next(rows), removed)
         for tier, location, _ in removed.places:

@@ -16,7 +16,6 @@ from kvstore.channels.control import get_request, plain_request
 from kvstore.channels.stream import Stream
 from kvstore.keys import ChunkRef
 from kvstore.places import pack_items
-from kvstore.policy import victims
 from kvstore.server import streams
 from kvstore.v1 import kvstore_pb2 as pb
 from tests.mutations import mutations
@@ -131,7 +130,7 @@ def test_a_get_counts_as_a_use_whoever_answers(running: Any, kit: Any, stored: l
 
     def order() -> list[bytes]:
         with core.lock:
-            rows = victims(core.usage.policy(0, core.catalog.namespaces["default"]))
+            rows = core.usage.policy(0, core.catalog.namespaces["default"]).victims()
             return [core.index.chunk(row).key for row in rows]
 
     stream = taught(running, kit, request(kit, stored[1]))

@@ -46,11 +46,42 @@ def test_fields_come_back() -> None:
     index.set_flags(chunk, 6)
     c, p, q = index.chunk(chunk), index.part(part), index.placement(placement)
     assert (c.key, c.parent, c.scope, c.position, c.tokens) == (key_of(1), key_of(0), 7, 512, 200)
-    assert (c.first_part, c.leases, c.hits, c.pin_until, c.last_use, c.flags) == (part, 0, 0, 0, NOW, 6)
-    assert (p.chunk, p.next, p.group, p.rank, p.layer_start, p.layer_end) == (chunk, -1, 1, 2, 3, 4)
-    assert (p.first_valid, p.first_placement, p.logical) == (5, placement, 2**40)
-    assert (q.part, q.next, q.tier, q.exact, q.codec, q.level) == (part, -1, 9, False, 11, 12)
+    assert (index.chunk_parts(chunk), index.part_placements(part)) == ([part], [placement])
+    assert (c.leases, c.hits, c.pin_until, c.last_use, c.flags) == (0, 0, 0, NOW, 6)
+    assert (p.chunk, p.group, p.rank, p.layer_start, p.layer_end) == (chunk, 1, 2, 3, 4)
+    assert (p.first_valid, p.logical) == (5, 2**40)
+    assert (q.part, q.tier, q.exact, q.codec, q.level) == (part, 9, False, 11, 12)
     assert (q.loc, q.stored, q.readers) == (2**63, 2**41, 0)
+
+
+def test_what_has_no_place_in_a_row_is_refused() -> None:
+    index = Index(10, 1)
+    chunk = index.insert_chunk(7, key_of(1), key_of(0), 512, 200, NOW)
+    part = index.add_part(chunk, 0, 0, 0, 4, 0, 100)
+    with pytest.raises(ValueError, match="bytes"):
+        index.add_placement(part, 9, 11, 12, True, 0, 2**48)
+    assert index.counts() == (1, 1, 0)
+    placement = index.add_placement(part, 9, 0xFFFF, 0xFFFF, True, 2**64 - 1, 2**48 - 1)
+    with pytest.raises(ValueError, match="bytes"):
+        index.set_loc(placement, 0, 2**48)
+    with pytest.raises(ValueError, match="flags"):
+        index.set_flags(chunk, 128)
+    index.set_flags(chunk, 127)
+    q = index.placement(placement)
+    assert (q.codec, q.level, q.loc, q.stored) == (0xFFFF, 0xFFFF, 2**64 - 1, 2**48 - 1)
+    assert (index.chunk(chunk).flags, index.chunk(chunk).hits) == (127, 0)
+
+
+def test_a_row_that_is_used_again_has_nothing_of_the_chunk_before() -> None:
+    index = Index(1, 1)
+    first = index.insert_chunk(7, key_of(1), key_of(5), 512, 200, NOW)
+    index.pin(first, NOW + 1000)
+    index.touch(rows_of(first), NOW + 1)
+    assert index.prune(first)
+    second = index.insert_chunk(7, key_of(2), bytes(32), 0, 200, NOW)
+    c = index.chunk(second)
+    assert second == first
+    assert (c.key, c.parent, c.pin_until, c.hits, c.flags) == (key_of(2), bytes(32), 0, 0, 0)
 
 
 def test_snapshots_do_not_change() -> None:
@@ -102,8 +133,6 @@ def test_a_known_part_is_left_as_it_is() -> None:
     part = index.add_part(chunk, 5, 0, 0, 1, 100, 1000)
     assert index.add_part(chunk, 5, 0, 0, 1, 50, 2000) == part
     assert (index.part(part).first_valid, index.part(part).logical) == (100, 1000)
-    index.set_first_valid(part, 50)
-    assert index.part(part).first_valid == 50
 
 
 def test_one_placement_a_tier() -> None:

@@ -29,7 +29,7 @@ def records(count: int, seed: int = 0) -> NDArray[np.void]:
     array["tier"] = 1
     array["logical"] = rng.integers(0, 2**63, count)
     array["loc"] = rng.integers(0, 2**63, count)
-    array["stored"] = rng.integers(0, 2**63, count)
+    array["stored"] = rng.integers(0, 2**48, count)
     array["last_use"] = NOW + np.arange(count)
     array["pin_until"] = np.where(np.arange(count) % 4 == 0, NOW, 0)
     return array
@@ -60,6 +60,15 @@ def test_export_gives_what_bulk_insert_took() -> None:
     again = index.export(1).view(EXPORT_DTYPE)
     assert np.array_equal(np.sort(again, order="position"), array)
     assert index.export(2).size == 0
+
+
+def test_bulk_insert_passes_over_what_cannot_be() -> None:
+    array = records(3)
+    array["stored"][1] = 2**48
+    index = Index(10, 5)
+    rows = index.bulk_insert(as_bytes(array), 1)
+    assert (rows == NO_ROW).tolist() == [False, True, False]
+    assert index.counts() == (2, 2, 2)
 
 
 def test_bulk_insert_is_the_same_as_single_calls() -> None:

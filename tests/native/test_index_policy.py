@@ -16,7 +16,7 @@ from kvstore._native import (
     restore_chunks,
     use_unleased,
 )
-from kvstore.policy import POLICIES, victims
+from kvstore.policy import POLICIES
 
 MINUTE = 60_000
 YEAR = 365 * 24 * 60 * MINUTE
@@ -46,11 +46,11 @@ def test_the_parts_of_a_chunk_in_a_tier_add_up() -> None:
     for row in rows:
         admit_chunk(index, policy, row, 0, 0)
     assert rows[0] == rows[2] == rows[3]
-    assert list(victims(policy)) == [rows[0], rows[1]]  # 16 tokens in 300 bytes, and in 150
+    assert list(policy.victims()) == [rows[0], rows[1]]  # 16 tokens in 300 bytes, and in 150
     index.remove_placement(index.find_placement(index.find_part(rows[0], 0, 1, 0, 1), 0))
     index.remove_placement(index.find_placement(index.find_part(rows[0], 0, 2, 0, 1), 0))
     admit_chunk(index, policy, rows[0], 0, 0)
-    assert list(victims(policy)) == [rows[1], rows[0]]
+    assert list(policy.victims()) == [rows[1], rows[0]]
 
 
 def test_a_step_of_the_wall_clock_ages_nothing() -> None:
@@ -75,7 +75,7 @@ def test_what_outlived_the_process_goes_tail_first_and_oldest_first(name: str) -
         parent = number if number % 3 else 0
         rows.append(put(index, number + 1, number // 3 * MINUTE + number, parent=parent, place=number % 3))
     restore_chunks(index, policy, np.array(rows), 0, YEAR)
-    order = list(victims(policy))
+    order = list(policy.victims())
     assert sorted(order) == sorted(rows)
     if name in ("lru", "arc", "mq", "value"):
         assert order == [rows[each] for each in (2, 1, 0, 5, 4, 3, 8, 7, 6)]
@@ -88,17 +88,17 @@ def test_a_chunk_goes_before_its_parent_if_that_was_just_used() -> None:
         admit_chunk(index, policy, row, 0, 0)
     soon = put(index, 3, 9_000, parent=1)
     admit_chunk(index, policy, soon, 0, 9_000)
-    assert list(victims(policy)) == [soon, first, other]
+    assert list(policy.victims()) == [soon, first, other]
     late = put(index, 4, MINUTE, parent=1)
     admit_chunk(index, policy, late, 0, MINUTE)
-    assert list(victims(policy)) == [soon, first, other, late]
+    assert list(policy.victims()) == [soon, first, other, late]
     use_unleased(index, [policy], first, MINUTE)
     again = put(index, 5, MINUTE + 1, parent=1)
     admit_chunk(index, policy, again, 0, MINUTE + 1)
-    assert list(victims(policy)) == [soon, other, late, again, first]
+    assert list(policy.victims()) == [soon, other, late, again, first]
     elsewhere = put(index, 6, MINUTE + 2, parent=77)
     admit_chunk(index, policy, elsewhere, 0, MINUTE + 2)
-    assert list(victims(policy))[-1] == elsewhere
+    assert list(policy.victims())[-1] == elsewhere
 
 
 def test_a_chunk_that_is_not_there_cannot_be_admitted() -> None:
@@ -120,10 +120,10 @@ def test_two_specs_with_one_key_are_two_chunks_to_a_policy() -> None:
     admit_chunk(index, policy, two, 0, 2)
     last = put(index, 7, 3)
     admit_chunk(index, policy, last, 0, 3)
-    assert list(victims(policy))[1:] == [two, last]  # in the small queue, and not in the main one that comes after it
+    assert list(policy.victims())[1:] == [two, last]  # in the small queue, and not in the main one that comes after it
     policy.remove(two, True, 4)
     admit_chunk(index, policy, two, 0, 5)
-    assert list(victims(policy))[1:] == [last, two]  # as what comes back is
+    assert list(policy.victims())[1:] == [last, two]  # as what comes back is
 
 
 def test_idle_chunks() -> None:
@@ -183,4 +183,4 @@ def test_a_log_remembers_uses_of_what_its_tier_holds() -> None:
     assert [each.tolist() for each in log.take()] == [[there], [rows[0]]]
     log.hit(np.array([rows[2], -1, rows[1], there, 15], np.int64), 0)
     assert [each.tolist() for each in log.take()] == [[rows[2], there]]
-    assert (len(log), list(victims(log)), there in log) == (0, [], False)
+    assert (len(log), list(log.victims()), there in log) == (0, [], False)

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore._native import Policy
-from kvstore.policy import victims
 
 TOKENS = 256
 Prompt = Sequence[int]  # names of its chunks, root first; a name stands for the chunk and all before it
@@ -78,4 +77,4 @@ class PromptCache:
 
     def order(self) -> list[int]:
         """Names, the next victim first."""
-        return [self.names[row] for row in victims(self.policy)]
+        return [self.names[row] for row in self.policy.victims()]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kvstore._native import Policy, ValuePolicy
-from kvstore.policy import POLICIES, victims
+from kvstore.policy import POLICIES
 from tests.policies.prompts import Prompt, PromptCache
 from tests.policies.test_value import popular
 
@@ -228,7 +228,7 @@ class Hinted(RuleBasedStateMachine):
     def make_room_around_what_is_held(self, held: int) -> None:
         """What is pinned or leased is passed over, as the store does it."""
         kept = {self.cache.rows[name] for name in list(self.cache.rows)[:held]}
-        for row in victims(self.policy):
+        for row in self.policy.victims():
             if row not in kept:
                 self.cache.evict(row)
                 break

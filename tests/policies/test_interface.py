@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kvstore._native import Policy
-from kvstore.policy import POLICIES, victims
+from kvstore.policy import POLICIES
 
 EVERY = pytest.mark.parametrize("name", POLICIES)
 
@@ -20,7 +20,7 @@ def fill(policy: Policy, count: int, nbytes: int = 1) -> None:
 def test_an_empty_policy(name: str) -> None:
     policy = Policy(name, 10)
     assert policy.victim() == -1
-    assert policy.victim(3) == -1
+    assert list(policy.victims()) == []
     assert len(policy) == 0
     assert 3 not in policy
     policy.remove(3, True, 0)
@@ -53,13 +53,13 @@ def test_a_walk_names_every_row_once(name: str) -> None:
     fill(policy, 50)
     policy.hit(np.arange(10, 30, dtype=np.uint32), 60)
     policy.hit(np.arange(20, 40, dtype=np.uint32), 61)
-    assert sorted(victims(policy)) == list(range(50))
+    assert sorted(policy.victims()) == list(range(50))
     gone = []
-    for row in victims(policy):  # every second one may go
+    for row in policy.victims():  # every second one may go
         if len(gone) < 20 and row % 2:
             policy.remove(row, True, 62)
             gone.append(row)
-    assert sorted([*victims(policy), *gone]) == list(range(50))
+    assert sorted([*policy.victims(), *gone]) == list(range(50))
 
 
 @EVERY
@@ -71,17 +71,17 @@ def test_without_a_capacity(name: str) -> None:
         policy.remove(victim, True, 100)
         policy.admit(60 + row, 60 + row, 0, 0, 16, 3, 100)
     assert len(policy) == 60
-    assert len(set(victims(policy))) == 60
+    assert len(set(policy.victims())) == 60
 
 
 def test_lru_touches_a_prefix_leaf_to_root() -> None:
     policy = Policy("lru", 10)
     fill(policy, 5)
     policy.hit(np.array([0, 1, 2], np.uint32), 10)
-    assert list(victims(policy)) == [3, 4, 2, 1, 0]
+    assert list(policy.victims()) == [3, 4, 2, 1, 0]
     policy.hit(np.array([2], np.uint32), 11)
     policy.hit(np.array([3], np.uint32), 11)
-    assert list(victims(policy)) == [4, 1, 0, 2, 3]
+    assert list(policy.victims()) == [4, 1, 0, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["lru", "s3fifo", "arc", "mq"])
@@ -91,9 +91,9 @@ def test_a_prompt_put_root_first_goes_leaf_first(name: str) -> None:
     policy.admit(10, 11, 0, 0, 16, 1, 0)
     for row in range(5):
         policy.admit(row, row + 1, row, row * 16, 16, 1, row, parent_row=row - 1)
-    assert list(victims(policy)) == [10, 4, 3, 2, 1, 0]
+    assert list(policy.victims()) == [10, 4, 3, 2, 1, 0]
     policy.admit(6, 7, 3, 48, 16, 1, 11, parent_row=19)  # which is not here
-    assert list(victims(policy)) == [10, 4, 3, 2, 1, 0, 6]
+    assert list(policy.victims()) == [10, 4, 3, 2, 1, 0, 6]
 
 
 def test_where_a_parent_came_long_ago_a_fifo_queue_does_not_put_its_child_there() -> None:
@@ -102,7 +102,7 @@ def test_where_a_parent_came_long_ago_a_fifo_queue_does_not_put_its_child_there(
     fill(policy, 3)
     policy.admit(5, 6, 1, 16, 16, 1, 60_000, parent_row=0)
     policy.admit(6, 7, 6, 32, 16, 1, 60_001, parent_row=5)
-    assert list(victims(policy)) == [0, 1, 2, 6, 5]
+    assert list(policy.victims()) == [0, 1, 2, 6, 5]
 
 
 def test_lru_parts_of_a_chunk_come_one_after_the_other() -> None:
@@ -111,4 +111,4 @@ def test_lru_parts_of_a_chunk_come_one_after_the_other() -> None:
         for row in range(3):
             policy.admit(row, row + 1, row, row * 16, 16, 1, row, parent_row=row - 1)
     policy.admit(7, 8, 0, 0, 16, 1, 5)
-    assert list(victims(policy)) == [2, 1, 0, 7]
+    assert list(policy.victims()) == [2, 1, 0, 7]

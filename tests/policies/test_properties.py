@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore._native import Policy
-from kvstore.policy import POLICIES, victims
+from kvstore.policy import POLICIES
 
 ROOTS, DEPTH, ROWS = 4, 6, 16
 COSTS = {
@@ -64,7 +64,7 @@ class Cache:
 
     def make_room(self, nbytes: int) -> bool:
         """Victims go until so many bytes and a row are free, past those that somebody holds."""
-        for row in victims(self.policy):
+        for row in self.policy.victims():
             if self.fits(nbytes):
                 break
             if self.name(row) not in self.leased:
@@ -100,7 +100,7 @@ class Cache:
         elif event == "delete" and name in self.rows:
             self.remove(name, evicted=False)
         elif event == "walk":  # and every other one that nobody holds goes meanwhile
-            for at, row in enumerate(victims(self.policy)):
+            for at, row in enumerate(self.policy.victims()):
                 if at % 2 and self.name(row) not in self.leased:
                     self.remove(self.name(row), evicted=True)
         elif event == "shrink":
@@ -112,7 +112,7 @@ class Cache:
 
     def check(self) -> None:
         """The order has what is there, each once, and nothing else."""
-        assert sorted(victims(self.policy)) == sorted(self.rows.values())
+        assert sorted(self.policy.victims()) == sorted(self.rows.values())
         assert len(self.policy) == len(self.rows)
         assert {row for row in range(ROWS) if row in self.policy} == set(self.rows.values())
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kvstore._native import Policy, ValuePolicy
-from kvstore.policy import POLICIES, victims
+from kvstore.policy import POLICIES
 from tests.policies.prompts import PromptCache
 
 HOUR = 3_600_000
@@ -26,10 +26,10 @@ def test_it_is_ordered_as_what_came(name: str) -> None:
     policy = Policy(name, 100)
     restore(policy, range(30), idle_ms=HOUR)
     assert len(policy) == 30
-    assert sorted(victims(policy)) == list(range(30))
+    assert sorted(policy.victims()) == list(range(30))
     policy.restore(3, 1_000_003, 0, 0, 16, 7, HOUR, 1, 5)  # another part of it
     policy.hit(np.array([3, 4, 5], np.uint32), 6)
-    for row in victims(policy):
+    for row in policy.victims():
         policy.remove(row, True, 7)
     assert len(policy) == 0
 
@@ -38,7 +38,7 @@ def test_what_lay_longest_goes_first_and_tails_before_heads() -> None:
     policy = ValuePolicy(1000)
     restore(policy, range(300), idle_ms=HOUR)
     restore(policy, range(300, 330), idle_ms=20)
-    order = list(victims(policy))
+    order = list(policy.victims())
     place = {row: at for at, row in enumerate(order)}
     assert all(place[row + 1] < place[row] for row in range(330) if row % 3 < 2)
     tails = [row for row in order if row % 3 == 2]
@@ -52,7 +52,7 @@ def test_a_restored_chunk_is_as_any_other_once_it_is_used() -> None:
     policy = ValuePolicy(100)
     restore(policy, range(30), idle_ms=24 * HOUR)
     policy.hit(np.array([0, 1, 2], np.uint32), 10)
-    assert list(victims(policy))[-3:] == [2, 1, 0]
+    assert list(policy.victims())[-3:] == [2, 1, 0]
 
 
 def test_nothing_is_learned_from_what_was_not_seen() -> None:

@@ -12,7 +12,6 @@ import pytest
 import kvstore
 from kvstore import Chain, Client, NamespaceConfig
 from kvstore.marks import drain_marks
-from kvstore.policy import victims
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def order(running: Any, namespace: str = "default") -> list[bytes]:
     found = core.catalog.namespace(namespace)
     drain_marks(core, found)
     with core.lock:
-        return [core.index.chunk(row).key for row in victims(core.usage.policy(0, found))]
+        return [core.index.chunk(row).key for row in core.usage.policy(0, found).victims()]
 
 
 def stored(client: Client, kit: Any, seed: int, chunks: int = 3) -> Chain:

@@ -22,7 +22,6 @@ from kvstore.config import Config, DramConfig, NamespaceConfig, NvmeConfig
 from kvstore.core import Core
 from kvstore.errors import KVStoreError, StorageError
 from kvstore.keys import Chain, ChunkRef, pack_refs
-from kvstore.policy import victims
 from kvstore.record import Record
 from kvstore.removed import Removed
 from kvstore.session import Session
@@ -154,7 +153,7 @@ def check_policies(core: Core) -> None:
     with core.lock:
         for tier in range(len(core.tiers)):
             for namespace in core.catalog.namespaces.values():
-                known = list(victims(core.usage.policy(tier, namespace)))
+                known = list(core.usage.policy(tier, namespace).victims())
                 there = [
                     row
                     for row in core.index.chunks(0, 1 << 30)[0].tolist()

@@ -12,7 +12,7 @@ import kvstore
 from kvstore._native import ValuePolicy
 from kvstore.errors import Closed, Shed
 from kvstore.keys import Chain
-from kvstore.policy import POLICIES, victims
+from kvstore.policy import POLICIES
 from kvstore.usage import now_ms
 from tests.store.conftest import SHARDED, SMALL, Box, MiB, check_policies, prompt
 
@@ -23,7 +23,7 @@ def order(box: Box, client: kvstore.Client, tier: int) -> list[bytes]:
     """Keys in the order in which they would leave a tier."""
     core = box.store(client)._core
     with core.lock:
-        rows = victims(core.usage.policy(tier, core.catalog.namespace("default")))
+        rows = core.usage.policy(tier, core.catalog.namespace("default")).victims()
         return [core.index.chunk(row).key for row in rows]
 
 

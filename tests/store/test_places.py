@@ -18,7 +18,6 @@ from kvstore.core import DRAM, now_ms
 from kvstore.errors import Closed, Corrupt, InvalidArgument, KVStoreError, NotFound, Shed, SpecMismatch
 from kvstore.keys import ChunkRef, pack_refs
 from kvstore.places import NOWHERE, PLACE_DTYPE
-from kvstore.policy import victims
 from kvstore.record import unpack
 from kvstore.removed import Removed
 from kvstore.session import Session
@@ -217,7 +216,7 @@ def test_places_count_and_touch_as_gets_do(box: Box) -> None:
                 client.get_many(LARGE, [client.want(LARGE, ref, out)])
         core = box.store(client)._core
         with core.lock:
-            order = list(victims(core.usage.policy(DRAM, core.catalog.namespaces["default"])))
+            order = list(core.usage.policy(DRAM, core.catalog.namespaces["default"]).victims())
             keys = [core.index.chunk(row).key for row in order]
             hits = [core.index.chunk(core.index.find(0, ref.key)).hits for ref in refs[:4]]
         stats.append((client.stats()["counters"], [[ref.key for ref in refs].index(key) for key in keys], hits))

@@ -14,7 +14,7 @@ from kvstore import _native
 from kvstore.appraisal import appraise
 from kvstore.config import Config, NamespaceConfig
 from kvstore.errors import ConfigError, NotFound, Shed
-from kvstore.policy import POLICIES, victims
+from kvstore.policy import POLICIES
 from tests.store.conftest import SHARDED, SMALL, Box, MiB, check_policies, prompt, record_bytes
 from tests.store.test_leases import until
 
@@ -101,7 +101,7 @@ def test_eviction_takes_the_order_of_the_policy(box: Box) -> None:
     for _ in range(3):
         box.check(client, SMALL, refs[:5])
     with core.lock:
-        order = [core.index.chunk(row).key for row in victims(core.usage.policy(0, core.catalog.namespace("default")))]
+        order = [core.index.chunk(row).key for row in core.usage.policy(0, core.catalog.namespace("default")).victims()]
     assert set(order[-5:]) == {ref.key for ref in refs[:5]}
     box.fill(client, SMALL, [prompt(SMALL, 1, seed).refs[0] for seed in range(100, 160)])
     box.check(client, SMALL, refs[:5])
@@ -150,13 +150,13 @@ def test_the_tail_of_a_prompt_goes_before_its_head(box: Box, policy: str) -> Non
     for refs in (first.refs, second.refs[:4]):
         box.fill(client, SMALL, refs)
     with core.lock:
-        rows = victims(core.usage.policy(0, core.catalog.namespace("default")))
+        rows = core.usage.policy(0, core.catalog.namespace("default")).victims()
         order = [core.index.chunk(row).key for row in rows]
     assert order == [ref.key for ref in [*first.refs[::-1], *second.refs[3::-1]]]
     client.lookup(SMALL, second, lease_s=5).release()
     box.fill(client, SMALL, second.refs[4:])
     with core.lock:
-        rows = victims(core.usage.policy(0, core.catalog.namespace("default")))
+        rows = core.usage.policy(0, core.catalog.namespace("default")).victims()
         order = [core.index.chunk(row).key for row in rows]
     if policy in ("lru",):
         assert order == [ref.key for ref in [*first.refs[::-1], *second.refs[::-1]]]

@@ -19,7 +19,6 @@ from kvstore.connectors.vllm._saves import Saves
 from kvstore.connectors.vllm._scheduler import Scheduler
 from kvstore.connectors.vllm._worker import Worker
 from kvstore.errors import InvalidArgument, Unavailable
-from kvstore.policy import victims
 from tests.connectors.vllm.test_scheduler import BLOCK, SPEC, matched, request, step, store
 
 ENDED, AWAITED = "kvstore.ended", "kvstore.awaited_s"
@@ -166,7 +165,7 @@ def test_a_hint_waits_for_what_it_is_about(client: kvstore.Client, writers: int)
     blocks.go.set()
     saves.close()
     core = client.backend._store._core  # type: ignore[attr-defined]
-    rows = victims(core.usage.policy(0, core.catalog.namespace("default")))
+    rows = core.usage.policy(0, core.catalog.namespace("default")).victims()
     assert [core.index.chunk(row).key for row in rows][:2] == [ref.key for ref in reversed(first.refs)]
     sums = counts.take()
     assert (sums["saved"], sums["hints"]) == (4, 1)

@@ -24,7 +24,6 @@ from kvstore import Client, Config, DramConfig, NamespaceConfig, ServerConfig
 from kvstore._native import HAZARD_TABLE_BYTES, MAX_HAZARDS
 from kvstore.channels.lines import hello_message
 from kvstore.channels.stream import FAILED, Stream
-from kvstore.policy import victims
 from kvstore.server import Server, serve
 from kvstore.store import Store
 from kvstore.v1 import kvstore_pb2 as pb
@@ -258,7 +257,7 @@ def test_what_is_used_without_a_call_is_used(small: tuple[Store, Server], kit: A
         kit.eventually(lambda: client.stats()["counters"].get("hit_tokens") == 20 * 64)
         core = store._core
         with core.lock:
-            rows = list(victims(core.usage.policy(0, core.catalog.namespace("default"))))
+            rows = list(core.usage.policy(0, core.catalog.namespace("default")).victims())
             order = [core.index.chunk(row).key for row in rows]
         position = {ref.key: number for number, ref in enumerate(chain.refs)}
         assert [position[key] for key in order[-21:]] == [*range(19, -1, -1), 50]

@@ -22,7 +22,6 @@ from kvstore.errors import Corrupt, KVStoreError, NotFound
 from kvstore.keys import ChunkRef
 from kvstore.namespace import namespace_digest
 from kvstore.objects import NAMESPACE, Objects
-from kvstore.policy import victims
 from kvstore.record import BLOCK
 from kvstore.server import serve, streams
 from kvstore.store import Store
@@ -202,7 +201,7 @@ class TestRecords:
             answer(peer, pb.METHOD_RECORD, request(kit.spec, ref).SerializeToString())
         assert running.native() == 3
         with core.lock:
-            rows = list(victims(core.usage.policy(0, core.catalog.namespaces["default"])))
+            rows = list(core.usage.policy(0, core.catalog.namespaces["default"]).victims())
             keys, hits = [core.index.chunk(row).key for row in rows], [core.index.chunk(row).hits for row in rows]
         told = ago_s > 10
         assert keys == [each.key for each in ((second, third, first) if told else (third, second, first))]
