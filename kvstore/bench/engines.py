@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvstore.bench.vllm_driver import MARK
+from kvstore.bench.vllm_fork import Fork
 
 START_S, ANSWER_S = 150, 240
 TRIES = 50
@@ -23,18 +24,10 @@ class Engine:
     def __init__(self, model: Path, transfer: dict[str, Any] | None, log: Path, env: dict[str, str], **options: Any):
         given = json.dumps({"engine": {"model": str(model), "dtype": "float32", **options}, "transfer": transfer})
         self.log = log
-        self._errors = log.open("ab")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "kvstore.bench.vllm_driver", given],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**os.environ, **env},
-        )
+        self._process = self._start(given, log, env)
         try:
             self._read(START_S)
-        except AssertionError:
+        except BaseException:
             self.close()
             raise
 
@@ -65,13 +58,13 @@ class Engine:
         told = self._send({"metrics": True})["metrics"]
         return float(sum(value for each, has, value in told if each == name and labels.items() <= has.items()))
 
-    def ask_until_cached(self, prompt: Sequence[int], **options: Any) -> dict[str, Any]:
-        """Ask again until what was saved in the background is there; the first answer with cached tokens."""
+    def ask_until_cached(self, prompt: Sequence[int], tokens: int = 1, **options: Any) -> dict[str, Any]:
+        """Ask again until what was saved in the background is there; the first answer with so many cached tokens."""
         for _ in range(TRIES):
             asked = self.ask(prompt, **options)
-            if asked["answers"][0]["cached"]:
+            if asked["answers"][0]["cached"] >= tokens:
                 return asked
-        raise AssertionError(f"nothing was found in {TRIES} tries")
+        raise AssertionError(f"{asked['answers'][0]['cached']} tokens were found in the last of {TRIES} tries")
 
     def close(self) -> None:
         """End it in order."""
@@ -84,7 +77,18 @@ class Engine:
             self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
-        self._errors.close()
+
+    def _start(self, given: str, log: Path, env: dict[str, str]) -> subprocess.Popen[str] | Fork:
+        """The driver's process."""
+        with log.open("ab") as errors:
+            return subprocess.Popen(
+                [sys.executable, "-m", "kvstore.bench.vllm_driver", given],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, **env},
+            )
 
     def _send(self, question: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -108,3 +112,10 @@ class Engine:
             timer.cancel()
         tail = self.log.read_text(errors="replace")[-6000:]
         raise AssertionError(f"the engine ended or did not answer within {limit_s} s:\n{tail}")
+
+
+class ForkedEngine(Engine):
+    """One that is forked from a process that has vLLM imported."""
+
+    def _start(self, given: str, log: Path, env: dict[str, str]) -> Fork:
+        return Fork(given, log, env)

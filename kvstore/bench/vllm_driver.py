@@ -34,7 +34,7 @@ CPU_ENV = {
 
 def main() -> None:
     """Start an engine, then answer requests on standard input until it ends."""
-    os.environ.update({**CPU_ENV, **os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"})
+    set_environment()
     given = json.loads(sys.argv[1])
     from vllm import LLM, SamplingParams
     from vllm.config import KVTransferConfig
@@ -56,6 +56,11 @@ def main() -> None:
             _say({"metrics": [[each.name, each.labels, each.value] for each in told]})
         else:
             _say(driver.answer(asked) | {"counters": dict(counters), "preemptions": _preemptions(llm)})
+
+
+def set_environment() -> None:
+    """What has to be set before vLLM is imported."""
+    os.environ.update({**CPU_ENV, **os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"})
 
 
 class _Driver:

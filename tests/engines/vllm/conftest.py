@@ -45,21 +45,39 @@ def start(tmp_path: Path) -> Iterator[StartEngine]:
     """Starts engines that end with the test. In one process, unless `processes` is set."""
     engines: list[Engine] = []
 
-    def started(
-        model: Path, transfer: dict[str, Any] | None = None, *, processes: bool = False, **options: Any
-    ) -> Engine:
-        env = {} if processes else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-        env.update(options.pop("env", {}))
-        defaults: dict[str, Any] = {"skip_tokenizer_init": True, "block_size": 32, "max_model_len": 2048}
-        if not processes:
-            defaults["distributed_executor_backend"] = "uni"
-        log = tmp_path / f"engine{len(engines)}.log"
-        engines.append(Engine(model, transfer, log, env, **{**defaults, **options}))
+    def started(model: Path, transfer: dict[str, Any] | None = None, **options: Any) -> Engine:
+        engines.append(_engine(tmp_path / f"engine{len(engines)}.log", model, transfer, **options))
         return engines[-1]
 
     yield started
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Engine]]:
+    """The engine without a store of a model: what it says is what all others have to say."""
+    engines: dict[Path, Engine] = {}
+
+    def of(model: Path) -> Engine:
+        if model not in engines:
+            engines[model] = _engine(tmp_path_factory.mktemp("alone") / "engine.log", model)
+        return engines[model]
+
+    yield of
+    for engine in engines.values():
+        engine.close()
+
+
+def _engine(
+    log: Path, model: Path, transfer: dict[str, Any] | None = None, *, processes: bool = False, **options: Any
+) -> Engine:
+    env = {} if processes else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    env.update(options.pop("env", {}))
+    defaults: dict[str, Any] = {"skip_tokenizer_init": True, "block_size": 32, "max_model_len": 2048}
+    if not processes:
+        defaults["distributed_executor_backend"] = "uni"
+    return Engine(model, transfer, log, env, **{**defaults, **options})
 
 
 @pytest.fixture

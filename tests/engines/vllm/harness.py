@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kvstore.bench.engines import Engine
+from kvstore.bench.engines import ForkedEngine as Engine
 
 __all__ = ["Engine", "Server", "prompt", "tier_transfer", "transfer"]
 

@@ -62,9 +62,9 @@ def test_cut_off_in_mid_load(start, server, llama):
     host, _, port = str(server.told["bulk"]).rpartition(":")
     relay = Relay(host, int(port))
     ask = prompt(1000)
-    plain = start(llama, transfer(server.address))
-    cold = plain.ask(ask)["answers"][0]
-    plain.ask_until_cached(ask)
+    first = start(llama, transfer(server.address))
+    cold = first.ask(ask)["answers"][0]
+    first.ask_until_cached(ask)
     engine = start(llama, transfer(relay.address, timeout_s=2.0, retry_s=1.0))
     # Enough for one chunk of 256 tokens of 4 layers of 2 KV heads of 64, K and V, in float32, and half of the next.
     relay.left = 3 * 256 * 4 * 2 * 64 * 2 * 4 // 2
@@ -125,10 +125,10 @@ def test_bytes_that_have_changed_on_disk(start, server, llama, tmp_path):
     assert second.log.read_text(errors="replace").count("kvstore loads:") <= 1
 
 
-def test_a_deadline_that_passes_is_a_miss(start, llama):
+def test_a_deadline_that_passes_is_a_miss(start, alone, llama):
     """A server that takes connections and never answers: look-ups end by their own limit, saves by theirs."""
     ask = prompt(600)
-    plain = start(llama).ask(ask)["answers"][0]
+    plain = alone(llama).ask(ask)["answers"][0]
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"bulk://127.0.0.1:{silent.getsockname()[1]}"
         engine = start(llama, transfer(address, lookup_timeout_s=0.3, timeout_s=0.5, retry_s=30.0))

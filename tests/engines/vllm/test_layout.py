@@ -46,7 +46,7 @@ def test_the_store_holds_the_models_own_keys_and_values(start, server, llama):
     ask = prompt(600)
     engine = start(llama, transfer(server.address))
     engine.ask(ask)
-    engine.ask_until_cached(ask)
+    engine.ask_until_cached(ask, tokens=576)
     told = re.search(r"spec ([0-9a-f]{32}) \((.*)\)", engine.log.read_text(errors="replace"))
     assert told is not None
     config = AutoConfig.from_pretrained(llama)

@@ -9,9 +9,9 @@ from .harness import prompt, transfer
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-def test_sliding_windows_in_groups_of_their_own(start, server, gemma):
+def test_sliding_windows_in_groups_of_their_own(start, alone, server, gemma):
     ask = prompt(1000)
-    plain = start(gemma).ask(ask)["answers"][0]
+    plain = alone(gemma).ask(ask)["answers"][0]
     first = start(gemma, transfer(server.address), max_num_batched_tokens=300)
     assert first.ask(ask)["answers"][0]["ids"] == plain["ids"]
     first.close()
@@ -60,14 +60,14 @@ def test_two_ranks_find_their_own_and_nothing_of_one(start, server, llama):
     two = start(llama, transfer(server.address), **pair)
     other = two.ask(ask)["answers"][0]
     assert other["cached"] == 0
-    warm = two.ask_until_cached(ask)["answers"][0]
+    warm = two.ask_until_cached(ask, tokens=672)["answers"][0]
     assert (warm["ids"], warm["cached"]) == (other["ids"], 672)
     assert other["ids"] == cold["ids"]
 
 
-def test_chunked_prefill_and_preemption(start, server, llama):
+def test_chunked_prefill_and_preemption(start, alone, server, llama):
     asks = [prompt(450, seed=n) for n in range(4)]
-    plain = start(llama).ask(*asks, max_tokens=120)["answers"]
+    plain = alone(llama).ask(*asks, max_tokens=120)["answers"]
     options = {"max_model_len": 1024, "max_num_batched_tokens": 200}
     # Room for three of the four as they come, but not as they have grown: they preempt each other.
     small = start(llama, transfer(server.address), num_gpu_blocks_override=48, **options)

@@ -10,9 +10,9 @@ from .harness import prompt, transfer
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-def test_a_fresh_engine_goes_on_from_a_servers_memory_and_disk(start, server, llama):
+def test_a_fresh_engine_goes_on_from_a_servers_memory_and_disk(start, alone, server, llama):
     ask = prompt(1000)
-    plain = start(llama).ask(ask)["answers"][0]
+    plain = alone(llama).ask(ask)["answers"][0]
     first = start(llama, transfer(server.address))
     cold = first.ask(ask)["answers"][0]
     assert (cold["ids"], cold["cached"]) == (plain["ids"], 0)
@@ -38,7 +38,7 @@ def test_salts_prefixes_and_lengths(start, server, llama):
     other = engine.ask(ask, salt="another tenant")["answers"][0]
     assert (other["cached"], other["ids"]) == (0, cold["ids"])
     # All of the prompt is stored: the last token alone is computed again.
-    again = engine.ask_until_cached(ask, salt="another tenant")["answers"][0]
+    again = engine.ask_until_cached(ask, tokens=800, salt="another tenant")["answers"][0]
     assert (again["cached"], again["ids"]) == (800, cold["ids"])
     # A prompt that goes on elsewhere shares what comes before, up to a chunk or a stored tail.
     shared = engine.ask(ask[:600] + prompt(200, seed=5))["answers"][0]
@@ -61,7 +61,7 @@ def test_another_meaning_is_a_miss(start, server, llama, change):
 def test_an_engines_own_store_without_a_server(start, llama):
     engine = start(llama, transfer("", dram_mib=256))
     cold = engine.ask(prompt(700))["answers"][0]
-    warm = engine.ask_until_cached(prompt(700))["answers"][0]
+    warm = engine.ask_until_cached(prompt(700), tokens=672)["answers"][0]
     assert (cold["cached"], warm["cached"]) == (0, 672)
     assert warm["ids"] == cold["ids"]
 
@@ -81,7 +81,7 @@ def test_the_other_ways_to_name_it(start, server, llama, way):
         }
     engine = start(llama, given)
     cold = engine.ask(prompt(300))["answers"][0]
-    warm = engine.ask_until_cached(prompt(300))["answers"][0]
+    warm = engine.ask_until_cached(prompt(300), tokens=288)["answers"][0]
     assert (warm["ids"], warm["cached"]) == (cold["ids"], 288)
 
 
@@ -121,18 +121,18 @@ def test_adapters_are_kept_apart_by_what_is_in_their_files(start, server, llama,
     assert second.ask(ask, lora=str(moved))["answers"][0]["cached"] == 0
 
 
-def test_beside_another_connector(start, server, llama, tmp_path):
+def test_beside_another_connector(start, alone, server, llama, tmp_path):
     """Inside MultiConnector with vLLM's own example: the first that has a prefix loads it, both save."""
     folder = {"shared_storage_path": str(tmp_path / "example")}
     example = {"kv_connector": "ExampleConnector", "kv_role": "kv_both", "kv_connector_extra_config": folder}
     ours = {key: value for key, value in transfer(server.address).items() if key != "kv_load_failure_policy"}
     ask = prompt(600)
-    plain = start(llama).ask(ask)["answers"][0]
+    plain = alone(llama).ask(ask)["answers"][0]
     for connectors in ([ours, example], [example, ours]):
         given = {"kv_connector": "MultiConnector", "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
                  "kv_connector_extra_config": {"connectors": connectors}}  # fmt: skip
         engine = start(llama, given)
         assert engine.ask(ask)["answers"][0]["ids"] == plain["ids"]
-        warm = engine.ask_until_cached(ask)["answers"][0]
+        warm = engine.ask_until_cached(ask, tokens=576)["answers"][0]
         assert (warm["ids"], warm["cached"] >= 576) == (plain["ids"], True)
         engine.close()

@@ -10,9 +10,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize("rows", [0, 4])
-def test_a_fresh_engine_goes_on_from_a_servers_memory_and_disk(start, server, llama, rows):
+def test_a_fresh_engine_goes_on_from_a_servers_memory_and_disk(start, alone, server, llama, rows):
     ask = prompt(1000)
-    plain = start(llama).ask(ask)["answers"][0]
+    plain = alone(llama).ask(ask)["answers"][0]
     first = start(llama, tier_transfer(server.address, rows=rows))
     cold = first.ask(ask)["answers"][0]
     assert (cold["ids"], cold["cached"]) == (plain["ids"], 0)
@@ -31,9 +31,9 @@ def test_a_fresh_engine_goes_on_from_a_servers_memory_and_disk(start, server, ll
     assert (again["ids"], again["cached"]) == (plain["ids"], whole)
 
 
-def test_sliding_windows_in_groups_of_their_own(start, server, gemma):
+def test_sliding_windows_in_groups_of_their_own(start, alone, server, gemma):
     ask = prompt(1000)
-    plain = start(gemma).ask(ask)["answers"][0]
+    plain = alone(gemma).ask(ask)["answers"][0]
     first = start(gemma, tier_transfer(server.address), max_num_batched_tokens=300)
     assert first.ask(ask)["answers"][0]["ids"] == plain["ids"]
     first.close()
@@ -65,9 +65,9 @@ def test_two_ranks_find_their_own_and_nothing_of_one(start, server, llama):
     assert (again["ids"], again["cached"]) == (cold["ids"], 672)
 
 
-def test_preemption_and_a_primary_tier_that_is_too_small(start, server, llama):
+def test_preemption_and_a_primary_tier_that_is_too_small(start, alone, server, llama):
     asks, long = [prompt(450, seed=n) for n in range(4)], prompt(900, seed=8)
-    engine = start(llama)
+    engine = alone(llama)
     plain, plain_long = engine.ask(*asks, max_tokens=120)["answers"], engine.ask(long)["answers"][0]
     options = {"max_model_len": 1024, "max_num_batched_tokens": 200}
     small = start(llama, tier_transfer(server.address), num_gpu_blocks_override=48, **options)

@@ -12,11 +12,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 SLOW = str(Path(__file__).with_name("slow_disk.py"))
 
 
-def test_what_is_slower_to_load_is_computed(start, tmp_path, llama):
+def test_what_is_slower_to_load_is_computed(start, alone, tmp_path, llama):
     ask, taught = prompt(1000), [prompt(512, seed=seed) for seed in range(20, 24)]
-    plain = start(llama)
-    expected = plain.ask(ask)["answers"][0]["ids"]
-    plain.close()
+    expected = alone(llama).ask(ask)["answers"][0]["ids"]
     server = Server(tmp_path / "store")
     try:
         first = start(llama, transfer(server.address))
