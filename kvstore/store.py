@@ -95,23 +95,7 @@ class Store:
         self.drains = Drains(core, descent, self._reclaimer)
         self._sessions = itertools.count(1)
         self._closing = threading.Lock()
-        for each in config.namespaces:
-            core.catalog.add_namespace(
-                Namespace(each.name, each.quota, each.ttl_s, each.codec, each.lossy, each.policy)
-            )
-        if config.peers is not None:
-            core.catalog.add_namespace(Namespace(OBJECTS))
-        try:
-            for number in range(1, len(core.tiers)):
-                core.events.notes = [*core.events.notes, *index_recovered(core, number)]
-                core.tiers[number].watch_losses(partial(self._lost, number))
-                core.tiers[number].tend(self._reclaimer)
-            core.events.notes = [*core.events.notes, *core.admissions.recall()]
-            self.drains.recall()
-        except KVStoreError:
-            for tier in reversed(core.tiers):
-                tier.close()
-            raise
+        self._recover()
         self._mover.start()
         self.devices = Devices(core, self._loader)
         self._pins = HostPins(dram, devices[0], partial(core.events.announce, tier=dram.name)) if devices else None
@@ -341,6 +325,27 @@ class Store:
             return self._copies.check(scope, info.key, place.part, copy)
         finally:
             self._copies.finish(scope, info.key, place.part, copy)
+
+    def _recover(self) -> None:
+        """Enter the namespaces, and what tiers hold from before. On failure the tiers are closed."""
+        core, config = self._core, self._core.config
+        for each in config.namespaces:
+            core.catalog.add_namespace(
+                Namespace(each.name, each.quota, each.ttl_s, each.codec, each.lossy, each.policy)
+            )
+        if config.peers is not None:
+            core.catalog.add_namespace(Namespace(OBJECTS))
+        try:
+            for number in range(1, len(core.tiers)):
+                core.events.notes = [*core.events.notes, *index_recovered(core, number)]
+                core.tiers[number].watch_losses(partial(self._lost, number))
+                core.tiers[number].tend(self._reclaimer)
+            core.events.notes = [*core.events.notes, *core.admissions.recall()]
+            self.drains.recall()
+        except KVStoreError:
+            for tier in reversed(core.tiers):
+                tier.close()
+            raise
 
     def _is_listed(self, row: int, namespace: Namespace) -> bool:
         """Whether a chunk is a namespace's, and not deleted under somebody's lease. Needs the lock."""
