@@ -23,14 +23,14 @@ constexpr std::uint64_t kLongest = std::uint64_t{1} << 30;
 // The shortest wait that a density is taken over, in uses a chunk that is here.
 constexpr double kLeastWait = .25;
 
-// 1, 2, 3-4, 5-8, more.
-std::uint32_t often(const Known& known) {
-    return std::min(4U, static_cast<std::uint32_t>(std::bit_width(known.uses - 1U)));
+// 1, 2, 3-4, 5-8, and so on; step `most` is open.
+std::uint32_t often(const Known& known, std::size_t most) {
+    return std::min(static_cast<std::uint32_t>(most), static_cast<std::uint32_t>(std::bit_width(known.uses - 1U)));
 }
 
 // And whether it ends its prompt.
 std::uint32_t group_of(const Known& known) {
-    return often(known) * 2 + ((known.flags & KnownChunks::kTail) != 0);
+    return often(known, Hazards::kGroups / 2 - 1) * 2 + ((known.flags & KnownChunks::kTail) != 0);
 }
 
 }  // namespace
@@ -194,7 +194,7 @@ void ValuePolicy::use(std::uint32_t node, bool last) {
 
 void ValuePolicy::classify(Known& known, bool alone) {
     const std::uint32_t group = group_of(known);
-    const std::size_t kind = alone ? Hazards::kind_alone(often(known))  // the request says nothing about it
+    const std::size_t kind = alone ? Hazards::kind_alone(often(known, Hazards::kAlone - 1))  // of the request nothing
                                    : Hazards::kind(group, model_.log_odds(known.traits, group));
     known.kind = static_cast<std::uint8_t>(kind);
 }

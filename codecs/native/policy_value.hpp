@@ -25,7 +25,8 @@ namespace kvstore {
 // that no other here follows are in queues: the tail of a prefix goes before its head, whatever is expected of the head.
 // Nothing is set for a workload. Where the shadows say that a simpler policy does better, victims are taken in its order.
 // Ghosts, eight to each chunk here but at most `max_rows`, keep how often and when. 52 bytes a known chunk, table of keys
-// included, 20 more for a row that is here, and a tenth of all that for shadows. O(kinds · ages²) to rank, once in `kRankEvery` uses; O(1) amortised for all else.
+// included, 20 more for a row that is here, and a tenth of all that for shadows. O(kinds · ages²) to rank, once in
+// `kRankEvery` uses; O(1) amortised for all else.
 class ValuePolicy final : public Policy {
 public:
     explicit ValuePolicy(std::uint32_t max_rows);

@@ -17,7 +17,7 @@ class Hazards {
 public:
     static constexpr std::size_t kGroups = 10;
     static constexpr std::size_t kLevels = 8;
-    static constexpr std::size_t kAlone = 5;
+    static constexpr std::size_t kAlone = 8;
     static constexpr std::size_t kKinds = kGroups * kLevels + kAlone;
 
     static std::size_t kind(std::size_t group, double log_odds) {

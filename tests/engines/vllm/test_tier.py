@@ -81,12 +81,14 @@ def test_preemption_and_a_primary_tier_that_is_too_small(start, alone, server, l
     warm = [tight.ask(each, max_tokens=120)["answers"][0] for each in asks]
     assert [each["ids"] for each in warm] == [each["ids"] for each in plain]
     assert all(each["cached"] == 448 for each in warm)
-    found = []
-    for _ in range(5):  # as much as there is room for, which is none while vLLM still writes out what it had there
+    # As much as there is room for: none while vLLM still writes out what it had there, the end of which it sees in steps.
+    for _ in range(20):
         part = tight.ask(long)["answers"][0]
         assert part["ids"] == plain_long["ids"]
-        found.append(part["cached"])
-    assert 0 < max(found) <= 512
+        if part["cached"]:
+            break
+        tight.ask(prompt(20, seed=9), max_tokens=60)
+    assert 0 < part["cached"] <= 512
     # All at once they take room from each other: how much is found is vLLM's affair, the text is not.
     crowd = tight.ask(*asks, max_tokens=120)["answers"]
     assert [each["ids"] for each in crowd] == [each["ids"] for each in plain]
