@@ -81,7 +81,7 @@ def test_preemption_and_a_primary_tier_that_is_too_small(start, alone, server, l
     warm = [tight.ask(each, max_tokens=120)["answers"][0] for each in asks]
     assert [each["ids"] for each in warm] == [each["ids"] for each in plain]
     assert all(each["cached"] == 448 for each in warm)
-    # As much as there is room for: none while vLLM still writes out what it had there, the end of which it sees in steps.
+    # As much as there is room for: none while vLLM still writes out what was there, the end of which it sees in steps.
     for _ in range(20):
         part = tight.ask(long)["answers"][0]
         assert part["ids"] == plain_long["ids"]
