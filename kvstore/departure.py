@@ -145,7 +145,12 @@ class Departure:
         except StorageError:  # it cannot be read
             return Fate.STUCK
         with self._core.lock:
-            return Fate.SAFE if last and self._is_elsewhere(copy.placement) else Fate.STUCK
+            if last and self._is_elsewhere(copy.placement):
+                return Fate.SAFE
+        if last and self._core.dram.is_growing:  # as after a restart in mid-drain
+            self.waiting = "memory is still being populated"
+            return Fate.LATER
+        return Fate.STUCK
 
     def _write(self, held: Held, target: int, patience: int) -> bool:
         """Write a part to another tier; False if that has no room, or fails."""

@@ -206,7 +206,7 @@ def test_a_session_that_ends_gives_its_reservations_back(box: Box) -> None:
 
 
 def test_a_pin_keeps_a_chunk_until_it_ends(box: Box) -> None:
-    client = box.open(dram=2 * MiB, extent=2 * MiB)
+    client = box.open(dram=2 * MiB, extent=2 * MiB, policy="lru")
     one, two = prompt(LARGE, 1, 1).refs[0], prompt(LARGE, 1, 2).refs[0]
     box.fill(client, LARGE, [one, two])
     assert client.pin(LARGE, [one.key, two.key, bytes(32)], 60) == 2
@@ -222,7 +222,7 @@ def test_a_pin_keeps_a_chunk_until_it_ends(box: Box) -> None:
 
 
 def test_a_pin_ends_by_its_time(box: Box) -> None:
-    client = box.open(dram=2 * MiB, extent=2 * MiB)
+    client = box.open(dram=2 * MiB, extent=2 * MiB, policy="lru")
     ref = prompt(LARGE, 1, 1).refs[0]
     box.fill(client, LARGE, [ref])
     client.pin(LARGE, [ref.key], 0.05)

@@ -364,7 +364,7 @@ def test_a_namespace_without_memory_gets_an_extent_of_the_richest(box: Box, nvme
 
 def test_a_quota_holds_and_the_oldest_make_room(box: Box) -> None:
     names = (NamespaceConfig("default", quota=5 * RECORD),)
-    client = box.open(namespaces=names)
+    client = box.open(namespaces=names, policy="lru")
     refs = [prompt(LARGE, 1, seed).refs[0] for seed in range(20, 32)]
     for ref in refs:
         box.fill(client, LARGE, [ref])
