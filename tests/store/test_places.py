@@ -204,7 +204,7 @@ def test_each_item_has_an_outcome_of_its_own(box: Box) -> None:
 def test_places_count_and_touch_as_gets_do(box: Box) -> None:
     stats = []
     for how in ("get", "place"):
-        client = box.open(dram=2 * MiB, extent=2 * MiB, nvme=64 * MiB, namespaces=TWO)
+        client = box.open(dram=2 * MiB, extent=2 * MiB, nvme=64 * MiB, namespaces=TWO, policy="lru")
         refs = [prompt(LARGE, 1, seed).refs[0] for seed in range(8)]
         box.fill(client, LARGE, refs[:4])
         for ref in (refs[1], refs[7], refs[0]):
