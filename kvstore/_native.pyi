@@ -1006,13 +1006,20 @@ class HazardTable:
         """Close the memfd, which stays mapped."""
 
     def take(
-        self, index: SharedTableReader, spec: bytes, refs: bytes, until: int, header: int, token_bytes: int
+        self,
+        index: SharedTableReader,
+        spec: bytes,
+        refs: bytes,
+        until: int,
+        header: int,
+        token_bytes: int,
+        all: bool = False,
     ) -> tuple[int, range | list[int], list[bool], bytes, bytes] | None:
         """`SharedTableReader.lookup`, and hazards on all that the prompt uses: their numbers (u32), their places.
 
         Places are packed as `kvstore.places` says, for records with a `header` of so many bytes and `token_bytes`
         of payload for each token. `until` is in milliseconds of CLOCK_MONOTONIC. None, and nothing held, where only
-        the server can say or hold it all.
+        the server can say or hold it all; with `all` also where anything is missing.
         """
 
     def take_each(

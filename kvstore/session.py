@@ -196,6 +196,12 @@ class Session:
             core.hazards.add(owner, board)
         return core.config.lease_limit_s
 
+    @property
+    def asks_misses(self) -> bool:
+        """Whether a policy of the namespace learns of what look-ups under a lease miss."""
+        with self._core.lock:
+            return self._core.usage.wants_demand(self._namespace)
+
     def release(self, leases: Sequence[bytes]) -> None:
         core = self._core
         with core.lock:

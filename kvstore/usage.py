@@ -133,13 +133,20 @@ class Usage:
 
     def asked(self, scope: Scope, refs: bytes, rows: npt.NDArray[np.int64]) -> None:
         """A look-up under a lease asked for chunks, of which the index has `rows`; told before `used`."""
-        digest = scope.namespace.digest
-        demanding = self._demanding.get(digest)
-        if demanding is None:
-            demanding = [policy for policy in self.orders(scope.namespace) if policy.wants_demand]
-            self._demanding[digest] = demanding
+        demanding = self._demanding_of(scope.namespace)
         if demanding:
             _native.demand_missing(demanding, scope.number, refs, rows)
+
+    def wants_demand(self, namespace: Namespace) -> bool:
+        """Whether what look-ups miss is to be told."""
+        return bool(self._demanding_of(namespace))
+
+    def _demanding_of(self, namespace: Namespace) -> list[Policy]:
+        found = self._demanding.get(namespace.digest)
+        if found is None:
+            found = [policy for policy in self.orders(namespace) if policy.wants_demand]
+            self._demanding[namespace.digest] = found
+        return found
 
     def hinted(self, rows: Rows, namespace: Namespace, awaited_s: float) -> None:
         """A client says that the prompt of these rows, root first, comes back in about so long (0: never)."""

@@ -3,6 +3,7 @@
 #include "hazard_table.hpp"
 #include "shared_reader.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <numeric>
@@ -49,11 +50,12 @@ struct Seen {
 };
 
 nb::object take(HazardTable& hazards, const SharedReader& reader, const nb::bytes& spec, const nb::bytes& refs,
-                std::uint64_t until, std::uint32_t header, std::uint64_t token_bytes) {
+                std::uint64_t until, std::uint32_t header, std::uint64_t token_bytes, bool all) {
     const std::shared_ptr<SharedTableReader> table = reader.table();
     if (table == nullptr) return nb::none();
     const Seen seen(*table, spec, refs);
     if (!seen.answered) return nb::none();
+    if (all && std::find(seen.present.begin(), seen.present.end(), 0) != seen.present.end()) return nb::none();
     const SharedReach reach = reach_of(seen.refs, seen.count, seen.present.data());
     std::vector<std::uint32_t> used = reach.used;
     if (reach.first_ones) {
@@ -128,7 +130,8 @@ void bind_hazards(nb::module_& m) {
         .def("__init__", init<HazardTable>, "anchor"_a)
         .def("fileno", &HazardTable::fd)
         .def("close_descriptor", &HazardTable::close_fd)
-        .def("take", take, "index"_a, "spec"_a, "refs"_a, "until"_a, "header"_a, "token_bytes"_a)
+        .def("take", take, "index"_a, "spec"_a, "refs"_a, "until"_a, "header"_a, "token_bytes"_a,
+             "all"_a = false)
         .def("take_each", take_each, "index"_a, "spec"_a, "refs"_a, "until"_a, "header"_a, "token_bytes"_a)
         .def("release", release, "numbers"_a)
         .def("end", &HazardTable::end)

@@ -58,14 +58,18 @@ class HazardLeases:
         self._extents = self._index.extents
         self._shapes: dict[bytes, _Shape | None] = {}
         self._limit_s = 0.0
+        self._asks_misses = False
 
     def fileno(self) -> int:
         """The descriptor for the server, until `begin`."""
         return self._table.fileno()
 
-    def begin(self, limit_s: float) -> None:
-        """The server honours the table, and leases of up to `limit_s` seconds."""
-        self._limit_s = limit_s
+    def begin(self, limit_s: float, *, asks_misses: bool) -> None:
+        """The server honours the table, and leases of up to `limit_s` seconds.
+
+        With `asks_misses` it wants to hear of what is asked for and missing.
+        """
+        self._limit_s, self._asks_misses = limit_s, asks_misses
         self._table.close_descriptor()
 
     def __len__(self) -> int:
@@ -80,8 +84,8 @@ class HazardLeases:
     def lookup(self, query: Query) -> tuple[Found, Taken] | None:
         """The answer that the server would give to a look-up with a lease; None where it must be asked.
 
-        That is where `SharedIndex.lookup` cannot say, where a chunk of the hit is not raw and exact in DRAM, and for
-        specs of several parts.
+        That is where `SharedIndex.lookup` cannot say, where a chunk of the hit is not raw and exact in DRAM, for specs
+        of several parts, and where something is missing of which the server's policy learns.
         """
         shape = self.shape(query.spec)
         if shape is None or query.fidelity is not Fidelity.EXACT or not 0 < query.lease_s <= self._limit_s:
@@ -92,7 +96,9 @@ class HazardLeases:
             return None
         end = time.monotonic() + query.lease_s
         _, header, token_bytes = shape
-        took = self._table.take(self._index, query.spec.digest, query.refs, _until(end), header, token_bytes)
+        took = self._table.take(
+            self._index, query.spec.digest, query.refs, _until(end), header, token_bytes, self._asks_misses
+        )
         if took is None:
             return None
         tokens, used, present, numbers, places = took

@@ -39,5 +39,5 @@ def _share_hazards(lines: Lines, line: Stream, hazards: HazardLeases) -> HazardL
     line.in_step = False
     line.send(pb.METHOD_HAZARDS, message, descriptors=(hazards.fileno(),))
     answer = pb.HazardsResponse.FromString(lines.answer(line).message)
-    hazards.begin(answer.lease_limit_ms / 1000)
+    hazards.begin(answer.lease_limit_ms / 1000, asks_misses=answer.asks_misses)
     return hazards

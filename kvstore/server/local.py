@@ -175,7 +175,8 @@ class LocalCalls:
         finally:
             os.close(descriptor)
         self._tell_extents(connection)
-        connection.answer(frame, pb.HazardsResponse(lease_limit_ms=int(min(limit_s, 1e12) * 1000)))
+        limit_ms, asks_misses = int(min(limit_s, 1e12) * 1000), _store(connection).asks_misses
+        connection.answer(frame, pb.HazardsResponse(lease_limit_ms=limit_ms, asks_misses=asks_misses))
 
     def _tell_extents(self, connection: Connection) -> None:
         """Give the descriptors of extents that are new to a connection, and tell which are gone.

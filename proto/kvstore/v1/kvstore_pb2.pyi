@@ -690,10 +690,12 @@ class HazardsRequest(_message.Message):
     def __init__(self, bytes: _Optional[int] = ...) -> None: ...
 
 class HazardsResponse(_message.Message):
-    __slots__ = ("lease_limit_ms",)
+    __slots__ = ("lease_limit_ms", "asks_misses")
     LEASE_LIMIT_MS_FIELD_NUMBER: _ClassVar[int]
+    ASKS_MISSES_FIELD_NUMBER: _ClassVar[int]
     lease_limit_ms: int
-    def __init__(self, lease_limit_ms: _Optional[int] = ...) -> None: ...
+    asks_misses: bool
+    def __init__(self, lease_limit_ms: _Optional[int] = ..., asks_misses: _Optional[bool] = ...) -> None: ...
 
 class Extents(_message.Message):
     __slots__ = ("given", "gone")

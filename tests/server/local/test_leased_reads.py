@@ -105,18 +105,45 @@ def test_a_leased_chunk_is_read_without_a_call(local: Client, kit: Any, monkeypa
     assert asked == len(seen) == 0
 
 
-def test_asking_again_under_the_same_lease_replaces_what_is_held(local: Client, running: Any, kit: Any) -> None:
-    chain = local.chain(kit.small, range(192))
-    for number, ref in enumerate(chain.refs):
-        local.put(kit.small, ref, block_of(kit, number))
-    short = local.chain(kit.small, range(70))
-    for ref in short.tails(64, 2):
-        local.put(kit.small, ref, np.zeros(kit.small.part_shape(kit.small.part(), ref.tokens), np.uint16))
-    with local.lookup(kit.small, short, lease_s=10, block_tokens=2) as hit:
-        assert hit.tokens == 68
-        assert running.gauge("hazards") == 2
-        assert (local.get(kit.small, hit.refs[0]) == 0).all()
-    assert running.gauge("hazards") == running.gauge("leases") == 0
+def test_asking_again_under_the_same_lease_replaces_what_is_held(start: Callable[..., Any], kit: Any) -> None:
+    running = start(namespaces=(kvstore.NamespaceConfig("default", policy="lru"),))
+    with kvstore.connect("local:" + running.server.local) as local:
+        chain = local.chain(kit.small, range(192))
+        for number, ref in enumerate(chain.refs):
+            local.put(kit.small, ref, block_of(kit, number))
+        short = local.chain(kit.small, range(70))
+        for ref in short.tails(64, 2):
+            local.put(kit.small, ref, np.zeros(kit.small.part_shape(kit.small.part(), ref.tokens), np.uint16))
+        with local.lookup(kit.small, short, lease_s=10, block_tokens=2) as hit:
+            assert hit.tokens == 68
+            assert running.gauge("hazards") == 2
+            assert (local.get(kit.small, hit.refs[0]) == 0).all()
+        assert running.gauge("hazards") == running.gauge("leases") == 0
+
+
+@pytest.mark.parametrize(("policy", "asked"), [("value", 1), ("lru", 0)])
+def test_a_look_up_that_misses_something_is_the_servers_where_its_policy_learns_of_that(
+    start: Callable[..., Any], kit: Any, monkeypatch: pytest.MonkeyPatch, policy: str, asked: int
+) -> None:
+    running = start(namespaces=(kvstore.NamespaceConfig("default", policy=policy),))
+    with kvstore.connect("local:" + running.server.local) as local:
+        chain = local.chain(kit.small, range(64 * 4))
+        for number, ref in enumerate(chain.refs[:2]):
+            local.put(kit.small, ref, block_of(kit, number))
+        told: list[list[int]] = []
+        monkeypatch.setattr(running.store._core.usage, "asked", lambda scope, refs, rows: told.append(list(rows)))
+        seen = calls(local, monkeypatch)
+        with local.lookup(kit.small, chain.refs[:2], lease_s=10) as hit:
+            assert hit.tokens == 128
+        assert (seen, told) == ([], [])
+        with local.lookup(kit.small, chain, lease_s=10) as hit:
+            assert hit.tokens == 128
+            for number, ref in enumerate(hit.refs):
+                assert (local.get(kit.small, ref) == number).all()
+        assert len(seen) == len(told) == asked
+        assert all([row >= 0 for row in rows] == [True, True, False, False] for rows in told)
+        local.lookup(kit.small, chain)  # without a lease it is a hint, and asks for nothing
+        assert len(seen) == asked
 
 
 def test_two_leases_on_one_chunk(local: Client, running: Any, kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
