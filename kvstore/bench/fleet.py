@@ -18,6 +18,7 @@ from kvstore.bench.network import Network
 from kvstore.bench.processes import STOP_S, TIMEOUT_S
 from kvstore.bench.redis_server import RedisServer
 from kvstore.client import Client
+from kvstore.config import Config
 from kvstore.errors import Unavailable
 
 PEERS_TOKEN, TOKEN, PORT = "token-of-peers", "token-of-tenant", 7421
@@ -26,11 +27,11 @@ PEERS_TOKEN, TOKEN, PORT = "token-of-peers", "token-of-tenant", 7421
 class FleetHost:
     """One server. `link` is its number in a network, None for one on loopback."""
 
-    def __init__(self, folder: Path, dram: int, command: Sequence[str], lines: Sequence[str]) -> None:
+    def __init__(self, folder: Path, dram: int, policy: str, command: Sequence[str], lines: Sequence[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._socket, self._file = folder / "local.sock", folder / "kvstore.toml"
         own = ["[dram]", f"capacity = {dram}", f"extent = {dram}", "[store]", "put_wait_s = 5.0"]
-        own += ["lease_limit_s = 3600.0", "flush_on_close = false"]
+        own += ["lease_limit_s = 3600.0", "flush_on_close = false", f'policy = "{policy}"']
         own += ["[[namespace]]", 'name = "default"', f'tokens = ["{TOKEN}"]']
         self._file.write_text("\n".join([*own, *lines, ""]))
         self._command = [*command, sys.executable, "-m", "kvstore", "serve", "--json", "--config", str(self._file)]
@@ -105,7 +106,7 @@ class Fleet:
 
     def __init__(
         self, folder: Path, hosts: int, dram: int, *, network: Network | None = None, directory: str = "",
-        more: Sequence[str] = (), share: bool = True, token: str = PEERS_TOKEN,
+        more: Sequence[str] = (), share: bool = True, token: str = PEERS_TOKEN, policy: str = Config.policy,
     ) -> None:  # fmt: skip
         """`more` are lines of configuration; with `share` of false each is alone. `token` is that of peers."""
         self.hosts: list[FleetHost] = []
@@ -125,7 +126,7 @@ class Fleet:
                     server = ["[server]", f'bulk = "{network.addresses[number]}:{PORT}"']
                     server += [f'tls_cert = "{cert}"', f'tls_key = "{key}"']
                 begin = () if network is None else network.command(number)
-                self.hosts.append(FleetHost(folder / f"host-{number}", dram, begin, [*server, *peers]))
+                self.hosts.append(FleetHost(folder / f"host-{number}", dram, policy, begin, [*server, *peers]))
         except BaseException:
             self.close()
             raise

@@ -24,6 +24,7 @@ from kvstore.bench.mix import pool
 from kvstore.bench.network import Network
 from kvstore.bench.replay import Replayer
 from kvstore.bench.workloads import Workload, trace, zipf
+from kvstore.config import Config
 from kvstore.errors import Unavailable
 from kvstore.record import BLOCK
 from kvstore.spec import KVSpec
@@ -47,6 +48,7 @@ class Plan:
     rate: str = "1gbit"
     pause_s: float = 0.0
     seed: int = 0
+    policy: str = Config.policy
 
     def workload(self) -> Workload:
         """The requests."""
@@ -96,7 +98,9 @@ def _replay(
         network, where = _network(plan, hosts) if share else (None, "none")
         if network is not None:
             stack.callback(network.close)
-        fleet = stack.enter_context(closing(Fleet(folder, hosts, dram, network=network, share=share)))
+        fleet = stack.enter_context(
+            closing(Fleet(folder, hosts, dram, network=network, share=share, policy=plan.policy))
+        )
         descriptor = stack.enter_context(pool(spec))
         clients = [stack.enter_context(closing(host.connect())) for host in fleet.hosts]
         serving = [Replayer(client, spec, [], descriptor) for client in clients]

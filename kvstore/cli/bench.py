@@ -12,6 +12,7 @@ from kvstore.bench.chart import duration
 from kvstore.bench.measure import Row, machine, report
 from kvstore.cli.output import print_json, print_table, progress, size
 from kvstore.errors import Corrupt, InvalidArgument, StorageError
+from kvstore.policy import POLICIES
 from kvstore.spec import KVSpec
 
 _ON_A_FOLDER = ("nvme", "posix")
@@ -111,9 +112,11 @@ def hosts(args: Namespace) -> int:
     _prepare(args)
     if args.hosts < 2 or not 0 < args.share <= 1:
         raise InvalidArgument(f"--hosts is 2 or more, --share above 0 and at most 1; not {args.hosts} and {args.share}")
+    if args.policy not in POLICIES:
+        raise InvalidArgument(f"--policy is one of {', '.join(POLICIES)}, not {args.policy!r}")
     plan = bench.Plan(
         Path(args.trace) if args.trace else None, args.requests, args.hosts, args.share, args.rate, args.pause_s,
-        args.seed,
+        args.seed, args.policy,
     )  # fmt: skip
     with progress("bench hosts", 3 * args.requests) as advance:
         rows = bench.run(plan, advance=advance)

@@ -242,6 +242,7 @@ def _hosts(parser: _Parser) -> None:
     parser.add_argument("--pause", dest="pause_s", type=number, default=0.002, metavar="S",
                         help="seconds between requests (%(default)s)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the documents (%(default)s)")
+    parser.add_argument("--policy", default=Config.policy, metavar="NAME", help="what goes first (%(default)s)")
 
 
 def _mix(parser: _Parser) -> None:

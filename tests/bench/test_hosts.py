@@ -21,16 +21,20 @@ def _need_redis() -> None:
 
 
 def test_hosts_that_share_hit_like_one_store_of_their_size() -> None:
-    _check(Plan(requests=1000, share=0.3, pause_s=0.002))
+    _check(Plan(requests=1000, share=0.3, pause_s=0.002, policy="lru"))
+
+
+def test_under_the_default_policy_sharing_pays() -> None:
+    one, shared, alone = run(Plan(requests=1000, share=0.3, pause_s=0.002))
+    assert alone["hit_ratio"] + LEAST_RATIO < shared["hit_ratio"] < one["hit_ratio"] + LEAST_RATIO
+    assert shared["lost"] == 0
 
 
 @pytest.mark.skipif(not TRACES.is_dir(), reason="the traces are not on this machine")
 @pytest.mark.timeout(900)
 def test_of_a_real_chat_too() -> None:
-    """Long enough for `value` to learn: half of the traffic each sees a host (.011 to .021 behind after 1,500 requests,
-    .003 after 3,000).
-    """
-    _check(Plan(TRACES / "mooncake_conversation.jsonl.gz", requests=3000, share=0.3, pause_s=0.002))
+    """What the hosts do together, under LRU: `value` learns on each from half of the traffic (docs/tiers/peers.md)."""
+    _check(Plan(TRACES / "mooncake_conversation.jsonl.gz", requests=1500, share=0.3, pause_s=0.002, policy="lru"))
 
 
 def _check(plan: Plan) -> None:
