@@ -125,7 +125,7 @@ class Departure:
 
     def _move_part(self, held: Held, targets: Sequence[int], last: bool) -> Fate:
         """Copy one part to the first place that takes it. At `last` any copy will do, and nothing else makes room."""
-        copy = held[3]
+        copy, growing = held[3], self._core.dram.is_growing
         try:
             if self._within and not last and self._move_within(*held):
                 return Fate.SAFE
@@ -147,7 +147,7 @@ class Departure:
         with self._core.lock:
             if last and self._is_elsewhere(copy.placement):
                 return Fate.SAFE
-        if last and self._core.dram.is_growing:  # as after a restart in mid-drain
+        if last and growing:  # as after a restart in mid-drain; it may be there by now
             self.waiting = "memory is still being populated"
             return Fate.LATER
         return Fate.STUCK

@@ -27,7 +27,9 @@ PEERS_TOKEN, TOKEN, PORT = "token-of-peers", "token-of-tenant", 7421
 class FleetHost:
     """One server. `link` is its number in a network, None for one on loopback."""
 
-    def __init__(self, folder: Path, dram: int, policy: str, command: Sequence[str], lines: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, dram: int, command: Sequence[str], lines: Sequence[str], policy: str = Config.policy
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._socket, self._file = folder / "local.sock", folder / "kvstore.toml"
         own = ["[dram]", f"capacity = {dram}", f"extent = {dram}", "[store]", "put_wait_s = 5.0"]
@@ -126,7 +128,7 @@ class Fleet:
                     server = ["[server]", f'bulk = "{network.addresses[number]}:{PORT}"']
                     server += [f'tls_cert = "{cert}"', f'tls_key = "{key}"']
                 begin = () if network is None else network.command(number)
-                self.hosts.append(FleetHost(folder / f"host-{number}", dram, policy, begin, [*server, *peers]))
+                self.hosts.append(FleetHost(folder / f"host-{number}", dram, begin, [*server, *peers], policy))
         except BaseException:
             self.close()
             raise
