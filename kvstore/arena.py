@@ -78,12 +78,13 @@ class Arena:
         """What extents there are, of what pages and on which nodes, and how many bytes are still being populated."""
         with self._change:
             extents = [*self._extents.values(), *self._spare]
-            pending = self._pending * self.extent_bytes - self._progress
+            progress = self._progress  # with the extents: the next one may begin anew
+            pending = self._pending * self.extent_bytes - progress
         kinds = Counter(each.pages for each in extents)
         nodes = Counter(str(each.node) for each in extents if each.node is not None)
         return {
             "extents": len(extents),
-            "populated_bytes": len(extents) * self.extent_bytes + self._progress,
+            "populated_bytes": len(extents) * self.extent_bytes + progress,
             "to_populate_bytes": max(0, pending),
             "pages": _told(kinds) or "none yet",
             "huge_page_bytes": sum(each.huge for each in extents),
