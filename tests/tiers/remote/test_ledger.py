@@ -63,6 +63,22 @@ def restarted(engine: MemoryEngine, folder: Path) -> set[bytes]:
         return keys(found)
 
 
+def write(engine: MemoryEngine, folder: Path, samples: Sequence[Sample]) -> None:
+    """A host writes these and is closed."""
+    tier, _ = start(engine, folder)
+    with closing(tier):
+        for sample in samples:
+            sample.write_to(tier)
+
+
+def evict_in_an_outage(engine: MemoryEngine, tier: RemoteTier, sample: Sample) -> None:
+    """Write it, and let it go while the place does not answer."""
+    location = sample.write_to(tier)
+    engine.failure = Unavailable("gone")
+    tier.evict(location, sample.record.total_bytes)
+    assert tier.used == 0
+
+
 def noted(folder: Path) -> Noted:
     with closing(Ledger(folder, "place")) as ledger:
         return ledger.load()
@@ -207,10 +223,7 @@ def test_what_could_not_be_deleted_is_own_after_a_restart(tmp_path: Path) -> Non
     engine, sample = MemoryEngine(), make_sample(1, 5000)
     tier, _ = start(engine, tmp_path / "a")
     with closing(tier):
-        location = sample.write_to(tier)
-        engine.failure = Unavailable("gone")
-        tier.evict(location, sample.record.total_bytes)
-        assert tier.used == 0
+        evict_in_an_outage(engine, tier, sample)
     engine.failure = None
     assert restarted(engine, tmp_path / "a") == keys_of([sample])
 
@@ -219,9 +232,7 @@ def test_what_was_deleted_after_an_outage_is_not(tmp_path: Path) -> None:
     engine, sample = MemoryEngine(), make_sample(1, 5000)
     tier, _ = start(engine, tmp_path / "a")
     with closing(tier):
-        location = sample.write_to(tier)
-        engine.failure = Unavailable("gone")
-        tier.evict(location, sample.record.total_bytes)
+        evict_in_an_outage(engine, tier, sample)
         tier._deletions.delay(pack(name_of(make_sample(2, 1))), 0)
         engine.failure = None
         tier._deletions.do()
@@ -251,10 +262,7 @@ def test_what_is_written_again_before_it_could_be_deleted_stays_and_is_noted_onc
 def test_slots_that_are_in_use_are_left_alone_after_a_restart(tmp_path: Path) -> None:
     engine, samples = MemoryEngine(), [make_sample(number, 500) for number in range(9)]
     for start_at in (0, 3, 6):
-        tier, _ = start(engine, tmp_path / "a")
-        with closing(tier):
-            for sample in samples[start_at : start_at + 3]:
-                sample.write_to(tier)
+        write(engine, tmp_path / "a", samples[start_at : start_at + 3])
     assert restarted(engine, tmp_path / "a") == keys_of(samples)
 
 
@@ -296,10 +304,7 @@ def restarted_copy(engine: MemoryEngine, folder: Path) -> set[bytes]:
 class TestPlaceThatHasLostRecords:
     def write(self, engine: MemoryEngine, folder: Path, count: int) -> list[Sample]:
         samples = [make_sample(number, 500) for number in range(count)]
-        tier, _ = start(engine, folder / "a")
-        with closing(tier):
-            for sample in samples:
-                sample.write_to(tier)
+        write(engine, folder / "a", samples)
         return samples
 
     def test_all_of_them_however_many(self, tmp_path: Path) -> None:

@@ -19,17 +19,14 @@ from kvstore.tiers.nvme.lock import FolderInUse
 from kvstore.tiers.remote import Ledger, RemoteTier
 from kvstore.tiers.remote.ledger import SLOT_BYTES, Noted
 from kvstore.tiers.remote.posix import PosixEngine
-from tests.tiers.remote.test_ledger import MIB, keys, keys_of, restarted, start
+from tests.tiers.remote.test_ledger import MIB, keys, keys_of, restarted, start, write
 
 WRITER = Path(__file__).with_name("owning_writer.py")
 
 
 def test_a_slot_that_was_torn_costs_one_record(tmp_path: Path) -> None:
     engine, samples = MemoryEngine(), [make_sample(number, 500) for number in range(5)]
-    tier, _ = start(engine, tmp_path / "a")
-    with closing(tier):
-        for sample in samples:
-            sample.write_to(tier)
+    write(engine, tmp_path / "a", samples)
     with closing(Ledger(tmp_path / "a", "place")) as ledger:
         rows: Noted = ledger.load()
         torn = int(rows.slots[2])
@@ -107,10 +104,7 @@ def test_without_a_ledger_that_is_said(tmp_path: Path) -> None:
 
 def test_a_lowered_capacity_takes_what_is_there_and_nothing_new(tmp_path: Path) -> None:
     engine, samples = MemoryEngine(), [make_sample(number, 5000) for number in range(4)]
-    tier, _ = start(engine, tmp_path / "a")
-    with closing(tier):
-        for sample in samples:
-            sample.write_to(tier)
+    write(engine, tmp_path / "a", samples)
     tier, found = start(engine, tmp_path / "a", capacity=2 * samples[0].record.total_bytes)
     with closing(tier):
         assert keys(found) == keys_of(samples)
@@ -124,10 +118,7 @@ def test_a_lowered_capacity_takes_what_is_there_and_nothing_new(tmp_path: Path) 
 
 def test_more_than_may_be_known_is_left_alone_the_oldest_first(tmp_path: Path) -> None:
     engine, samples = MemoryEngine(), [make_sample(number, 500) for number in range(8)]
-    tier, _ = start(engine, tmp_path / "a")
-    with closing(tier):
-        for sample in samples:
-            sample.write_to(tier)
+    write(engine, tmp_path / "a", samples)
     tier, found = start(engine, tmp_path / "a", most_records=5)
     with closing(tier):
         assert keys(found) == keys_of(samples[3:])
